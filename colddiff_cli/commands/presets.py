@@ -1,0 +1,39 @@
+"""`colddiff presets`: what can be trained, and with which settings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from colddiff_cli import options
+from colddiff_cli.screen import Screen
+from colddiff_core import presets as library
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show this preset in full.")] = None,
+    overrides: options.Set = None,
+    json: options.Json = False,
+) -> None:
+    """List the presets, or print one with everything resolved."""
+    screen = Screen(json)
+    if name is not None:
+        table = library.load(name, overrides or []).to_table()
+        screen.result(table)
+        if not json:
+            screen.say(library.dump(table).rstrip())
+        return
+    loaded = {preset: library.load(preset) for preset in library.names()}
+    listing = Table(box=None, pad_edge=False)
+    for heading in ("preset", "operator", "T", "data", "what it is"):
+        listing.add_column(heading, no_wrap=heading != "what it is")
+    for preset, config in loaded.items():
+        steps = str(config.degradation.parameters.get("steps", ""))
+        data = f"{config.data.dataset} {config.data.size}"
+        listing.add_row(preset, config.degradation.name, steps, data, config.description)
+    screen.result({preset: config.description for preset, config in loaded.items()})
+    if not json:
+        screen.show(listing)
+        screen.say("\nTrain one: colddiff train --preset NAME      See one in full: colddiff presets NAME")

@@ -1,0 +1,121 @@
+"""`colddiff sample`: degrade images and bring them back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress
+
+from colddiff_cli import options
+from colddiff_cli.screen import Screen, free_path
+from colddiff_core import presets, runs
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from colddiff_core.experiment import Experiment
+
+MOST_FRAMES = 60
+TILE = 64
+
+
+def sample(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="A run (the newest if left out), then image files (test images if none).", metavar="[RUN] [IMAGE]..."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="How many test images.", min=1)] = 8,
+    t: options.Severity = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="direct, naive or tacos (the run's own).")] = None,
+    stride: options.Stride = None,
+    animate: Annotated[bool, typer.Option("--animate", help="Write the trajectory too: a GIF, or as --out ends.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="The picture to write (RUN/restored/...png).")] = None,
+    force: options.Force = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    json: options.Json = False,
+) -> None:
+    """Degrade images with the run's operator, restore them, and write a sheet of both."""
+    screen = Screen(json)
+    found, files = _run_and_files(arguments or [])
+    config = found.config(tuple(options.data_override(data_dir)))
+
+    from colddiff_core import devices, experiment, images, sampling
+
+    built, step = experiment.open_run(found, devices.choose(device))
+    severity = built.operator.steps if t is None else t
+    name, pace = sampler or config.sample.sampler, stride or config.sample.stride
+    chosen_seed = config.train.seed if seed is None else seed
+    picture_path, animation_path = _outputs(found, out, f"{name}-t{severity:03d}", animate, force)
+    x0 = _images(built, config, files, n)
+    x_t, frozen = built.degrade(x0, severity, chosen_seed)
+    direct = sampling.final(sampling.sample(built.restorer, built.operator, x_t, severity, frozen, sampler="direct"))
+    trajectory = [x_t]
+    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task(name, total=None)
+        x = x_t
+        for taken in sampling.sample(built.restorer, built.operator, x_t, severity, frozen, sampler=name, stride=pace):
+            x = taken.x
+            progress.update(task, completed=taken.index, total=taken.count)
+            if animate:
+                trajectory.append(x)
+    columns = {"degraded": x_t, "direct": direct, "sampled": x, "original": x0}
+    images.write(images.sheet(columns, blocks=2 if len(x0) > 4 else 1), picture_path)
+    if animation_path:
+        images.write_animation(_frames(trajectory), animation_path)
+        screen.say(f"trajectory: {animation_path}")
+    screen.rows(columns)
+    outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(x0)}
+    outcome |= {"picture": str(picture_path), "animation": str(animation_path) if animation_path else None}
+    screen.result(outcome, picture_path)
+
+
+def _run_and_files(arguments: list[str]) -> tuple[runs.Run, list[Path]]:
+    """Return the run and the image files: a first argument that is a file is no run."""
+    if arguments and not Path(arguments[0]).is_file():
+        return runs.find(arguments[0]), [Path(name) for name in arguments[1:]]
+    return runs.find(None), [Path(name) for name in arguments]
+
+
+def _outputs(found: runs.Run, out: Path | None, stem: str, animate: bool, force: bool) -> tuple[Path, Path | None]:
+    """Return where the sheet and the animation go; --out may name either."""
+    from colddiff_core import images
+
+    default = found.path / "restored" / f"{stem}.png"
+    if not animate:
+        picture = free_path(out, default, force=force)
+        images.check_suffix(picture, images.SUFFIXES)
+        return picture, None
+    animation = None
+    if out is not None and out.suffix.lower() in (".gif", ".webp"):
+        animation, out = out, out.with_suffix(".png")
+    picture = free_path(out, default, force=force)
+    images.check_suffix(picture, images.SUFFIXES)
+    return picture, free_path(animation, picture.with_suffix(".gif"), force=force)
+
+
+def _images(built: Experiment, config: presets.Config, files: list[Path], n: int) -> Tensor:
+    import torch
+
+    from colddiff_core import experiment, images
+
+    if files:
+        stack = [images.read(path, size=config.data.size, channels=built.channels) for path in files]
+        return torch.stack(stack).to(built.device)
+    return experiment.load_images(config, "test", built.channels).images(slice(0, n)).to(built.device)
+
+
+def _frames(trajectory: list[Tensor]) -> list[Image.Image]:
+    """Return at most MOST_FRAMES grids of the images on their way back, the first and the last among them."""
+    from colddiff_core import images
+
+    count = min(len(trajectory), MOST_FRAMES)
+    picked = sorted({round(i * (len(trajectory) - 1) / max(count - 1, 1)) for i in range(count)})
+    across = max(1, round(len(trajectory[0]) ** 0.5))
+    side = TILE * across
+    return [images.enlarge(images.to_pillow(images.tile(trajectory[i], across)), side) for i in picked]
+

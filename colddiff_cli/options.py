@@ -1,0 +1,23 @@
+"""Options that several commands share, so that they read and behave alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")]
+Seed = Annotated[int | None, typer.Option("--seed", help="What everything random follows from.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key; may be repeated.", metavar="KEY=VALUE")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The folder of the data set's files.", metavar="DIR")]
+RunName = Annotated[str | None, typer.Argument(help="A run's folder or name; the newest if left out.", metavar="[RUN]")]
+Stride = Annotated[int | None, typer.Option("--stride", help="Severities per sampler step (the run's own if left out).")]
+Severity = Annotated[int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that exists.")]
+
+
+def data_override(data_dir: Path | None) -> list[str]:
+    """Return the override that `--data-dir` stands for; the run keeps the absolute path."""
+    return [f"data.directory={str(data_dir.resolve())!r}"] if data_dir else []

@@ -1,0 +1,113 @@
+"""What commands show: tables and pictures on the terminal, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from colddiff_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
+COLUMNS = 80
+SHOWN = 4  # images that a terminal of ordinary height has room for
+
+
+class Screen:
+    """Text for people on stdout, or on stderr where stdout is one JSON object."""
+
+    def __init__(self, is_json: bool = False) -> None:
+        self.is_json = is_json
+        self.console = Console(stderr=is_json, highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.console.is_terminal
+
+    def say(self, text: str = "") -> None:
+        """Print a line."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print a line that wants attention."""
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
+
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        self.console.print(table)
+
+    def picture(self, picture: Image.Image) -> None:
+        """Draw a picture where there is a terminal: Kitty, Sixel, else half-blocks."""
+        if not self.is_terminal:
+            return
+        from textual_image.renderable import Image as Renderable  # importing it asks the terminal what it can do
+
+        width = min(self.console.width, COLUMNS)
+        self.console.print(Renderable(picture, width=width))
+
+    def rows(self, columns: Mapping[str, Tensor]) -> None:
+        """Draw the first images of a sheet where there is a terminal: a row each, a column per kind."""
+        if not self.is_terminal:
+            return
+        import torch
+
+        from colddiff_core import images
+
+        abreast = torch.cat(list(columns.values()), dim=-1)[:SHOWN]
+        self.say(" | ".join(columns))
+        self.picture(images.to_pillow(images.tile(abreast, columns=1)))
+
+    def result(self, values: Mapping[str, Any], last: Path | None = None) -> None:
+        """End a command: the JSON object where it was asked for, else the path of what was written."""
+        if self.is_json:
+            sys.stdout.write(json.dumps(dict(values)) + "\n")
+        elif last is not None:
+            self.say(str(last))
+
+
+def fidelity_table(title: str, rows: Mapping[str, Mapping[str, float | None]], paper: Mapping[str, Any]) -> Table:
+    """Return a table of metrics by kind of image, the paper's figures beside ours where there are any."""
+    has_paper = any(isinstance(paper.get(kind), Mapping) for kind in rows)
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for label, _ in METRICS.values():
+        table.add_column(label, justify="right")
+    if has_paper:
+        table.add_column("paper RMSE", justify="right", style="dim")
+        table.add_column("paper SSIM", justify="right", style="dim")
+    for kind, figures in rows.items():
+        cells = [kind, *(_number(figures[key], digits) for key, (_, digits) in METRICS.items())]
+        if has_paper:
+            published = paper.get(kind, {})
+            cells += [_number(published.get("rmse"), 3), _number(published.get("ssim"), 3)]
+        table.add_row(*cells)
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def free_path(wanted: Path | None, default: Path, *, force: bool) -> Path:
+    """Return where to write: `wanted`, refused if it exists, or the first free name like `default`.
+
+    Raises UsageError where `wanted` exists and is not to be overwritten.
+    """
+    if wanted is not None:
+        if wanted.exists() and not force:
+            raise UsageError(f"{wanted} exists already.", "Give another --out, or overwrite it with --force.")
+        return wanted
+    path, count = default, 1
+    while path.exists():
+        count += 1
+        path = default.with_name(f"{default.stem}-{count}{default.suffix}")
+    return path

@@ -1,0 +1,105 @@
+"""What a data set is, and the registry of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from colddiff_core.errors import UsageError, nearest
+from colddiff_core.images import to_floats
+
+Split = Literal["train", "test"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is wanted of a data set.
+
+    `size` is the side in pixels; `channels` is 1, 3, or 0 for what the data set has; `directory` is
+    where its files lie or go; `download` allows fetching them.
+    """
+
+    split: Split
+    size: int
+    channels: int = 0
+    directory: Path | None = None
+    download: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """A split held as one tensor.
+
+    pixels: (N, C, H, W) uint8; labels: (N,) int64 or None; skipped: how many files could not be read.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+    def to(self, device: torch.device) -> ImageSet:
+        """Return the set with its pixels on `device`."""
+        return dataclasses.replace(self, pixels=self.pixels.to(device))
+
+    def images(self, indices: Tensor | slice) -> Tensor:
+        """Return some images as (B, C, H, W) float32 in [-1, 1], on the pixels' device."""
+        if isinstance(indices, Tensor):
+            indices = indices.to(self.pixels.device)
+        return to_floats(self.pixels[indices])
+
+
+Loader = Callable[[Request], ImageSet]
+_REGISTRY: dict[str, Loader] = {}
+
+
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Register the function that loads the data set `name`."""
+
+    def add(loader: Loader) -> Loader:
+        _REGISTRY[name] = loader
+        return loader
+
+    return add
+
+
+def names() -> list[str]:
+    """Return every data set's name, sorted."""
+    return sorted(_REGISTRY)
+
+
+def load(name: str, request: Request) -> ImageSet:
+    """Return one split of the data set `name`.
+
+    Raises UsageError for an unknown name and what the data set's loader says of bad input, MachineError
+    where files cannot be had.
+    """
+    if name not in _REGISTRY:
+        raise UsageError(f"Unknown dataset '{name}'.", nearest(name, _REGISTRY))
+    return _REGISTRY[name](request)
+
+
+def fit(pixels: Tensor, request: Request) -> Tensor:
+    """Return (N, C, H, W) uint8 pixels at the size and channels asked for, bilinear with antialias."""
+    if pixels.shape[-1] != request.size or pixels.shape[-2] != request.size:
+        size = (request.size, request.size)
+        resized = [
+            F.interpolate(part.float(), size=size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
+            for part in pixels.split(4096)
+        ]
+        pixels = torch.cat(resized)
+    if request.channels == 3 and pixels.shape[1] == 1:
+        pixels = pixels.expand(-1, 3, -1, -1).contiguous()
+    return pixels

@@ -1,0 +1,32 @@
+"""MNIST through torchvision's own loader."""
+
+from __future__ import annotations
+
+from colddiff_core.datasets.base import ImageSet, Request, fit, register
+from colddiff_core.datasets.places import default_directory
+from colddiff_core.errors import MachineError, UsageError
+
+
+@register("mnist")
+def load(request: Request) -> ImageSet:
+    """Return 60,000 training or 10,000 test digits, 28 pixels scaled to the size asked for.
+
+    Raises MachineError where the files are absent and cannot be downloaded.
+    """
+    from torchvision.datasets import MNIST  # noqa: PLC0415 - a second that other data sets need not pay
+
+    directory = request.directory or default_directory()
+    is_train = request.split == "train"
+    remedy = f"Put its four idx files into {directory / 'MNIST' / 'raw'}, or name the folder above MNIST with --data-dir."
+    try:
+        data = MNIST(str(directory), train=is_train, download=False)
+    except RuntimeError:
+        if not request.download:
+            raise UsageError(f"MNIST is not in {directory}.", remedy) from None
+        try:
+            data = MNIST(str(directory), train=is_train, download=True)
+        except (RuntimeError, OSError) as error:
+            raise MachineError(f"MNIST is not in {directory} and could not be downloaded ({error}).", remedy) from None
+    except (OSError, ValueError, AssertionError) as error:
+        raise UsageError(f"The MNIST files in {directory} cannot be read ({error}).", remedy) from None
+    return ImageSet(fit(data.data.unsqueeze(1), request), data.targets)

@@ -1,0 +1,174 @@
+"""What a degradation is, and the registry of them.
+
+A degradation is a dataclass of parameters with two halves kept apart: `freeze` draws everything
+random about a batch of images once, and calling the operator is then deterministic. To add one,
+write a file with a class under `@register(name)` and import it in `__init__.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from colddiff_core.errors import UsageError, nearest
+from colddiff_core.settings import setting, settings_of, take
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The randomness of one batch of images, drawn once: subclasses are dataclasses of tensors.
+
+    Every field has the batch as its first axis; an operator without randomness uses this class bare.
+    """
+
+    def __getitem__(self, images: slice | Tensor) -> Frozen:
+        """Return the fields of some images of the batch."""
+        return dataclasses.replace(self, **{f.name: getattr(self, f.name)[images] for f in dataclasses.fields(self)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """D(x0, t): an image transform with severity t = 0..steps, D(x0, 0) = x0.
+
+    Source: Bansal et al. 2022, section 3.1.
+    """
+
+    name: ClassVar[str]
+    frozen_type: ClassVar[type[Frozen]] = Frozen
+    has_inverse: ClassVar[bool] = False
+
+    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in settings_of(type(self))}
+        for key, value in take(type(self), values, self.name).items():
+            object.__setattr__(self, key, value)
+
+    def __call__(self, x0: Tensor, t: int | Tensor, frozen: Frozen | None = None) -> Tensor:
+        """Return x_t = D(x0, t).
+
+        Shapes: x0 (B, C, H, W) float32 in [-1, 1]; t an int, or (B,) int64, in 0..steps.
+        Returns (B, C, H, W) float32; images with t = 0 come back bit for bit.
+        Raises UsageError where t is out of range (a CUDA tensor of t is taken at its word: looking
+        would stall the device) or `frozen` is missing.
+        """
+        if isinstance(t, int):
+            self._check_range(t, t)
+            if t == 0:
+                return x0
+            return self.degrade(x0, t, self._known(frozen))
+        if t.device.type == "cpu" and len(t):
+            self._check_range(int(t.min()), int(t.max()))
+        t = t.to(x0.device)
+        return torch.where((t == 0).view(-1, 1, 1, 1), x0, self.degrade(x0, t, self._known(frozen)))
+
+    def freeze(self, x0: Tensor, *, generator: Generators = None, **fields: Tensor) -> Frozen:
+        """Draw everything random about the images x0 (B, C, H, W), once.
+
+        `generator` is one for the batch or a sequence of one per image, which makes an image's draw
+        independent of its neighbours. A field given by name is taken as it is.
+        Raises UsageError for a field that the operator does not have.
+        """
+        known = [f.name for f in dataclasses.fields(self.frozen_type)]
+        for name in fields:
+            if name not in known:
+                raise UsageError(f"{self.name} has no random field '{name}'.", nearest(name, known))
+        return self.draw(x0, generator, fields)
+
+    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
+        """Return the operator's Frozen, drawing what `fields` does not give."""
+        return self.frozen_type()
+
+    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Any) -> Tensor:
+        """Return D(x0, t) for t valid and on x0's device; what t = 0 gives in a tensor does not matter."""
+        raise TypeError(f"{type(self).__name__} does not define degrade")
+
+    def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> Frozen:
+        """Return the randomness that would turn x0_hat into x_t, where x_t tells; else `frozen`.
+
+        Source: Bansal et al. 2022, section 5.1 ("estimated noise").
+        """
+        return frozen
+
+    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
+        """Return a regularised linear inverse of x_t: what the operator left, put back in proportion.
+
+        `floor` is the noise of x_t over the spread of the picture: 1e-5 for float32, about 1/255 for
+        8 bits. Shapes and ranges as in calling. Raises UsageError where `has_inverse` is false.
+        """
+        raise UsageError(f"{self.name} has no inverse.", "Use model.inputs=plain.")
+
+    def _check_range(self, low: int, high: int) -> None:
+        if low < 0 or high > self.steps:
+            t = low if low < 0 else high
+            raise UsageError(f"t = {t} is out of range for {self.name}.", f"Use t from 0 to {self.steps} (its steps).")
+
+    def _known(self, frozen: Frozen | None) -> Frozen:
+        if frozen is not None:
+            return frozen
+        if dataclasses.fields(self.frozen_type):
+            raise UsageError(f"{self.name} is random and was called without its frozen fields.", "Call freeze first.")
+        return self.frozen_type()
+
+
+def at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
+    """Return a table's entries for t, shaped to multiply images `like` (B, C, H, W)."""
+    entries = table.to(like.device)[t]
+    return entries if isinstance(t, int) else entries.view(-1, 1, 1, 1)
+
+
+def draw_normal(x0: Tensor, generator: Generators) -> Tensor:
+    """Return standard normal numbers of x0's shape, from one generator or one per image."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return _normal(x0.shape, generator, x0)
+    if len(generator) != len(x0):
+        raise UsageError(f"{len(generator)} generators for {len(x0)} images.", "Give one, or one per image.")
+    return torch.stack([_normal(x0.shape[1:], g, x0) for g in generator])
+
+
+def _normal(shape: torch.Size, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    # Drawn where the generator lives, so that a CPU generator gives the same numbers on every device.
+    device = generator.device if generator is not None else like.device
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+
+
+_REGISTRY: dict[str, type[Degradation]] = {}
+Operator = TypeVar("Operator", bound=type[Degradation])
+
+
+def register(name: str) -> Callable[[Operator], Operator]:
+    """Register a Degradation class under the name that presets and commands use."""
+
+    def add(operator: Operator) -> Operator:
+        operator.name = name
+        _REGISTRY[name] = operator
+        return operator
+
+    return add
+
+
+def names() -> list[str]:
+    """Return every registered name, sorted."""
+    return sorted(_REGISTRY)
+
+
+def find(name: str) -> type[Degradation]:
+    """Return the class registered under `name`; raises UsageError with the nearest known name."""
+    if name not in _REGISTRY:
+        raise UsageError(f"Unknown operator '{name}'.", nearest(name, _REGISTRY))
+    return _REGISTRY[name]
+
+
+def build(name: str, **values: Any) -> Degradation:
+    """Return the operator `name` with these parameters; the others keep the paper's values.
+
+    Raises UsageError for an unknown name or parameter, or a value out of its range.
+    """
+    operator = find(name)
+    return operator(**take(operator, values, name))

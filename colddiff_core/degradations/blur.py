@@ -1,0 +1,61 @@
+"""Gaussian blur, composed over t steps in closed form."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from colddiff_core.degradations.base import Degradation, Frozen, register
+from colddiff_core.errors import UsageError
+from colddiff_core.schedules import blur_widths
+from colddiff_core.separable import ConvolutionStack, gaussian
+from colddiff_core.settings import setting
+
+
+@register("blur")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blur(Degradation):
+    """x_t = G_t * ... * G_1 * x0, step i = 0..t-1 a Gaussian of std `std`, growing by the schedule.
+
+    Source: Bansal et al. 2022, section 4.1 and appendix A.1; generation, section 5.2.
+    """
+
+    has_inverse = True
+
+    steps: int = setting(300, "number of severities T; t = T is the most severe", minimum=1)
+    schedule: Literal["constant", "linear", "exponential"] = setting(
+        "exponential", "width of step i: std, std + growth * i, or std * exp(growth * i)"
+    )
+    std: float = setting(1.0, "width of the first kernel, in pixels", above=0)
+    growth: float = setting(0.01, "how the width grows with the step", minimum=0)
+    kernel_size: int = setting(27, "side of the kernel's window, in pixels, odd", minimum=1)
+    padding: Literal["circular", "reflect"] = setting("circular", "what lies beyond the border")
+    final_mean: bool = setting(False, "replace x_T by its mean, channel by channel")
+    stack: ConvolutionStack = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel_size % 2 == 0:
+            remedy = f"Use an odd number, such as {self.kernel_size + 1}."
+            raise UsageError(f"blur: kernel_size = {self.kernel_size} has no centre.", remedy)
+        widths = blur_widths(self.schedule, self.steps, self.std, self.growth)
+        kernels = torch.stack([gaussian(float(width), self.kernel_size) for width in widths])
+        object.__setattr__(self, "stack", ConvolutionStack(kernels, self.padding))
+
+    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+        x_t = self.stack.apply(x0, t)
+        if not self.final_mean:
+            return x_t
+        is_final = torch.as_tensor(t, device=x0.device).view(-1, 1, 1, 1) == self.steps
+        return torch.where(is_final, x_t.mean((-2, -1), keepdim=True), x_t)
+
+    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
+        inverse = self.stack.invert(x_t, t, floor)
+        if not self.final_mean:
+            return inverse
+        # A mean has nothing left to sharpen; its rounding errors would be all that is amplified.
+        is_final = torch.as_tensor(t, device=x_t.device).view(-1, 1, 1, 1) == self.steps
+        return torch.where(is_final, x_t, inverse)

@@ -1,0 +1,58 @@
+"""Where the work runs, and in what precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from colddiff_core.errors import UsageError
+
+NAMES = ("auto", "cpu", "cuda")
+
+
+def choose(name: str) -> torch.device:
+    """Return the device of a `--device` value; "auto" is a GPU where there is one.
+
+    Raises UsageError for an unknown name and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in NAMES:
+        raise UsageError(f"Unknown device '{name}'.", f"Use one of {', '.join(NAMES)}.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            remedy = f"This machine has {count}." if count else "Use --device cpu, or check the driver and the torch build."
+            raise UsageError(f"There is no CUDA device '{name}' here.", remedy)
+    return device
+
+
+def body_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the network's body: bfloat16 where asked for, or where it is fast under "auto"."""
+    if precision == "float32":
+        return torch.float32
+    if precision == "bf16" or _is_bf16_fast(device):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _is_bf16_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:  # Without the instructions torch emulates bfloat16, slower than float32.
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def describe(device: torch.device) -> str:
+    """Return the device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)"

@@ -1,0 +1,45 @@
+"""What went wrong in the user's words, and what to do about it.
+
+The floor below everything: no imports, so that any module may raise these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ColddiffError(Exception):
+    """A failure told in one or two lines: what happened and where, then what to do.
+
+    `exit_code` is what the command line ends with: 1 where the machine failed.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.remedy}" if self.remedy else self.what
+
+
+class UsageError(ColddiffError):
+    """The request itself cannot be met: a wrong name, value, path or combination."""
+
+    exit_code = 2
+
+
+class MachineError(ColddiffError):
+    """The request was sound and the machine could not serve it: disk, network, driver."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a remedy that names the known word closest to `name`, else all of them."""
+    words = sorted(known)
+    close = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Known: {', '.join(words)}." if words else "There are none."

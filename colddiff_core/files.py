@@ -1,0 +1,50 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from colddiff_core.errors import MachineError
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the name of `path` once written and flushed.
+
+    Raises MachineError where the file system refuses; nothing half-written stays behind.
+    """
+    # The suffix is kept: writers of images choose their format by it.
+    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        with refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            flush(draft)
+            os.replace(draft, path)
+            flush(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Tell an OSError about `path` in the user's words."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MachineError(f"Cannot write {path}: {reason}.", "Check the disk's room and the folder's permissions.") from error
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or a folder's list of names, before anything that relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,171 @@
+"""Pictures: files to tensors and back, contact sheets, animations.
+
+In memory a picture is float32 (C, H, W) in [-1, 1]; on disk it is 8 bits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from colddiff_core.errors import UsageError
+from colddiff_core.files import whole
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+ANIMATED = frozenset({".gif", ".webp", ".png"})
+TILE = 64  # least side, in pixels, of a picture on a contact sheet
+GAP = 4
+
+
+def read(path: Path, *, size: int = 0, channels: int = 0) -> Tensor:
+    """Return a picture file as (C, H, W) float32 in [-1, 1], upright.
+
+    `size` > 0 scales the shorter side to it and crops the centre to a square; `channels` is 1, 3, or
+    0 for what the file has. Transparency is laid on white; 16-bit gray is scaled.
+
+    Raises UsageError where the file is missing, not an image, truncated, or beyond Pillow's limit of pixels.
+    """
+    return to_floats(torch.from_numpy(read_bytes(path, size=size, channels=channels)))
+
+
+def read_bytes(path: Path, *, size: int = 0, channels: int = 0) -> np.ndarray:
+    """Return a picture file as (C, H, W) uint8; arguments and errors as in `read`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                opened.load()
+                picture = _plain(ImageOps.exif_transpose(opened), channels)
+    except FileNotFoundError:
+        raise UsageError(f"No such file: {path}.", "Check the path.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UsageError(f"{path} has too many pixels.", f"The limit is {Image.MAX_IMAGE_PIXELS:,}; scale it down first.") from None
+    except Image.UnidentifiedImageError:
+        raise UsageError(f"{path} is not an image that can be read.", f"Known: {', '.join(sorted(SUFFIXES))}.") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
+    if size:
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(picture)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _plain(picture: Image.Image, channels: int) -> Image.Image:
+    """Return the picture as 8-bit gray or RGB."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        peak = 1.0 if picture.mode == "F" else 65535.0
+        picture = Image.fromarray((values / peak * 255).round().clip(0, 255).astype(np.uint8))
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+        if channels == 0 and layered.mode in ("LA", "La"):
+            channels = 1
+    is_gray = channels == 1 or (channels == 0 and picture.mode in ("1", "L"))
+    return picture.convert("L" if is_gray else "RGB")
+
+
+def to_floats(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels as float32 in [-1, 1]."""
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Return pictures in [-1, 1] as uint8, rounded; what lies outside is clamped."""
+    return ((x.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def quantize(x: Tensor, bits: int) -> Tensor:
+    """Round pictures in [-1, 1] to 2^bits levels; bits = 0 leaves them as they are.
+
+    Source: Bansal et al. 2022, appendix A.2 (leakage through floating point).
+    """
+    if bits == 0:
+        return x
+    levels = 2**bits - 1
+    return ((x + 1) * (levels / 2)).round().clamp(0, levels) / (levels / 2) - 1
+
+
+def to_pillow(x: Tensor) -> Image.Image:
+    """Return one picture (C, H, W), C = 1 or 3, in [-1, 1] as a Pillow image."""
+    pixels = to_bytes(x).cpu().numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def write(picture: Image.Image, path: Path) -> None:
+    """Write a picture whole; raises UsageError for an unknown suffix, MachineError where the disk refuses."""
+    check_suffix(path, SUFFIXES)
+    with whole(path) as draft:
+        picture.save(draft)
+
+
+def check_suffix(path: Path, known: frozenset[str]) -> None:
+    """Raise UsageError where the suffix of an output is not one of `known`."""
+    if path.suffix.lower() not in known:
+        raise UsageError(f"Cannot tell the format of {path}.", f"End the name in one of {', '.join(sorted(known))}.")
+
+
+def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
+    """Return a labelled contact sheet: a column per kind, a row per image, `blocks` such tables abreast.
+
+    Shapes: every column (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
+    """
+    names, stacks = list(columns), list(columns.values())
+    count = len(stacks[0])
+    rows = -(-count // blocks)
+    height, width = stacks[0].shape[-2:]
+    scale = max(1, -(-TILE // min(height, width)))
+    tile_w, tile_h = width * scale + GAP, height * scale + GAP
+    font = ImageFont.load_default(12)
+    head = 18
+    block_w = len(names) * tile_w + GAP
+    canvas = Image.new("RGB", (blocks * block_w + (blocks - 1) * GAP * 2, head + rows * tile_h + GAP), (24, 24, 28))
+    draw = ImageDraw.Draw(canvas)
+    for block in range(blocks):
+        left = block * (block_w + GAP * 2) + GAP
+        for column, (name, stack) in enumerate(zip(names, stacks, strict=True)):
+            draw.text((left + column * tile_w, 2), name, fill=(220, 220, 220), font=font)
+            for row, x in enumerate(stack[block * rows : (block + 1) * rows]):
+                tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+                canvas.paste(tile, (left + column * tile_w, head + row * tile_h))
+    return canvas
+
+
+def strip(frames: Sequence[Tensor]) -> Image.Image:
+    """Return pictures (C, H, W) side by side, at their own size, from left to right."""
+    return to_pillow(torch.cat(list(frames), dim=-1))
+
+
+def tile(batch: Tensor, columns: int) -> Tensor:
+    """Return a batch (B, C, H, W) as one picture (C, rows * H, columns * W); empty places are black."""
+    count, channels, height, width = batch.shape
+    rows = -(-count // columns)
+    filled = batch.new_full((rows * columns, channels, height, width), -1.0)
+    filled[:count] = batch
+    grid = filled.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
+
+
+def write_animation(frames: Sequence[Image.Image], path: Path, *, milliseconds: int = 80, hold: int = 1500) -> None:
+    """Write frames as an animated GIF, WebP or PNG that loops and holds its last frame.
+
+    Raises UsageError for fewer than two frames or an unknown suffix.
+    """
+    check_suffix(path, ANIMATED)
+    if len(frames) < 2:
+        raise UsageError("An animation of one frame is a picture.", "Ask for at least two steps.")
+    durations = [milliseconds] * (len(frames) - 1) + [hold]
+    with whole(path) as draft:
+        frames[0].save(draft, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+
+
+def enlarge(picture: Image.Image, least: int) -> Image.Image:
+    """Enlarge by whole pixels until the shorter side is at least `least` pixels."""
+    scale = max(1, -(-least // min(picture.size)))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -1,0 +1,6 @@
+"""The restorer and its network."""
+
+from colddiff_core.models.restorer import Restorer
+from colddiff_core.models.unet import UNet
+
+__all__ = ["Restorer", "UNet"]

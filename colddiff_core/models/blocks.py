@@ -1,0 +1,129 @@
+"""The pieces of the U-Net: time embedding, the two kinds of block, attention, resampling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """The sinusoidal embedding of t, then a two-layer perceptron: (B,) int64 -> (B, width).
+
+    Source: Ho et al. 2020, section 4; frequencies as in Vaswani et al. 2017.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        decay = math.log(10_000) / max(half - 1, 1)
+        self.register_buffer("frequencies", torch.exp(-decay * torch.arange(half)), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * half, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.to(torch.float32)[:, None] * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel of (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)
+        return F.layer_norm(pixels, self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class ConvNextBlock(nn.Module):
+    """7x7 depthwise convolution plus the time, LayerNorm, two 3x3 convolutions about a GELU, a skip.
+
+    Source: the network of Bansal et al. 2022 after Liu et al. 2022, with 3x3 for their 1x1.
+    """
+
+    expansion = 2
+
+    def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
+        super().__init__()
+        hidden = channels_out * self.expansion
+        self.time = nn.Linear(width_t, channels_in)
+        self.spatial = nn.Conv2d(channels_in, channels_in, 7, padding=3, groups=channels_in)
+        # Over a single channel a LayerNorm would erase the picture.
+        self.norm = ChannelNorm(channels_in) if channels_in > 3 else nn.Identity()
+        self.expand = nn.Conv2d(channels_in, hidden, 3, padding=1)
+        self.project = nn.Conv2d(hidden, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.spatial(x) + self.time(F.gelu(embedding))[:, :, None, None]
+        return self.project(F.gelu(self.expand(self.norm(h)))) + self.skip(x)
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice, the time added between, and a skip.
+
+    Source: Ho et al. 2020, appendix B.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
+        super().__init__()
+        self.time = nn.Linear(width_t, channels_out)
+        self.norm1 = nn.GroupNorm(_groups(channels_in), channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(_groups(channels_out), channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(embedding))[:, :, None, None]
+        return self.conv2(F.silu(self.norm2(h))) + self.skip(x)
+
+
+class ConvStem(nn.Module):
+    """A plain 3x3 convolution where a block's norm would erase the level of the picture."""
+
+    def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def _groups(channels: int) -> int:
+    """Return the number of groups: 8, or as many as divide the channels."""
+    return math.gcd(channels, 8)
+
+
+class LinearAttention(nn.Module):
+    """Attention over all pixels at a cost linear in their number, added to its input.
+
+    Keys are normalised over pixels and queries over channels, so that k v^T (d x d) is formed first.
+
+    Source: Shen et al. 2021, Efficient Attention.
+    """
+
+    heads = 4
+    head_width = 32
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = self.heads * self.head_width
+        self.norm = ChannelNorm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
+        self.to_out = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        shape = (batch, 3, self.heads, self.head_width, height * width)
+        q, k, v = self.to_qkv(self.norm(x)).reshape(shape).unbind(1)
+        q = q.softmax(dim=-2) * self.head_width**-0.5
+        k = k.softmax(dim=-1)
+        context = k @ v.mT / (height * width)
+        mixed = (context.mT @ q).reshape(batch, -1, height, width)
+        return x + self.to_out(mixed)

@@ -1,0 +1,234 @@
+"""Typed configuration: presets in TOML, one level of `extends`, `--set key=value`.
+
+Needs no torch, so that listing presets and reading a run's configuration are instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from colddiff_core.errors import UsageError, nearest
+from colddiff_core.settings import setting, take
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and at what size."""
+
+    dataset: str = setting("digits", "name of the data set")
+    size: int = setting(32, "side of the images, in pixels", minimum=1)
+    channels: int = setting(0, "1 for gray, 3 for colour, 0 for what the data set has", minimum=0)
+    flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
+    directory: str = setting("", "where the files lie; the user's cache folder if empty")
+    download: bool = setting(True, "fetch the files where they are absent")
+
+
+@dataclasses.dataclass(frozen=True)
+class DegradationConfig:
+    """The operator D; every other key of the table is a parameter of that operator."""
+
+    name: str = setting("blur", "name of the operator")
+    quantize: int = setting(0, "round what the network sees to this many bits; 0 for not at all", minimum=0)
+    parameters: Mapping[str, Any] = dataclasses.field(init=False, default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The restorer R."""
+
+    inputs: Literal["plain", "inverse"] = setting("plain", "show the network x_t, or x_t and its linear inverse")
+    floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0)
+    block: Literal["convnext", "resnet"] = setting("convnext", "the paper's block, or a faster one")
+    width: int = setting(64, "channels at the finest level", minimum=4)
+    multipliers: tuple[int, ...] = setting((1, 2, 4, 8), "channels of each level over width", minimum=1)
+    attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop. Defaults are the paper's (appendix A.1)."""
+
+    steps: int = setting(700_000, "optimizer steps", minimum=1)
+    batch_size: int = setting(32, "images per forward pass", minimum=1)
+    accumulate: int = setting(2, "forward passes per optimizer step", minimum=1)
+    lr: float = setting(2e-5, "learning rate", above=0)
+    warmup: int = setting(0, "steps over which the rate rises linearly from 0", minimum=0)
+    schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up; cosine ends at 0")
+    weight_decay: float = setting(0.0, "AdamW's weight decay; 0 is Adam", minimum=0)
+    clip: float = setting(0.0, "largest norm of the gradient; 0 for no limit", minimum=0)
+    ema_decay: float = setting(0.995, "decay of the exponential moving average of the weights", minimum=0)
+    ema_every: int = setting(10, "steps between updates of the average", minimum=1)
+    precision: Literal["auto", "bf16", "float32"] = setting("auto", "of the network's body; auto is bf16 where it is fast")
+    seed: int = setting(0, "everything random follows from it", minimum=0)
+    log_every: int = setting(50, "steps between lines of metrics", minimum=1)
+    sample_every: int = setting(1000, "steps between sample sheets; 0 for the last one alone", minimum=0)
+    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
+    keep: int = setting(2, "how many of the newest checkpoints stay", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How the run's images are sampled unless a command says otherwise."""
+
+    sampler: str = setting("tacos", "name of the sampler")
+    stride: int = setting(1, "severities per sampler step", minimum=1)
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "degradation": DegradationConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "sample": SampleConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A resolved configuration: everything a run needs to be repeated.
+
+    paper: the published figures, `{"source": ..., "degraded": {"rmse": ...}, ...}`, empty where there are none.
+    """
+
+    name: str
+    description: str
+    data: DataConfig
+    degradation: DegradationConfig
+    model: ModelConfig
+    train: TrainConfig
+    sample: SampleConfig
+    paper: Mapping[str, Any]
+
+    def to_table(self) -> dict[str, Any]:
+        """Return the configuration as plain tables, ready for TOML."""
+        table: dict[str, Any] = {"name": self.name, "description": self.description}
+        for section in SECTIONS:
+            table[section] = dataclasses.asdict(getattr(self, section))
+        table["degradation"].update(table["degradation"].pop("parameters"))
+        table["model"]["multipliers"] = list(self.model.multipliers)
+        return table | ({"paper": dict(self.paper)} if self.paper else {})
+
+
+def directory() -> Path:
+    """Return the folder of the presets: beside the package's code, or the source tree's."""
+    installed = Path(__file__).parent / "_presets"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "presets"
+
+
+def names() -> list[str]:
+    """Return every preset's name, sorted."""
+    return sorted(path.stem for path in directory().glob("*.toml"))
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Config:
+    """Return the preset `name` (or a path ending in .toml) with `key=value` overrides.
+
+    Raises UsageError that names the file, the key and the nearest known one.
+    """
+    path, table = _read_preset(name)
+    base = table.pop("extends", None)
+    if base is not None:
+        base_path, base_table = _read_preset(str(base), beside=path)
+        if "extends" in base_table:
+            raise UsageError(f"{path}: extends '{base}', which itself extends another.", f"Write {base_path} out.")
+        table = _merged(_without_foreign_parameters(base_table, table.get("degradation", {})), table)
+    return from_table({"name": path.stem} | table, str(path), overrides)
+
+
+def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = ()) -> Config:
+    """Return a Config from plain tables; errors begin with `where` or with the override at fault."""
+    sections = {key: value for key, value in table.items() if key in SECTIONS}
+    parts = {section: _take_section(section, sections.get(section, {}), where) for section in SECTIONS}
+    for key in table:
+        if key not in SECTIONS and key not in ("name", "description", "paper"):
+            raise UsageError(f"{where}: unknown key '{key}'.", nearest(key, [*SECTIONS, "description", "paper", "extends"]))
+    for override in overrides:
+        section, key, value = _parse(override)
+        checked = _take_section(section, {key: value}, f"--set {override}")
+        parts = _without_foreign_parameters(parts, checked) if section == "degradation" else parts
+        parts[section] = _merged(parts[section], checked)
+    made = {section: _make(section, parts[section]) for section in SECTIONS}
+    name, description = str(table.get("name", "")), str(table.get("description", ""))
+    return Config(name=name, description=description, paper=table.get("paper", {}), **made)
+
+
+def dump(table: Mapping[str, Any]) -> str:
+    """Return plain tables as TOML."""
+    return tomli_w.dumps(dict(table))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file's tables; raises UsageError where it cannot be read or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.", "Mend that line.") from None
+
+
+def _read_preset(name: str, beside: Path | None = None) -> tuple[Path, dict[str, Any]]:
+    if name.endswith(".toml"):
+        path = Path(name)
+        return path, read_toml(path)
+    near = beside.parent / f"{name}.toml" if beside else None
+    path = near if near and near.is_file() else directory() / f"{name}.toml"
+    if "/" in name or not path.is_file():
+        raise UsageError(f"Unknown preset '{name}'.", nearest(name, names()) + " List them with: colddiff presets")
+    return path, read_toml(path)
+
+
+def _parse(override: str) -> tuple[str, str, Any]:
+    """Return (section, key, value) of `section.key=value`; a value that is not TOML is a text."""
+    dotted, equals, text = override.partition("=")
+    section, dot, key = dotted.strip().partition(".")
+    if not (equals and dot and key):
+        raise UsageError(f"--set {override}: not of the form section.key=value.", "For example: --set train.lr=2e-4")
+    if section not in SECTIONS:
+        raise UsageError(f"--set {override}: unknown section '{section}'.", nearest(section, SECTIONS))
+    try:
+        return section, key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return section, key, text
+
+
+def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: '{section}' is not a table.", f"Write [{section}] above its keys.")
+    if section == "degradation":
+        # The operators are above this floor: their parameters are checked when one is built.
+        own = {key: value for key, value in values.items() if key in ("name", "quantize")}
+        return dict(values) | take(DegradationConfig, own, f"{where}: [degradation]")
+    return take(SECTIONS[section], dict(values), f"{where}: [{section}]")
+
+
+def _make(section: str, values: dict[str, Any]) -> Any:
+    if section != "degradation":
+        return SECTIONS[section](**values)
+    own = {key: values.pop(key) for key in ("name", "quantize") if key in values}
+    made = DegradationConfig(**own)
+    object.__setattr__(made, "parameters", values)
+    return made
+
+
+def _without_foreign_parameters(below: Mapping[str, Any], degradation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with its operator's parameters left out where `degradation` names another operator."""
+    old = below.get("degradation", {})
+    if "name" not in degradation or degradation["name"] == old.get("name"):
+        return dict(below)
+    return {**below, "degradation": {key: value for key, value in old.items() if key == "quantize"}}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the keys of `above`, tables merged key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,179 @@
+"""The run directory: one writer, many readers, no torch.
+
+runs/<name>/ holds run.toml (the resolved configuration), metrics.jsonl, events.jsonl, samples/ and
+checkpoints/. Anyone may read it while it is written; one trainer holds its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from colddiff_core.errors import MachineError, UsageError, nearest
+from colddiff_core.files import refusals, whole
+from colddiff_core.presets import Config, dump, from_table, read_toml
+
+ROOT = Path("runs")
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
+
+
+class Run:
+    """An existing run directory, for reading."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "run.toml"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def table(self) -> dict[str, Any]:
+        """Return run.toml as plain tables; raises UsageError where it cannot be read."""
+        return read_toml(self.config_file)
+
+    def config(self, overrides: tuple[str, ...] = ()) -> Config:
+        """Return the run's resolved configuration; raises UsageError where run.toml is damaged."""
+        table = {key: value for key, value in self.table().items() if key != "versions"}
+        return from_table(table, str(self.config_file), overrides)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the logged lines, oldest first; a line still being written is left out."""
+        return list(_lines(self.path / "metrics.jsonl"))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events, oldest first."""
+        return list(_lines(self.path / "events.jsonl"))
+
+    def checkpoints(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first: a draft has another name until it is whole."""
+        found = [path for path in (self.path / "checkpoints").glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def newest_checkpoint(self) -> Path:
+        """Return the newest complete checkpoint; raises UsageError where there is none."""
+        found = self.checkpoints()
+        if not found:
+            raise UsageError(f"{self.path} has no checkpoint yet.", f"Train it on: colddiff train --resume {self.path}")
+        return found[-1]
+
+
+class RunWriter(Run):
+    """A run directory held by the one process that trains it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._lock = _hold(path)
+
+    def log(self, **values: Any) -> None:
+        """Append a line to metrics.jsonl."""
+        self._append("metrics.jsonl", values)
+
+    def event(self, name: str, **details: Any) -> None:
+        """Append a line to events.jsonl, with the time in seconds since 1970."""
+        self._append("events.jsonl", {"event": name, "time": round(time.time(), 3)} | details)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics beyond `step`: a resumed run writes those steps again."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        with whole(self.path / "metrics.jsonl") as draft:
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def close(self) -> None:
+        """Let go of the run."""
+        os.close(self._lock)
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        # One write of one line: a reader sees it whole or sees no newline yet.
+        path = self.path / name
+        with refusals(path), path.open("ab") as file:
+            file.write(json.dumps(values).encode() + b"\n")
+
+
+def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter:
+    """Make a run directory, whole or not at all, and hold it.
+
+    Raises UsageError where something of that name exists, MachineError where the disk refuses.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
+    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with refusals(path):
+            (draft / "samples").mkdir(parents=True)
+            (draft / "checkpoints").mkdir()
+            text = dump(config.to_table() | {"versions": dict(versions)})
+            (draft / "run.toml").write_text(text, encoding="utf-8")
+            draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return RunWriter(path)
+
+
+def rewrite_config(run: Run, config: Config) -> None:
+    """Replace the configuration of a run that goes on under changed settings."""
+    with whole(run.config_file) as draft:
+        draft.write_text(dump(config.to_table() | {"versions": run.table().get("versions", {})}), encoding="utf-8")
+
+
+def free_name(preset: str, root: Path = ROOT) -> Path:
+    """Return runs/<preset>, or the first of runs/<preset>-2, -3, ... that is not taken."""
+    path, count = root / preset, 1
+    while path.exists():
+        count += 1
+        path = root / f"{preset}-{count}"
+    return path
+
+
+def find(name: str | None, root: Path = ROOT) -> Run:
+    """Return the run at a path or of a name under `root`; None means the one written to last.
+
+    Raises UsageError where there is none.
+    """
+    known = {path.parent.name: path.parent for path in root.glob("*/run.toml") if not path.parent.name.startswith(".")}
+    if name is None:
+        if not known:
+            raise UsageError(f"No runs in {root}/.", "Start one: colddiff train --preset digits-blur")
+        return Run(max(known.values(), key=_last_written))
+    for path in (Path(name), root / name):
+        if (path / "run.toml").is_file():
+            return Run(path)
+    if Path(name).is_dir():
+        raise UsageError(f"{name} is not a run: it has no run.toml.", "A run is a folder that `colddiff train` made.")
+    remedy = nearest(name, known) if known else "Start one: colddiff train --preset digits-blur"
+    raise UsageError(f"No such run: {name}.", remedy)
+
+
+def _last_written(path: Path) -> float:
+    return max((path / name).stat().st_mtime for name in ("run.toml", "events.jsonl", "metrics.jsonl") if (path / name).exists())
+
+
+def _hold(path: Path) -> int:
+    """Lock the run for this process; the lock goes with the process, however it ends."""
+    with refusals(path):
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise MachineError(f"{path} is being trained by another process.", "Wait for it, or stop it first.") from None
+    return descriptor
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is not whole yet
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)

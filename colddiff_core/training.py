@@ -1,0 +1,253 @@
+"""The training loop: L1 loss of R(D(x0, t), t), everything random keyed by (seed, step).
+
+Source: Bansal et al. 2022, section 3.1, equation 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from colddiff_core import checkpoint, seeds
+from colddiff_core.datasets import ImageSet
+from colddiff_core.errors import ColddiffError, MachineError
+from colddiff_core.evaluation import Fidelity
+from colddiff_core.experiment import Experiment
+from colddiff_core.files import whole
+from colddiff_core.images import sheet, write
+from colddiff_core.presets import TrainConfig
+from colddiff_core.runs import RunWriter
+from colddiff_core.sampling import final, sample
+
+BANDS = 4  # of severity, for the loss
+SHEET_IMAGES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Tick:
+    """One optimizer step taken; `metrics` is the logged line on the steps that log."""
+
+    step: int
+    metrics: dict[str, object] | None = None
+
+
+class Trainer:
+    """Trains one experiment into one run directory.
+
+    `steps()` does the work and yields after each optimizer step; `stop()` has it end after the step in
+    hand, with a checkpoint. Resuming from that checkpoint gives bit for bit what would have come.
+    """
+
+    def __init__(self, experiment: Experiment, train: ImageSet, test: ImageSet, run: RunWriter) -> None:
+        self.experiment = experiment
+        self.settings: TrainConfig = experiment.config.train
+        self.run = run
+        self.step = 0
+        self.is_stopping = False
+        self.train_set = train.to(experiment.device)
+        self.test_set = test
+        network = experiment.restorer.unet
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.settings.ema_decay))
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
+        )
+        self.parts = checkpoint.Training(network, average, optimizer)
+        self._order: tuple[int, Tensor] | None = None
+
+    def resume(self) -> None:
+        """Go back to the run's newest checkpoint and forget what was logged after it."""
+        state = checkpoint.load(self.run.newest_checkpoint(), self.parts)
+        self.step = int(state["step"])
+        self.run.forget_after(self.step)
+        self.run.event("resumed", step=self.step)
+
+    def stop(self) -> None:
+        """Have the loop end after the step in hand, with a checkpoint."""
+        self.is_stopping = True
+
+    def steps(self) -> Iterator[Tick]:
+        """Train to the last step, or until `stop`; the run's files follow."""
+        try:
+            yield from self._loop()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            reason = error.what if isinstance(error, ColddiffError) else f"{type(error).__name__}: {error}"
+            self.run.event("failed", step=self.step, why=reason)
+            raise
+
+    def _loop(self) -> Iterator[Tick]:
+        settings = self.settings
+        logged = self.run.metrics()
+        meter = _Meter(self.experiment.device, elapsed=float(logged[-1]["elapsed"]) if logged else 0.0)
+        saved = self.step
+        while self.step < settings.steps and not self.is_stopping:
+            self._take_step(meter)
+            self.step += 1
+            is_last = self.step == settings.steps
+            metrics = None
+            if is_last or self.step % settings.log_every == 0:
+                metrics = {"step": self.step} | meter.read(self.experiment.operator.steps) | {"lr": self._rate(self.step - 1)}
+                self._check_finite(metrics)
+                self.run.log(**metrics)
+            if is_last or self.step % settings.checkpoint_every == 0:
+                saved = self.save()
+            if is_last or (settings.sample_every and self.step % settings.sample_every == 0):
+                self.write_sheet()
+            yield Tick(self.step, metrics)
+        if self.step > saved:
+            self.save()
+        if self.step >= settings.steps:
+            self.run.event("finished", step=self.step)
+        else:
+            self.run.event("stopped", step=self.step)
+
+    def _take_step(self, meter: _Meter) -> None:
+        """Take one optimizer step: `accumulate` forward and backward passes, then the update."""
+        settings, experiment = self.settings, self.experiment
+        operator, device = experiment.operator, experiment.device
+        rate = self._rate(self.step)
+        for group in self.parts.optimizer.param_groups:
+            group["lr"] = rate
+        numbers = seeds.generator(settings.seed, "step", self.step)
+        # Fields the size of the images are drawn where they are needed.
+        fields = seeds.generator(settings.seed, "frozen", self.step, device=device)
+        indices = self._indices()
+        for part in indices.split(settings.batch_size):
+            x0 = self.train_set.images(part)
+            if experiment.config.data.flip:
+                mirrored = torch.rand(len(x0), generator=numbers).to(device) < 0.5
+                x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
+            t = torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers).to(device)
+            frozen = operator.freeze(x0, generator=fields)
+            x_t = experiment.observe(operator(x0, t, frozen))
+            losses = (experiment.restorer(x_t, t, frozen) - x0).abs().mean((1, 2, 3))
+            (losses.sum() / len(indices)).backward()
+            meter.add(losses.detach(), t)
+        limit = settings.clip or math.inf
+        meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), limit)
+        self.parts.optimizer.step()
+        self.parts.optimizer.zero_grad(set_to_none=True)
+        if (self.step + 1) % settings.ema_every == 0:
+            self.parts.average.update_parameters(self.parts.network)
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
+        settings = self.settings
+        scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+        if settings.schedule == "cosine":
+            scale *= 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1)))
+        return settings.lr * scale
+
+    def _indices(self) -> Tensor:
+        """Return this step's training images: every epoch a new permutation, read on across its end."""
+        size, count = self.settings.batch_size * self.settings.accumulate, len(self.train_set)
+        position = self.step * size
+        picked = []
+        while size:
+            epoch, offset = divmod(position, count)
+            part = self._permutation(epoch)[offset : offset + size]
+            picked.append(part)
+            position += len(part)
+            size -= len(part)
+        return torch.cat(picked)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            numbers = seeds.generator(self.settings.seed, "epoch", epoch)
+            self._order = (epoch, torch.randperm(len(self.train_set), generator=numbers))
+        return self._order[1]
+
+    def _check_finite(self, metrics: dict[str, object]) -> None:
+        if not math.isfinite(metrics["loss"]):  # type: ignore[arg-type]
+            raise MachineError(
+                f"The loss is {metrics['loss']} at step {self.step}; the last checkpoint is kept.",
+                f"Resume with a lower rate: colddiff train --resume {self.run.path} --set train.lr={self.settings.lr / 4:g}",
+            )
+
+    def save(self) -> int:
+        """Write a checkpoint of this step and return the step."""
+        position = self.step * self.settings.batch_size * self.settings.accumulate
+        epoch, offset = divmod(position, len(self.train_set))
+        state = {
+            "channels": self.experiment.channels,
+            "seed": self.settings.seed,
+            "epoch": epoch,
+            "epoch_position": offset,
+        }
+        checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, self.settings.keep)
+        self.run.event("checkpoint", step=self.step)
+        return self.step
+
+    def write_sheet(self) -> None:
+        """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
+        columns, figures = self.restore_tests()
+        path = self.run.samples / f"step-{self.step:06d}.png"
+        write(sheet(columns, blocks=2), path)
+        note = {
+            "step": self.step,
+            "t": self.experiment.operator.steps,
+            "n": len(columns["original"]),
+            "sampler": self.experiment.config.sample.sampler,
+            "metrics": figures,
+        }
+        with whole(path.with_suffix(".json")) as draft:
+            draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        self.run.event("sample", step=self.step, file=path.name)
+
+    def restore_tests(self) -> tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]:
+        """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
+        experiment, settings = self.experiment, self.experiment.config.sample
+        averaged = experiment.restorer.with_network(self.parts.average.module)
+        x0 = self.test_set.images(slice(0, SHEET_IMAGES)).to(experiment.device)
+        t = experiment.operator.steps
+        x_t, frozen = experiment.degrade(x0, t, self.settings.seed)
+        columns, figures = {"degraded": x_t}, {}
+        for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
+            steps = sample(averaged, experiment.operator, x_t, t, frozen, sampler=sampler, stride=settings.stride)
+            columns[name] = final(steps)
+        for name, stack in columns.items():
+            meter = Fidelity()
+            meter.update(stack, x0)
+            figures[name] = meter.result()
+        return columns | {"original": x0}, figures
+
+
+class _Meter:
+    """Sums since the last logged line, kept on the device so that a step does not wait for them."""
+
+    def __init__(self, device: torch.device, elapsed: float) -> None:
+        self.device = device
+        self.losses: list[Tensor] = []
+        self.times: list[Tensor] = []
+        self.grad_norm = torch.zeros((), device=device)
+        self.logged = time.monotonic()
+        self.started = self.logged - elapsed
+
+    def add(self, losses: Tensor, t: Tensor) -> None:
+        self.losses.append(losses)
+        self.times.append(t)
+
+    def read(self, steps: int) -> dict[str, object]:
+        """Return the means since the last reading, and begin anew."""
+        losses, times = torch.cat(self.losses), torch.cat(self.times)
+        band = (times - 1) * BANDS // steps
+        sums = torch.zeros(BANDS, device=self.device).index_add_(0, band, losses)
+        counts = torch.bincount(band, minlength=BANDS)
+        now = time.monotonic()
+        figures: dict[str, object] = {
+            "loss": float(losses.mean()),
+            "loss_by_severity": [s / n if n else None for s, n in zip(sums.tolist(), counts.tolist(), strict=True)],
+            "grad_norm": float(self.grad_norm),
+            "images_per_second": round(len(losses) / (now - self.logged), 1),
+            "elapsed": round(now - self.started, 2),
+        }
+        self.losses, self.times, self.logged = [], [], now
+        return figures
