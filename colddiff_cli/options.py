@@ -13,8 +13,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, e
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key; may be repeated.", metavar="KEY=VALUE")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The folder of the data set's files.", metavar="DIR")]
 RunName = Annotated[str | None, typer.Argument(help="A run's folder or name; the newest if left out.", metavar="[RUN]")]
-Stride = Annotated[int | None, typer.Option("--stride", help="Severities per sampler step (the run's own if left out).")]
-Severity = Annotated[int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")]
+Stride = Annotated[
+    int | None, typer.Option("--stride", help="Severities per sampler step (the run's own if left out).")
+]
+Severity = Annotated[
+    int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that exists.")]
 
 

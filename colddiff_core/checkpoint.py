@@ -79,7 +79,9 @@ def read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         int(state["step"]), int(state["averaged"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path / 'state.json'} is damaged ({error}).", "Remove that checkpoint; an older one is used then.") from None
+        raise UsageError(
+            f"{path / 'state.json'} is damaged ({error}).", "Remove that checkpoint; an older one is used then."
+        ) from None
     return state
 
 
@@ -101,7 +103,9 @@ def _read(path: Path) -> Weights:
     try:
         return safetensors.torch.load_file(str(path))
     except (OSError, safetensors.SafetensorError) as error:
-        raise UsageError(f"Cannot read {path} ({error}).", "Remove that checkpoint; an older one is used then.") from None
+        raise UsageError(
+            f"Cannot read {path} ({error}).", "Remove that checkpoint; an older one is used then."
+        ) from None
 
 
 def _parameter_names(training: Training) -> list[str]:
@@ -118,10 +122,14 @@ def _optimizer_tensors(training: Training) -> Weights:
 
 
 def _restore_optimizer(tensors: Weights, training: Training) -> None:
-    indices = {name: index for index, name in enumerate(_parameter_names(training))}
+    weights = dict(training.network.named_parameters())
+    indices = {name: index for index, name in enumerate(weights)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, name = key.split("/", 1)
-        state.setdefault(indices[name], {})[kind] = value
-    whole = training.optimizer.state_dict()
-    training.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+        # The fused optimizer walks weights and moments side by side, so they must lie alike in memory.
+        like = weights[name]
+        laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        state.setdefault(indices[name], {})[kind] = laid
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -27,7 +27,9 @@ def choose(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            remedy = f"This machine has {count}." if count else "Use --device cpu, or check the driver and the torch build."
+            remedy = (
+                f"This machine has {count}." if count else "Use --device cpu, or check the driver and the torch build."
+            )
             raise UsageError(f"There is no CUDA device '{name}' here.", remedy)
     return device
 

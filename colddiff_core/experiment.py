@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from colddiff_core import __version__, checkpoint, datasets, degradations, devices, seeds
+from colddiff_core import __version__, checkpoint, datasets, degradations, devices, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.errors import UsageError
 from colddiff_core.images import quantize
@@ -41,7 +41,9 @@ class Experiment:
 def load_images(config: Config, split: datasets.base.Split, channels: int = 0) -> datasets.ImageSet:
     """Return a split of the configured data set; errors as the data set says."""
     directory = Path(config.data.directory) if config.data.directory else None
-    request = datasets.Request(split, config.data.size, channels or config.data.channels, directory, config.data.download)
+    request = datasets.Request(
+        split, config.data.size, channels or config.data.channels, directory, config.data.download
+    )
     return datasets.load(config.data.dataset, request)
 
 
@@ -52,6 +54,7 @@ def build(config: Config, channels: int, device: torch.device) -> Experiment:
     that cannot be, and for an image size that the network cannot take.
     """
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
+    sampling.find(config.sample.sampler)
     model = config.model
     divisor = 2 ** (len(model.multipliers) - 1)
     if config.data.size % divisor:
@@ -72,7 +75,7 @@ def build(config: Config, channels: int, device: torch.device) -> Experiment:
             body_dtype=devices.body_dtype(config.train.precision, device),
         )
     # Convolutions are fastest with the channels innermost, on CPU and CUDA alike.
-    unet = unet.to(device=device, memory_format=torch.channels_last)
+    unet = unet.to(device).to(memory_format=torch.channels_last)
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor)
     return Experiment(config, operator, restorer, channels, device)
 

@@ -38,7 +38,9 @@ def refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise MachineError(f"Cannot write {path}: {reason}.", "Check the disk's room and the folder's permissions.") from error
+        raise MachineError(
+            f"Cannot write {path}: {reason}.", "Check the disk's room and the folder's permissions."
+        ) from error
 
 
 def flush(path: Path) -> None:

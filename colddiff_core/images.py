@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from colddiff_core.errors import UsageError
@@ -45,14 +45,18 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0) -> np.ndarray:
     except FileNotFoundError:
         raise UsageError(f"No such file: {path}.", "Check the path.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UsageError(f"{path} has too many pixels.", f"The limit is {Image.MAX_IMAGE_PIXELS:,}; scale it down first.") from None
-    except Image.UnidentifiedImageError:
-        raise UsageError(f"{path} is not an image that can be read.", f"Known: {', '.join(sorted(SUFFIXES))}.") from None
+        raise UsageError(
+            f"{path} has too many pixels.", f"The limit is {Image.MAX_IMAGE_PIXELS:,}; scale it down first."
+        ) from None
+    except UnidentifiedImageError:
+        raise UsageError(
+            f"{path} is not an image that can be read.", f"Known: {', '.join(sorted(SUFFIXES))}."
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
     if size:
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture)
+    pixels = np.array(picture)  # a copy: Pillow's own buffer cannot be written to
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
@@ -62,13 +66,11 @@ def _plain(picture: Image.Image, channels: int) -> Image.Image:
         values = np.asarray(picture, dtype=np.float64)
         peak = 1.0 if picture.mode == "F" else 65535.0
         picture = Image.fromarray((values / peak * 255).round().clip(0, 255).astype(np.uint8))
+    is_gray = picture.mode in ("1", "L", "LA", "La")
     if "A" in picture.getbands() or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-        if channels == 0 and layered.mode in ("LA", "La"):
-            channels = 1
-    is_gray = channels == 1 or (channels == 0 and picture.mode in ("1", "L"))
-    return picture.convert("L" if is_gray else "RGB")
+    return picture.convert("L" if channels == 1 or (channels == 0 and is_gray) else "RGB")
 
 
 def to_floats(pixels: Tensor) -> Tensor:

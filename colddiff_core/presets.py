@@ -64,7 +64,9 @@ class TrainConfig:
     clip: float = setting(0.0, "largest norm of the gradient; 0 for no limit", minimum=0)
     ema_decay: float = setting(0.995, "decay of the exponential moving average of the weights", minimum=0)
     ema_every: int = setting(10, "steps between updates of the average", minimum=1)
-    precision: Literal["auto", "bf16", "float32"] = setting("auto", "of the network's body; auto is bf16 where it is fast")
+    precision: Literal["auto", "bf16", "float32"] = setting(
+        "auto", "of the network's body; auto is bf16 where it is fast"
+    )
     seed: int = setting(0, "everything random follows from it", minimum=0)
     log_every: int = setting(50, "steps between lines of metrics", minimum=1)
     sample_every: int = setting(1000, "steps between sample sheets; 0 for the last one alone", minimum=0)
@@ -147,7 +149,9 @@ def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = 
     parts = {section: _take_section(section, sections.get(section, {}), where) for section in SECTIONS}
     for key in table:
         if key not in SECTIONS and key not in ("name", "description", "paper"):
-            raise UsageError(f"{where}: unknown key '{key}'.", nearest(key, [*SECTIONS, "description", "paper", "extends"]))
+            raise UsageError(
+                f"{where}: unknown key '{key}'.", nearest(key, [*SECTIONS, "description", "paper", "extends"])
+            )
     for override in overrides:
         section, key, value = _parse(override)
         checked = _take_section(section, {key: value}, f"--set {override}")

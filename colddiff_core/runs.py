@@ -108,7 +108,9 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
     Raises UsageError where something of that name exists, MachineError where the disk refuses.
     """
     if path.exists():
-        raise UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
+        raise UsageError(
+            f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out."
+        )
     draft = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with refusals(path):
@@ -157,7 +159,11 @@ def find(name: str | None, root: Path = ROOT) -> Run:
 
 
 def _last_written(path: Path) -> float:
-    return max((path / name).stat().st_mtime for name in ("run.toml", "events.jsonl", "metrics.jsonl") if (path / name).exists())
+    return max(
+        (path / name).stat().st_mtime
+        for name in ("run.toml", "events.jsonl", "metrics.jsonl")
+        if (path / name).exists()
+    )
 
 
 def _hold(path: Path) -> int:

@@ -6,7 +6,9 @@ yields its steps, and progress bars, filmstrips and animations all watch it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,6 +62,13 @@ def _tacos(op: Degradation, x_s: Tensor, x0_hat: Tensor, s: int, r: int, frozen:
 SAMPLERS = {"direct": Update(_direct, is_single=True), "naive": Update(_naive), "tacos": Update(_tacos)}
 
 
+def find(sampler: str) -> Update:
+    """Return a sampler's update; raises UsageError with the nearest known name."""
+    if sampler not in SAMPLERS:
+        raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, SAMPLERS))
+    return SAMPLERS[sampler]
+
+
 def sample(
     restore: Restore,
     op: Degradation,
@@ -78,13 +87,12 @@ def sample(
     Shapes: x_t (B, C, H, W) float32 in [-1, 1]; all arithmetic is float32.
     Raises UsageError for an unknown sampler, a severity outside 1..steps or a stride below 1.
     """
-    if sampler not in SAMPLERS:
-        raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, SAMPLERS))
+    update = find(sampler)
     if not 1 <= t <= op.steps:
         raise UsageError(f"t = {t} is out of range for {op.name}.", f"Use t from 1 to {op.steps} (its steps).")
     if stride < 1:
         raise UsageError(f"stride = {stride} is below 1.", "Use 1 for every severity, 2 for every other.")
-    return _steps(restore, op, x_t, t, frozen, SAMPLERS[sampler], stride)
+    return _steps(restore, op, x_t, t, frozen, update, stride)
 
 
 @torch.no_grad()
@@ -92,7 +100,7 @@ def _steps(
     restore: Restore, op: Degradation, x: Tensor, t: int, frozen: Frozen, update: Update, stride: int
 ) -> Iterator[Step]:
     severities = [t, 0] if update.is_single else [*range(t, 0, -stride), 0]
-    for index, (s, r) in enumerate(zip(severities, severities[1:], strict=False), start=1):
+    for index, (s, r) in enumerate(itertools.pairwise(severities), start=1):
         x0_hat = restore(x, s, frozen)
         frozen = op.reestimate(x, x0_hat, s, frozen)
         x = update.apply(op, x, x0_hat, s, r, frozen)
@@ -101,8 +109,4 @@ def _steps(
 
 def final(steps: Iterator[Step]) -> Tensor:
     """Run a sampler to its end and return x_0."""
-    last = None
-    for last in steps:
-        pass
-    assert last is not None
-    return last.x
+    return collections.deque(steps, maxlen=1).pop().x

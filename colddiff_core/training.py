@@ -10,12 +10,13 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import checkpoint, seeds
+from colddiff_core import checkpoint, devices, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import ColddiffError, MachineError
 from colddiff_core.evaluation import Fidelity
@@ -35,7 +36,7 @@ class Tick:
     """One optimizer step taken; `metrics` is the logged line on the steps that log."""
 
     step: int
-    metrics: dict[str, object] | None = None
+    metrics: dict[str, Any] | None = None
 
 
 class Trainer:
@@ -87,6 +88,8 @@ class Trainer:
         settings = self.settings
         logged = self.run.metrics()
         meter = _Meter(self.experiment.device, elapsed=float(logged[-1]["elapsed"]) if logged else 0.0)
+        if self.step == 0:
+            self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         saved = self.step
         while self.step < settings.steps and not self.is_stopping:
             self._take_step(meter)
@@ -94,8 +97,11 @@ class Trainer:
             is_last = self.step == settings.steps
             metrics = None
             if is_last or self.step % settings.log_every == 0:
-                metrics = {"step": self.step} | meter.read(self.experiment.operator.steps) | {"lr": self._rate(self.step - 1)}
-                self._check_finite(metrics)
+                metrics = (
+                    {"step": self.step} | meter.read(self.experiment.operator.steps) | {"lr": self._rate(self.step - 1)}
+                )
+                if not math.isfinite(metrics["loss"]):
+                    raise self._diverged(f"The loss is {metrics['loss']}")
                 self.run.log(**metrics)
             if is_last or self.step % settings.checkpoint_every == 0:
                 saved = self.save()
@@ -165,15 +171,17 @@ class Trainer:
             self._order = (epoch, torch.randperm(len(self.train_set), generator=numbers))
         return self._order[1]
 
-    def _check_finite(self, metrics: dict[str, object]) -> None:
-        if not math.isfinite(metrics["loss"]):  # type: ignore[arg-type]
-            raise MachineError(
-                f"The loss is {metrics['loss']} at step {self.step}; the last checkpoint is kept.",
-                f"Resume with a lower rate: colddiff train --resume {self.run.path} --set train.lr={self.settings.lr / 4:g}",
-            )
+    def _diverged(self, what: str) -> MachineError:
+        rate = self.settings.lr / 4
+        return MachineError(
+            f"{what} at step {self.step}; the last checkpoint is kept.",
+            f"Resume with a lower rate: colddiff train --resume {self.run.path} --set train.lr={rate:g}",
+        )
 
     def save(self) -> int:
-        """Write a checkpoint of this step and return the step."""
+        """Write a checkpoint of this step and return the step; weights that are not finite are not saved."""
+        if not all(p.isfinite().all() for p in self.parts.network.parameters()):
+            raise self._diverged("A weight is not finite")
         position = self.step * self.settings.batch_size * self.settings.accumulate
         epoch, offset = divmod(position, len(self.train_set))
         state = {
@@ -235,14 +243,14 @@ class _Meter:
         self.losses.append(losses)
         self.times.append(t)
 
-    def read(self, steps: int) -> dict[str, object]:
+    def read(self, steps: int) -> dict[str, Any]:
         """Return the means since the last reading, and begin anew."""
         losses, times = torch.cat(self.losses), torch.cat(self.times)
         band = (times - 1) * BANDS // steps
         sums = torch.zeros(BANDS, device=self.device).index_add_(0, band, losses)
         counts = torch.bincount(band, minlength=BANDS)
         now = time.monotonic()
-        figures: dict[str, object] = {
+        figures: dict[str, Any] = {
             "loss": float(losses.mean()),
             "loss_by_severity": [s / n if n else None for s, n in zip(sums.tolist(), counts.tolist(), strict=True)],
             "grad_norm": float(self.grad_norm),

@@ -48,7 +48,11 @@ def degrade(
     severity = operator.steps if t is None else t
     suffix = "strip" if strip else f"t{severity:03d}"
     targets = [
-        free_path(out, out_dir / f"{file.stem}-{operator.name}-{'anim' if animate else suffix}{'.gif' if animate else '.png'}", force=force)
+        free_path(
+            out,
+            out_dir / f"{file.stem}-{operator.name}-{'anim' if animate else suffix}{'.gif' if animate else '.png'}",
+            force=force,
+        )
         for file in files
     ]
 
@@ -73,14 +77,18 @@ def degrade(
             screen.picture(picture)
         if not json:
             screen.say(str(target))
-    screen.result({"operator": operator.name, "t": severity, "steps": operator.steps, "files": [str(p) for p in targets]})
+    screen.result(
+        {"operator": operator.name, "t": severity, "steps": operator.steps, "files": [str(p) for p in targets]}
+    )
 
 
 def _operator(op: str | None, preset: str | None, steps: int | None, parameters: list[str]) -> Degradation:
     from colddiff_core import degradations
 
     if (op is None) == (preset is None):
-        raise UsageError("Name either an operator with --op or a --preset.", f"Operators: {', '.join(degradations.names())}.")
+        raise UsageError(
+            "Name either an operator with --op or a --preset.", f"Operators: {', '.join(degradations.names())}."
+        )
     name, values = op, {}
     if preset is not None:
         degradation = presets.load(preset).degradation

@@ -17,10 +17,14 @@ DEFAULT_IMAGES = 1000
 
 def evaluate(
     run: options.RunName = None,
-    n: Annotated[int, typer.Option("--n", help="Test images, from the first; all there are if fewer.", min=1)] = DEFAULT_IMAGES,
+    n: Annotated[
+        int, typer.Option("--n", help="Test images, from the first; all there are if fewer.", min=1)
+    ] = DEFAULT_IMAGES,
     t: options.Severity = None,
     stride: options.Stride = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images at a time; no result depends on it.", min=1)] = 100,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Images at a time; no result depends on it.", min=1)
+    ] = 100,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
@@ -36,7 +40,9 @@ def evaluate(
     built, step = experiment.open_run(found, devices.choose(device))
     severity = built.operator.steps if t is None else t
     if not 1 <= severity <= built.operator.steps:
-        raise UsageError(f"t = {severity} is out of range for {built.operator.name}.", f"Use 1 to {built.operator.steps}.")
+        raise UsageError(
+            f"t = {severity} is out of range for {built.operator.name}.", f"Use 1 to {built.operator.steps}."
+        )
     images = experiment.load_images(config, "test", built.channels)
     count = min(n, len(images))
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
@@ -47,7 +53,7 @@ def evaluate(
             t=severity,
             count=count,
             seed=config.train.seed if seed is None else seed,
-            stride=stride or config.sample.stride,
+            stride=config.sample.stride if stride is None else stride,
             batch_size=batch_size,
             progress=lambda done: progress.advance(task, done),
         )

@@ -25,13 +25,17 @@ TILE = 64
 def sample(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(help="A run (the newest if left out), then image files (test images if none).", metavar="[RUN] [IMAGE]..."),
+        typer.Argument(
+            help="A run (the newest if left out), then image files (test images if none).", metavar="[RUN] [IMAGE]..."
+        ),
     ] = None,
     n: Annotated[int, typer.Option("--n", help="How many test images.", min=1)] = 8,
     t: options.Severity = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="direct, naive or tacos (the run's own).")] = None,
     stride: options.Stride = None,
-    animate: Annotated[bool, typer.Option("--animate", help="Write the trajectory too: a GIF, or as --out ends.")] = False,
+    animate: Annotated[
+        bool, typer.Option("--animate", help="Write the trajectory too: a GIF, or as --out ends.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="The picture to write (RUN/restored/...png).")] = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
@@ -48,7 +52,7 @@ def sample(
 
     built, step = experiment.open_run(found, devices.choose(device))
     severity = built.operator.steps if t is None else t
-    name, pace = sampler or config.sample.sampler, stride or config.sample.stride
+    name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     chosen_seed = config.train.seed if seed is None else seed
     picture_path, animation_path = _outputs(found, out, f"{name}-t{severity:03d}", animate, force)
     x0 = _images(built, config, files, n)
@@ -118,4 +122,3 @@ def _frames(trajectory: list[Tensor]) -> list[Image.Image]:
     across = max(1, round(len(trajectory[0]) ** 0.5))
     side = TILE * across
     return [images.enlarge(images.to_pillow(images.tile(trajectory[i], across)), side) for i in picked]
-

@@ -66,12 +66,13 @@ def _started(screen: Screen, config: presets.Config, out: Path | None, device: s
 
     path = out or runs.free_name(config.name)
     if path.exists():
-        raise UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
+        raise UsageError(
+            f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out."
+        )
     chosen = devices.choose(device)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
     run = runs.create(path, config, experiment.versions())
-    run.event("started", device=devices.describe(chosen), images=len(sets[0]))
     trainer = Trainer(built, *sets, run)
     _introduce(screen, trainer, sets)
     return trainer

@@ -96,7 +96,10 @@ def fit(pixels: Tensor, request: Request) -> Tensor:
     if pixels.shape[-1] != request.size or pixels.shape[-2] != request.size:
         size = (request.size, request.size)
         resized = [
-            F.interpolate(part.float(), size=size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
+            F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
             for part in pixels.split(4096)
         ]
         pixels = torch.cat(resized)

@@ -44,7 +44,9 @@ def load(request: Request) -> ImageSet:
 
 def list_images(root: Path) -> list[Path]:
     """Return the files under `root` that are named like images, sorted; hidden ones are left out."""
-    return sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    return sorted(
+        p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def _split(root: Path, split: str) -> list[Path]:

@@ -17,10 +17,14 @@ def load(request: Request) -> ImageSet:
 
     directory = request.directory or default_directory()
     is_train = request.split == "train"
-    remedy = f"Put its four idx files into {directory / 'MNIST' / 'raw'}, or name the folder above MNIST with --data-dir."
+    remedy = (
+        f"Put its four idx files into {directory / 'MNIST' / 'raw'}, or name the folder above MNIST with --data-dir."
+    )
     try:
         data = MNIST(str(directory), train=is_train, download=False)
-    except RuntimeError:
+    except RuntimeError as missing:
+        if not _is_absent(missing):
+            raise UsageError(f"The MNIST files in {directory} cannot be read ({missing}).", remedy) from None
         if not request.download:
             raise UsageError(f"MNIST is not in {directory}.", remedy) from None
         try:
@@ -30,3 +34,8 @@ def load(request: Request) -> ImageSet:
     except (OSError, ValueError, AssertionError) as error:
         raise UsageError(f"The MNIST files in {directory} cannot be read ({error}).", remedy) from None
     return ImageSet(fit(data.data.unsqueeze(1), request), data.targets)
+
+
+def _is_absent(error: RuntimeError) -> bool:
+    """Tell torchvision's "not found" from the same error over a file that is cut short."""
+    return "not found" in str(error)

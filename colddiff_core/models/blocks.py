@@ -15,6 +15,8 @@ class TimeEmbedding(nn.Module):
     Source: Ho et al. 2020, section 4; frequencies as in Vaswani et al. 2017.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2

@@ -19,9 +19,10 @@ STEMS: dict[str, type[ConvNextBlock] | type[ConvStem]] = {"convnext": ConvNextBl
 class UNet(nn.Module):
     """(B, C_in, H, W) float32, t (B,) int64 -> (B, C_out, H, W) float32.
 
-    Each level has two blocks, attention (`attention` = "all", "middle" for the coarsest alone, "none") and `width * multiplier` channels at half the side of the one
-    before; all but the finest hand their features over to the way back up. Width 64 with multipliers
-    1, 2, 4, 8 and convnext blocks is the paper's: 56.6 M parameters at one channel.
+    Each level has two blocks, attention and `width * multiplier` channels at half the side of the one
+    before; all but the finest hand their features over to the way back up. `attention` is "all",
+    "middle" for the coarsest level alone, or "none". Width 64 with multipliers 1, 2, 4, 8 and convnext
+    blocks is the paper's: 56.6 M parameters at one channel.
 
     The body runs in `body_dtype`. The stem and the head stay float32: a heavy blur leaves deviations
     of 1e-2 to 1e-6 that carry the picture, and bfloat16 would round them away at the door.

@@ -1,0 +1,78 @@
+"""Fixtures shared by the tests: where reference data may lie, and a run that trains in a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from colddiff_core import devices, experiment, presets, runs
+from colddiff_core.training import Trainer
+
+SHARED = Path(__file__).parents[2] / "shared"
+TINY = (
+    "data.size=12",
+    "model.width=8",
+    "model.multipliers=[1,2]",
+    "train.steps=6",
+    "train.batch_size=8",
+    "train.log_every=2",
+    "train.checkpoint_every=3",
+    "train.sample_every=0",
+    "degradation.steps=5",
+)
+
+# A machine under load must not fail a law; a fixed seed makes a failure the same everywhere.
+settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("laws")
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of reference data beside the checkout; tests that need it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared, which is absent")
+    return SHARED
+
+
+def make_trainer(path: Path, *overrides: str, preset: str = "digits-blur") -> Trainer:
+    """Return a trainer of a tiny run at `path`: a new one, or the one that is there."""
+    cpu = torch.device("cpu")
+    if (path / "run.toml").exists():
+        config, run = runs.Run(path).config(overrides), runs.RunWriter(path)
+    else:
+        config = presets.load(preset, [*TINY, *overrides])
+        run = runs.create(path, config, {})
+    sets = experiment.load_images(config, "train"), experiment.load_images(config, "test")
+    return Trainer(experiment.build(config, sets[0].channels, devices.choose(str(cpu))), *sets, run)
+
+
+def finish(trainer: Trainer) -> Trainer:
+    """Train to the end and let go of the run."""
+    for _ in trainer.steps():
+        pass
+    trainer.run.close()
+    return trainer
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run of digits-blur; read it, do not write to it."""
+    path = tmp_path_factory.mktemp("tiny") / "run"
+    finish(make_trainer(path))
+    return path
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, so that what a command leaves behind can be counted."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Return everything in a folder, hidden files included."""
+    return sorted(os.listdir(folder))

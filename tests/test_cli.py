@@ -1,0 +1,249 @@
+"""The command line: what it answers, what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, left_behind
+from PIL import Image
+from test_training import assert_same_checkpoint
+
+from colddiff_cli.__main__ import run
+from colddiff_core import runs
+
+COMMANDS = ("degrade", "train", "sample", "eval", "presets")
+SETTINGS = [word for value in TINY for word in ("--set", value)]
+
+
+def colddiff(*arguments: str, **keywords) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "colddiff_cli", *arguments], capture_output=True, text=True, check=False, **keywords
+    )
+
+
+@pytest.fixture
+def photo(in_folder: Path) -> Path:
+    path = in_folder / "photo.png"
+    Image.radial_gradient("L").convert("RGB").resize((40, 30)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["presets"], ["--version"]]
+)
+def test_help_and_presets_import_no_torch(arguments):
+    code = (
+        "import sys; from colddiff_cli.__main__ import run; code = run(sys.argv[1:]);"
+        "heavy = {'torch', 'torchvision', 'numpy', 'PIL', 'sklearn', 'textual'} & set(sys.modules);"
+        "print('HEAVY', sorted(heavy)); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_option_has_help(command, capsys):
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--help" in text
+    from typer.main import get_command
+
+    from colddiff_cli.app import app
+
+    chosen = get_command(app).commands[command]
+    assert chosen.help
+    for parameter in chosen.params:
+        assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"
+
+
+def test_the_whole_way(in_folder, capsys):
+    assert run(["train", "--preset", "digits-blur", *SETTINGS, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["finished"] is True
+    assert made["run"] == "runs/digits-blur"
+    with Image.open(made["sheet"]) as sheet:
+        assert sheet.width > sheet.height / 2
+
+    assert run(["eval", "--n", "20", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["n"] == 20
+    assert set(figures["metrics"]) == {"degraded", "direct", "sampled", "naive"}
+    assert set(figures["metrics"]["sampled"]) == {"rmse", "psnr", "ssim"}
+
+    assert run(["sample", "digits-blur", "--n", "3", "--animate", "--json"]) == 0
+    drawn = json.loads(capsys.readouterr().out)
+    with Image.open(drawn["animation"]) as film:
+        assert film.n_frames == 6
+    assert Path(drawn["picture"]).is_file()
+    assert run(["sample", "digits-blur", "--n", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["picture"] != drawn["picture"]
+
+    assert run(["train", "--preset", "digits-blur", *SETTINGS]) == 0
+    assert Path("runs/digits-blur-2/run.toml").is_file()
+    assert capsys.readouterr().out.splitlines()[-1] == "runs/digits-blur-2/samples/step-000006.png"
+    assert left_behind(in_folder) == ["runs"]
+
+
+def test_same_seed_same_bytes(tiny_run, in_folder, capsys):
+    for name, seed in (("a.png", "1"), ("b.png", "1")):
+        assert run(["sample", str(tiny_run), "--n", "4", "--seed", seed, "--out", name]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert run(["sample", str(tiny_run), "--n", "4", "--out", "a.png"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert run(["sample", str(tiny_run), "--n", "2", "--out", "a.png", "--force"]) == 0
+
+
+def test_own_pictures_are_degraded_and_restored(tiny_run, photo, capsys):
+    assert run(["sample", str(tiny_run), "photo.png", "--out", "out.webp", "--animate", "--stride", "2"]) == 0
+    with Image.open("out.webp") as film:
+        assert film.n_frames == 4
+    assert Path("out.png").is_file()
+
+
+def test_ctrl_c_saves_and_resume_gives_the_same_bits(tmp_path):
+    settings = [
+        "--preset",
+        "digits-blur",
+        *SETTINGS,
+        "--set",
+        "train.steps=300",
+        "--set",
+        "train.checkpoint_every=1000",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = colddiff("train", *settings, "--out", str(tmp_path / "whole"), env=environment)
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "colddiff_cli", "train", *settings, "--out", str(tmp_path / "parts")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not runs.Run(tmp_path / "parts").metrics():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, text
+    assert "--resume" in text
+    parts = runs.Run(tmp_path / "parts")
+    assert parts.events()[-1]["event"] == "stopped"
+    stopped_at = parts.events()[-1]["step"]
+    assert 0 < stopped_at < 300
+    done = colddiff("train", "--resume", str(tmp_path / "parts"), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert_same_checkpoint(runs.Run(tmp_path / "whole").newest_checkpoint(), parts.newest_checkpoint())
+
+
+def test_degrade_writes_a_picture_a_strip_and_a_film(photo, capsys):
+    blur = ["--op", "blur", "--steps", "10", "--set", "std=2", "--set", "kernel_size=9"]
+    assert run(["degrade", "photo.png", *blur]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "photo-blur-t010.png"
+    with Image.open("photo-blur-t010.png") as blurred:
+        assert blurred.size == (40, 30)
+    assert run(["degrade", "photo.png", *blur, "--strip", "4", "--out", "strip.png"]) == 0
+    with Image.open("strip.png") as strip:
+        assert strip.size == (160, 30)
+    assert run(["degrade", "photo.png", *blur, "--animate", "--out", "film.gif"]) == 0
+    with Image.open("film.gif") as film:
+        assert film.n_frames == 11
+    assert (
+        run(["degrade", "photo.png", "--preset", "digits-noise", "--t", "0", "--out", "same.png", "--seed", "3"]) == 0
+    )
+    assert Image.open("same.png").tobytes() == Image.open("photo.png").tobytes()
+
+
+BAD = [
+    (["train", "--preset", "digit-blur"], "Did you mean 'digits-blur'"),
+    (["train", "--preset", "digits-blur", "--set", "train.stpes=3"], "Did you mean 'steps'"),
+    (["train", "--preset", "digits-blur", "--set", "degradation.name=blurr"], "Did you mean 'blur'"),
+    (["train", "--preset", "digits-blur", "--set", "degradation.stdd=1"], "Did you mean 'std'"),
+    (["train", "--preset", "digits-blur", "--set", "data.dataset=digit"], "Did you mean 'digits'"),
+    (["train", "--preset", "digits-blur", "--set", "data.size=15"], "multiple of 4"),
+    (["train", "--preset", "digits-blur", "--set", "data.dataset=folder"], "--data-dir"),
+    (["train", "--preset", "digits-blur", "--set", "data.dataset=folder", "--data-dir", "absent"], "No such folder"),
+    (["train", "--preset", "digits-blur", "--set", "data.dataset=folder", "--data-dir", "empty"], "No images in"),
+    (["train", "--preset", "digits-blur", "--device", "cuda:9"], "no CUDA device"),
+    (["train", "--preset", "digits-blur", "--device", "gpu"], "Unknown device"),
+    (["train", "--preset", "digits-blur", "--out", "empty"], "exists already"),
+    (["train", "--preset", "digits-blur", "--set", "sample.sampler=taco"], "Did you mean 'tacos'"),
+    (["train"], "--preset"),
+    (["train", "--resume", "nothing"], "No such run"),
+    (["train", "--resume", "empty"], "is not a run"),
+    (["train", "--resume", "RUN"], "is finished"),
+    (["train", "--resume", "RUN", "--set", "model.width=9"], "keeps its configuration"),
+    (["train", "--steps", "3"], "No such option"),
+    (["eval", "nothing"], "No such run"),
+    (["eval"], "No runs"),
+    (["eval", "RUN", "--t", "99"], "out of range"),
+    (["eval", "RUN", "--t", "0"], "out of range"),
+    (["eval", "RUN", "--n", "0"], "greater than or equal to 1"),
+    (["eval", "RUN", "--stride", "0"], "stride"),
+    (["sample", "RUN", "--t", "-1"], "out of range"),
+    (["sample", "RUN", "--sampler", "tacoz"], "Did you mean 'tacos'"),
+    (["sample", "RUN", "absent.png"], "No such file"),
+    (["sample", "RUN", "cut.png"], "cut.png"),
+    (["sample", "RUN", "--out", "a.xyz"], "format"),
+    (["sample", "RUN", "--stride", "0"], "stride"),
+    (["degrade", "cut.png", "--op", "blur"], "cut.png"),
+    (["degrade", "absent.png", "--op", "blur"], "No such file"),
+    (["degrade", "photo.png", "--op", "blurr"], "Did you mean 'blur'"),
+    (["degrade", "photo.png", "--op", "blur", "--t", "301"], "out of range"),
+    (["degrade", "photo.png", "--op", "blur", "--set", "std"], "key=value"),
+    (["degrade", "photo.png", "--op", "blur", "--set", "kernel_size=4"], "no centre"),
+    (["degrade", "photo.png", "--op", "blur", "--out", "photo.png"], "--force"),
+    (["degrade", "photo.png", "--op", "blur", "--out", "a.xyz"], "format"),
+    (["degrade", "photo.png", "--op", "blur", "--strip", "1"], "filmstrip"),
+    (["degrade", "photo.png"], "--op"),
+    (["presets", "nothing"], "Unknown preset"),
+    (["nothing"], "nothing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tiny_run, photo, capsys):
+    (photo.parent / "cut.png").write_bytes(photo.read_bytes()[:60])
+    (photo.parent / "empty").mkdir()
+    before = left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()
+    code = run([str(tiny_run) if word == "RUN" else word for word in arguments])
+    told = capsys.readouterr().err
+    assert code == 2, told
+    assert words in told
+    assert 1 <= len(told.splitlines()) <= 2
+    assert "Traceback" not in told
+    assert (left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()) == before
+
+
+def test_what_the_machine_refuses_is_exit_1(in_folder, monkeypatch, capsys):
+    from torchvision.datasets import MNIST
+
+    def no_network(self):
+        raise RuntimeError("network unreachable")
+
+    monkeypatch.setattr(MNIST, "download", no_network)
+    assert run(["train", "--preset", "mnist-blur-small", "--data-dir", "absent"]) == 1
+    told = capsys.readouterr().err
+    assert "could not be downloaded" in told
+    assert len(told.splitlines()) == 2
+    assert left_behind(in_folder) == []
+
+
+def test_a_traceback_is_shown_only_when_asked_for(in_folder, monkeypatch, capsys):
+    from colddiff_core import presets
+
+    def broken(*arguments):
+        raise ZeroDivisionError("one over none")
+
+    monkeypatch.setattr(presets, "load", broken)
+    assert run(["presets", "digits-blur"]) == 1
+    told = capsys.readouterr().err
+    assert "one over none" in told
+    assert "--debug" in told
+    with pytest.raises(ZeroDivisionError):
+        run(["--debug", "presets", "digits-blur"])

@@ -1,0 +1,137 @@
+"""The data sets: fixed splits, broken files counted, absent ones explained."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from colddiff_core import datasets
+from colddiff_core.errors import MachineError, UsageError
+
+
+def folder_of(path, count: int, sub: str = "") -> None:
+    (path / sub).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (10, 8), (i * 7 % 256, i, 0)).save(path / sub / f"{i}.png")
+
+
+def ask(name: str, split: str, **values) -> datasets.ImageSet:
+    return datasets.load(name, datasets.Request(split, values.pop("size", 8), **values))
+
+
+def test_digits_split_every_sixth_image():
+    train, test = ask("digits", "train"), ask("digits", "test")
+    assert (len(train), len(test)) == (1497, 300)
+    assert train.pixels.dtype == torch.uint8
+    assert (train.channels, ask("digits", "test", channels=3).channels) == (1, 3)
+    assert ask("digits", "test", size=16).pixels.shape == (300, 1, 16, 16)
+    assert test.labels[:4].tolist() == [0, 6, 2, 8]
+    batch = test.images(torch.tensor([3, 1]))
+    assert batch.dtype == torch.float32
+    assert (batch.min(), batch.max()) == (-1, 1)
+
+
+def test_folder_holds_out_a_tenth_that_does_not_move(tmp_path):
+    folder_of(tmp_path, 60, "a")
+    before = ask("folder", "test", directory=tmp_path)
+    assert 1 <= len(before) <= 15
+    assert len(before) + len(ask("folder", "train", directory=tmp_path)) == 60
+    folder_of(tmp_path, 60, "b")
+    after = ask("folder", "test", directory=tmp_path)
+    kept = {tuple(pixels.flatten().tolist()) for pixels in after.pixels}
+    assert {tuple(pixels.flatten().tolist()) for pixels in before.pixels} <= kept
+    assert before.channels == 3
+    assert ask("folder", "test", directory=tmp_path, channels=1).channels == 1
+
+
+def test_folder_takes_given_splits(tmp_path):
+    folder_of(tmp_path, 5, "train")
+    folder_of(tmp_path, 2, "test")
+    assert (len(ask("folder", "train", directory=tmp_path)), len(ask("folder", "test", directory=tmp_path))) == (5, 2)
+
+
+def test_two_images_are_one_of_each(tmp_path):
+    folder_of(tmp_path, 2)
+    assert (len(ask("folder", "train", directory=tmp_path)), len(ask("folder", "test", directory=tmp_path))) == (1, 1)
+
+
+def test_broken_files_are_skipped_and_counted(tmp_path):
+    folder_of(tmp_path, 9, "train")
+    folder_of(tmp_path, 1, "test")
+    data = (tmp_path / "train" / "3.png").read_bytes()
+    (tmp_path / "train" / "3.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "train" / "zero.jpg").write_bytes(b"")
+    (tmp_path / "train" / "note.txt").write_text("not an image")
+    found = ask("folder", "train", directory=tmp_path)
+    assert (len(found), found.skipped) == (8, 2)
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "one", "broken"])
+def test_a_folder_without_images_is_an_error(tmp_path, kind):
+    root = tmp_path / "pictures"
+    if kind != "absent":
+        folder_of(root, 1 if kind == "one" else 0)
+    if kind == "broken":
+        for i in range(4):
+            (root / f"{i}.png").write_text("broken")
+    with pytest.raises(UsageError, match="pictures"):
+        ask("folder", "train", directory=root)
+
+
+def test_an_unknown_data_set_is_named():
+    with pytest.raises(UsageError, match="Unknown dataset 'minst'") as refusal:
+        ask("minst", "train")
+    assert "Did you mean 'mnist'" in str(refusal.value)
+
+
+def write_mnist(root, count: int) -> None:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(count * 784, dtype=np.int64).astype(np.uint8)
+    for prefix in ("train", "t10k"):
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + bytes(range(count)))
+
+
+def test_mnist_is_read_where_it_lies(tmp_path):
+    write_mnist(tmp_path, 5)
+    found = ask("mnist", "train", size=32, directory=tmp_path)
+    assert found.pixels.shape == (5, 1, 32, 32)
+    assert found.labels.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(
+        ask("mnist", "test", size=28, directory=tmp_path).pixels.flatten()[:256], torch.arange(256).byte()
+    )
+
+
+def test_mnist_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    def no_network(self):
+        raise RuntimeError("network unreachable")
+
+    monkeypatch.setattr(MNIST, "download", no_network)
+    with pytest.raises(MachineError, match="could not be downloaded") as refusal:
+        ask("mnist", "train", directory=tmp_path)
+    assert "--data-dir" in str(refusal.value)
+    with pytest.raises(UsageError, match="is not in"):
+        ask("mnist", "train", directory=tmp_path, download=False)
+
+
+def test_mnist_cut_short_is_explained(tmp_path):
+    write_mnist(tmp_path, 5)
+    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UsageError, match="cannot be read"):
+        ask("mnist", "train", directory=tmp_path)
+
+
+def test_real_mnist(shared):
+    if not (shared / "data" / "MNIST").is_dir():
+        pytest.skip("needs ../shared/data/MNIST, which is absent")
+    test = ask("mnist", "test", size=32, directory=shared / "data")
+    assert test.pixels.shape == (10_000, 1, 32, 32)
+    assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]

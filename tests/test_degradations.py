@@ -1,0 +1,177 @@
+"""The laws of a degradation, over everything registered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import literal
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from colddiff_core import degradations, seeds
+from colddiff_core.degradations import Degradation
+from colddiff_core.errors import UsageError
+
+# Besides the defaults, variants that take other paths through an operator.
+VARIANTS = {
+    "blur": [
+        {"schedule": schedule, "padding": padding, "kernel_size": 5, "std": 0.8, "growth": 0.1}
+        for schedule in ("constant", "linear", "exponential")
+        for padding in ("circular", "reflect")
+    ]
+    + [{"kernel_size": 5, "final_mean": True}],
+}
+
+
+def variants() -> list[tuple[str, dict]]:
+    return [(name, v) for name in degradations.names() for v in [{}, *VARIANTS.get(name, [])]]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Degradation, Tensor]:
+    """An operator and a batch: 1 or 3 channels, odd and non-square sizes."""
+    name, values = draw(st.sampled_from(variants()))
+    op = degradations.build(name, steps=draw(st.integers(1, 12)), **values)
+    shape = draw(st.tuples(st.integers(2, 4), st.sampled_from([1, 3]), st.integers(5, 20), st.integers(5, 20)))
+    x0 = torch.rand(shape, generator=seeds.generator(draw(st.integers(0, 2**31)))) * 2 - 1
+    return op, x0
+
+
+def freeze(op: Degradation, x0: Tensor) -> degradations.Frozen:
+    return op.freeze(x0, generator=seeds.image_generators(0, range(len(x0))))
+
+
+@given(cases())
+def test_no_step_is_the_image_bit_for_bit(case):
+    op, x0 = case
+    frozen = freeze(op, x0)
+    x0[0, 0, 0, 0] = -0.0
+    for t in (0, torch.zeros(len(x0), dtype=torch.int64)):
+        x = op(x0, t, frozen)
+        assert torch.equal(x.view(torch.int32), x0.view(torch.int32))
+
+
+@given(cases(), st.data())
+def test_same_frozen_same_output_of_same_shape_and_type(case, data):
+    op, x0 = case
+    frozen, t = freeze(op, x0), data.draw(st.integers(0, op.steps))
+    x_t = op(x0, t, frozen)
+    assert torch.equal(x_t, op(x0, t, frozen))
+    assert x_t.shape == x0.shape
+    assert x_t.dtype == torch.float32
+    assert x_t.isfinite().all()
+
+
+@given(cases(), st.data())
+def test_each_image_has_its_own_t_and_no_neighbours(case, data):
+    op, x0 = case
+    frozen = freeze(op, x0)
+    t = torch.tensor(data.draw(st.lists(st.integers(0, op.steps), min_size=len(x0), max_size=len(x0))))
+    together = op(x0, t, frozen)
+    for i in range(len(x0)):
+        alone = op(x0[i : i + 1], int(t[i]), frozen[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-6)
+
+
+@given(cases())
+def test_an_images_randomness_is_its_own(case):
+    op, x0 = case
+    together = freeze(op, x0)
+    alone = op.freeze(x0[1:2], generator=seeds.image_generators(0, [1]))
+    for field in dataclasses.fields(together):
+        assert torch.equal(getattr(together, field.name)[1:2], getattr(alone, field.name))
+        given_back = op.freeze(x0, **{field.name: getattr(together, field.name)})
+        assert getattr(given_back, field.name) is getattr(together, field.name)
+
+
+@given(cases(), st.data())
+def test_equals_the_literal_chain(case, data):
+    op, x0 = case
+    if getattr(op, "kernel_size", 1) // 2 >= min(x0.shape[-2:]):
+        return  # the literal padding cannot reach that far; test_separable.py covers it
+    frozen, t = freeze(op, x0), data.draw(st.integers(0, op.steps))
+    wanted = literal.FORMS[op.name](op, x0, t, frozen)
+    torch.testing.assert_close(op(x0, t, frozen), wanted, rtol=0, atol=1e-5)
+
+
+@given(cases(), st.data())
+def test_the_inverse_is_finite_and_exact_where_little_is_lost(case, data):
+    op, x0 = case
+    frozen, t = freeze(op, x0), data.draw(st.integers(1, op.steps))
+    if not op.has_inverse:
+        with pytest.raises(UsageError):
+            op.invert(x0, t, frozen, 1e-5)
+        return
+    mixed = torch.full((len(x0),), t)
+    inverse = op.invert(op(x0, t, frozen), t, frozen, 1e-5)
+    assert inverse.isfinite().all()
+    torch.testing.assert_close(inverse, op.invert(op(x0, t, frozen), mixed, frozen, 1e-5), rtol=0, atol=2e-2)
+
+
+def test_blur_is_undone_where_it_left_enough():
+    x0 = torch.rand(2, 3, 17, 24, generator=seeds.generator(1)) * 2 - 1
+    for padding in ("circular", "reflect"):
+        op = degradations.build("blur", steps=4, schedule="constant", std=0.5, kernel_size=5, padding=padding)
+        assert (op.invert(op(x0, 4), 4, None, 1e-5) - x0).abs().max() < 1e-3
+        assert (op(x0, 4) - x0).abs().max() > 0.5
+
+
+def test_reestimated_noise_is_the_noise():
+    op = degradations.build("noise", steps=50)
+    x0 = torch.rand(3, 1, 8, 8, generator=seeds.generator(1)) * 2 - 1
+    frozen = op.freeze(x0, generator=seeds.generator(2))
+    t = torch.tensor([5, 25, 50])
+    found = op.reestimate(op(x0, t, frozen), x0, t, frozen)
+    torch.testing.assert_close(found.z, frozen.z, rtol=0, atol=1e-4)
+
+
+def test_final_mean_is_the_mean_of_each_channel():
+    op = degradations.build("blur", steps=3, kernel_size=5, final_mean=True, padding="circular")
+    x0 = torch.rand(2, 3, 9, 9, generator=seeds.generator(3)) * 2 - 1
+    torch.testing.assert_close(op(x0, 3), x0.mean((2, 3), keepdim=True).expand_as(x0), rtol=0, atol=1e-6)
+    assert op(x0, 2).std(dim=(2, 3)).min() > 1e-3
+    torch.testing.assert_close(op.invert(op(x0, 3), 3, None, 1e-5), op(x0, 3))
+
+
+@pytest.mark.parametrize("name", degradations.names())
+def test_parameters_carry_help_and_are_checked(name):
+    op = degradations.build(name)
+    for field in dataclasses.fields(op):
+        if field.init:
+            assert field.metadata["help"]
+    with pytest.raises(UsageError, match="out of range"):
+        op(torch.zeros(1, 3, 8, 8), op.steps + 1)
+    with pytest.raises(UsageError, match="out of range"):
+        op(torch.zeros(1, 3, 8, 8), torch.tensor([-1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("blurr", {}, "Did you mean 'blur'"),
+        ("blur", {"stdd": 1}, "Did you mean 'std'"),
+        ("blur", {"std": 0}, "above 0"),
+        ("blur", {"std": "wide"}, "not a number"),
+        ("blur", {"std": float("nan")}, "not finite"),
+        ("blur", {"steps": 2.5}, "not a whole number"),
+        ("blur", {"steps": 0}, "at least 1"),
+        ("blur", {"steps": True}, "not a whole number"),
+        ("blur", {"kernel_size": 4}, "no centre"),
+        ("blur", {"padding": "zero"}, "circular, reflect"),
+        ("noise", {"schedule": "linear"}, "cosine"),
+    ],
+)
+def test_bad_values_are_refused_by_name(name, values, words):
+    with pytest.raises(UsageError) as refusal:
+        degradations.build(name, **values)
+    assert words in str(refusal.value)
+
+
+def test_randomness_must_be_frozen_first():
+    with pytest.raises(UsageError, match="frozen"):
+        degradations.build("noise")(torch.zeros(1, 1, 4, 4), 3)
+    with pytest.raises(UsageError, match="no random field"):
+        degradations.build("noise").freeze(torch.zeros(1, 1, 4, 4), y=torch.zeros(1))

@@ -1,0 +1,36 @@
+"""The pages say what the program does: generated ones are generated again and compared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_command_reference_is_current():
+    command = [sys.executable, "-m", "typer", "colddiff_cli.app", "utils", "docs", "--name", "colddiff"]
+    made = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"COLUMNS": "100"}
+    )
+    written = (ROOT / "docs" / "cli.md").read_text()
+    assert made.stdout.strip() == written.strip(), f"run: {' '.join(['python', *command[1:]])} > docs/cli.md"
+
+
+@pytest.mark.parametrize("command", ["degrade", "train", "sample", "eval", "presets"])
+def test_the_readme_shows_every_command(command):
+    assert f"colddiff {command}" in (ROOT / "README.md").read_text()
+
+
+def test_every_dependency_has_its_reason():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    reasons = (ROOT / "docs" / "decisions" / "001-dependencies.md").read_text()
+    for requirement in project["dependencies"]:
+        name = requirement.split(">")[0]
+        assert f"`{name}`" in reasons, f"{name} is not explained"

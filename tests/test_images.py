@@ -1,0 +1,122 @@
+"""Pictures in and out: nothing turned, cut or half-written, and bad files told in a line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import left_behind
+from PIL import Image
+
+from colddiff_core import images, seeds
+from colddiff_core.errors import MachineError, UsageError
+
+
+def picture(width: int = 7, height: int = 5, mode: str = "RGB") -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("P", 3), ("RGBA", 3), ("LA", 1), ("1", 1)])
+def test_a_picture_survives_the_round_trip(tmp_path, mode, channels):
+    picture(mode=mode).save(tmp_path / "a.png")
+    x = images.read(tmp_path / "a.png")
+    assert x.shape == (channels, 5, 7)
+    assert x.dtype == torch.float32
+    assert x.min() >= -1
+    assert x.max() <= 1
+    images.write(images.to_pillow(x), tmp_path / "b.png")
+    assert torch.equal(images.read(tmp_path / "b.png", channels=channels), x)
+    assert left_behind(tmp_path) == ["a.png", "b.png"]
+
+
+def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path):
+    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert images.read_bytes(tmp_path / "deep.png").ravel().tolist() == [0, 128, 255]
+    Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert images.read_bytes(tmp_path / "clear.png").ravel().tolist() == [255, 255, 255]
+
+
+def test_a_photograph_taken_sideways_stands_upright(tmp_path):
+    photo = picture(8, 4)
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "side.png", exif=exif)
+    assert images.read(tmp_path / "side.png").shape == (3, 8, 4)
+
+
+def test_size_crops_the_centre_and_channels_convert(tmp_path):
+    picture(20, 10).save(tmp_path / "a.png")
+    assert images.read(tmp_path / "a.png", size=6, channels=1).shape == (1, 6, 6)
+    assert images.read(tmp_path / "a.png", size=16, channels=3).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_no_truncation_gets_through(tmp_path, suffix):
+    whole = tmp_path / f"whole{suffix}"
+    picture(16, 16).save(whole)
+    data = whole.read_bytes()
+    for length in range(0, int(0.9 * len(data)), 7):
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(data[:length])
+        with pytest.raises(UsageError, match="cut"):
+            images.read(cut)
+
+
+def test_what_is_no_image_is_named(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(UsageError, match="not an image"):
+        images.read(tmp_path / "text.png")
+    with pytest.raises(UsageError, match="No such file"):
+        images.read(tmp_path / "absent.png")
+    with pytest.raises(UsageError, match="Cannot read"):
+        images.read(tmp_path)
+    picture(64, 64).save(tmp_path / "wide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UsageError, match="too many pixels"):
+        images.read(tmp_path / "wide.png")
+
+
+def test_eight_bits_are_256_levels():
+    x = torch.rand(1, 1, 64, 64, generator=seeds.generator(0)) * 2 - 1
+    rounded = images.quantize(x, 8)
+    assert len(rounded.unique()) == 256
+    assert (rounded - x).abs().max() <= 1 / 255 + 1e-6
+    assert torch.equal(images.quantize(rounded, 8), rounded)
+    assert torch.equal(images.to_floats(images.to_bytes(x)), images.to_floats(images.to_bytes(rounded)))
+    assert images.quantize(x, 0) is x
+
+
+def test_a_sheet_shows_every_image_once(tmp_path):
+    shades = torch.linspace(-0.8, 0.8, 6).view(3, 2, 1, 1, 1).expand(3, 2, 1, 8, 8)
+    made = images.sheet({"left": shades[:, 0], "right": shades[:, 1]}, blocks=2)
+    values = set(np.asarray(made.convert("L")).ravel().tolist())
+    assert {int(v) for v in images.to_bytes(shades[:, :, 0, 0, 0]).ravel()} <= values
+    assert made.height < made.width
+
+
+def test_tiles_keep_their_order():
+    batch = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 2, 3)
+    tiled = images.tile(batch, 3)
+    assert tiled.shape == (1, 4, 9)
+    assert tiled[0, ::2, ::3].tolist() == [[0, 1, 2], [3, 4, -1]]
+
+
+@pytest.mark.parametrize("suffix", sorted(images.ANIMATED))
+def test_an_animation_has_its_frames(tmp_path, suffix):
+    frames = [Image.new("L", (16, 16), shade) for shade in (0, 100, 200)]
+    images.write_animation(frames, tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as opened:
+        assert opened.n_frames == 3
+    with pytest.raises(UsageError, match="one frame"):
+        images.write_animation(frames[:1], tmp_path / f"b{suffix}")
+    assert left_behind(tmp_path) == [f"a{suffix}"]
+
+
+def test_outputs_that_cannot_be_written_leave_nothing(tmp_path):
+    with pytest.raises(UsageError, match="format"):
+        images.write(picture(), tmp_path / "a.xyz")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MachineError, match="Cannot write"):
+        images.write(picture(), tmp_path / "file" / "a.png")
+    assert left_behind(tmp_path) == ["file"]

@@ -1,0 +1,92 @@
+"""The restorer: sizes, channels, precision, and what it is told of its operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colddiff_core import degradations, seeds
+from colddiff_core.errors import UsageError
+from colddiff_core.models import Restorer, UNet
+from colddiff_core.models.unet import BLOCKS
+
+
+def count(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_the_papers_network_has_its_size():
+    with torch.device("meta"):
+        assert count(UNet(1, 1)) == 56_617_076
+
+
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+@pytest.mark.parametrize("attention", ["all", "middle", "none"])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 12, 20), (4, 4, 4)])
+def test_any_channels_and_any_size_divisible_by_the_depth(block, attention, channels, height, width):
+    torch.manual_seed(0)
+    network = UNet(channels, channels, width=8, multipliers=(1, 2, 2), block=block, attention=attention)
+    x = torch.randn(2, channels, height, width)
+    out = network(x, torch.tensor([1, 5]))
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    out.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+def test_t_and_every_pixel_matter_and_neighbours_in_the_batch_do_not(block):
+    torch.manual_seed(0)
+    network = UNet(1, 1, width=8, multipliers=(1, 2), block=block, attention="middle")
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
+    out = network(x, t)
+    assert (network(x, t + 1) - out).abs().min(dim=0).values.max() > 1e-6
+    torch.testing.assert_close(network(x[1:2], t[1:2]), out[1:2], rtol=0, atol=1e-5)
+    touched = x.clone()
+    touched[0, 0, 0, 0] += 1
+    assert (network(touched, t)[0] - out[0]).abs().max() > 1e-6
+
+
+def test_a_size_it_cannot_take_is_named():
+    with pytest.raises(UsageError, match="10x8") as refusal:
+        UNet(1, 1, width=8, multipliers=(1, 2, 2))(torch.zeros(1, 1, 8, 10), torch.tensor([1]))
+    assert "divisible by 4" in str(refusal.value)
+
+
+def test_deviations_that_bfloat16_would_erase_reach_the_body():
+    """A picture that differs from a constant by 1e-4 is a constant in bfloat16; the stem must still see it."""
+    torch.manual_seed(0)
+    network = UNet(1, 1, width=8, multipliers=(1, 2), block="resnet", attention="none", body_dtype=torch.bfloat16)
+    flat = torch.full((1, 1, 8, 8), 0.7)
+    dented = flat + 1e-4 * torch.randn(1, 1, 8, 8, generator=seeds.generator(0))
+    assert torch.equal(dented.bfloat16(), flat.bfloat16())
+    with torch.no_grad():
+        kernels = network.stem.conv.weight
+        kernels -= kernels.mean((2, 3), keepdim=True)  # filters that ask for differences, as training finds them
+        network.stem.conv.bias.zero_()
+        bodies = []
+        network.down[0].register_forward_pre_hook(lambda module, inputs: bodies.append(inputs[0]))
+        network(dented, torch.tensor([1]))
+        network(flat, torch.tensor([1]))
+    inner = slice(1, -1)  # away from the zeros beyond the border
+    assert bodies[0].dtype == torch.bfloat16
+    assert bodies[0][..., inner, inner].float().std() > 100 * bodies[1][..., inner, inner].float().std()
+
+
+def test_with_the_inverse_a_silent_network_returns_it():
+    op = degradations.build("blur", steps=3, schedule="constant", std=0.5, kernel_size=5)
+    network = UNet(2, 1, width=8, multipliers=(1, 2))
+    for parameter in network.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    restorer = Restorer(network, op, inputs="inverse")
+    x0 = torch.rand(2, 1, 8, 8, generator=seeds.generator(0)) * 2 - 1
+    for t in (3, torch.tensor([1, 3])):
+        torch.testing.assert_close(restorer(op(x0, t), t), x0, rtol=0, atol=1e-3)
+
+
+def test_an_operator_without_inverse_is_refused():
+    class Mute:
+        has_inverse = False
+
+    with pytest.raises(UsageError, match="no inverse"):
+        Restorer(UNet(2, 1, width=8, multipliers=(1,)), Mute(), inputs="inverse")

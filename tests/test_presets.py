@@ -1,0 +1,115 @@
+"""Presets: what they resolve to, and how a wrong one is told."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from colddiff_core import datasets, degradations, presets, runs
+from colddiff_core.errors import UsageError
+from colddiff_core.sampling import SAMPLERS
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_can_be_built(name):
+    config = presets.load(name)
+    op = degradations.build(config.degradation.name, **config.degradation.parameters)
+    assert op.has_inverse or config.model.inputs == "plain"
+    assert config.description
+    assert config.data.dataset in datasets.names()
+    assert config.sample.sampler in SAMPLERS
+    assert config.data.size % 2 ** (len(config.model.multipliers) - 1) == 0
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_the_written_form_reads_back_the_same(name):
+    config = presets.load(name)
+    table = tomllib.loads(presets.dump(config.to_table()))
+    assert presets.from_table(table, "run.toml") == config
+
+
+def test_the_papers_mnist_blur():
+    config = presets.load("mnist-blur")
+    assert config.degradation.parameters["steps"] == 40
+    assert (config.degradation.parameters["std"], config.degradation.parameters["kernel_size"]) == (7.0, 11)
+    assert (config.train.lr, config.train.batch_size, config.train.accumulate) == (2e-5, 32, 2)
+    assert (config.train.ema_decay, config.train.ema_every, config.train.steps) == (0.995, 10, 700_000)
+    assert config.model.inputs == "plain"
+    assert config.paper["direct"] == {"rmse": 0.142, "ssim": 0.757, "fid": 5.10}
+
+
+def test_overrides_are_typed():
+    config = presets.load(
+        "digits-blur", ["train.lr=1", "model.multipliers=[1, 3]", "data.directory=/some/where", "degradation.std=2"]
+    )
+    assert config.train.lr == 1.0
+    assert isinstance(config.train.lr, float)
+    assert config.model.multipliers == (1, 3)
+    assert config.data.directory == "/some/where"
+    assert config.degradation.parameters["std"] == 2
+
+
+def test_another_operator_starts_from_its_own_defaults():
+    by_file = presets.load("digits-noise").degradation
+    assert by_file.parameters == {"steps": 50, "schedule": "cosine"}
+    by_override = presets.load("digits-blur", ["degradation.name=noise", "degradation.steps=9"]).degradation
+    assert (by_override.name, by_override.parameters) == ("noise", {"steps": 9})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stps=3", "Did you mean 'steps'"),
+        ("tran.steps=3", "Did you mean 'train'"),
+        ("train.steps=many", "not a whole number"),
+        ("train.steps=0", "at least 1"),
+        ("train.lr=nan", "not finite"),
+        ("train.lr=true", "not a number"),
+        ("model.inputs=both", "plain, inverse"),
+        ("model.multipliers=3", "list of whole numbers"),
+        ("model.multipliers=[]", "list of whole numbers"),
+        ("data.flip=1", "true or false"),
+        ("steps=3", "section.key=value"),
+        ("train.steps", "section.key=value"),
+    ],
+)
+def test_a_bad_override_is_named(override, words):
+    with pytest.raises(UsageError) as refusal:
+        presets.load("digits-blur", [override])
+    assert f"--set {override}" in str(refusal.value)
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[trian]\nsteps = 3", "Did you mean 'train'"),
+        ("[train]\nstep = 3", "Did you mean 'steps'"),
+        ("train = 3", "not a table"),
+        ("[train", "not valid TOML"),
+        ('extends = "mnist-blur-small"', "itself extends"),
+        ('extends = "nothing"', "Unknown preset 'nothing'"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text, words):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as refusal:
+        presets.load(str(path))
+    assert words in str(refusal.value)
+    if "extends" not in text or "itself" in words:
+        assert str(path) in str(refusal.value)
+
+
+def test_a_file_may_extend_a_preset(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "digits-blur"\n[train]\nsteps = 7\n')
+    config = presets.load(str(path))
+    assert (config.name, config.train.steps, config.train.batch_size) == ("mine", 7, 64)
+
+
+def test_the_ground_floor_reads_what_a_run_wrote(tiny_run):
+    config = runs.Run(tiny_run).config()
+    assert config.train.steps == 6
+    assert config.degradation.parameters["steps"] == 5

@@ -1,0 +1,113 @@
+"""The samplers: what the paper proves of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from colddiff_core import degradations, seeds
+from colddiff_core.degradations import Degradation, Frozen
+from colddiff_core.errors import UsageError
+from colddiff_core.sampling import SAMPLERS, final, sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drift(Degradation):
+    """D(x, s) = x + s e, for which TACoS is exact whatever R does (section 3.3)."""
+
+    name = "drift"
+
+    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+        e = torch.linspace(-0.1, 0.1, x0[0].numel()).view_as(x0[0])
+        return x0 + t * e
+
+
+def batch(channels: int = 3) -> Tensor:
+    return torch.rand(2, channels, 12, 12, generator=seeds.generator(5)) * 2 - 1
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", degradations.names())
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_perfect_restorer_brings_every_operator_back(sampler, name, stride):
+    op, x0 = degradations.build(name, steps=10), batch()
+    frozen = op.freeze(x0, generator=seeds.generator(1))
+    steps = list(sample(lambda x, t, f: x0, op, op(x0, 10, frozen), 10, frozen, sampler=sampler, stride=stride))
+    torch.testing.assert_close(steps[-1].x, x0, rtol=0, atol=2e-6)
+    for step in steps:
+        torch.testing.assert_close(step.x, op(x0, step.severity, frozen), rtol=0, atol=1e-5)
+
+
+def test_tacos_forgives_any_restorer_where_the_degradation_is_linear_in_t():
+    op, x0 = Drift(steps=9), batch()
+
+    def wrong(x: Tensor, t: int, frozen: Frozen) -> Tensor:
+        return 0.3 * x.flip(-1) + 0.1 * t
+
+    x_t = op(x0, 9)
+    tacos = final(sample(wrong, op, x_t, 9, Frozen(), sampler="tacos"))
+    naive = final(sample(wrong, op, x_t, 9, Frozen(), sampler="naive"))
+    torch.testing.assert_close(tacos, x0, rtol=0, atol=1e-5)
+    assert (naive - x0).abs().max() > 0.1
+
+
+def test_with_estimated_noise_tacos_is_naive_is_ddim():
+    """Appendix A.6: x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r) z_hat."""
+    op, x0 = degradations.build("noise", steps=8), batch(1)
+    frozen = op.freeze(x0, generator=seeds.generator(1))
+    unknown = op.freeze(x0, generator=seeds.generator(2))
+
+    def restore(x: Tensor, t: int, frozen: Frozen) -> Tensor:
+        return torch.tanh(x)
+
+    x = x_t = op(x0, 8, frozen)
+    for s in range(8, 0, -1):
+        a_s, a_r = op.abar[s], op.abar[s - 1]
+        z_hat = (x - a_s.sqrt() * torch.tanh(x)) / (1 - a_s).sqrt()
+        x = a_r.sqrt() * torch.tanh(x) + (1 - a_r).sqrt() * z_hat
+    for sampler in ("tacos", "naive"):
+        found = final(sample(restore, op, x_t, 8, unknown, sampler=sampler))
+        torch.testing.assert_close(found, x.float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("t", "stride", "severities"), [(5, 1, [4, 3, 2, 1, 0]), (5, 2, [3, 1, 0]), (4, 9, [0])])
+def test_strides_end_at_zero(t, stride, severities):
+    op, x0 = degradations.build("blur", steps=5, kernel_size=5), batch()
+    seen = []
+
+    def restore(x: Tensor, s: int, frozen: Frozen) -> Tensor:
+        seen.append(s)
+        return x
+
+    steps = list(sample(restore, op, op(x0, t), t, Frozen(), stride=stride))
+    assert [step.severity for step in steps] == severities
+    assert seen == [t, *severities[:-1]]
+    assert [step.index for step in steps] == list(range(1, len(severities) + 1))
+    assert {step.count for step in steps} == {len(severities)}
+
+
+def test_direct_is_one_evaluation():
+    op, x0 = degradations.build("blur", steps=5, kernel_size=5), batch()
+    steps = list(sample(lambda x, t, f: 2 * x, op, x0, 5, Frozen(), sampler="direct"))
+    assert len(steps) == 1
+    assert torch.equal(steps[0].x, 2 * x0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sampler": "taco"}, "Did you mean 'tacos'"),
+        ({"t": 0}, "out of range"),
+        ({"t": 6}, "out of range"),
+        ({"stride": 0}, "stride"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_runs(values, words):
+    op = degradations.build("blur", steps=5, kernel_size=5)
+    request = {"t": 5, "frozen": Frozen()} | values
+    with pytest.raises(UsageError) as refusal:
+        sample(lambda x, t, f: x, op, batch(), **request)
+    assert words in str(refusal.value)

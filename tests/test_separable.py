@@ -1,0 +1,50 @@
+"""The composed convolutions: matrices against FFT, and kernels wider than the picture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colddiff_core import seeds, separable
+from colddiff_core.separable import ConvolutionStack, gaussian
+
+
+def stack(padding: str, size: int = 5, steps: int = 7) -> ConvolutionStack:
+    return ConvolutionStack(torch.stack([gaussian(0.5 + 0.2 * i, size) for i in range(steps)]), padding)
+
+
+@pytest.mark.parametrize("padding", ["circular", "reflect"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (16, 16), (17, 30)])
+def test_fft_equals_matrices(padding, shape, monkeypatch):
+    x = torch.rand(3, 2, *shape, generator=seeds.generator(0))
+    for t in (3, torch.tensor([0, 2, 7])):
+        dense = stack(padding).apply(x, t)
+        with monkeypatch.context() as patch:
+            patch.setattr(separable, "DENSE_TABLE_BYTES", 0)
+            by_fft = stack(padding).apply(x, t)
+        torch.testing.assert_close(dense, by_fft, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("padding", "period"), [("circular", [0, 1, 2, 3]), ("reflect", [0, 1, 2, 3, 2, 1])])
+def test_a_kernel_wider_than_the_picture_sees_it_repeated(padding, period):
+    row = torch.rand(1, 1, 1, 4, generator=seeds.generator(0))
+    weights = gaussian(3.0, 11).float()
+    wanted = [sum(weights[k + 5] * row[0, 0, 0, period[(j + k) % len(period)]] for k in range(-5, 6)) for j in range(4)]
+    found = ConvolutionStack(gaussian(3.0, 11)[None], padding).apply(row, 1)
+    torch.testing.assert_close(found[0, 0, 0], torch.stack(wanted), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["circular", "reflect"])
+def test_a_constant_stays_constant(padding):
+    x = torch.full((1, 1, 12, 15), 0.37)
+    torch.testing.assert_close(stack(padding).apply(x, 7), x, rtol=0, atol=1e-6)
+
+
+def test_the_floor_bounds_what_noise_can_become():
+    """Noise of a heavily blurred picture grows by at most 1 / (2 floor), both axes together."""
+    heavy = ConvolutionStack(torch.stack([gaussian(7.0, 11)] * 20), "circular")
+    noise = torch.randn(4, 1, 32, 32, generator=seeds.generator(0))
+    for floor in (1e-2, 1e-4):
+        for t in (1, 5, 20):
+            grown = heavy.invert(noise, t, floor).norm() / noise.norm()
+            assert grown <= 1.01 / (2 * floor)
