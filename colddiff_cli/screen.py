@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
 COLUMNS = 80
-SHOWN = 4  # images that a terminal of ordinary height has room for
+SHOWN = 4  # images on a terminal with room for them
+PROMPT_LINES = 4  # what a picture leaves to the text after it
 
 
 class Screen:
@@ -51,8 +52,10 @@ class Screen:
             return
         from textual_image.renderable import Image as Renderable  # importing it asks the terminal what it can do
 
-        width = min(self.console.width, COLUMNS)
-        self.console.print(Renderable(picture, width=width))
+        # A cell is about twice as high as wide; a picture higher than the screen would scroll out of sight.
+        fitting = 2 * (self.console.height - PROMPT_LINES) * picture.width // picture.height
+        width = max(1, min(self.console.width, COLUMNS, fitting))
+        self.console.print(Renderable(picture, width=width, height="auto"))
 
     def rows(self, columns: Mapping[str, Tensor]) -> None:
         """Draw the first images of a sheet where there is a terminal: a row each, a column per kind."""
@@ -62,8 +65,12 @@ class Screen:
 
         from colddiff_core import images
 
-        abreast = torch.cat(list(columns.values()), dim=-1)[:SHOWN]
-        self.say(" | ".join(columns))
+        lines = COLUMNS // len(columns) // 2  # of one image at full width
+        count = max(1, min(SHOWN, (self.console.height - PROMPT_LINES) // lines))
+        framed = [torch.nn.functional.pad(stack[:count], (1, 1, 1, 1), value=-1.0) for stack in columns.values()]
+        abreast = torch.cat(framed, dim=-1)
+        each = min(self.console.width, COLUMNS) // len(columns)
+        self.say("".join(f"{name:<{each}}" for name in columns))
         self.picture(images.to_pillow(images.tile(abreast, columns=1)))
 
     def result(self, values: Mapping[str, Any], last: Path | None = None) -> None:
