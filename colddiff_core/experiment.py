@@ -11,10 +11,11 @@ from torch import Tensor
 
 from colddiff_core import __version__, checkpoint, datasets, degradations, devices, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
+from colddiff_core.degradations.base import Generators, draw_integers
 from colddiff_core.errors import UsageError
 from colddiff_core.images import quantize
 from colddiff_core.models import Restorer, UNet
-from colddiff_core.presets import Config
+from colddiff_core.presets import Config, DataConfig
 from colddiff_core.runs import Run
 
 
@@ -27,31 +28,64 @@ class Experiment:
     restorer: Restorer
     channels: int
     device: torch.device
+    second: datasets.ImageSet | None = None
 
     def observe(self, x_t: Tensor) -> Tensor:
         """Return what the network gets to see of x_t: rounded to 8 bits where the preset says so."""
         return quantize(x_t, self.config.degradation.quantize)
 
+    def freeze(self, x0: Tensor, generator: Generators) -> Frozen:
+        """Draw everything random about the images, pictures of the second data set among it."""
+        if self.second is None:
+            return self.operator.freeze(x0, generator=generator)
+        picked = draw_integers(x0, generator, len(self.second))
+        fields = {self.operator.second_field: self.second.images(picked).to(x0.device)}
+        return self.operator.freeze(x0, generator=generator, **fields)
+
     def degrade(self, x0: Tensor, t: int, seed: int, first: int = 0) -> tuple[Tensor, Frozen]:
         """Return (x_t, frozen) of test images numbered from `first`, each with its own generator."""
-        frozen = self.operator.freeze(x0, generator=seeds.image_generators(seed, range(first, first + len(x0))))
+        frozen = self.freeze(x0, seeds.image_generators(seed, range(first, first + len(x0))))
         return self.observe(self.operator(x0, t, frozen)), frozen
 
 
 def load_images(config: Config, split: datasets.base.Split, channels: int = 0) -> datasets.ImageSet:
     """Return a split of the configured data set; errors as the data set says."""
-    directory = Path(config.data.directory) if config.data.directory else None
-    request = datasets.Request(
-        split, config.data.size, channels or config.data.channels, directory, config.data.download
-    )
-    return datasets.load(config.data.dataset, request)
+    return _load(config.data, config.data.dataset, config.data.directory, split, channels or config.data.channels)
 
 
-def build(config: Config, channels: int, device: torch.device) -> Experiment:
+def load_second(
+    config: Config, operator: Degradation, split: datasets.base.Split, channels: int
+) -> datasets.ImageSet | None:
+    """Return a split of the second data set where the operator mixes one in, else None.
+
+    Raises UsageError where one is needed and none is configured.
+    """
+    data = config.data
+    if not operator.second_field:
+        return None
+    if not data.second:
+        names = ", ".join(datasets.names())
+        raise UsageError(f"{operator.name} mixes in images of a second data set.", f"Name it: data.second={names}.")
+    found = _load(data, data.second, data.second_directory or data.directory, split, channels)
+    if found.channels != channels:
+        raise UsageError(
+            f"data.second = {data.second} has {found.channels} channels and {data.dataset} has {channels}.",
+            "Set data.channels=3 to make both colour, or 1 for gray.",
+        )
+    return found
+
+
+def _load(data: DataConfig, name: str, place: str, split: datasets.base.Split, channels: int) -> datasets.ImageSet:
+    directory = Path(place) if place else None
+    return datasets.load(name, datasets.Request(split, data.size, channels, directory, data.download))
+
+
+def build(config: Config, channels: int, device: torch.device, split: datasets.base.Split = "train") -> Experiment:
     """Return the parts for images of `channels` channels, the network with fresh weights.
 
-    The weights follow from train.seed. Raises UsageError for an operator, parameter or combination
-    that cannot be, and for an image size that the network cannot take.
+    The weights follow from train.seed; `split` is that of a second data set, where there is one.
+    Raises UsageError for an operator, parameter or combination that cannot be, and for an image size
+    that the network cannot take.
     """
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
     sampling.find(config.sample.sampler)
@@ -77,7 +111,7 @@ def build(config: Config, channels: int, device: torch.device) -> Experiment:
     # Convolutions are fastest with the channels innermost, on CPU and CUDA alike.
     unet = unet.to(device).to(memory_format=torch.channels_last)
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor)
-    return Experiment(config, operator, restorer, channels, device)
+    return Experiment(config, operator, restorer, channels, device, load_second(config, operator, split, channels))
 
 
 def versions() -> dict[str, str]:
@@ -85,14 +119,14 @@ def versions() -> dict[str, str]:
     return {"colddiff": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
 
 
-def open_run(run: Run, device: torch.device) -> tuple[Experiment, int]:
+def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) -> tuple[Experiment, int]:
     """Return a run's experiment with the averaged weights of its newest checkpoint, and that step.
 
     Raises UsageError where the run has no checkpoint or its files are damaged.
     """
     path = run.newest_checkpoint()
     state = checkpoint.read_state(path)
-    experiment = build(run.config(), int(state["channels"]), device)
+    experiment = build(run.config(overrides), int(state["channels"]), device, "test")
     checkpoint.load_weights(path / "ema.safetensors", experiment.restorer.unet)
     experiment.restorer.eval()
     return experiment, int(state["step"])

@@ -5,6 +5,7 @@ In memory a picture is float32 (C, H, W) in [-1, 1]; on disk it is 8 bits.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,12 +35,15 @@ def read(path: Path, *, size: int = 0, channels: int = 0) -> Tensor:
     return to_floats(torch.from_numpy(read_bytes(path, size=size, channels=channels)))
 
 
-def read_bytes(path: Path, *, size: int = 0, channels: int = 0) -> np.ndarray:
-    """Return a picture file as (C, H, W) uint8; arguments and errors as in `read`."""
+def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
+    """Return a picture file as (C, H, W) uint8; arguments and errors as in `read`.
+
+    `content` is the file's own where it lies in an archive; `path` then only names it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(path if content is None else io.BytesIO(content)) as opened:
                 opened.load()
                 picture = _plain(ImageOps.exif_transpose(opened), channels)
     except FileNotFoundError:

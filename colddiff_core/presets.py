@@ -26,6 +26,8 @@ class DataConfig:
     channels: int = setting(0, "1 for gray, 3 for colour, 0 for what the data set has", minimum=0)
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "where the files lie; the user's cache folder if empty")
+    second: str = setting("", "data set whose images an operator such as animorph mixes in")
+    second_directory: str = setting("", "where the second data set's files lie; as the first's if empty")
     download: bool = setting(True, "fetch the files where they are absent")
 
 

@@ -1,4 +1,4 @@
-"""Exact composed convolutions along both axes of an image: A_t X B_t^T at one price for every t.
+"""Exact composed operators along both axes of an image: A_t X B_t^T at one price for every t.
 
 A convolution by a symmetric kernel with circular padding is diagonal in the Fourier basis; with
 reflect padding (the border pixel not repeated) it is circular on the mirrored signal, hence diagonal
@@ -9,6 +9,7 @@ once in float64 for every t and either folded into one n x n matrix per t or app
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -60,51 +61,47 @@ def _basis(n: int, padding: str) -> tuple[Tensor, Tensor, Tensor]:
     return analysis, synthesis, torch.arange(n)
 
 
-class ConvolutionStack:
-    """x -> A_t x B_t^T, where A_t and B_t convolve columns and rows by the first t kernels in turn.
+class SeparableStack:
+    """x -> A_t x B_t^T for t = 0..T, A_t and B_t of one family, by tables built when a size is first seen.
 
-    kernels: (T, k) float64, symmetric, k odd; padding: "circular" or "reflect". Tables are built when
-    a size is first seen and kept for that size and device. Equal to the literal chain of convolutions
-    to float32 precision, and defined where a kernel is wider than the image, which the chain is not.
-
-    Source: Bansal et al. 2022, section 4.1 (x_t = M_t * ... * M_1 * x_0).
+    A subclass says how A_t is built and how it splits into synthesis @ diag(gain) @ analysis.
     """
 
-    def __init__(self, kernels: Tensor, padding: str) -> None:
-        self.kernels = kernels
-        self.padding = padding
-        self.steps = kernels.shape[0]
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self._tables: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def apply(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Return A_t x B_t^T for x (B, C, H, W) float32, t an int or (B,) int64 in 0..T."""
-        height, width = x.shape[-2:]
-        if self._is_dense(height) and self._is_dense(width):
-            columns = self._pick("matrix", height, x.device, t)
-            rows = self._pick("matrix", width, x.device, t)
-            return columns @ x @ rows.mT
-        return self._convolve(self._convolve(x, t, -1), t, -2)
+        columns = self._pick("matrix", x.shape[-2], x.device, t)
+        rows = self._pick("matrix", x.shape[-1], x.device, t)
+        return columns @ x @ rows.mT
 
     def invert(self, x_t: Tensor, t: int | Tensor, floor: float) -> Tensor:
         """Undo A_t X B_t^T where it left something to undo: each gain g becomes g / (g^2 + floor^2).
 
-        g is the product of both axes' gains, so the noise of a pair of weak frequencies is held back
+        g is the product of both axes' gains, so the noise of a pair of weak components is held back
         as well; `floor` is the noise of x_t over the spread of the picture.
 
         Shapes: x_t (B, C, H, W) float32, t an int or (B,) int64; returns (B, C, H, W) float32.
         """
-        height, width = x_t.shape[-2:]
-        vertical = self._pick("gain", height, x_t.device, t)[..., :, None]
-        horizontal = self._pick("gain", width, x_t.device, t)[..., None, :]
-        gain = vertical * horizontal
-        weight = gain / (gain.square() + floor**2)
-        analysis_h, synthesis_h = self._bases(height, x_t.device)
-        analysis_w, synthesis_w = self._bases(width, x_t.device)
-        coefficients = analysis_h @ x_t @ analysis_w.mT
-        return synthesis_h @ (coefficients * weight) @ synthesis_w.mT
+        analysis_h, vertical, synthesis_h = self._split(x_t.shape[-2], x_t.device, t)
+        analysis_w, horizontal, synthesis_w = self._split(x_t.shape[-1], x_t.device, t)
+        gain = vertical[..., :, None] * horizontal[..., None, :]
+        components = (analysis_h @ x_t @ analysis_w.mT) * (gain / (gain.square() + floor**2))
+        return synthesis_h @ components @ synthesis_w.mT
 
-    def _is_dense(self, n: int) -> bool:
-        return (self.steps + 1) * n * n * 4 <= DENSE_TABLE_BYTES
+    def is_dense(self, x: Tensor) -> bool:
+        """Tell whether tables of matrices for both sides of x stay within memory."""
+        return all((self.steps + 1) * n * n * 4 <= DENSE_TABLE_BYTES for n in x.shape[-2:])
+
+    def _split(self, n: int, device: torch.device, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (analysis, gain, synthesis) of A_t^-1: components of x_t, their gains, and the way back."""
+        raise TypeError(f"{type(self).__name__} does not define _split")
+
+    def _build(self, kind: str, n: int) -> Tensor:
+        """Return a table of a kind for n samples, in the dtype it is used in."""
+        raise TypeError(f"{type(self).__name__} does not define _build")
 
     def _pick(self, kind: str, n: int, device: torch.device, t: int | Tensor) -> Tensor:
         """Return a table's entry for t, with room for the channel axis where t is per image."""
@@ -117,8 +114,48 @@ class ConvolutionStack:
             self._tables[key] = self._build(kind, n).to(device)
         return self._tables[key]
 
-    def _bases(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self._table("analysis", n, device), self._table("synthesis", n, device)
+
+class MatrixStack(SeparableStack):
+    """A SeparableStack of any matrices: `build(n)` gives A_t for t = 0..T, (T + 1, n, n) float64."""
+
+    def __init__(self, build: Callable[[int], Tensor], steps: int) -> None:
+        super().__init__(steps)
+        self.build = build
+
+    def _split(self, n: int, device: torch.device, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        analysis, gain, synthesis = (self._pick(kind, n, device, t) for kind in ("analysis", "gain", "synthesis"))
+        return analysis, gain, synthesis
+
+    def _build(self, kind: str, n: int) -> Tensor:
+        if kind == "matrix":
+            return self.build(n).float()
+        left, gain, right = torch.linalg.svd(self.build(n))
+        return {"analysis": left.mT, "gain": gain, "synthesis": right.mT}[kind].float().contiguous()
+
+
+class ConvolutionStack(SeparableStack):
+    """x -> A_t x B_t^T, where A_t and B_t convolve columns and rows by the first t kernels in turn.
+
+    kernels: (T, k) float64, symmetric, k odd; padding: "circular" or "reflect". Equal to the literal
+    chain of convolutions to float32 precision, and defined where a kernel is wider than the image,
+    which the chain is not. Where tables of matrices would be too large the gains are applied by FFT.
+
+    Source: Bansal et al. 2022, section 4.1 (x_t = M_t * ... * M_1 * x_0).
+    """
+
+    def __init__(self, kernels: Tensor, padding: str) -> None:
+        super().__init__(len(kernels))
+        self.kernels = kernels
+        self.padding = padding
+
+    def apply(self, x: Tensor, t: int | Tensor) -> Tensor:
+        if self.is_dense(x):
+            return super().apply(x, t)
+        return self._convolve(self._convolve(x, t, -1), t, -2)
+
+    def _split(self, n: int, device: torch.device, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gain = self._pick("gain", n, device, t)
+        return self._table("analysis", n, device), gain, self._table("synthesis", n, device)
 
     def _build(self, kind: str, n: int) -> Tensor:
         if kind == "spectrum":
@@ -140,12 +177,16 @@ class ConvolutionStack:
 
     def _convolve(self, x: Tensor, t: int | Tensor, axis: int) -> Tensor:
         """Convolve along one axis by FFT: for sizes whose table of matrices would be too large."""
-        n = x.shape[axis]
-        signal = x.movedim(axis, -1)
-        if self.padding == "reflect" and n > 2:
-            signal = torch.cat([signal, signal[..., 1:-1].flip(-1)], -1)
-        gain = self._pick("spectrum", n, x.device, t)
+        gain = self._pick("spectrum", x.shape[axis], x.device, t)
         if not isinstance(t, int):
             gain = gain.unsqueeze(1)
+        # A channel at a time: the mirrored signal and its spectrum take six times the room of what is convolved.
+        parts = [self._convolve_rows(part.movedim(axis, -1), gain) for part in x.split(1, 1)]
+        return torch.cat(parts, 1).movedim(-1, axis)
+
+    def _convolve_rows(self, signal: Tensor, gain: Tensor) -> Tensor:
+        n = signal.shape[-1]
+        if self.padding == "reflect" and n > 2:
+            signal = torch.cat([signal, signal[..., 1:-1].flip(-1)], -1)
         spectrum = torch.fft.rfft(signal).mul_(gain)
-        return torch.fft.irfft(spectrum, n=signal.shape[-1])[..., :n].movedim(-1, axis)
+        return torch.fft.irfft(spectrum, n=signal.shape[-1])[..., :n]

@@ -50,7 +50,8 @@ def _hints(owner: type) -> dict[str, Any]:
 def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     help_text = field.metadata["help"]
     if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
+        # By type as well: True is 1 to `in`.
+        if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             raise UsageError(f"{what} is not a choice.", f"Choices: {', '.join(map(str, typing.get_args(hint)))}.")
         return value
     if typing.get_origin(hint) is tuple:

@@ -132,7 +132,7 @@ class Trainer:
                 mirrored = torch.rand(len(x0), generator=numbers).to(device) < 0.5
                 x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
             t = torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers).to(device)
-            frozen = operator.freeze(x0, generator=fields)
+            frozen = experiment.freeze(x0, fields)
             x_t = experiment.observe(operator(x0, t, frozen))
             losses = (experiment.restorer(x_t, t, frozen) - x0).abs().mean((1, 2, 3))
             (losses.sum() / len(indices)).backward()

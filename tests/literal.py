@@ -29,7 +29,7 @@ def blur(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     return x.float()
 
 
-def noise(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
+def mixture(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     """The product of alphas, one factor a step, over the cosine schedule's betas."""
 
     def shape(u: float) -> float:
@@ -41,4 +41,90 @@ def noise(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     return math.sqrt(kept) * x0 + math.sqrt(1 - kept) * frozen.z
 
 
-FORMS = {"blur": blur, "noise": noise}
+def mask(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
+    """One mask after another, each a full picture, image by image."""
+    height, width = x0.shape[-2:]
+    made = []
+    for image, row, col, color in zip(x0, frozen.center_row, frozen.center_col, frozen.color, strict=True):
+        y, x = torch.meshgrid(torch.arange(height) - row, torch.arange(width) - col, indexing="ij")
+        kept = torch.ones(height, width, dtype=torch.float64)
+        for i in range(t):
+            kept = kept * (1 - torch.exp(-(y**2 + x**2).double() / (2 * (op.std + op.growth * i) ** 2)))
+        hole = color[:, None, None] if op.fill == "color" else 0.0
+        made.append(kept * image + (1 - kept) * hole)
+    return torch.stack(made).float()
+
+
+def pixelate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
+    """Down and up again, t times."""
+    x, (height, width) = x0.double(), x0.shape[-2:]
+    for i in range(t):
+        low = F.interpolate(x, size=(height // 2 ** (i + 1), width // 2 ** (i + 1)), mode=op.mode)
+        x = F.interpolate(low, size=(height, width), mode="nearest-exact")
+    return x.float()
+
+
+def desaturate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
+    """A 1 x 1 convolution a step, each z(alpha) of appendix A.4, so that t of them compose to z(t / T)."""
+    x, channels = x0.double(), x0.shape[1]
+    for i in range(t):
+        alpha = 1 / (op.steps - i) if op.schedule == "linear" else 1 - op.rate
+        z = alpha * torch.full((channels, channels), 1 / channels) + (1 - alpha) * torch.eye(channels)
+        x = torch.einsum("dc,bchw->bdhw", z.double(), x)
+    return x.float()
+
+
+def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
+    """One picture at a time, every pixel's neighbours by hand (appendix A.5)."""
+    if t == 0:
+        return x0
+    zoom, threshold, taps, sigma, lightening = {
+        1: (3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
+        2: (2.5, (1.15, 0.7), 11, (0.05, 12.0), (0.95, 0.55)),
+        3: (2.5, (1.15, 0.7), 11, (0.05, 16.0), (0.95, 0.4)),
+        4: (2.5, (1.15, 0.55), 11, (0.05, 20.0), (0.95, 0.3)),
+    }[op.level]
+    share = (t - 1) / (op.steps - 1) if op.steps > 1 else 0.0
+    now = [ends[0] + share * (ends[1] - ends[0]) for ends in (threshold, sigma, lightening)]
+    weights = [math.exp(-((k - taps // 2) ** 2) / (2 * now[1] ** 2)) for k in range(taps)]
+    made = []
+    for image, seeds, vertical in zip((x0.double() + 1) / 2, frozen.seed_matrix.double(), frozen.vertical, strict=True):
+        flakes = seeds
+        for axis in (0, 1):
+            n = flakes.shape[axis]
+            crop = math.ceil(n / zoom)
+            rows = flakes.movedim(axis, 0)[(n - crop) // 2 : (n - crop) // 2 + crop]
+            size = round(crop * zoom)
+            magnified = []
+            for j in range(size):
+                place = j * (crop - 1) / max(size - 1, 1)
+                low = min(int(place), max(crop - 2, 0))
+                high = min(low + 1, crop - 1)
+                magnified.append(rows[low] + (place - low) * (rows[high] - rows[low]))
+            trim = (size - n) // 2
+            flakes = torch.stack(magnified[trim : trim + n]).movedim(0, axis)
+        flakes = torch.where(flakes > now[0], flakes, 0.0).clamp(0, 1)
+        if vertical:
+            flakes = flakes.T
+        padded = F.pad(flakes, (taps // 2, taps // 2))
+        layer = sum(w * padded[:, k : k + flakes.shape[1]] for k, w in enumerate(weights)) / sum(weights)
+        if vertical:
+            layer = layer.T
+        x = image
+        if op.brighten:
+            luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(3, 1, 1)
+            gray = (x * luma).sum(0) if len(x) == 3 else x.mean(0)
+            x = now[2] * x + (1 - now[2]) * torch.maximum(x, (1.5 * gray + 0.5).expand_as(x))
+        made.append((x + layer + layer.rot90(2)).clamp(0, 1) * 2 - 1)
+    return torch.stack(made).float()
+
+
+FORMS = {
+    "animorph": mixture,
+    "blur": blur,
+    "desaturate": desaturate,
+    "mask": mask,
+    "noise": mixture,
+    "pixelate": pixelate,
+    "snow": snow,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import literal
 import pytest
@@ -23,25 +24,44 @@ VARIANTS = {
         for padding in ("circular", "reflect")
     ]
     + [{"kernel_size": 5, "final_mean": True}],
+    "mask": [
+        {"location": "center"},
+        {"fill": "color", "std": 0.05, "growth": 0.3},
+        {"std": 9.0, "growth": 40.0},  # too wide for a table of squared distances
+    ],
+    "pixelate": [{"mode": "bilinear"}, {"mode": "area"}],
+    "desaturate": [{"schedule": "constant", "rate": 0.7}],
+    "snow": [{"level": 1}, {"level": 2, "brighten": True}, {"level": 4, "brighten": True}],
 }
+COLOUR_ONLY = {"desaturate"}
+MOST_STEPS = {"pixelate": 2}  # what a side of 5 pixels can be halved
+COMPOSITIONS = ("blur+noise", "mask+snow", "pixelate+mask+blur")
 
 
 def variants() -> list[tuple[str, dict]]:
-    return [(name, v) for name in degradations.names() for v in [{}, *VARIANTS.get(name, [])]]
+    alone = [(name, v) for name in degradations.names() for v in [{}, *VARIANTS.get(name, [])]]
+    return alone + [(name, {"pixelate.steps": 2} if "pixelate" in name else {}) for name in COMPOSITIONS]
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Degradation, Tensor]:
     """An operator and a batch: 1 or 3 channels, odd and non-square sizes."""
     name, values = draw(st.sampled_from(variants()))
-    op = degradations.build(name, steps=draw(st.integers(1, 12)), **values)
-    shape = draw(st.tuples(st.integers(2, 4), st.sampled_from([1, 3]), st.integers(5, 20), st.integers(5, 20)))
+    op = degradations.build(name, steps=draw(st.integers(1, MOST_STEPS.get(name, 12))), **values)
+    channels = [3] if name in COLOUR_ONLY else [1, 3]
+    shape = draw(st.tuples(st.integers(2, 4), st.sampled_from(channels), st.integers(5, 20), st.integers(5, 20)))
     x0 = torch.rand(shape, generator=seeds.generator(draw(st.integers(0, 2**31)))) * 2 - 1
     return op, x0
 
 
 def freeze(op: Degradation, x0: Tensor) -> degradations.Frozen:
-    return op.freeze(x0, generator=seeds.image_generators(0, range(len(x0))))
+    generators = seeds.image_generators(0, range(len(x0)))
+    return op.freeze(x0, generator=generators, **second(op, x0))
+
+
+def second(op: Degradation, x0: Tensor) -> dict[str, Tensor]:
+    """Pictures for an operator that mixes in a second data set."""
+    return {op.second_field: x0.flip(-1, -2) * 0.9} if op.second_field else {}
 
 
 @given(cases())
@@ -80,20 +100,25 @@ def test_each_image_has_its_own_t_and_no_neighbours(case, data):
 def test_an_images_randomness_is_its_own(case):
     op, x0 = case
     together = freeze(op, x0)
-    alone = op.freeze(x0[1:2], generator=seeds.image_generators(0, [1]))
+    others = {name: images[1:2] for name, images in second(op, x0).items()}
+    alone = op.freeze(x0[1:2], generator=seeds.image_generators(0, [1]), **others)
     for field in dataclasses.fields(together):
         assert torch.equal(getattr(together, field.name)[1:2], getattr(alone, field.name))
-        given_back = op.freeze(x0, **{field.name: getattr(together, field.name)})
-        assert getattr(given_back, field.name) is getattr(together, field.name)
+        given_back = op.freeze(x0, **second(op, x0) | {field.name: getattr(together, field.name)})
+        assert torch.equal(getattr(given_back, field.name), getattr(together, field.name))
 
 
 @given(cases(), st.data())
 def test_equals_the_literal_chain(case, data):
     op, x0 = case
-    if getattr(op, "kernel_size", 1) // 2 >= min(x0.shape[-2:]):
+    parts = getattr(op, "parts", (op,))
+    if any(getattr(part, "kernel_size", 1) // 2 >= min(x0.shape[-2:]) for part in parts):
         return  # the literal padding cannot reach that far; test_separable.py covers it
     frozen, t = freeze(op, x0), data.draw(st.integers(0, op.steps))
-    wanted = literal.FORMS[op.name](op, x0, t, frozen)
+    wanted = x0
+    for index, part in enumerate(parts):
+        own = op._part(frozen, index) if len(parts) > 1 else frozen
+        wanted = literal.FORMS[part.name](part, wanted, math.ceil(t * part.steps / op.steps), own)
     torch.testing.assert_close(op(x0, t, frozen), wanted, rtol=0, atol=1e-5)
 
 
@@ -106,9 +131,14 @@ def test_the_inverse_is_finite_and_exact_where_little_is_lost(case, data):
             op.invert(x0, t, frozen, 1e-5)
         return
     mixed = torch.full((len(x0),), t)
-    inverse = op.invert(op(x0, t, frozen), t, frozen, 1e-5)
+    x_t = op(x0, t, frozen)
+    inverse = op.invert(x_t, t, frozen, 1e-3)
     assert inverse.isfinite().all()
-    torch.testing.assert_close(inverse, op.invert(op(x0, t, frozen), mixed, frozen, 1e-5), rtol=0, atol=2e-2)
+    torch.testing.assert_close(inverse, op.invert(x_t, mixed, frozen, 1e-3), rtol=0, atol=1e-3)
+    if op.name not in ("noise", "animorph") and "+" not in op.name:
+        # What the inverse explains is what is there: degraded again it gives x_t, but for what the floor held back.
+        again = op(inverse, t, frozen)
+        assert (again - x_t).square().mean() <= x_t.square().mean() * 0.5 + 1e-3
 
 
 def test_blur_is_undone_where_it_left_enough():
@@ -119,13 +149,43 @@ def test_blur_is_undone_where_it_left_enough():
         assert (op(x0, 4) - x0).abs().max() > 0.5
 
 
-def test_reestimated_noise_is_the_noise():
-    op = degradations.build("noise", steps=50)
+@pytest.mark.parametrize("name", ["noise", "animorph", "blur+noise"])
+def test_reestimated_noise_is_the_noise(name):
+    op = degradations.build(name, steps=50)
     x0 = torch.rand(3, 1, 8, 8, generator=seeds.generator(1)) * 2 - 1
-    frozen = op.freeze(x0, generator=seeds.generator(2))
+    frozen = freeze(op, x0)
     t = torch.tensor([5, 25, 50])
-    found = op.reestimate(op(x0, t, frozen), x0, t, frozen)
+    unknown = op.freeze(x0, z=torch.zeros_like(x0))
+    found = op.reestimate(op(x0, t, frozen), x0, t, unknown)
     torch.testing.assert_close(found.z, frozen.z, rtol=0, atol=1e-4)
+
+
+def test_a_side_that_cannot_be_halved_is_named():
+    op = degradations.build("pixelate", steps=5)
+    with pytest.raises(UsageError, match="16 pixels cannot be halved 5 times") as refusal:
+        op(torch.zeros(1, 1, 32, 16), 1)
+    assert "at most 4 steps" in str(refusal.value)
+
+
+def test_colour_is_needed_to_drain_it():
+    with pytest.raises(UsageError, match="needs a colour picture"):
+        degradations.build("desaturate")(torch.zeros(1, 1, 8, 8), 1)
+    gray = degradations.build("desaturate", steps=4)(torch.rand(1, 3, 8, 8, generator=seeds.generator(0)), 4)
+    torch.testing.assert_close(gray, gray.mean(1, keepdim=True).expand_as(gray), rtol=0, atol=1e-6)
+
+
+def test_big_pictures_take_the_other_path_to_the_same_picture():
+    op = degradations.build("pixelate", steps=3)
+    x0 = torch.rand(1, 1, 20, 33, generator=seeds.generator(0))
+    torch.testing.assert_close(op._chain(x0, 3), op(x0, 3), rtol=0, atol=1e-6)
+
+
+def test_each_image_has_its_own_snow():
+    op = degradations.build("snow", steps=10)
+    x0 = torch.zeros(4, 3, 16, 16)
+    x_t = op(x0, 10, freeze(op, x0))
+    assert all(not torch.equal(x_t[0], other) for other in x_t[1:])
+    assert torch.equal(x_t[:, 0], x_t[:, 2])
 
 
 def test_final_mean_is_the_mean_of_each_channel():
@@ -142,10 +202,9 @@ def test_parameters_carry_help_and_are_checked(name):
     for field in dataclasses.fields(op):
         if field.init:
             assert field.metadata["help"]
-    with pytest.raises(UsageError, match="out of range"):
-        op(torch.zeros(1, 3, 8, 8), op.steps + 1)
-    with pytest.raises(UsageError, match="out of range"):
-        op(torch.zeros(1, 3, 8, 8), torch.tensor([-1]))
+    for t in (op.steps + 1, torch.tensor([-1])):
+        with pytest.raises(UsageError, match="out of range"):
+            op(torch.zeros(1, 3, 8, 8), t)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +221,14 @@ def test_parameters_carry_help_and_are_checked(name):
         ("blur", {"kernel_size": 4}, "no centre"),
         ("blur", {"padding": "zero"}, "circular, reflect"),
         ("noise", {"schedule": "linear"}, "cosine"),
+        ("mask", {"location": "left"}, "random, center"),
+        ("desaturate", {"rate": 1.5}, "adds colour"),
+        ("snow", {"level": 5}, "1, 2, 3, 4"),
+        ("snow", {"level": True}, "1, 2, 3, 4"),
+        ("snow+blurr", {}, "Did you mean 'blur'"),
+        ("snow+blur", {"levl": 3}, "Did you mean 'level'"),
+        ("snow+blur", {"blur.stdd": 3}, "Did you mean 'std'"),
+        ("noise+animorph", {"schedule": "cosine"}, "noise.schedule or animorph.schedule"),
     ],
 )
 def test_bad_values_are_refused_by_name(name, values, words):
@@ -173,5 +240,7 @@ def test_bad_values_are_refused_by_name(name, values, words):
 def test_randomness_must_be_frozen_first():
     with pytest.raises(UsageError, match="frozen"):
         degradations.build("noise")(torch.zeros(1, 1, 4, 4), 3)
+    with pytest.raises(UsageError, match="second data set"):
+        degradations.build("animorph").freeze(torch.zeros(1, 1, 4, 4))
     with pytest.raises(UsageError, match="no random field"):
         degradations.build("noise").freeze(torch.zeros(1, 1, 4, 4), y=torch.zeros(1))

@@ -33,11 +33,12 @@ def evaluate(
     """Measure degraded, direct, sampled and naive restorations by RMSE, PSNR and SSIM."""
     screen = Screen(json)
     found = runs.find(run)
-    config = found.config(tuple(options.data_override(data_dir)))
+    overrides = tuple(options.data_override(data_dir))
+    config = found.config(overrides)
 
     from colddiff_core import devices, evaluation, experiment
 
-    built, step = experiment.open_run(found, devices.choose(device))
+    built, step = experiment.open_run(found, devices.choose(device), overrides)
     severity = built.operator.steps if t is None else t
     if not 1 <= severity <= built.operator.steps:
         raise UsageError(

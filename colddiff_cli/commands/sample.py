@@ -46,11 +46,12 @@ def sample(
     """Degrade images with the run's operator, restore them, and write a sheet of both."""
     screen = Screen(json)
     found, files = _run_and_files(arguments or [])
-    config = found.config(tuple(options.data_override(data_dir)))
+    overrides = tuple(options.data_override(data_dir))
+    config = found.config(overrides)
 
     from colddiff_core import devices, experiment, images, sampling
 
-    built, step = experiment.open_run(found, devices.choose(device))
+    built, step = experiment.open_run(found, devices.choose(device), overrides)
     severity = built.operator.steps if t is None else t
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     chosen_seed = config.train.seed if seed is None else seed

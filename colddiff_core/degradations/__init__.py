@@ -1,8 +1,13 @@
 """The degradations, by name."""
 
 from colddiff_core.degradations import blur as _blur
-from colddiff_core.degradations import noise as _noise
-from colddiff_core.degradations.base import Degradation, Frozen, build, find, names, register
+from colddiff_core.degradations import desaturate as _desaturate
+from colddiff_core.degradations import mask as _mask
+from colddiff_core.degradations import mixture as _mixture
+from colddiff_core.degradations import pixelate as _pixelate
+from colddiff_core.degradations import snow as _snow
+from colddiff_core.degradations.base import Degradation, Frozen
+from colddiff_core.degradations.registry import build, find, names, register
 
 __all__ = ["Degradation", "Frozen", "build", "find", "names", "register"]
-_REGISTERED = (_blur, _noise)
+_REGISTERED = (_blur, _desaturate, _mask, _mixture, _pixelate, _snow)

@@ -1,15 +1,14 @@
-"""What a degradation is, and the registry of them.
+"""What a degradation is.
 
 A degradation is a dataclass of parameters with two halves kept apart: `freeze` draws everything
-random about a batch of images once, and calling the operator is then deterministic. To add one,
-write a file with a class under `@register(name)` and import it in `__init__.py`.
+random about a batch of images once, and calling the operator is then deterministic.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +41,7 @@ class Degradation:
     name: ClassVar[str]
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
+    second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
 
@@ -123,52 +123,30 @@ def at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
     return entries if isinstance(t, int) else entries.view(-1, 1, 1, 1)
 
 
-def draw_normal(x0: Tensor, generator: Generators) -> Tensor:
-    """Return standard normal numbers of x0's shape, from one generator or one per image."""
+def draw_normal(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
+    """Return standard normal numbers of `shape` for each image: (B, *shape) float32."""
+    return _each(x0, generator, lambda g, device, lead: torch.randn(lead + shape, generator=g, device=device))
+
+
+def draw_uniform(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
+    """Return numbers uniform in [0, 1) of `shape` for each image: (B, *shape) float32."""
+    return _each(x0, generator, lambda g, device, lead: torch.rand(lead + shape, generator=g, device=device))
+
+
+def draw_integers(x0: Tensor, generator: Generators, below: int) -> Tensor:
+    """Return a whole number in 0..below - 1 for each image: (B,) int64."""
+    return _each(x0, generator, lambda g, device, lead: torch.randint(below, lead, generator=g, device=device))
+
+
+Draw = Callable[[torch.Generator | None, torch.device, tuple[int, ...]], Tensor]
+
+
+def _each(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
+    """Draw for a whole batch from one generator, or image by image from as many."""
     if generator is None or isinstance(generator, torch.Generator):
-        return _normal(x0.shape, generator, x0)
+        # Drawn where the generator lives, so that a CPU generator gives the same numbers on every device.
+        device = generator.device if generator is not None else x0.device
+        return draw(generator, device, (len(x0),)).to(x0.device)
     if len(generator) != len(x0):
         raise UsageError(f"{len(generator)} generators for {len(x0)} images.", "Give one, or one per image.")
-    return torch.stack([_normal(x0.shape[1:], g, x0) for g in generator])
-
-
-def _normal(shape: torch.Size, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    # Drawn where the generator lives, so that a CPU generator gives the same numbers on every device.
-    device = generator.device if generator is not None else like.device
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
-
-
-_REGISTRY: dict[str, type[Degradation]] = {}
-Operator = TypeVar("Operator", bound=type[Degradation])
-
-
-def register(name: str) -> Callable[[Operator], Operator]:
-    """Register a Degradation class under the name that presets and commands use."""
-
-    def add(operator: Operator) -> Operator:
-        operator.name = name
-        _REGISTRY[name] = operator
-        return operator
-
-    return add
-
-
-def names() -> list[str]:
-    """Return every registered name, sorted."""
-    return sorted(_REGISTRY)
-
-
-def find(name: str) -> type[Degradation]:
-    """Return the class registered under `name`; raises UsageError with the nearest known name."""
-    if name not in _REGISTRY:
-        raise UsageError(f"Unknown operator '{name}'.", nearest(name, _REGISTRY))
-    return _REGISTRY[name]
-
-
-def build(name: str, **values: Any) -> Degradation:
-    """Return the operator `name` with these parameters; the others keep the paper's values.
-
-    Raises UsageError for an unknown name or parameter, or a value out of its range.
-    """
-    operator = find(name)
-    return operator(**take(operator, values, name))
+    return torch.cat([draw(g, g.device, (1,)) for g in generator]).to(x0.device)

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen, register
+from colddiff_core.degradations.base import Degradation, Frozen
+from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
 from colddiff_core.separable import ConvolutionStack, gaussian

@@ -1,0 +1,112 @@
+"""CIFAR-10, CelebA and AFHQ cats: sets that a user fetches, in any of the layouts they come in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from colddiff_core.datasets.base import ImageSet, Request, fit, register
+from colddiff_core.datasets.files import decode, find_split, list_images
+from colddiff_core.datasets.folder import hashed_split
+from colddiff_core.datasets.places import default_directory
+from colddiff_core.errors import UsageError
+
+CIFAR_SIDE = 32
+CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2  # a label, then the three channels
+CELEBA_SPLITS = {"train": "0", "test": "2"}
+
+
+@register("cifar10")
+def load_cifar10(request: Request) -> ImageSet:
+    """Return CIFAR-10, from its binary version or from folders of images (10 classes, 32 x 32).
+
+    The version for Python is a pickle and is not read. Source: Krizhevsky 2009.
+    """
+    root = _root(request)
+    binary = root / "cifar-10-batches-bin"
+    if binary.is_dir():
+        return _read_binary(binary, request)
+    found = _split(root, ("cifar10", "cifar-10", "cifar10-jpeg"), request)
+    if found is not None:
+        return found
+    remedy = (
+        "Unpack cifar-10-binary.tar.gz of www.cs.toronto.edu/~kriz/cifar.html there, or put images in "
+        f"{root / 'cifar10'}/train and /test; or name another folder with --data-dir."
+    )
+    raise UsageError(f"CIFAR-10 is not in {root}.", remedy)
+
+
+@register("celeba")
+def load_celeba(request: Request) -> ImageSet:
+    """Return CelebA's aligned faces, the centre square. Source: Liu et al. 2015."""
+    root = _root(request)
+    aligned = root / "celeba" / "img_align_celeba"
+    if aligned.is_dir():
+        return decode(_celeba_paths(aligned, request.split), request, aligned)
+    found = _split(root, ("celeba", "celeba-half"), request)
+    if found is not None:
+        return found
+    remedy = (
+        "Unpack img_align_celeba.zip of mmlab.ie.cuhk.edu.hk/projects/CelebA.html into "
+        f"{root / 'celeba'}, list_eval_partition.txt beside it; or name another folder with --data-dir."
+    )
+    raise UsageError(f"CelebA is not in {root}.", remedy)
+
+
+@register("afhq")
+def load_afhq(request: Request) -> ImageSet:
+    """Return AFHQ's cats. Source: Choi et al. 2020."""
+    root = _root(request)
+    found = _split(root, ("afhq-cat-128", "afhq-cat", "afhq"), request, inner="cat")
+    if found is not None:
+        return found
+    remedy = (
+        f"Unpack afhq.zip or afhq_v2.zip of github.com/clovaai/stargan-v2 into {root} (afhq/train/cat, afhq/val/cat); "
+        "or name another folder with --data-dir."
+    )
+    raise UsageError(f"AFHQ is not in {root}.", remedy)
+
+
+def _root(request: Request) -> Path:
+    return request.directory or default_directory()
+
+
+def _split(root: Path, folders: tuple[str, ...], request: Request, inner: str = "") -> ImageSet | None:
+    """Return a split out of the first of `folders` that has it: train, and test or val, as folders or archives."""
+    names = ["train"] if request.split == "train" else ["test", "val"]
+    if inner:
+        names = [f"{name}/{inner}" for name in names] + names
+    for folder in folders:
+        reader = find_split(root / folder, names)
+        if reader is not None:
+            return reader(request)
+    return None
+
+
+def _read_binary(folder: Path, request: Request) -> ImageSet:
+    files = [f"data_batch_{i}.bin" for i in range(1, 6)] if request.split == "train" else ["test_batch.bin"]
+    try:
+        records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in files])
+    except OSError as error:
+        raise UsageError(f"Cannot read {error.filename}: {error.strerror}.", "Unpack the archive again.") from None
+    if not len(records) or len(records) % CIFAR_RECORD:
+        raise UsageError(f"The CIFAR-10 files in {folder} are cut short.", "Unpack the archive again.")
+    table = torch.from_numpy(records).view(-1, CIFAR_RECORD)
+    pixels = table[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    if request.channels == 1:
+        luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        pixels = (pixels * luma).sum(1, keepdim=True).round().to(torch.uint8)
+    return ImageSet(fit(pixels, dataclasses.replace(request, channels=0)), table[:, 0].long())
+
+
+def _celeba_paths(aligned: Path, split: str) -> list[Path]:
+    paths = list_images(aligned)
+    partition = aligned.parent / "list_eval_partition.txt"
+    if not partition.is_file():
+        return hashed_split(paths, aligned, split)
+    rows = (line.split() for line in partition.read_text(encoding="ascii", errors="replace").splitlines())
+    chosen = {row[0] for row in rows if len(row) == 2 and row[1] == CELEBA_SPLITS[split]}
+    return [path for path in paths if path.name in chosen]

@@ -1,0 +1,128 @@
+"""A growing Gaussian hole in the picture: inpainting, and with a colour in the hole, generation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from colddiff_core.degradations.base import Degradation, Frozen, Generators, draw_integers, draw_uniform
+from colddiff_core.degradations.registry import register
+from colddiff_core.schedules import blur_widths
+from colddiff_core.settings import setting
+
+REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
+MOST_ENTRIES = 2**22
+NODES = 4096  # per width, of the radial table where squared distances are too many
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenMask(Frozen):
+    """Where each image's hole is and what fills it.
+
+    center_row, center_col: (B,) int64, in pixels, also outside the picture; color: (B, C) float32 in [-1, 1].
+    """
+
+    center_row: Tensor
+    center_col: Tensor
+    color: Tensor
+
+
+@register("mask")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mask(Degradation):
+    """x_t = M_t x0, M_t = prod_{i < t} (1 - G_i / max G_i), G_i a Gaussian of std `std + growth * i` pixels.
+
+    With fill "color", x_t = M_t x0 + (1 - M_t) c. M_t depends on a pixel's squared distance from the
+    centre alone, so it is one cumulative product over a table of distances, looked up by pixel.
+
+    Source: Bansal et al. 2022, section 4.2, appendix A.2; section 5.3 for colours.
+    """
+
+    frozen_type = FrozenMask
+    has_inverse = True
+
+    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
+    std: float = setting(1.1, "width of the first step's Gaussian, in pixels", above=0)
+    growth: float = setting(0.1, "how much wider each further step's is, in pixels", minimum=0)
+    location: Literal["random", "center"] = setting("random", "where the hole is")
+    fill: Literal["gray", "color"] = setting("gray", "what is in it: gray, or a colour of each image's own")
+    tables: dict[torch.device, Tensor] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "tables", {})
+
+    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMask:
+        count, channels, height, width = x0.shape
+        if self.location == "center":
+            row, col = (torch.full((count,), max(n // 2 - 1, 0), device=x0.device) for n in (height, width))
+        else:
+            row = draw_integers(x0, generator, height)
+            col = draw_integers(x0, generator, width)
+        drawn = {"center_row": row, "center_col": col, "color": draw_uniform(x0, generator, (channels,)) * 2 - 1}
+        return FrozenMask(**drawn | fields)
+
+    def degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
+        mask = self._mask(x0, t, frozen)
+        if self.fill == "gray":
+            return mask * x0
+        return mask * x0 + (1 - mask) * frozen.color[:, :, None, None]
+
+    def invert(self, x_t: Tensor, t: int | Tensor, frozen: FrozenMask | None, floor: float) -> Tensor:
+        known = self._known(frozen)
+        assert isinstance(known, FrozenMask)
+        mask = self._mask(x_t, t, known)
+        seen = x_t if self.fill == "gray" else x_t - (1 - mask) * known.color[:, :, None, None]
+        return mask / (mask.square() + floor**2) * seen
+
+    def _mask(self, like: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
+        """Return M_t for each image: (B, 1, H, W) float32."""
+        height, width = like.shape[-2:]
+        rows = torch.arange(height, device=like.device) - frozen.center_row.to(like.device)[:, None]
+        cols = torch.arange(width, device=like.device) - frozen.center_col.to(like.device)[:, None]
+        squared = rows.square()[:, :, None] + cols.square()[:, None, :]
+        table = self._table(like.device)
+        last = table.shape[1] - 1
+        if self._is_exact:
+            return _look_up(table, t, squared.clamp_(max=last)).unsqueeze(1)
+        place = squared.to(torch.float32).sqrt_().mul_(NODES / self.std).clamp_(max=last - 1)
+        below = place.long()
+        low = _look_up(table, t, below)
+        return torch.lerp(low, _look_up(table, t, below.add_(1)), place.frac_()).unsqueeze(1)
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether every squared distance within reach has its own entry, or radii are interpolated."""
+        return (self.steps + 1) * (REACH * self._widest) ** 2 <= MOST_ENTRIES
+
+    @property
+    def _widest(self) -> float:
+        return self.std + self.growth * (self.steps - 1)
+
+    def _table(self, device: torch.device) -> Tensor:
+        """Return M_t by distance, (T + 1, D) float32: squared distances 0, 1, 2, ... or radii."""
+        if device not in self.tables:
+            if self._is_exact:
+                squared = torch.arange(math.ceil((REACH * self._widest) ** 2) + 1, dtype=torch.float64)
+            else:
+                radii = torch.arange(math.ceil(REACH * self._widest / self.std * NODES) + 2, dtype=torch.float64)
+                squared = (radii * (self.std / NODES)).square()
+            widths = blur_widths("linear", self.steps, self.std, self.growth)
+            kept = torch.ones(self.steps + 1, len(squared))
+            product = torch.ones_like(squared)
+            for i, width in enumerate(widths):  # once per operator; row by row, to hold one row in float64
+                product *= -torch.expm1(-squared / (2 * width**2))
+                kept[i + 1] = product
+            self.tables[device] = kept.to(device)
+        return self.tables[device]
+
+
+def _look_up(table: Tensor, t: int | Tensor, index: Tensor) -> Tensor:
+    """Return table[t] at `index` (B, H, W), t an int or (B,) int64."""
+    if isinstance(t, int):
+        return table[t][index]
+    return table.view(-1)[index + (t * table.shape[1]).view(-1, 1, 1)]
