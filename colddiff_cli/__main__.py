@@ -15,11 +15,11 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
-    from colddiff_cli.app import app
+    from colddiff_cli.app import create
 
     is_debugging = "--debug" in arguments
     try:
-        return app(arguments, prog_name="colddiff", standalone_mode=False) or 0
+        return create(arguments)(arguments, prog_name="colddiff", standalone_mode=False) or 0
     except ColddiffError as error:
         if is_debugging:
             raise

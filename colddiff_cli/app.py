@@ -6,17 +6,9 @@ from typing import Annotated
 
 import typer
 
+from colddiff_cli import operators
 from colddiff_cli.commands import degrade, evaluate, presets, sample, train
 from colddiff_core import __version__
-
-app = typer.Typer(
-    name="colddiff",
-    help="Generalized (cold) diffusion: degrade images, train a restorer, sample, measure.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 def _print_version(value: bool) -> None:
@@ -25,7 +17,6 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")] = False,
     version: Annotated[
@@ -35,8 +26,23 @@ def root(
     """Generalized (cold) diffusion: degrade images, train a restorer, sample, measure."""
 
 
-app.command("degrade")(degrade.degrade)
-app.command("train")(train.train)
-app.command("sample")(sample.sample)
-app.command("eval")(evaluate.evaluate)
-app.command("presets")(presets.presets)
+def create(arguments: list[str]) -> typer.Typer:
+    """Return the app for a command line: where it names an operator, the operator's parameters are options."""
+    made = typer.Typer(
+        name="colddiff",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(root)
+    is_degrading = next((word for word in arguments if not word.startswith("-")), "") == "degrade"
+    operator = operators.named_operator(arguments) if is_degrading else None
+    made.command("degrade")(operators.with_parameters(degrade.degrade, operator))
+    made.command("train")(train.train)
+    made.command("sample")(sample.sample)
+    made.command("eval")(evaluate.evaluate)
+    made.command("presets")(presets.presets)
+    return made
+
+
+app = create([])

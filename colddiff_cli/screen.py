@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
 COLUMNS = 80
+LOG_COLUMNS = 120  # where there is no terminal to fit
 SHOWN = 4  # images on a terminal with room for them
 PROMPT_LINES = 4  # what a picture leaves to the text after it
 
@@ -29,6 +30,8 @@ class Screen:
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
         self.console = Console(stderr=is_json, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = LOG_COLUMNS
 
     @property
     def is_terminal(self) -> bool:

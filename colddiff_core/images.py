@@ -5,6 +5,7 @@ In memory a picture is float32 (C, H, W) in [-1, 1]; on disk it is 8 bits.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from colddiff_core.errors import UsageError
@@ -35,6 +37,26 @@ def read(path: Path, *, size: int = 0, channels: int = 0) -> Tensor:
     return to_floats(torch.from_numpy(read_bytes(path, size=size, channels=channels)))
 
 
+def read_as(path: Path, like: Tensor) -> Tensor:
+    """Return a picture file scaled and cropped to the size and channels of another picture (C, H, W)."""
+    channels, height, width = like.shape
+    whole = read(path, channels=channels)
+    scale = max(height / whole.shape[-2], width / whole.shape[-1])
+    scaled = (max(height, round(whole.shape[-2] * scale)), max(width, round(whole.shape[-1] * scale)))
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    made = F.interpolate(whole.unsqueeze(0), size=scaled, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
+    return made[:, top : top + height, left : left + width]
+
+
+def resized(x: Tensor, side: int) -> Tensor:
+    """Return a picture (C, H, W) with its shorter side scaled to `side` and the centre square cropped."""
+    scale = side / min(x.shape[-2:])
+    size = [max(side, round(n * scale)) for n in x.shape[-2:]]
+    made = F.interpolate(x.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    return made[:, top : top + side, left : left + side]
+
+
 def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
     """Return a picture file as (C, H, W) uint8; arguments and errors as in `read`.
 
@@ -45,7 +67,7 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path if content is None else io.BytesIO(content)) as opened:
                 opened.load()
-                picture = _plain(ImageOps.exif_transpose(opened), channels)
+                picture = _plain(_in_srgb(ImageOps.exif_transpose(opened)), channels)
     except FileNotFoundError:
         raise UsageError(f"No such file: {path}.", "Check the path.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -62,6 +84,20 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     pixels = np.array(picture)  # a copy: Pillow's own buffer cannot be written to
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """Return a picture with an embedded colour profile in sRGB; without one, as it is."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "CMYK", "L"):
+        return picture
+    target = "L" if picture.mode == "L" else "RGB"
+    with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a damaged profile says nothing: ignore it
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=target)
+        if converted is not None:
+            return converted
+    return picture
 
 
 def _plain(picture: Image.Image, channels: int) -> Image.Image:
@@ -143,9 +179,14 @@ def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
     return canvas
 
 
-def strip(frames: Sequence[Tensor]) -> Image.Image:
-    """Return pictures (C, H, W) side by side, at their own size, from left to right."""
-    return to_pillow(torch.cat(list(frames), dim=-1))
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures of one height side by side, from left to right."""
+    canvas = Image.new(pictures[0].mode, (sum(picture.width for picture in pictures), pictures[0].height))
+    left = 0
+    for picture in pictures:
+        canvas.paste(picture, (left, 0))
+        left += picture.width
+    return canvas
 
 
 def tile(batch: Tensor, columns: int) -> Tensor:

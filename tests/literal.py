@@ -1,7 +1,11 @@
-"""The degradations as the paper writes them down, step by step and slowly: what the fast forms must equal."""
+"""The degradations as the paper writes them down, step by step and slowly: what the fast forms must equal.
+
+They work in the dtype of x0: tests give float64, benchmarks float32.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -11,22 +15,29 @@ from torch import Tensor
 from colddiff_core.degradations import Degradation, Frozen
 
 
+@functools.cache
+def gaussian(std: float, size: int, dtype: torch.dtype) -> Tensor:
+    """A two-dimensional Gaussian of integer offsets, normalised over its window."""
+    half = size // 2
+    y, z = torch.meshgrid(torch.arange(-half, half + 1), torch.arange(-half, half + 1), indexing="ij")
+    kernel = torch.exp(-(y**2 + z**2).double() / (2 * std**2))
+    return (kernel / kernel.sum()).to(dtype)
+
+
 def blur(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     """t convolutions in turn, each with its own two-dimensional Gaussian."""
-    x, channels, half = x0.double(), x0.shape[1], op.kernel_size // 2
+    x, channels, half = x0, x0.shape[1], op.kernel_size // 2
     for i in range(t):
         std = {
             "constant": op.std,
             "linear": op.std + op.growth * i,
             "exponential": op.std * math.exp(op.growth * i),
         }[op.schedule]
-        y, z = torch.meshgrid(torch.arange(-half, half + 1), torch.arange(-half, half + 1), indexing="ij")
-        kernel = torch.exp(-(y**2 + z**2).double() / (2 * std**2))
-        kernel = (kernel / kernel.sum()).expand(channels, 1, -1, -1)
+        kernel = gaussian(std, op.kernel_size, x.dtype).expand(channels, 1, -1, -1)
         x = F.conv2d(F.pad(x, [half] * 4, mode=op.padding), kernel, groups=channels)
     if op.final_mean and t == op.steps:
         x = x.mean((2, 3), keepdim=True).expand_as(x)
-    return x.float()
+    return x
 
 
 def mixture(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
@@ -47,31 +58,31 @@ def mask(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     made = []
     for image, row, col, color in zip(x0, frozen.center_row, frozen.center_col, frozen.color, strict=True):
         y, x = torch.meshgrid(torch.arange(height) - row, torch.arange(width) - col, indexing="ij")
-        kept = torch.ones(height, width, dtype=torch.float64)
+        kept = torch.ones(height, width, dtype=x0.dtype)
         for i in range(t):
-            kept = kept * (1 - torch.exp(-(y**2 + x**2).double() / (2 * (op.std + op.growth * i) ** 2)))
+            kept = kept * (1 - torch.exp(-(y**2 + x**2).to(x0.dtype) / (2 * (op.std + op.growth * i) ** 2)))
         hole = color[:, None, None] if op.fill == "color" else 0.0
         made.append(kept * image + (1 - kept) * hole)
-    return torch.stack(made).float()
+    return torch.stack(made)
 
 
 def pixelate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     """Down and up again, t times."""
-    x, (height, width) = x0.double(), x0.shape[-2:]
+    x, (height, width) = x0, x0.shape[-2:]
     for i in range(t):
         low = F.interpolate(x, size=(height // 2 ** (i + 1), width // 2 ** (i + 1)), mode=op.mode)
         x = F.interpolate(low, size=(height, width), mode="nearest-exact")
-    return x.float()
+    return x
 
 
 def desaturate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     """A 1 x 1 convolution a step, each z(alpha) of appendix A.4, so that t of them compose to z(t / T)."""
-    x, channels = x0.double(), x0.shape[1]
+    x, channels = x0, x0.shape[1]
     for i in range(t):
         alpha = 1 / (op.steps - i) if op.schedule == "linear" else 1 - op.rate
         z = alpha * torch.full((channels, channels), 1 / channels) + (1 - alpha) * torch.eye(channels)
-        x = torch.einsum("dc,bchw->bdhw", z.double(), x)
-    return x.float()
+        x = torch.einsum("dc,bchw->bdhw", z.to(x.dtype), x)
+    return x
 
 
 def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
@@ -88,7 +99,7 @@ def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     now = [ends[0] + share * (ends[1] - ends[0]) for ends in (threshold, sigma, lightening)]
     weights = [math.exp(-((k - taps // 2) ** 2) / (2 * now[1] ** 2)) for k in range(taps)]
     made = []
-    for image, seeds, vertical in zip((x0.double() + 1) / 2, frozen.seed_matrix.double(), frozen.vertical, strict=True):
+    for image, seeds, vertical in zip((x0 + 1) / 2, frozen.seed_matrix.to(x0.dtype), frozen.vertical, strict=True):
         flakes = seeds
         for axis in (0, 1):
             n = flakes.shape[axis]
@@ -112,11 +123,11 @@ def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
             layer = layer.T
         x = image
         if op.brighten:
-            luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(3, 1, 1)
+            luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype).view(3, 1, 1)
             gray = (x * luma).sum(0) if len(x) == 3 else x.mean(0)
             x = now[2] * x + (1 - now[2]) * torch.maximum(x, (1.5 * gray + 0.5).expand_as(x))
         made.append((x + layer + layer.rot90(2)).clamp(0, 1) * 2 - 1)
-    return torch.stack(made).float()
+    return torch.stack(made)
 
 
 FORMS = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -127,6 +129,65 @@ def test_mnist_cut_short_is_explained(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UsageError, match="cannot be read"):
         ask("mnist", "train", directory=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("cifar10", "cifar10"), ("celeba", "celeba"), ("afhq", "afhq")])
+@pytest.mark.parametrize("form", ["folders", "archives"])
+def test_fetched_sets_are_read_in_the_layouts_they_come_in(tmp_path, name, folder, form):
+    root = tmp_path / folder
+    folder_of(root, 4, "train/cat")
+    folder_of(root, 2, "val/cat" if name == "afhq" else "test/cat")
+    if form == "archives":
+        for split in ("train", "test"):
+            source = root / ("val" if split == "test" and name == "afhq" else split)
+            with tarfile.open(root / f"{split}.tar.gz", "w:gz") as archive:
+                archive.add(source, split)
+            shutil.rmtree(source)
+    train, test = ask(name, "train", directory=tmp_path), ask(name, "test", directory=tmp_path)
+    assert (len(train), len(test), train.channels) == (4, 2, 3)
+
+
+@pytest.mark.parametrize(("name", "title"), [("cifar10", "CIFAR-10"), ("celeba", "CelebA"), ("afhq", "AFHQ")])
+def test_how_to_get_a_set_is_told(tmp_path, name, title):
+    with pytest.raises(UsageError, match=f"{title} is not in") as refusal:
+        ask(name, "train", directory=tmp_path)
+    assert "Unpack" in str(refusal.value)
+    assert "--data-dir" in str(refusal.value)
+
+
+def test_cifar_in_its_binary_version(tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    record = np.arange(3073, dtype=np.int64).astype(np.uint8)
+    record[0] = 7
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        record.tofile(folder / name)
+    train = ask("cifar10", "train", size=32, directory=tmp_path)
+    assert (len(train), train.labels.tolist()) == (5, [7] * 5)
+    assert train.pixels[0].flatten()[:5].tolist() == [1, 2, 3, 4, 5]
+    assert ask("cifar10", "test", size=32, channels=1, directory=tmp_path).channels == 1
+    (folder / "test_batch.bin").write_bytes(b"short")
+    with pytest.raises(UsageError, match="cut short"):
+        ask("cifar10", "test", directory=tmp_path)
+
+
+def test_celebas_own_splits(tmp_path):
+    folder_of(tmp_path / "celeba", 6, "img_align_celeba")
+    rows = [f"{i}.png {0 if i < 3 else 1 if i == 3 else 2}" for i in range(6)]
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(rows))
+    assert len(ask("celeba", "train", directory=tmp_path)) == 3
+    assert len(ask("celeba", "test", directory=tmp_path)) == 2
+
+
+def test_an_archive_cut_short_is_named(tmp_path):
+    folder_of(tmp_path / "source", 4)
+    (tmp_path / "afhq").mkdir()
+    with tarfile.open(tmp_path / "afhq" / "train.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "source", "train")
+    path = tmp_path / "afhq" / "train.tar.gz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UsageError, match=r"train\.tar\.gz"):
+        ask("afhq", "train", directory=tmp_path)
 
 
 def test_real_mnist(shared):

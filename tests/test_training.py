@@ -57,6 +57,18 @@ def test_what_was_logged_after_the_checkpoint_is_written_again(tmp_path):
     assert [line["step"] for line in again.run.metrics()] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("preset", [name for name in presets.names() if name.startswith("digits-")])
+def test_every_digits_preset_trains_and_restores(tmp_path, preset):
+    steps = "degradation.steps=2" if preset == "digits-pixelate" else "degradation.steps=5"
+    trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", steps, preset=preset))
+    restored, _ = experiment.open_run(trainer.run, torch.device("cpu"))
+    x0 = trainer.test_set.images(slice(0, 3))
+    x_t, frozen = restored.degrade(x0, restored.operator.steps, seed=0)
+    alone, _ = restored.degrade(x0[2:], restored.operator.steps, seed=0, first=2)
+    assert torch.allclose(x_t[2:], alone, atol=1e-6)
+    assert restored.restorer(x_t, restored.operator.steps, frozen).isfinite().all()
+
+
 def test_it_learns(tmp_path):
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=150", "train.batch_size=32", "train.log_every=10"))
     losses = [line["loss"] for line in trainer.run.metrics()]

@@ -1,0 +1,43 @@
+"""Plots in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from colddiff_cli.screen import COLUMNS, Screen
+
+LINES = 16
+SHOWN = 9  # rows of the table
+LABELS = {
+    "gain_low": "lowest frequency",
+    "gain_mid": "middle frequency",
+    "kept": "pixels kept",
+    "colour": "colour kept",
+    "ssim": "SSIM",
+}
+
+
+def show_remains(screen: Screen, rows: Sequence[dict[str, Any]]) -> None:
+    """Plot what an operator leaves against t, and list some severities."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(min(screen.console.width, COLUMNS), LINES)
+    plotext.ylim(0, 1)
+    plotext.xlabel("t")
+    shown = {key: label for key, label in LABELS.items() if rows[0][key] is not None}
+    for key, label in shown.items():
+        plotext.plot([row["t"] for row in rows], [row[key] for row in rows], label=label, marker="braille")
+    screen.console.print(Text.from_ansi(plotext.build()))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("t", "RMSE", *shown.values()):
+        table.add_column(heading, justify="right")
+    for index in sorted({round(i * (len(rows) - 1) / (SHOWN - 1)) for i in range(SHOWN)}):
+        row = rows[index]
+        table.add_row(str(row["t"]), f"{row['rmse']:.4f}", *(f"{row[key]:.3f}" for key in shown))
+    screen.show(table)
