@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,12 +35,20 @@ def find_split(root: Path, names: Sequence[str]) -> Callable[[Request], ImageSet
     for name in names:
         folder = root / name
         if folder.is_dir():
-            return lambda request, folder=folder: decode(list_images(folder), request, folder)
+            return functools.partial(_decode_folder, folder)
         for suffix in ARCHIVES:
             archive = root / (name + suffix)
             if archive.is_file():
-                return lambda request, archive=archive: _decode(list(_members(archive)), request, archive)
+                return functools.partial(_decode_archive, archive)
     return None
+
+
+def _decode_folder(folder: Path, request: Request) -> ImageSet:
+    return decode(list_images(folder), request, folder)
+
+
+def _decode_archive(archive: Path, request: Request) -> ImageSet:
+    return _decode(list(_members(archive)), request, archive)
 
 
 def _members(archive: Path) -> Iterator[Entry]:

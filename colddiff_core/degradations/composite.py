@@ -23,9 +23,7 @@ class Composite(Degradation):
     part's number behind it (`z_1`, `z_2`).
     """
 
-    name: str
     parts: tuple[Degradation, ...]
-    frozen_type: type[Frozen]
     fields: tuple[dict[str, str], ...]
 
     steps: int = setting(1, "number of severities T; t = T is the most severe", minimum=1)
@@ -33,18 +31,9 @@ class Composite(Degradation):
     def __post_init__(self) -> None:
         """The parts are checked already."""
 
-    @property
-    def has_inverse(self) -> bool:
-        return all(part.has_inverse for part in self.parts)
-
-    @property
-    def second_field(self) -> str:
-        found = [names[part.second_field] for part, names in self._pairs() if part.second_field]
-        return found[0] if found else ""
-
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
-        drawn = {}
-        for part, names in self._pairs():
+        drawn: dict[str, Tensor] = {}
+        for part, names in zip(self.parts, self.fields, strict=True):
             given = {name: fields[joint] for name, joint in names.items() if joint in fields}
             frozen = part.draw(x0, generator, given)
             drawn |= {joint: getattr(frozen, name) for name, joint in names.items()}
@@ -67,9 +56,6 @@ class Composite(Degradation):
             own = self._part(frozen, index) if frozen is not None else None
             x_t = self.parts[index].invert(x_t, self._own(t, self.parts[index]), own, floor)
         return x_t
-
-    def _pairs(self) -> list[tuple[Degradation, dict[str, str]]]:
-        return list(zip(self.parts, self.fields, strict=True))
 
     def _through(self, x: Tensor, t: int | Tensor, frozen: Frozen, count: int) -> Tensor:
         for index in range(count):
@@ -104,8 +90,15 @@ def compose(name: str, operators: list[type[Degradation]], values: dict[str, Any
         for number, fields in enumerate(own, start=1)
     )
     made = [(field, Tensor) for names in joint for field in names.values()]
-    frozen_type = dataclasses.make_dataclass("FrozenComposite", made, bases=(Frozen,), frozen=True)
-    return Composite(name=name, parts=parts, frozen_type=frozen_type, fields=joint, steps=steps)
+    second = [names[part.second_field] for part, names in zip(parts, joint, strict=True) if part.second_field]
+    traits = {
+        "name": name,
+        "frozen_type": dataclasses.make_dataclass("FrozenComposite", made, bases=(Frozen,), frozen=True),
+        "has_inverse": all(part.has_inverse for part in parts),
+        "second_field": second[0] if second else "",
+    }
+    composite: Composite = type("Composite", (Composite,), traits)(parts=parts, fields=joint, steps=steps)
+    return composite
 
 
 def _sorted(name: str, operators: list[type[Degradation]], values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,7 +106,7 @@ def _sorted(name: str, operators: list[type[Degradation]], values: dict[str, Any
     known = [[field.name for field in settings_of(op)] for op in operators]
     labels = [op.name for op in operators]
     found: list[dict[str, Any]] = [{} for _ in operators]
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
     for key, value in flat.items():

@@ -72,7 +72,7 @@ class Mask(Degradation):
             return mask * x0
         return mask * x0 + (1 - mask) * frozen.color[:, :, None, None]
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: FrozenMask | None, floor: float) -> Tensor:
+    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
         known = self._known(frozen)
         assert isinstance(known, FrozenMask)
         mask = self._mask(x_t, t, known)
