@@ -73,9 +73,15 @@ class SeparableStack:
 
     def apply(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Return A_t x B_t^T for x (B, C, H, W) float32, t an int or (B,) int64 in 0..T."""
-        columns = self._pick("matrix", x.shape[-2], x.device, t)
-        rows = self._pick("matrix", x.shape[-1], x.device, t)
-        return columns @ x @ rows.mT
+        return self.along_columns(self.along_rows(x, t), t)
+
+    def along_columns(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Return A_t x; shapes as in `apply`."""
+        return self._pick("matrix", x.shape[-2], x.device, t) @ x
+
+    def along_rows(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Return x B_t^T; shapes as in `apply`."""
+        return x @ self._pick("matrix", x.shape[-1], x.device, t).mT
 
     def invert(self, x_t: Tensor, t: int | Tensor, floor: float) -> Tensor:
         """Undo A_t X B_t^T where it left something to undo: each gain g becomes g / (g^2 + floor^2).

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from colddiff_core import degradations, seeds
+from colddiff_core import degradations, seeds, separable
 from colddiff_core.degradations import Degradation
 from colddiff_core.errors import UsageError
 
@@ -244,3 +244,12 @@ def test_randomness_must_be_frozen_first():
         degradations.build("animorph").freeze(torch.zeros(1, 1, 4, 4))
     with pytest.raises(UsageError, match="no random field"):
         degradations.build("noise").freeze(torch.zeros(1, 1, 4, 4), y=torch.zeros(1))
+
+
+def test_snow_on_a_photograph_is_blown_the_same_way(monkeypatch):
+    op = degradations.build("snow", steps=9)
+    x0 = torch.zeros(3, 3, 20, 31)
+    frozen, t = freeze(op, x0), torch.tensor([9, 4, 7])
+    by_matrices = op(x0, t, frozen)
+    monkeypatch.setattr(separable, "DENSE_TABLE_BYTES", 0)
+    torch.testing.assert_close(op(x0, t, frozen), by_matrices, rtol=0, atol=1e-6)

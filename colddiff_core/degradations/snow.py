@@ -12,6 +12,7 @@ from torch import Tensor
 
 from colddiff_core.degradations.base import Degradation, Frozen, Generators, at, draw_normal, draw_uniform
 from colddiff_core.degradations.registry import register
+from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
 
 
@@ -68,6 +69,7 @@ class Snow(Degradation):
     threshold: Tensor = dataclasses.field(init=False, repr=False, compare=False)
     kernels: Tensor = dataclasses.field(init=False, repr=False, compare=False)
     lightening: Tensor = dataclasses.field(init=False, repr=False, compare=False)
+    wind: MatrixStack = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +79,7 @@ class Snow(Degradation):
         object.__setattr__(self, "threshold", self._course(level.threshold).float())
         object.__setattr__(self, "kernels", (weights / weights.sum(1, keepdim=True)).float())
         object.__setattr__(self, "lightening", self._course(level.lightening).float())
+        object.__setattr__(self, "wind", MatrixStack(self._bands, self.steps))
 
     def _course(self, ends: tuple[float, float]) -> Tensor:
         """Return a parameter for t = 0..T: linear from t = 1 to T; t = 0, never used, is as t = 1."""
@@ -92,12 +95,12 @@ class Snow(Degradation):
 
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         layer = self.layer(x0, t, frozen).unsqueeze(1)
-        x = (x0 + 1) / 2
         if self.brighten:
-            kept = at(self.lightening, t, x)
-            lightened = torch.maximum(x, 1.5 * _gray(x) + 0.5)
-            x = kept * x + (1 - kept) * lightened
-        return (x + layer + layer.flip(-2, -1)).clamp_(0, 1) * 2 - 1
+            kept = at(self.lightening, t, x0)
+            # 1.5 gray + .5 of [0, 1], on [-1, 1]
+            x0 = kept * x0 + (1 - kept) * torch.maximum(x0, 1.5 * _gray(x0) + 1.5)
+        # Twice the layer: it is of [0, 1], the picture of [-1, 1].
+        return (layer + layer.flip(-2, -1)).mul_(2).add(x0).clamp_(-1, 1)
 
     def layer(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         """Return S_t, the snow before it is turned and added: (B, H, W) float32 in [0, 1]."""
@@ -106,36 +109,39 @@ class Snow(Degradation):
         if not isinstance(t, int):
             threshold = threshold.view(-1, 1, 1)
         flakes = torch.where(flakes > threshold, flakes, 0.0).clamp_(0, 1).to(x0.dtype)
-        return _blown(flakes, self.kernels.to(x0.device)[t], frozen.vertical.to(x0.device))
+        return self._blown(flakes.unsqueeze(1), t, frozen.vertical.to(x0.device)).squeeze(1)
+
+    def _blown(self, flakes: Tensor, t: int | Tensor, vertical: Tensor) -> Tensor:
+        """Blur each picture of (B, 1, H, W) along its own direction, vertical (B,) bool."""
+        vertical = vertical.view(-1, 1, 1, 1)
+        if self.wind.is_dense(flakes):
+            return torch.where(vertical, self.wind.along_columns(flakes, t), self.wind.along_rows(flakes, t))
+        # On a photograph a matrix of its side is dearer than the taps themselves.
+        kernel = self.kernels.to(flakes.device)[t].expand(len(flakes), -1)
+        count, taps = kernel.shape
+        images = flakes.squeeze(1).unsqueeze(0)
+        down = F.conv2d(images, kernel.view(count, 1, taps, 1), padding=(taps // 2, 0), groups=count)
+        across = F.conv2d(images, kernel.view(count, 1, 1, taps), padding=(0, taps // 2), groups=count)
+        return torch.where(vertical, down.squeeze(0).unsqueeze(1), across.squeeze(0).unsqueeze(1))
+
+    def _bands(self, n: int) -> Tensor:
+        """Return the blur of n samples at every t as matrices: (T + 1, n, n) float64."""
+        half = self.kernels.shape[1] // 2
+        tap = torch.arange(n)[None, :] - torch.arange(n)[:, None] + half
+        reached = (tap >= 0) & (tap <= 2 * half)
+        return torch.where(reached, self.kernels.double()[:, tap.clamp(0, 2 * half)], 0.0)
 
 
 def zoomed(seeds: Tensor, zoom: float) -> Tensor:
     """Return the centre of (B, H, W) magnified by linear interpolation, corners on corners, at the same size."""
-    for axis in (-2, -1):
-        n = seeds.shape[axis]
-        crop = math.ceil(n / zoom)
-        size = round(crop * zoom)
-        position = torch.arange(n, dtype=torch.float64) + (size - n) // 2
-        position = (position * (crop - 1) / max(size - 1, 1)).clamp(0, crop - 1)
-        below = position.floor().long().clamp(max=max(crop - 2, 0))
-        share = (position - below).to(seeds.dtype).to(seeds.device)
-        below = below.to(seeds.device) + (n - crop) // 2
-        above = (below + 1).clamp(max=n - 1)
-        shape = (-1, 1) if axis == -2 else (-1,)
-        seeds = torch.lerp(seeds.index_select(axis, below), seeds.index_select(axis, above), share.view(shape))
-    return seeds
-
-
-def _blown(flakes: Tensor, kernel: Tensor, vertical: Tensor) -> Tensor:
-    """Blur each (H, W) of a batch along its own direction: kernel (k,) or (B, k), vertical (B,) bool."""
-    count, taps = len(flakes), kernel.shape[-1]
-    still = torch.zeros(taps, device=kernel.device)
-    still[taps // 2] = 1
-    kernel = kernel.expand(count, taps)
-    along_columns = torch.where(vertical[:, None], kernel, still).view(count, 1, taps, 1)
-    along_rows = torch.where(vertical[:, None], still, kernel).view(count, 1, 1, taps)
-    blown = F.conv2d(flakes.unsqueeze(0), along_columns, padding=(taps // 2, 0), groups=count)
-    return F.conv2d(blown, along_rows, padding=(0, taps // 2), groups=count).squeeze(0)
+    sides = seeds.shape[-2:]
+    crop = [math.ceil(n / zoom) for n in sides]
+    top, left = ((n - c) // 2 for n, c in zip(sides, crop, strict=True))
+    centre = seeds[:, None, top : top + crop[0], left : left + crop[1]]
+    size = [round(c * zoom) for c in crop]
+    magnified = F.interpolate(centre, size=size, mode="bilinear", align_corners=True).squeeze(1)
+    top, left = ((s - n) // 2 for s, n in zip(size, sides, strict=True))
+    return magnified[:, top : top + sides[0], left : left + sides[1]]
 
 
 def _gray(x: Tensor) -> Tensor:
