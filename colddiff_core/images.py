@@ -115,12 +115,12 @@ def _plain(picture: Image.Image, channels: int) -> Image.Image:
 
 def to_floats(pixels: Tensor) -> Tensor:
     """Return uint8 pixels as float32 in [-1, 1]."""
-    return pixels.to(torch.float32) / 127.5 - 1
+    return pixels.to(torch.float32).div_(127.5).sub_(1)  # in place: a photograph is large
 
 
 def to_bytes(x: Tensor) -> Tensor:
     """Return pictures in [-1, 1] as uint8, rounded; what lies outside is clamped."""
-    return ((x.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return (x.detach() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def quantize(x: Tensor, bits: int) -> Tensor:

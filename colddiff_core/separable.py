@@ -187,8 +187,10 @@ class ConvolutionStack(SeparableStack):
         if not isinstance(t, int):
             gain = gain.unsqueeze(1)
         # A channel at a time: the mirrored signal and its spectrum take six times the room of what is convolved.
-        parts = [self._convolve_rows(part.movedim(axis, -1), gain) for part in x.split(1, 1)]
-        return torch.cat(parts, 1).movedim(-1, axis)
+        made = torch.empty_like(x)
+        for before, after in zip(x.split(1, 1), made.split(1, 1), strict=True):
+            after.copy_(self._convolve_rows(before.movedim(axis, -1), gain).movedim(-1, axis))
+        return made
 
     def _convolve_rows(self, signal: Tensor, gain: Tensor) -> Tensor:
         n = signal.shape[-1]

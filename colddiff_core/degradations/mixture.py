@@ -43,7 +43,7 @@ class Mixture(Degradation):
 
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenMixture) -> Tensor:
         signal, other = self._shares(x0, t)
-        return signal * x0 + other * frozen.z
+        return (signal * x0).addcmul_(other, frozen.z)
 
     def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> FrozenMixture:
         signal, other = self._shares(x_t, t)

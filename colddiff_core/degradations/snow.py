@@ -118,11 +118,12 @@ class Snow(Degradation):
             return torch.where(vertical, self.wind.along_columns(flakes, t), self.wind.along_rows(flakes, t))
         # On a photograph a matrix of its side is dearer than the taps themselves.
         kernel = self.kernels.to(flakes.device)[t].expand(len(flakes), -1)
-        count, taps = kernel.shape
-        images = flakes.squeeze(1).unsqueeze(0)
-        down = F.conv2d(images, kernel.view(count, 1, taps, 1), padding=(taps // 2, 0), groups=count)
-        across = F.conv2d(images, kernel.view(count, 1, 1, taps), padding=(0, taps // 2), groups=count)
-        return torch.where(vertical, down.squeeze(0).unsqueeze(1), across.squeeze(0).unsqueeze(1))
+        blown = torch.zeros_like(flakes)
+        for is_down, axis in ((True, -2), (False, -1)):
+            weights = torch.where(vertical.view(-1, 1) == is_down, kernel, 0.0)
+            if weights.any():
+                _add_shifted(blown, flakes, weights, axis)
+        return blown
 
     def _bands(self, n: int) -> Tensor:
         """Return the blur of n samples at every t as matrices: (T + 1, n, n) float64."""
@@ -142,6 +143,17 @@ def zoomed(seeds: Tensor, zoom: float) -> Tensor:
     magnified = F.interpolate(centre, size=size, mode="bilinear", align_corners=True).squeeze(1)
     top, left = ((s - n) // 2 for s, n in zip(size, sides, strict=True))
     return magnified[:, top : top + sides[0], left : left + sides[1]]
+
+
+def _add_shifted(total: Tensor, x: Tensor, weights: Tensor, axis: int) -> None:
+    """Add to `total` the pictures x convolved along an axis by weights (B, k), zeros beyond the border."""
+    n, half = x.shape[axis], weights.shape[1] // 2
+    for tap in range(weights.shape[1]):
+        offset = tap - half
+        length = n - abs(offset)
+        if length > 0:
+            source = x.narrow(axis, max(offset, 0), length)
+            total.narrow(axis, max(-offset, 0), length).addcmul_(source, weights[:, tap].view(-1, 1, 1, 1))
 
 
 def _gray(x: Tensor) -> Tensor:
