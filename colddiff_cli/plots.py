@@ -13,11 +13,12 @@ from colddiff_cli.screen import COLUMNS, Screen
 LINES = 16
 SHOWN = 9  # rows of the table
 LABELS = {
-    "gain_low": "lowest frequency",
-    "gain_mid": "middle frequency",
-    "kept": "pixels kept",
-    "colour": "colour kept",
-    "ssim": "SSIM",
+    # label, and the colour as plotext and rich call it
+    "gain_low": ("lowest frequency", "green+", "bright_green"),
+    "gain_mid": ("middle frequency", "orange+", "bright_yellow"),
+    "kept": ("pixels kept", "cyan+", "bright_cyan"),
+    "colour": ("colour kept", "red+", "bright_red"),
+    "ssim": ("SSIM", "blue+", "bright_blue"),
 }
 
 
@@ -31,11 +32,13 @@ def show_remains(screen: Screen, rows: Sequence[dict[str, Any]]) -> None:
     plotext.ylim(0, 1)
     plotext.xlabel("t")
     shown = {key: label for key, label in LABELS.items() if rows[0][key] is not None}
-    for key, label in shown.items():
-        plotext.plot([row["t"] for row in rows], [row[key] for row in rows], label=label, marker="braille")
+    for key, (_, colour, _) in shown.items():
+        plotext.plot([row["t"] for row in rows], [row[key] for row in rows], color=colour, marker="braille")
+    # Above the plot: plotext's own legend would cover the curves where they start.
+    screen.console.print(Text("   ").join(Text(f"── {label}", style=style) for label, _, style in shown.values()))
     screen.console.print(Text.from_ansi(plotext.build()))
     table = Table(box=None, pad_edge=False)
-    for heading in ("t", "RMSE", *shown.values()):
+    for heading in ("t", "RMSE", *(label for label, _, _ in shown.values())):
         table.add_column(heading, justify="right")
     for index in sorted({round(i * (len(rows) - 1) / (SHOWN - 1)) for i in range(SHOWN)}):
         row = rows[index]

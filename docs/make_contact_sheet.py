@@ -19,7 +19,7 @@ SHARES = (0.0, 0.15, 0.4, 0.7, 1.0)
 OPERATORS = (
     ("noise", {"steps": 200}),
     ("blur", {"steps": 200, "kernel_size": 15, "padding": "reflect"}),
-    ("mask", {"steps": 50, "location": "center"}),
+    ("mask", {"steps": 100, "std": 0.2, "growth": 0.2, "location": "center"}),
     ("mask", {"steps": 200, "std": 0.5, "growth": 0.5, "location": "center", "fill": "color"}),
     ("pixelate", {"steps": 6}),
     ("desaturate", {"steps": 20}),

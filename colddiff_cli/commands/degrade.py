@@ -210,9 +210,16 @@ def _describe(
     rows = [dataclasses.asdict(entry) for entry in remains]
     side = f"{x0.shape[-1]}x{x0.shape[-2]}"
     if not screen.is_json:
-        screen.say(f"{operator!r} on {side} pixels")
+        screen.say(f"{operator.name} on {side} pixels: {_settings(operator)}")
         plots.show_remains(screen, rows)
     screen.result({"operator": operator.name, "steps": operator.steps, "size": list(x0.shape[-2:]), "severities": rows})
+
+
+def _settings(operator: Degradation) -> str:
+    from colddiff_core.settings import settings_of
+
+    parts = getattr(operator, "parts", (operator,))
+    return ", ".join(f"{f.name}={getattr(part, f.name)}" for part in parts for f in settings_of(type(part)))
 
 
 def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
