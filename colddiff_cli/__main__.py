@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from colddiff_core.errors import ColddiffError
+
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")  # of torch, which raises plain errors for both
 
 
 def main() -> None:
@@ -18,32 +21,45 @@ def run(arguments: list[str]) -> int:
     from colddiff_cli.app import create
 
     is_debugging = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"]  # wherever it stands
     try:
-        return create(arguments)(arguments, prog_name="colddiff", standalone_mode=False) or 0
-    except ColddiffError as error:
-        if is_debugging:
-            raise
-        return _complain(error.exit_code, error.what, error.remedy)
+        return create(words)(words, prog_name="colddiff", standalone_mode=False) or 0
     except KeyboardInterrupt:
         return _complain(130, "Interrupted.", "")
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if is_debugging:
+        is_parsers = hasattr(error, "format_message")  # whose classes Typer keeps to itself
+        if is_debugging and not is_parsers:
             raise
-        if hasattr(error, "format_message"):  # the parser's own errors, whose classes Typer keeps to itself
-            context = getattr(error, "ctx", None)
-            command = context.command_path if context else "colddiff"
-            return _complain(getattr(error, "exit_code", 2), error.format_message(), f"See: {command} --help")
-        what = f"Unexpected {type(error).__name__}: {error}".splitlines()[0]
-        return _complain(1, what, "Run again with --debug for the traceback, and please report it.")
+        return _explain_parsers(error) if is_parsers else _explain(error)
+
+
+def _explain_parsers(error: Any) -> int:
+    message = error.format_message()
+    if not message:  # no arguments: the help was shown
+        return 2
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "colddiff"
+    return _complain(getattr(error, "exit_code", 2), message, f"See: {command} --help")
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, ColddiffError):
+        return _complain(error.exit_code, error.what, error.remedy)
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+        return _complain(1, "There is not enough memory for this.", "Use a smaller --size, or fewer images at a time.")
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(1, f"{place}{error.strerror or error}.", "Check the path, the permissions and the disk.")
+    what = f"Unexpected {type(error).__name__}: {error}"
+    return _complain(1, what, "Run again with --debug for the traceback, and please report it.")
 
 
 def _complain(code: int, what: str, remedy: str) -> int:
-    print(f"colddiff: {what}", file=sys.stderr)  # noqa: T201
-    if remedy:
-        print(f"  {remedy}", file=sys.stderr)  # noqa: T201
+    for line in filter(None, (what, remedy)):
+        told = " ".join(line.split())  # a name may hold a newline; the answer is one line
+        print(f"colddiff: {told}" if line is what else f"  {told}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from colddiff_core.presets import LARGEST_SEED
+
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")]
-Seed = Annotated[int | None, typer.Option("--seed", help="What everything random follows from.", min=0)]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="What everything random follows from.", min=0, max=LARGEST_SEED)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one key; may be repeated.", metavar="KEY=VALUE")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The folder of the data set's files.", metavar="DIR")]
@@ -24,4 +29,4 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that e
 
 def data_override(data_dir: Path | None) -> list[str]:
     """Return the override that `--data-dir` stands for; the run keeps the absolute path."""
-    return [f"data.directory={str(data_dir.resolve())!r}"] if data_dir else []
+    return [f"data.directory={json.dumps(str(data_dir.resolve()))}"] if data_dir else []  # JSON text is TOML text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,9 +80,18 @@ class Screen:
     def result(self, values: Mapping[str, Any], last: Path | None = None) -> None:
         """End a command: the JSON object where it was asked for, else the path of what was written."""
         if self.is_json:
-            sys.stdout.write(json.dumps(dict(values)) + "\n")
+            sys.stdout.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
         elif last is not None:
             self.say(str(last))
+
+
+def _plain(value: Any) -> Any:
+    """Return values that JSON can hold: what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fidelity_table(title: str, rows: Mapping[str, Mapping[str, float | None]], paper: Mapping[str, Any]) -> Table:

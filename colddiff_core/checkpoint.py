@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
 from colddiff_core.files import flush, refusals
+from colddiff_core.runs import list_checkpoints
 
 Weights = dict[str, Tensor]
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, each of its weight's shape
 
 
 @dataclasses.dataclass
@@ -47,17 +50,27 @@ def save(folder: Path, step: int, training: Training, state: dict[str, Any], kee
             (draft / "state.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
             flush(draft / "state.json")
             flush(draft)
-            if target.exists():  # the same step, reached again after a resume from an older one
-                shutil.rmtree(target)
+            if target.exists():  # the same step, reached again
+                target.rename(folder / f".old-{uuid.uuid4().hex[:8]}")
             draft.rename(target)
             flush(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    for abandoned in folder.glob(".draft-*"):
+    for old in list_checkpoints(folder)[:-keep]:
+        # Out of sight first: a kill amid the deletion must not leave half a checkpoint under its name.
+        with contextlib.suppress(OSError):
+            old.rename(folder / f".old-{old.name}-{uuid.uuid4().hex[:8]}")
+    for abandoned in [*folder.glob(".draft-*"), *folder.glob(".old-*")]:
         shutil.rmtree(abandoned, ignore_errors=True)
     return target
+
+
+def set_aside(damaged: Path) -> Path:
+    """Take a damaged checkpoint out of the way of the ones that follow, without deleting it; returns its new place."""
+    aside = damaged.with_name(f".damaged-{damaged.name}-{uuid.uuid4().hex[:8]}")
+    with refusals(damaged):
+        damaged.rename(aside)
+    return aside
 
 
 def load(path: Path, training: Training) -> dict[str, Any]:
@@ -65,11 +78,12 @@ def load(path: Path, training: Training) -> dict[str, Any]:
 
     Raises UsageError for files that are damaged or belong to another network.
     """
+    state = read_state(path)
+    moments = _read(path / "optimizer.safetensors")
     load_weights(path / "model.safetensors", training.network)
     load_weights(path / "ema.safetensors", training.average.module)
-    state = read_state(path)
     training.average.n_averaged.fill_(state["averaged"])
-    _restore_optimizer(_read(path / "optimizer.safetensors"), training)
+    _restore_optimizer(path / "optimizer.safetensors", moments, training)
     return state
 
 
@@ -77,7 +91,9 @@ def read_state(path: Path) -> dict[str, Any]:
     """Return a checkpoint's state.json; raises UsageError where it is damaged."""
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        int(state["step"]), int(state["averaged"])
+        whole_numbers = (state["step"], state["averaged"], state["channels"])
+        if not all(isinstance(number, int) and number >= 0 for number in whole_numbers) or state["channels"] < 1:
+            raise ValueError("a number is not what it can be")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path / 'state.json'} is damaged ({error}).", "Remove that checkpoint; an older one is used then."
@@ -101,7 +117,8 @@ def _write(path: Path, tensors: Weights) -> None:
 
 def _read(path: Path) -> Weights:
     try:
-        return safetensors.torch.load_file(str(path))
+        # Read, not mapped: a mapped file that is cut short later ends the process.
+        return safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise UsageError(
             f"Cannot read {path} ({error}).", "Remove that checkpoint; an older one is used then."
@@ -121,15 +138,18 @@ def _optimizer_tensors(training: Training) -> Weights:
     return tensors
 
 
-def _restore_optimizer(tensors: Weights, training: Training) -> None:
+def _restore_optimizer(path: Path, tensors: Weights, training: Training) -> None:
     weights = dict(training.network.named_parameters())
     indices = {name: index for index, name in enumerate(weights)}
+    wanted = {f"{kind}/{name}": like.shape for name, like in weights.items() for kind in MOMENTS}
+    wanted |= {f"step/{name}": torch.Size() for name in weights}
+    if {key: value.shape for key, value in tensors.items()} != wanted:
+        raise UsageError(f"{path} holds another optimizer's state.", "Was [model] in run.toml changed?")
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, name = key.split("/", 1)
         # The fused optimizer walks weights and moments side by side, so they must lie alike in memory.
-        like = weights[name]
-        laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        laid = torch.empty_like(weights[name]).copy_(value) if kind in MOMENTS else value
         state.setdefault(indices[name], {})[kind] = laid
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": state, "param_groups": groups})

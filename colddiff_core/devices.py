@@ -12,12 +12,12 @@ NAMES = ("auto", "cpu", "cuda")
 
 
 def choose(name: str) -> torch.device:
-    """Return the device of a `--device` value; "auto" is a GPU where there is one.
+    """Return the device of a `--device` value, set up for exact work; "auto" is a GPU where there is one.
 
     Raises UsageError for an unknown name and for a GPU that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -25,6 +25,9 @@ def choose(name: str) -> torch.device:
     if device is None or device.type not in NAMES:
         raise UsageError(f"Unknown device '{name}'.", f"Use one of {', '.join(NAMES)}.")
     if device.type == "cuda":
+        # TF32 keeps ten bits, and convolutions run in it unless told otherwise: the stem is to see float32.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             remedy = (

@@ -39,7 +39,8 @@ class MachineError(ColddiffError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a remedy that names the known word closest to `name`, else all of them."""
     words = sorted(known)
-    close = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
+    lowered = {word.lower(): word for word in words}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     if close:
-        return f"Did you mean '{close[0]}'?"
+        return f"Did you mean '{lowered[close[0]]}'?"
     return f"Known: {', '.join(words)}." if words else "There are none."

@@ -42,6 +42,12 @@ class Experiment:
         fields = {self.operator.second_field: self.second.images(picked).to(x0.device)}
         return self.operator.freeze(x0, generator=generator, **fields)
 
+    def try_out(self, x0: Tensor) -> None:
+        """Take one image through operator and network, so that what does not fit is told before anything is made."""
+        x_t, frozen = self.degrade(x0[:1].to(self.device), self.operator.steps, seed=0)
+        with torch.no_grad():
+            self.restorer(x_t, self.operator.steps, frozen)
+
     def degrade(self, x0: Tensor, t: int, seed: int, first: int = 0) -> tuple[Tensor, Frozen]:
         """Return (x_t, frozen) of test images numbered from `first`, each with its own generator."""
         frozen = self.freeze(x0, seeds.image_generators(seed, range(first, first + len(x0))))

@@ -24,6 +24,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 ANIMATED = frozenset({".gif", ".webp", ".png"})
 TILE = 64  # least side, in pixels, of a picture on a contact sheet
 GAP = 4
+MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}  # of a side
 
 
 def read(path: Path, *, size: int = 0, channels: int = 0) -> Tensor:
@@ -89,6 +90,14 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
 def _in_srgb(picture: Image.Image) -> Image.Image:
     """Return a picture with an embedded colour profile in sRGB; without one, as it is."""
     profile = picture.info.get("icc_profile")
+    if profile and picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA" if "transparency" in picture.info or picture.mode == "PA" else "RGB")
+    if profile and picture.mode == "RGBA":
+        opaque = picture.convert("RGB")
+        opaque.info["icc_profile"] = profile
+        converted_rgba = _in_srgb(opaque).convert("RGBA")
+        converted_rgba.putalpha(picture.getchannel("A"))
+        return converted_rgba
     if not profile or picture.mode not in ("RGB", "CMYK", "L"):
         return picture
     target = "L" if picture.mode == "L" else "RGB"
@@ -103,8 +112,9 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
 def _plain(picture: Image.Image, channels: int) -> Image.Image:
     """Return the picture as 8-bit gray or RGB."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        peak = 1.0 if picture.mode == "F" else 65535.0
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
+        scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
+        peak = next((scale for scale in scales if values.max(initial=0) <= scale), values.max(initial=1))
         picture = Image.fromarray((values / peak * 255).round().clip(0, 255).astype(np.uint8))
     is_gray = picture.mode in ("1", "L", "LA", "La")
     if "A" in picture.getbands() or "transparency" in picture.info:
@@ -143,8 +153,16 @@ def to_pillow(x: Tensor) -> Image.Image:
 def write(picture: Image.Image, path: Path) -> None:
     """Write a picture whole; raises UsageError for an unknown suffix, MachineError where the disk refuses."""
     check_suffix(path, SUFFIXES)
+    _check_sides(picture, path)
     with whole(path) as draft:
         picture.save(draft)
+
+
+def _check_sides(picture: Image.Image, path: Path) -> None:
+    most = MOST_PIXELS.get(path.suffix.lower())
+    if most is not None and max(picture.size) > most:
+        what = f"{path}: {picture.width} x {picture.height} pixels are more than {path.suffix} holds ({most} a side)"
+        raise UsageError(f"{what}.", "Write a .png, or make it smaller with --size or fewer severities.")
 
 
 def check_suffix(path: Path, known: frozenset[str]) -> None:
@@ -207,6 +225,7 @@ def write_animation(frames: Sequence[Image.Image], path: Path, *, milliseconds: 
     check_suffix(path, ANIMATED)
     if len(frames) < 2:
         raise UsageError("An animation of one frame is a picture.", "Ask for at least two steps.")
+    _check_sides(frames[0], path)
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     with whole(path) as draft:
         frames[0].save(draft, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)

@@ -5,6 +5,7 @@ Needs no torch, so that listing presets and reading a run's configuration are in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ import tomli_w
 from colddiff_core.errors import UsageError, nearest
 from colddiff_core.settings import setting, take
 
+LARGEST_SEED = 2**63 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -23,7 +26,7 @@ class DataConfig:
 
     dataset: str = setting("digits", "name of the data set")
     size: int = setting(32, "side of the images, in pixels", minimum=1)
-    channels: int = setting(0, "1 for gray, 3 for colour, 0 for what the data set has", minimum=0)
+    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour, 0 for what the data set has")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "where the files lie; the user's cache folder if empty")
     second: str = setting("", "data set whose images an operator such as animorph mixes in")
@@ -36,7 +39,7 @@ class DegradationConfig:
     """The operator D; every other key of the table is a parameter of that operator."""
 
     name: str = setting("blur", "name of the operator")
-    quantize: int = setting(0, "round what the network sees to this many bits; 0 for not at all", minimum=0)
+    quantize: int = setting(0, "round what the network sees to this many bits; 0 for not at all", minimum=0, maximum=16)
     parameters: Mapping[str, Any] = dataclasses.field(init=False, default_factory=dict)
 
 
@@ -64,12 +67,12 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up; cosine ends at 0")
     weight_decay: float = setting(0.0, "AdamW's weight decay; 0 is Adam", minimum=0)
     clip: float = setting(0.0, "largest norm of the gradient; 0 for no limit", minimum=0)
-    ema_decay: float = setting(0.995, "decay of the exponential moving average of the weights", minimum=0)
+    ema_decay: float = setting(0.995, "decay of the exponential moving average of the weights", minimum=0, maximum=1)
     ema_every: int = setting(10, "steps between updates of the average", minimum=1)
     precision: Literal["auto", "bf16", "float32"] = setting(
         "auto", "of the network's body; auto is bf16 where it is fast"
     )
-    seed: int = setting(0, "everything random follows from it", minimum=0)
+    seed: int = setting(0, "everything random follows from it", minimum=0, maximum=LARGEST_SEED)
     log_every: int = setting(50, "steps between lines of metrics", minimum=1)
     sample_every: int = setting(1000, "steps between sample sheets; 0 for the last one alone", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
@@ -138,7 +141,9 @@ def load(name: str, overrides: Iterable[str] = ()) -> Config:
     path, table = _read_preset(name)
     base = table.pop("extends", None)
     if base is not None:
-        base_path, base_table = _read_preset(str(base), beside=path)
+        if not isinstance(base, str):
+            raise UsageError(f"{path}: extends = {base!r} is not a preset's name.", nearest(str(base), names()))
+        base_path, base_table = _read_preset(base, beside=path)
         if "extends" in base_table:
             raise UsageError(f"{path}: extends '{base}', which itself extends another.", f"Write {base_path} out.")
         table = _merged(_without_foreign_parameters(base_table, table.get("degradation", {})), table)
@@ -154,14 +159,35 @@ def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = 
             raise UsageError(
                 f"{where}: unknown key '{key}'.", nearest(key, [*SECTIONS, "description", "paper", "extends"])
             )
-    for override in overrides:
+    # The operator's name first: it takes away the parameters of the one before.
+    for override in sorted(overrides, key=lambda text: not text.strip().startswith("degradation.name")):
         section, key, value = _parse(override)
         checked = _take_section(section, {key: value}, f"--set {override}")
         parts = _without_foreign_parameters(parts, checked) if section == "degradation" else parts
         parts[section] = _merged(parts[section], checked)
     made = {section: _make(section, parts[section]) for section in SECTIONS}
     name, description = str(table.get("name", "")), str(table.get("description", ""))
-    return Config(name=name, description=description, paper=table.get("paper", {}), **made)
+    if name != Path(name).name:
+        raise UsageError(
+            f"{where}: name = '{name}' is not a plain name.", "Leave slashes out: runs are named after it."
+        )
+    return Config(name=name, description=description, paper=_published(table.get("paper", {}), where), **made)
+
+
+def _published(paper: Any, where: str) -> Mapping[str, Any]:
+    """Return the published figures, checked: a source, and tables of numbers."""
+    fits = isinstance(paper, Mapping) and all(
+        isinstance(value, str)
+        if key == "source"
+        else isinstance(value, Mapping) and all(type(number) in (int, float) for number in value.values())
+        for key, value in paper.items()
+    )
+    if not fits or (paper and "source" not in paper):
+        raise UsageError(
+            f"{where}: [paper] is not a source and tables of numbers.", "For example: direct = { rmse = 0.1 }"
+        )
+    found: Mapping[str, Any] = paper
+    return found
 
 
 def dump(table: Mapping[str, Any]) -> str:
@@ -198,10 +224,11 @@ def _parse(override: str) -> tuple[str, str, Any]:
         raise UsageError(f"--set {override}: not of the form section.key=value.", "For example: --set train.lr=2e-4")
     if section not in SECTIONS:
         raise UsageError(f"--set {override}: unknown section '{section}'.", nearest(section, SECTIONS))
-    try:
-        return section, key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return section, key, text
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        table = tomllib.loads(f"value = {text}")
+        if list(table) == ["value"]:  # and nothing smuggled in on a second line
+            return section, key, table["value"]
+    return section, key, text
 
 
 def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from colddiff_core.errors import MachineError, UsageError, nearest
-from colddiff_core.files import refusals, whole
+from colddiff_core.files import flush, refusals, whole
 from colddiff_core.presets import Config, dump, from_table, read_toml
 
 ROOT = Path("runs")
+TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
@@ -58,16 +59,22 @@ class Run:
         return list(_lines(self.path / "events.jsonl"))
 
     def checkpoints(self) -> list[Path]:
-        """Return the complete checkpoints, oldest first: a draft has another name until it is whole."""
-        found = [path for path in (self.path / "checkpoints").glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        """Return the complete checkpoints, oldest first; one that is cut short is left out."""
+        return [path for path in list_checkpoints(self.path / "checkpoints") if is_whole(path)]
+
+    def damaged_checkpoints(self) -> list[Path]:
+        """Return the checkpoints that are cut short or lack a file, oldest first."""
+        return [path for path in list_checkpoints(self.path / "checkpoints") if not is_whole(path)]
 
     def newest_checkpoint(self) -> Path:
         """Return the newest complete checkpoint; raises UsageError where there is none."""
         found = self.checkpoints()
-        if not found:
-            raise UsageError(f"{self.path} has no checkpoint yet.", f"Train it on: colddiff train --resume {self.path}")
-        return found[-1]
+        if found:
+            return found[-1]
+        damaged = self.damaged_checkpoints()
+        if damaged:
+            raise UsageError(f"{damaged[-1]} is damaged, and no other checkpoint is whole.", "Train the run anew.")
+        raise UsageError(f"{self.path} has no checkpoint yet.", f"Train it on: colddiff train --resume {self.path}")
 
 
 class RunWriter(Run):
@@ -76,6 +83,8 @@ class RunWriter(Run):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._lock = _hold(path)
+        for name in ("metrics.jsonl", "events.jsonl"):
+            _drop_torn_line(path / name)
 
     def log(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
@@ -87,7 +96,7 @@ class RunWriter(Run):
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics beyond `step`: a resumed run writes those steps again."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        kept = [line for line in self.metrics() if isinstance(line.get("step"), int) and line["step"] <= step]
         with whole(self.path / "metrics.jsonl") as draft:
             draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -118,7 +127,10 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
             (draft / "checkpoints").mkdir()
             text = dump(config.to_table() | {"versions": dict(versions)})
             (draft / "run.toml").write_text(text, encoding="utf-8")
+            flush(draft / "run.toml")
+            flush(draft)
             draft.rename(path)
+            flush(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return RunWriter(path)
@@ -158,6 +170,46 @@ def find(name: str | None, root: Path = ROOT) -> Run:
     raise UsageError(f"No such run: {name}.", remedy)
 
 
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the folders named like checkpoints, oldest first: a draft has another name until it is whole."""
+    found = [path for path in folder.glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=path_step)
+
+
+def path_step(checkpoint: Path) -> int:
+    """Return the step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint has all its files at the length that they themselves declare."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return path_step(checkpoint) == state["step"] and all(
+            _is_tensor_file(checkpoint / name) for name in TENSOR_FILES
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_tensor_file(path: Path) -> bool:
+    """Tell whether a safetensors file is as long as its header says: 8 bytes, the header, the data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return False
+        header = json.loads(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return bool(path.stat().st_size == 8 + length + max(ends, default=0))
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut what a killed writer left behind the last newline, so that the next line begins as one."""
+    if path.exists():
+        with refusals(path), path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def _last_written(path: Path) -> float:
     return max(
         (path / name).stat().st_mtime
@@ -182,4 +234,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is not whole yet
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    yield entry

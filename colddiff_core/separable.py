@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DENSE_TABLE_BYTES = 2**28  # beyond this a table of matrices is given up for the FFT
+DENSE_TABLE_BYTES = 2**25  # beyond this a table of matrices is given up for the FFT
 
 
 def gaussian(std: float, size: int) -> Tensor:
@@ -77,11 +77,11 @@ class SeparableStack:
 
     def along_columns(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Return A_t x; shapes as in `apply`."""
-        return self._pick("matrix", x.shape[-2], x.device, t) @ x
+        return self._pick("matrix", x.shape[-2], x.device, t).to(x.dtype) @ x
 
     def along_rows(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Return x B_t^T; shapes as in `apply`."""
-        return x @ self._pick("matrix", x.shape[-1], x.device, t).mT
+        return x @ self._pick("matrix", x.shape[-1], x.device, t).to(x.dtype).mT
 
     def invert(self, x_t: Tensor, t: int | Tensor, floor: float) -> Tensor:
         """Undo A_t X B_t^T where it left something to undo: each gain g becomes g / (g^2 + floor^2).

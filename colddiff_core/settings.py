@@ -16,9 +16,17 @@ from colddiff_core.errors import UsageError, nearest
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def setting(default: Any, help: str, *, minimum: float | None = None, above: float | None = None) -> Any:
-    """Declare a dataclass field: its default, its help text and the least value it admits."""
-    return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum, "above": above})
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Declare a dataclass field: its default, its help text and the values it admits."""
+    limits = {"minimum": minimum, "above": above, "maximum": maximum}
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 def settings_of(owner: type) -> list[dataclasses.Field[Any]]:
@@ -69,4 +77,6 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
         raise UsageError(f"{what} is too small: it is at least {minimum}.", f"Meaning: {help_text}.")
     if above is not None and value <= above:
         raise UsageError(f"{what} is too small: it is above {above}.", f"Meaning: {help_text}.")
+    if field.metadata["maximum"] is not None and value > field.metadata["maximum"]:
+        raise UsageError(f"{what} is too large: it is at most {field.metadata['maximum']}.", f"Meaning: {help_text}.")
     return value

@@ -29,6 +29,7 @@ from colddiff_core.sampling import final, sample
 
 BANDS = 4  # of severity, for the loss
 SHEET_IMAGES = 16
+Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of pictures, metrics by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,21 @@ class Trainer:
             network.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
         )
         self.parts = checkpoint.Training(network, average, optimizer)
+        self.last_sheet: Sheet | None = None
         self._order: tuple[int, Tensor] | None = None
 
     def resume(self) -> None:
-        """Go back to the run's newest checkpoint and forget what was logged after it."""
-        state = checkpoint.load(self.run.newest_checkpoint(), self.parts)
-        self.step = int(state["step"])
+        """Go back to the run's newest complete checkpoint and forget what was logged after it.
+
+        A run that was ended before its first checkpoint begins again: its weights follow from the seed.
+        Damaged checkpoints are set aside, with a warning in the events; UsageError where no other is left.
+        """
+        damaged = self.run.damaged_checkpoints()
+        if damaged or self.run.checkpoints():
+            self.step = int(checkpoint.load(self.run.newest_checkpoint(), self.parts)["step"])
+        for path in damaged:
+            aside = checkpoint.set_aside(path)
+            self.run.event("warning", message=f"{path.name} was damaged; set aside as {aside.name}")
         self.run.forget_after(self.step)
         self.run.event("resumed", step=self.step)
 
@@ -87,8 +97,8 @@ class Trainer:
     def _loop(self) -> Iterator[Tick]:
         settings = self.settings
         logged = self.run.metrics()
-        meter = _Meter(self.experiment.device, elapsed=float(logged[-1]["elapsed"]) if logged else 0.0)
-        if self.step == 0:
+        meter = _Meter(self.experiment.device, elapsed=float(logged[-1].get("elapsed", 0)) if logged else 0.0)
+        if not self.run.events():
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         saved = self.step
         while self.step < settings.steps and not self.is_stopping:
@@ -172,10 +182,10 @@ class Trainer:
         return self._order[1]
 
     def _diverged(self, what: str) -> MachineError:
-        rate = self.settings.lr / 4
+        kept = "the last checkpoint is kept" if self.run.checkpoints() else "before the first checkpoint"
         return MachineError(
-            f"{what} at step {self.step}; the last checkpoint is kept.",
-            f"Resume with a lower rate: colddiff train --resume {self.run.path} --set train.lr={rate:g}",
+            f"{what} at step {self.step}, {kept}.",
+            f"Use a lower rate: colddiff train --resume {self.run.path} --set train.lr={self.settings.lr / 4:g}",
         )
 
     def save(self) -> int:
@@ -196,7 +206,7 @@ class Trainer:
 
     def write_sheet(self) -> None:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
-        columns, figures = self.restore_tests()
+        self.last_sheet = columns, figures = self.restore_tests()
         path = self.run.samples / f"step-{self.step:06d}.png"
         write(sheet(columns, blocks=2), path)
         note = {
@@ -210,7 +220,7 @@ class Trainer:
             draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         self.run.event("sample", step=self.step, file=path.name)
 
-    def restore_tests(self) -> tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]:
+    def restore_tests(self) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
         experiment, settings = self.experiment, self.experiment.config.sample
         averaged = experiment.restorer.with_network(self.parts.average.module)

@@ -95,7 +95,7 @@ def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
         3: (2.5, (1.15, 0.7), 11, (0.05, 16.0), (0.95, 0.4)),
         4: (2.5, (1.15, 0.55), 11, (0.05, 20.0), (0.95, 0.3)),
     }[op.level]
-    share = (t - 1) / (op.steps - 1) if op.steps > 1 else 0.0
+    share = (t - 1) / (op.steps - 1) if op.steps > 1 else 1.0
     now = [ends[0] + share * (ends[1] - ends[0]) for ends in (threshold, sigma, lightening)]
     weights = [math.exp(-((k - taps // 2) ** 2) / (2 * now[1] ** 2)) for k in range(taps)]
     made = []

@@ -279,7 +279,23 @@ BAD = [
     (["train", "--preset", "digits-blur", "--out", "empty"], "exists already"),
     (["train", "--preset", "digits-blur", "--set", "sample.sampler=taco"], "Did you mean 'tacos'"),
     (["train"], "--preset"),
+    (
+        ["train", "--preset", "digits-blur", "--set", "degradation.name=desaturate", "--set", "model.inputs=plain"],
+        "colour",
+    ),
+    (
+        ["train", "--preset", "digits-blur", "--set", "degradation.name=pixelate", "--set", "degradation.steps=5"],
+        "halved",
+    ),
+    (["train", "--preset", "digits-blur", "--set", "degradation.quantize=2000"], "at most 16"),
+    (["train", "--preset", "digits-blur", "--set", "train.ema_decay=2.0"], "at most 1"),
+    (["train", "--preset", "digits-blur", "--set", "data.channels=7"], "0, 1, 3"),
+    (["train", "--preset", "digits-blur", "--seed", str(10**20)], "--seed"),
+    (["train", "--preset", "digits-blur", "--dry-run", "--set", "data.dataset=digitz"], "Did you mean 'digits'"),
+    (["train", "--preset", "digits-blur", "--dry-run", "--set", "degradation.stdd=3"], "Did you mean 'std'"),
+    (["train", "--preset", "digits-blur", "--set", "train.lr=1e-3\ntrain.steps=2"], "not a number"),
     (["train", "--resume", "nothing"], "No such run"),
+    (["train", "--resume", "RUN", "--dry-run"], "does not go with"),
     (["train", "--resume", "empty"], "is not a run"),
     (["train", "--resume", "RUN"], "is finished"),
     (["train", "--resume", "RUN", "--set", "model.width=9"], "keeps its configuration"),
@@ -299,6 +315,12 @@ BAD = [
     (["degrade", "cut.png", "--op", "blur"], "cut.png"),
     (["degrade", "absent.png", "--op", "blur"], "No such file"),
     (["degrade", "photo.png", "--op", "blurr"], "Did you mean 'blur'"),
+    (["degrade", "photo.png", "--op", "BLUR"], "Did you mean 'blur'"),
+    (["degrade", "photo.png", "--op", "blur", "--stdd", "1", "--debug"], "No such option"),
+    (["degrade", "photo.png", "--op", "blur", "--strip", "500", "--steps", "499", "--out", "a.webp"], ".webp holds"),
+    (["degrade", "photo.png", "--op", "blur", "--strip", "3", "--animate"], "one of them"),
+    (["degrade", "", "--op", "blur"], "is empty"),
+    (["degrade", "photo.png", "--op", "animorph+animorph", "--second", "photo.png"], "only one part"),
     (["degrade", "photo.png", "--op", "blur", "--t", "301"], "out of range"),
     (["degrade", "photo.png", "--op", "blur", "--stdd", "3"], "No such option"),
     (["degrade", "photo.png", "--op", "blur", "--std", "wide"], "valid number"),
@@ -356,6 +378,30 @@ def test_what_the_machine_refuses_is_exit_1(in_folder, monkeypatch, capsys):
     assert "could not be downloaded" in told
     assert len(told.splitlines()) == 2
     assert left_behind(in_folder) == []
+
+
+def test_pictures_that_do_not_suit_an_operator_are_left_out_of_a_folder(in_folder, capsys):
+    (in_folder / "in").mkdir()
+    Image.new("RGB", (9, 9), (200, 10, 10)).save("in/a.png")
+    Image.new("L", (9, 9)).save("in/b.png")
+    Image.new("RGB", (9, 9), (10, 200, 10)).save("in/c.png")
+    assert run(["degrade", "in", "--op", "desaturate", "--out-dir", "out"]) == 0
+    assert "b.png" in capsys.readouterr().out
+    assert left_behind(in_folder / "out") == ["a-desaturate-t050.png", "c-desaturate-t050.png"]
+
+
+def test_json_holds_no_nan(capsys):
+    from colddiff_cli.screen import Screen
+
+    Screen(is_json=True).result({"a": float("nan"), "b": [1.5, float("inf")]})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, None]}
+
+
+def test_without_arguments_the_help_is_shown(capsys):
+    assert run([]) == 2
+    told = capsys.readouterr()
+    assert "degrade" in told.out + told.err
+    assert "colddiff: " not in told.err
 
 
 def test_a_traceback_is_shown_only_when_asked_for(in_folder, monkeypatch, capsys):

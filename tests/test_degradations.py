@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import literal
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from colddiff_core import degradations, seeds, separable
-from colddiff_core.degradations import Degradation
+from colddiff_core.degradations import Degradation, mask
 from colddiff_core.errors import UsageError
 
 # Besides the defaults, variants that take other paths through an operator.
@@ -253,3 +254,73 @@ def test_snow_on_a_photograph_is_blown_the_same_way(monkeypatch):
     by_matrices = op(x0, t, frozen)
     monkeypatch.setattr(separable, "DENSE_TABLE_BYTES", 0)
     torch.testing.assert_close(op(x0, t, frozen), by_matrices, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*degradations.names(), "mask+blur"])
+def test_t_may_come_in_any_whole_form_and_in_no_other(name):
+    steps = 2 if name == "pixelate" else 12
+    op = degradations.build(name, steps=steps)
+    x0 = torch.rand(3, 3, 8, 8, generator=seeds.generator(0)) * 2 - 1
+    frozen = freeze(op, x0)
+    for one in (np.int64(steps), torch.tensor(steps), np.uint8(steps)):
+        assert torch.equal(op(x0, one, frozen), op(x0, steps, frozen))
+    for many in (
+        np.array([0, 1, steps]),
+        [0, 1, steps],
+        *(torch.tensor([0, 1, steps]).to(d) for d in (torch.uint8, torch.int16)),
+    ):
+        assert torch.equal(op(x0, many, frozen), op(x0, torch.tensor([0, 1, steps]), frozen))
+    calls = [lambda t: op(x0, t, frozen), lambda t: op.reestimate(x0, x0, t, frozen)]
+    if op.has_inverse:
+        calls.append(lambda t: op.invert(x0, t, frozen, 1e-3))
+    for call in calls:
+        for wrong in (
+            1.5,
+            True,
+            "2",
+            steps + 1,
+            -1,
+            [0, 1],
+            torch.tensor([0.0, 1.0, 2.0]),
+            torch.tensor([0, 1, steps + 1]),
+        ):
+            with pytest.raises(UsageError):
+                call(wrong)
+
+
+def test_no_images_is_a_batch_too():
+    for name in degradations.names():
+        op, x0 = degradations.build(name), torch.zeros(0, 3, 8, 8)
+        frozen = op.freeze(x0, generator=[], **second(op, x0))
+        assert op(x0, torch.zeros(0, dtype=torch.int64), frozen).shape == x0.shape
+
+
+def test_fields_are_one_entry_an_image():
+    op, x0 = degradations.build("mask"), torch.zeros(3, 1, 8, 8)
+    for wrong in (5, torch.tensor(5), torch.tensor([1, 2])):
+        with pytest.raises(UsageError, match="one entry an image"):
+            op.freeze(x0, center_row=wrong)
+    frozen = op.freeze(x0, center_row=[1, 2, 3])
+    assert frozen.center_row.tolist() == [1, 2, 3]
+
+
+def test_nothing_mixed_in_tells_nothing_of_what_would_be():
+    op, x0 = degradations.build("noise", steps=5), torch.zeros(2, 1, 4, 4)
+    frozen, t = freeze(op, x0), torch.tensor([0, 5])
+    found = op.reestimate(op(x0, t, frozen), x0, t, frozen)
+    assert torch.equal(found.z[0], frozen.z[0])
+
+
+def test_a_hole_is_the_same_by_every_table():
+    """All severities at once, one row alone, and interpolated radii give the same mask."""
+    op = degradations.build("mask", steps=6, std=2.0, growth=3.0)
+    x0 = torch.ones(3, 1, 30, 44)
+    frozen, t = freeze(op, x0), torch.tensor([1, 4, 6])
+    wanted = op(x0, t, frozen)
+    for most in (0, 600_000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mask, "MOST_ENTRIES", most)
+            patch.setattr(mask, "NODES", 64 if most == 0 else 4096)
+            other = degradations.build("mask", steps=6, std=2.0, growth=3.0)
+            torch.testing.assert_close(other(x0, t, frozen), wanted, rtol=0, atol=1e-6 if most else 2e-3)
+            torch.testing.assert_close(other(x0, 4, frozen)[1], wanted[1], rtol=0, atol=1e-6 if most else 2e-3)

@@ -55,6 +55,8 @@ def test_another_operator_starts_from_its_own_defaults():
     assert by_file.parameters == {"steps": 50, "schedule": "cosine"}
     by_override = presets.load("digits-blur", ["degradation.name=noise", "degradation.steps=9"]).degradation
     assert (by_override.name, by_override.parameters) == ("noise", {"steps": 9})
+    turned_about = presets.load("digits-blur", ["degradation.steps=9", "degradation.name=noise"]).degradation
+    assert turned_about == by_override
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,11 @@ def test_a_bad_override_is_named(override, words):
         ("train = 3", "not a table"),
         ("[train", "not valid TOML"),
         ('extends = "mnist-blur-small"', "itself extends"),
+        ("extends = 3", "not a preset's name"),
+        ('name = "../../evil"', "plain name"),
+        ("paper = 3", "[paper]"),
+        ("[paper]\ndirect = { rmse = 1 }", "[paper]"),
+        ('[paper]\nsource = "x"\ndirect = 3', "[paper]"),
         ('extends = "nothing"', "Unknown preset 'nothing'"),
     ],
 )
@@ -98,7 +105,7 @@ def test_a_bad_file_is_named(tmp_path, text, words):
     with pytest.raises(UsageError) as refusal:
         presets.load(str(path))
     assert words in str(refusal.value)
-    if "extends" not in text or "itself" in words:
+    if words != "Unknown preset 'nothing'":
         assert str(path) in str(refusal.value)
 
 

@@ -8,17 +8,21 @@ import math
 import pytest
 import torch
 from conftest import finish, left_behind, make_trainer
-from safetensors.torch import load_file
+from safetensors.torch import load, save_file
 
 from colddiff_core import experiment, presets, runs
-from colddiff_core.errors import ColddiffError, MachineError, UsageError
+from colddiff_core.errors import MachineError, UsageError
 
 WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
+def read_tensors(path):
+    return load(path.read_bytes())  # not mapped: the tests cut files short
+
+
 def assert_same_checkpoint(a, b):
     for name in WEIGHTS:
-        first, second = load_file(a / name), load_file(b / name)
+        first, second = read_tensors(a / name), read_tensors(b / name)
         assert first.keys() == second.keys()
         for key in first:
             assert torch.equal(first[key], second[key]), f"{name}: {key}"
@@ -90,7 +94,7 @@ def test_the_run_folder_says_everything(tiny_run):
     assert note["metrics"]["degraded"]["rmse"] > 0
     restored, step = experiment.open_run(run, torch.device("cpu"))
     assert step == 6
-    averaged = load_file(run.newest_checkpoint() / "ema.safetensors")
+    averaged = read_tensors(run.newest_checkpoint() / "ema.safetensors")
     assert all(torch.equal(value, averaged[key]) for key, value in restored.restorer.unet.state_dict().items())
 
 
@@ -142,14 +146,58 @@ def test_one_trainer_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*WEIGHTS, "state.json"])
-def test_a_damaged_checkpoint_is_named(tmp_path, name):
-    finish(make_trainer(tmp_path / "run"))
-    path = runs.Run(tmp_path / "run").newest_checkpoint() / name
-    path.write_bytes(path.read_bytes()[:40])
+@pytest.mark.parametrize("length", [0, 5, 40, -1, None])
+def test_the_newest_complete_checkpoint_wins(tmp_path, name, length):
+    whole = finish(make_trainer(tmp_path / "run"))
+    wanted = {file: read_tensors(whole.run.newest_checkpoint() / file) for file in WEIGHTS}
+    path = whole.run.newest_checkpoint() / name
+    content = path.read_bytes()
+    if length is None:
+        path.unlink()
+    else:
+        path.write_bytes(content[:length])
     trainer = make_trainer(tmp_path / "run")
-    with pytest.raises(ColddiffError) as refusal:
-        trainer.resume()
-    assert str(path) in str(refusal.value)
+    trainer.resume()
+    assert trainer.step == 3
+    finish(trainer)
+    assert [event["event"] for event in trainer.run.events()].count("warning") == 1
+    assert left_behind(tmp_path / "run" / "checkpoints")[1:] == ["step-000003", "step-000006"]
+    for file, tensors in wanted.items():
+        again = read_tensors(trainer.run.newest_checkpoint() / file)
+        assert all(torch.equal(again[key], tensor) for key, tensor in tensors.items())
+
+
+def test_with_no_complete_checkpoint_nothing_is_thrown_away(tmp_path):
+    finish(make_trainer(tmp_path / "run", "train.keep=1"))
+    path = runs.Run(tmp_path / "run").newest_checkpoint()
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="is damaged"):
+        make_trainer(tmp_path / "run").resume()
+    assert left_behind(path.parent) == ["step-000006"]
+
+
+def test_a_run_ended_before_its_first_checkpoint_begins_again(tmp_path):
+    whole = finish(make_trainer(tmp_path / "whole"))
+    killed = make_trainer(tmp_path / "run", "train.log_every=1")
+    steps = killed.steps()
+    next(steps)
+    next(steps)
+    killed.run.close()
+    again = make_trainer(tmp_path / "run")
+    again.resume()
+    assert again.step == 0
+    finish(again)
+    assert_same_checkpoint(whole.run.newest_checkpoint(), again.run.newest_checkpoint())
+
+
+def test_what_lies_about_in_the_folder_does_no_harm(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-000002.bak").mkdir()
+    (tmp_path / "run" / "events.jsonl").write_text('{"event": "checkp')
+    trainer.run.close()
+    again = finish(make_trainer(tmp_path / "run"))
+    assert [event["event"] for event in again.run.events()][:2] == ["started", "checkpoint"]
+    assert "step-000002.bak" in left_behind(tmp_path / "run" / "checkpoints")
 
 
 def test_another_networks_weights_are_refused(tmp_path, tiny_run):
@@ -157,6 +205,20 @@ def test_another_networks_weights_are_refused(tmp_path, tiny_run):
     (tmp_path / "run" / "checkpoints" / "step-000006").symlink_to(runs.Run(tiny_run).newest_checkpoint())
     with pytest.raises(UsageError, match="another network"):
         trainer.resume()
+
+
+@pytest.mark.parametrize("change", ["shape", "name", "missing"])
+def test_another_optimizers_state_is_refused(tmp_path, change):
+    finish(make_trainer(tmp_path / "run"))
+    path = runs.Run(tmp_path / "run").newest_checkpoint() / "optimizer.safetensors"
+    tensors = read_tensors(path)
+    first = sorted(tensors)[0]
+    value = tensors.pop(first)
+    if change != "missing":
+        tensors[first if change == "shape" else "nope"] = value.flatten()[:1] if change == "shape" else value
+    save_file(tensors, path)
+    with pytest.raises(UsageError, match="another optimizer"):
+        make_trainer(tmp_path / "run").resume()
 
 
 def test_every_image_is_seen_once_an_epoch(tmp_path):

@@ -17,7 +17,6 @@ from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import Tensor
 
     from colddiff_core.degradations import Degradation, Frozen
@@ -62,6 +61,8 @@ def degrade(
         return
     if strip == 1 or (animate and severity == 0):
         raise UsageError("An animation or a filmstrip of one frame is a picture.", "Ask for two severities or more.")
+    if strip and animate:
+        raise UsageError("--strip and --animate are two different outputs.", "Ask for one of them.")
     kind = "film" if animate else "strip" if strip else f"t{severity:03d}"
     name = operator.name.replace("+", "-")
     files = _files(inputs or [])
@@ -76,26 +77,28 @@ def degrade(
         images.check_suffix(target, images.ANIMATED if animate else images.SUFFIXES)
     written = []
     for index, ((file, is_asked_for), target) in enumerate(zip(files, targets, strict=True)):
+        severities = _spread(severity, MOST_FRAMES if animate else strip) if animate or strip else [severity]
         try:
             x0 = images.read(file, size=size).unsqueeze(0).to(chosen)
+            frozen = draw(x0, index)
+            pictures = [images.to_pillow(operator(x0, s, frozen)[0]) for s in severities]
         except UsageError as error:
+            what = error.what if str(file) in error.what else f"{file}: {error.what}"
             if is_asked_for:
-                raise
-            screen.warn(f"{error.what} Left out.")
+                raise UsageError(what, error.remedy) from None
+            screen.warn(f"{what} Left out.")
             continue
-        frozen = draw(x0, index)
         if animate:
-            images.write_animation([_picture(operator, x0, s, frozen) for s in _spread(severity, MOST_FRAMES)], target)
+            images.write_animation(pictures, target)
         else:
-            severities = _spread(severity, strip) if strip else [severity]
-            picture = images.beside([_picture(operator, x0, s, frozen) for s in severities])
+            picture = images.beside(pictures)
             images.write(picture, target)
             screen.picture(picture)
         written.append(str(target))
         if not json:
             screen.say(str(target))
     if not written:
-        raise UsageError(f"None of {len(files)} images can be read.", "Check the files.")
+        raise UsageError(f"None of {len(files)} images could be degraded.", "Check the files.")
     screen.result({"operator": operator.name, "t": severity, "steps": operator.steps, "files": written})
 
 
@@ -146,6 +149,8 @@ def _files(inputs: list[str]) -> list[tuple[Path, bool]]:
 
     found: list[tuple[Path, bool]] = []
     for name in inputs:
+        if not name:
+            raise UsageError("An image's name is empty.", "Was a variable of the shell not set?")
         path = Path(name)
         if path.is_dir():
             inside = list_images(path)
@@ -178,12 +183,6 @@ def _targets(files: list[Path], out: Path | None, out_dir: Path, ending: str, fo
                 f"{target} exists already.", "Give another --out or --out-dir, or overwrite it with --force."
             )
     return targets
-
-
-def _picture(operator: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Image.Image:
-    from colddiff_core import images
-
-    return images.to_pillow(operator(x0, t, frozen)[0])
 
 
 def _spread(last: int, count: int) -> list[int]:

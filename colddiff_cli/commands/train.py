@@ -41,22 +41,34 @@ def train(
     """Train a restorer. Ctrl-C saves a checkpoint and ends; --resume goes on from it."""
     screen = Screen(json)
     if (preset is None) == (resume is None):
-        raise UsageError("Name either a --preset or a run to --resume.", f"Presets: {', '.join(presets.names())}.")
+        raise UsageError("Name either a --preset or a run to --resume.", "List the presets with: colddiff presets")
     changes = [*(overrides or []), *options.data_override(data_dir)]
     if seed is not None:
         changes.append(f"train.seed={seed}")
     if resume is not None:
+        if dry_run:
+            raise UsageError("--dry-run does not go with --resume.", f"The configuration is in {resume}/run.toml.")
         trainer = _resumed(screen, resume, changes, out, device)
     else:
         assert preset is not None
         config = presets.load(preset, changes)
         if dry_run:
+            _check_names(config)
             screen.result(config.to_table())
             if not json:
                 screen.say(presets.dump(config.to_table()).rstrip())
             return
         trainer = _started(screen, config, out, device)
     _run(screen, trainer)
+
+
+def _check_names(config: presets.Config) -> None:
+    """Refuse what would be refused once the data are read."""
+    from colddiff_core import datasets, degradations, sampling
+
+    degradations.build(config.degradation.name, **config.degradation.parameters)
+    sampling.find(config.sample.sampler)
+    datasets.find(config.data.dataset)
 
 
 def _started(screen: Screen, config: presets.Config, out: Path | None, device: str) -> Trainer:
@@ -72,6 +84,7 @@ def _started(screen: Screen, config: presets.Config, out: Path | None, device: s
     chosen = devices.choose(device)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
+    built.try_out(sets[0].images(slice(0, 1)))
     run = runs.create(path, config, experiment.versions())
     trainer = Trainer(built, *sets, run)
     _introduce(screen, trainer, sets)
@@ -94,7 +107,8 @@ def _resumed(screen: Screen, name: str, changes: list[str], out: Path | None, de
         )
     found = runs.find(name)
     config = found.config(tuple(changes))
-    step = int(found.newest_checkpoint().name.removeprefix("step-"))
+    saved = found.checkpoints()
+    step = int(saved[-1].name.removeprefix("step-")) if saved else 0
     if step >= config.train.steps:
         remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
@@ -102,10 +116,10 @@ def _resumed(screen: Screen, name: str, changes: list[str], out: Path | None, de
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
     run = runs.RunWriter(found.path)
-    if changes:
-        runs.rewrite_config(run, config)
     trainer = Trainer(built, *sets, run)
     trainer.resume()
+    if changes:
+        runs.rewrite_config(run, config)
     _introduce(screen, trainer, sets)
     return trainer
 
@@ -197,7 +211,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
 def _conclude(screen: Screen, trainer: Trainer) -> None:
     """Show the last sheet and say what can be done with the run."""
     path = trainer.run.path
-    columns, figures = trainer.restore_tests()
+    columns, figures = trainer.last_sheet or trainer.restore_tests()
     sheet = trainer.run.samples / f"step-{trainer.step:06d}.png"
     screen.rows(columns)
     screen.show(fidelity_table(f"{len(columns['original'])} test images at t = T", figures, {}))

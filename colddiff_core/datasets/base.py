@@ -86,9 +86,14 @@ def load(name: str, request: Request) -> ImageSet:
     Raises UsageError for an unknown name and what the data set's loader says of bad input, MachineError
     where files cannot be had.
     """
+    return find(name)(request)
+
+
+def find(name: str) -> Loader:
+    """Return the loader of the data set `name`; raises UsageError with the nearest known name."""
     if name not in _REGISTRY:
         raise UsageError(f"Unknown dataset '{name}'.", nearest(name, _REGISTRY))
-    return _REGISTRY[name](request)
+    return _REGISTRY[name]
 
 
 def fit(pixels: Tensor, request: Request) -> Tensor:

@@ -7,6 +7,7 @@ random about a batch of images once, and calling the operator is then determinis
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from colddiff_core.errors import UsageError, nearest
 from colddiff_core.settings import setting, settings_of, take
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+Severity = int | Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Degradation:
         for key, value in take(type(self), values, self.name).items():
             object.__setattr__(self, key, value)
 
-    def __call__(self, x0: Tensor, t: int | Tensor, frozen: Frozen | None = None) -> Tensor:
+    def __call__(self, x0: Tensor, t: Severity, frozen: Frozen | None = None) -> Tensor:
         """Return x_t = D(x0, t).
 
         Shapes: x0 (B, C, H, W) float32 in [-1, 1]; t an int, or (B,) int64, in 0..steps.
@@ -58,51 +60,83 @@ class Degradation:
         Raises UsageError where t is out of range (a CUDA tensor of t is taken at its word: looking
         would stall the device) or `frozen` is missing.
         """
+        t = self._checked(t, x0)
         if isinstance(t, int):
-            self._check_range(t, t)
-            if t == 0:
-                return x0
-            return self.degrade(x0, t, self._known(frozen))
-        if t.device.type == "cpu" and len(t):
-            self._check_range(int(t.min()), int(t.max()))
-        t = t.to(x0.device)
+            return self.degrade(x0, t, self._known(frozen)) if t else x0
         return torch.where((t == 0).view(-1, 1, 1, 1), x0, self.degrade(x0, t, self._known(frozen)))
 
     def freeze(self, x0: Tensor, *, generator: Generators = None, **fields: Tensor) -> Frozen:
         """Draw everything random about the images x0 (B, C, H, W), once.
 
         `generator` is one for the batch or a sequence of one per image, which makes an image's draw
-        independent of its neighbours. A field given by name is taken as it is.
-        Raises UsageError for a field that the operator does not have.
+        independent of its neighbours. A field given by name is taken as it is, on x0's device.
+        Raises UsageError for a field that the operator does not have or that is not one entry an image.
         """
         known = [f.name for f in dataclasses.fields(self.frozen_type)]
-        for name in fields:
+        given = {}
+        for name, value in fields.items():
             if name not in known:
                 raise UsageError(f"{self.name} has no random field '{name}'.", nearest(name, known))
-        return self.draw(x0, generator, fields)
+            given[name] = torch.as_tensor(value).to(x0.device)
+            if given[name].shape[:1] != x0.shape[:1]:
+                shape = tuple(given[name].shape)
+                raise UsageError(
+                    f"{self.name}: {name} of shape {shape} for {len(x0)} images.", "Give one entry an image."
+                )
+        return self.draw(x0, generator, given)
+
+    def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: Severity, frozen: Frozen) -> Frozen:
+        """Return the randomness that would turn x0_hat into x_t, where x_t tells; else `frozen`.
+
+        Shapes and ranges as in calling. Source: Bansal et al. 2022, section 5.1 ("estimated noise").
+        """
+        return self.solve(x_t, x0_hat, self._checked(t, x_t), frozen)
+
+    def invert(self, x_t: Tensor, t: Severity, frozen: Frozen | None, floor: float) -> Tensor:
+        """Return a regularised linear inverse of x_t: what the operator left, put back in proportion.
+
+        `floor` is the noise of x_t over the spread of the picture: 1e-5 for float32, about 1/255 for
+        8 bits. Shapes and ranges as in calling. Raises UsageError where `has_inverse` is false.
+        """
+        if not self.has_inverse:
+            raise UsageError(f"{self.name} has no inverse.", "Use model.inputs=plain.")
+        return self.undo(x_t, self._checked(t, x_t), self._known(frozen), floor)
 
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
         """Return the operator's Frozen, drawing what `fields` does not give."""
         return self.frozen_type()
 
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Any) -> Tensor:
-        """Return D(x0, t) for t valid and on x0's device; what t = 0 gives in a tensor does not matter."""
+        """Return D(x0, t) for t checked and on x0's device; what t = 0 gives in a tensor does not matter."""
         raise TypeError(f"{type(self).__name__} does not define degrade")
 
-    def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> Frozen:
-        """Return the randomness that would turn x0_hat into x_t, where x_t tells; else `frozen`.
+    def solve(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Any) -> Frozen:
+        """Return what `reestimate` does, for t checked and on x_t's device."""
+        solved: Frozen = frozen
+        return solved
 
-        Source: Bansal et al. 2022, section 5.1 ("estimated noise").
-        """
-        return frozen
+    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Any, floor: float) -> Tensor:
+        """Return what `invert` does, for t checked and on x_t's device."""
+        raise TypeError(f"{type(self).__name__} does not define undo")
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
-        """Return a regularised linear inverse of x_t: what the operator left, put back in proportion.
-
-        `floor` is the noise of x_t over the spread of the picture: 1e-5 for float32, about 1/255 for
-        8 bits. Shapes and ranges as in calling. Raises UsageError where `has_inverse` is false.
-        """
-        raise UsageError(f"{self.name} has no inverse.", "Use model.inputs=plain.")
+    def _checked(self, t: Severity, images: Tensor) -> int | Tensor:
+        """Return t as an int, or as (B,) int64 on the images' device; raises UsageError for anything else."""
+        if not isinstance(t, (Tensor, str)) and getattr(t, "__len__", None):
+            t = torch.as_tensor(t)
+        if isinstance(t, Tensor) and t.ndim == 1 and not t.is_floating_point() and t.dtype != torch.bool:
+            if len(t) != len(images):
+                raise UsageError(f"{len(t)} severities for {len(images)} images.", "Give one, or one per image.")
+            if t.device.type == "cpu" and len(t):
+                self._check_range(int(t.min()), int(t.max()))
+            return t.to(images.device, torch.int64)
+        try:
+            if isinstance(t, bool):
+                raise TypeError
+            single = operator.index(t)
+        except TypeError:
+            raise UsageError(f"t = {t!r} is no severity.", "Use a whole number, or one for each image.") from None
+        self._check_range(single, single)
+        return single
 
     def _check_range(self, low: int, high: int) -> None:
         if low < 0 or high > self.steps:
@@ -149,4 +183,6 @@ def _each(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
         return draw(generator, device, (len(x0),)).to(x0.device)
     if len(generator) != len(x0):
         raise UsageError(f"{len(generator)} generators for {len(x0)} images.", "Give one, or one per image.")
+    if not generator:
+        return draw(None, x0.device, (0,))
     return torch.cat([draw(g, g.device, (1,)) for g in generator]).to(x0.device)

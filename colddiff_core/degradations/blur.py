@@ -53,7 +53,7 @@ class Blur(Degradation):
         is_final = torch.as_tensor(t, device=x0.device).view(-1, 1, 1, 1) == self.steps
         return torch.where(is_final, x_t.mean((-2, -1), keepdim=True), x_t)
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
+    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         inverse = self.stack.invert(x_t, t, floor)
         if not self.final_mean:
             return inverse

@@ -42,19 +42,19 @@ class Composite(Degradation):
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         return self._through(x0, t, frozen, len(self.parts))
 
-    def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> Frozen:
-        """Solve for the last part's randomness; what the earlier ones did lies beneath it and is kept."""
+    def solve(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> Frozen:
+        """Solve for the last part's randomness; x_t does not tell what the earlier ones drew, which is kept.
+
+        So `blur+noise` samples with estimated noise, and `noise+blur` with the noise that was drawn.
+        """
         before = self._through(x0_hat, t, frozen, len(self.parts) - 1)
         part, names = self.parts[-1], self.fields[-1]
         found = part.reestimate(x_t, before, self._own(t, part), self._part(frozen, len(self.parts) - 1))
         return dataclasses.replace(frozen, **{joint: getattr(found, name) for name, joint in names.items()})
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
-        if not self.has_inverse:
-            return super().invert(x_t, t, frozen, floor)
+    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         for index in reversed(range(len(self.parts))):
-            own = self._part(frozen, index) if frozen is not None else None
-            x_t = self.parts[index].invert(x_t, self._own(t, self.parts[index]), own, floor)
+            x_t = self.parts[index].invert(x_t, self._own(t, self.parts[index]), self._part(frozen, index), floor)
         return x_t
 
     def _through(self, x: Tensor, t: int | Tensor, frozen: Frozen, count: int) -> Tensor:
@@ -91,6 +91,8 @@ def compose(name: str, operators: list[type[Degradation]], values: dict[str, Any
     )
     made = [(field, Tensor) for names in joint for field in names.values()]
     second = [names[part.second_field] for part, names in zip(parts, joint, strict=True) if part.second_field]
+    if len(second) > 1:
+        raise UsageError(f"{name}: only one part can mix in a second data set.", "Leave the others out.")
     traits = {
         "name": name,
         "frozen_type": dataclasses.make_dataclass("FrozenComposite", made, bases=(Frozen,), frozen=True),

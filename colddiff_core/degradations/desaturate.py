@@ -43,7 +43,7 @@ class Desaturate(Degradation):
         gray = self._gray(x0)
         return gray + at(self.kept, t, x0) * (x0 - gray)
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
+    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         gray, kept = self._gray(x_t), at(self.kept, t, x_t)
         return gray + kept / (kept.square() + floor**2) * (x_t - gray)
 

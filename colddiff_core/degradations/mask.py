@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from colddiff_core.schedules import blur_widths
 from colddiff_core.settings import setting
 
 REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
-MOST_ENTRIES = 2**22
+MOST_ENTRIES = 2**25  # of a table that is kept: 128 MB
 NODES = 4096  # per width, of the radial table where squared distances are too many
 
 
@@ -50,7 +51,7 @@ class Mask(Degradation):
     growth: float = setting(0.1, "how much wider each further step's is, in pixels", minimum=0)
     location: Literal["random", "center"] = setting("random", "where the hole is")
     fill: Literal["gray", "color"] = setting("gray", "what is in it: gray, or a colour of each image's own")
-    tables: dict[torch.device, Tensor] = dataclasses.field(init=False, repr=False, compare=False)
+    tables: dict[tuple[int, torch.device], Tensor] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,53 +73,67 @@ class Mask(Degradation):
             return mask * x0
         return mask * x0 + (1 - mask) * frozen.color[:, :, None, None]
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
-        known = self._known(frozen)
-        assert isinstance(known, FrozenMask)
-        mask = self._mask(x_t, t, known)
-        seen = x_t if self.fill == "gray" else x_t - (1 - mask) * known.color[:, :, None, None]
+    def undo(self, x_t: Tensor, t: int | Tensor, frozen: FrozenMask, floor: float) -> Tensor:
+        mask = self._mask(x_t, t, frozen)
+        seen = x_t if self.fill == "gray" else x_t - (1 - mask) * frozen.color[:, :, None, None]
         return mask / (mask.square() + floor**2) * seen
 
     def _mask(self, like: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
         """Return M_t for each image: (B, 1, H, W) float32."""
         height, width = like.shape[-2:]
-        rows = torch.arange(height, device=like.device) - frozen.center_row.to(like.device)[:, None]
-        cols = torch.arange(width, device=like.device) - frozen.center_col.to(like.device)[:, None]
+        rows = torch.arange(height, device=like.device) - frozen.center_row.to(torch.int64)[:, None]
+        cols = torch.arange(width, device=like.device) - frozen.center_col.to(torch.int64)[:, None]
         squared = rows.square()[:, :, None] + cols.square()[:, None, :]
-        table = self._table(like.device)
-        last = table.shape[1] - 1
-        if self._is_exact:
-            return _look_up(table, t, squared.clamp_(max=last)).unsqueeze(1)
-        place = squared.to(torch.float32).sqrt_().mul_(NODES / self.std).clamp_(max=last - 1)
+        # Centres up to a picture's size outside it; beyond, a hole that reaches in would be cut off there.
+        reach = min(REACH * self._widest, 2 * math.hypot(height, width))
+        exact = math.ceil(reach**2) + 1
+        radial = reach / self.std * NODES
+        if exact <= max(radial, MOST_ENTRIES // (self.steps + 1)):
+            table, row = self._rows(exact, t, like.device, is_radial=False)
+            return _look_up(table, row, squared.clamp_(max=exact - 1)).unsqueeze(1)
+        nodes = math.ceil(radial) + 2
+        table, row = self._rows(nodes, t, like.device, is_radial=True)
+        place = squared.to(torch.float32).sqrt_().mul_(NODES / self.std).clamp_(max=nodes - 2)
         below = place.long()
-        low = _look_up(table, t, below)
-        return torch.lerp(low, _look_up(table, t, below.add_(1)), place.frac_()).unsqueeze(1)
-
-    @property
-    def _is_exact(self) -> bool:
-        """Whether every squared distance within reach has its own entry, or radii are interpolated."""
-        return (self.steps + 1) * (REACH * self._widest) ** 2 <= MOST_ENTRIES
+        low = _look_up(table, row, below)
+        return torch.lerp(low, _look_up(table, row, below.add_(1)), place.frac_()).unsqueeze(1)
 
     @property
     def _widest(self) -> float:
         return self.std + self.growth * (self.steps - 1)
 
-    def _table(self, device: torch.device) -> Tensor:
-        """Return M_t by distance, (T + 1, D) float32: squared distances 0, 1, 2, ... or radii."""
-        if device not in self.tables:
-            if self._is_exact:
-                squared = torch.arange(math.ceil((REACH * self._widest) ** 2) + 1, dtype=torch.float64)
-            else:
-                radii = torch.arange(math.ceil(REACH * self._widest / self.std * NODES) + 2, dtype=torch.float64)
-                squared = (radii * (self.std / NODES)).square()
-            widths = blur_widths("linear", self.steps, self.std, self.growth)
-            kept = torch.ones(self.steps + 1, len(squared))
-            product = torch.ones_like(squared)
-            for i, width in enumerate(widths):  # once per operator; row by row, to hold one row in float64
-                product *= -torch.expm1(-squared / (2 * width**2))
-                kept[i + 1] = product
-            self.tables[device] = kept.to(device)
-        return self.tables[device]
+    def _rows(
+        self, count: int, t: int | Tensor, device: torch.device, *, is_radial: bool
+    ) -> tuple[Tensor, int | Tensor]:
+        """Return M by distance, a row a severity, and which rows are t's.
+
+        The table is kept where every severity's row fits in memory; else only the rows asked for are made.
+        """
+        if (self.steps + 1) * count <= MOST_ENTRIES:
+            key = (count, device)
+            if key not in self.tables:
+                self.tables.clear()
+                self.tables[key] = self._kept(count, range(self.steps + 1), is_radial).to(device)
+            return self.tables[key], t
+        if isinstance(t, int):
+            return self._kept(count, [t], is_radial).to(device), 0
+        severities, row = t.unique(return_inverse=True)
+        return self._kept(count, severities.tolist(), is_radial).to(device), row
+
+    def _kept(self, count: int, severities: Sequence[int], is_radial: bool) -> Tensor:
+        """Return M_t at `count` distances for rising severities, one running product for all: (S, D) float32."""
+        squared = torch.arange(count, dtype=torch.float64)
+        if is_radial:
+            squared = squared.mul_(self.std / NODES).square_()
+        widths = blur_widths("linear", self.steps, self.std, self.growth).tolist()
+        product, done = torch.ones_like(squared), 0
+        rows = torch.empty(len(severities), count)
+        for row, t in enumerate(severities):
+            for width in widths[done:t]:
+                product.mul_(torch.expm1(squared / (-2 * width**2)).neg_())
+            done = t
+            rows[row] = product
+        return rows
 
 
 def _look_up(table: Tensor, t: int | Tensor, index: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from colddiff_core.degradations.base import Degradation, Frozen, Generators, at, draw_normal
@@ -45,11 +46,12 @@ class Mixture(Degradation):
         signal, other = self._shares(x0, t)
         return (signal * x0).addcmul_(other, frozen.z)
 
-    def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> FrozenMixture:
+    def solve(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: FrozenMixture) -> FrozenMixture:
         signal, other = self._shares(x_t, t)
-        return FrozenMixture((x_t - signal * x0_hat) / other)
+        # At t = 0 nothing is mixed in, and x_t says nothing of z.
+        return FrozenMixture(torch.where(other > 0, (x_t - signal * x0_hat) / other, frozen.z))
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
+    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         """Return the linear least-squares estimate of x0: x_t / sqrt(abar_t) held back by the other image.
 
         sqrt(abar) v / (abar v + 1 - abar + floor^2) x_t, with v the variance of pictures: the plain

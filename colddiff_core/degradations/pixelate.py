@@ -15,6 +15,8 @@ from colddiff_core.errors import UsageError
 from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
 
+LARGE = 192  # pixels of a side beyond which the chain of a few steps costs less than a matrix of the side
+
 
 @register("pixelate")
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,13 @@ class Pixelate(Degradation):
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         for n in x0.shape[-2:]:
             self._check_size(n)
-        if isinstance(t, int) and not self.stack.is_dense(x0):
+        if isinstance(t, int) and max(x0.shape[-2:]) > LARGE:
             return self._chain(x0, t)
         return self.stack.apply(x0, t)
 
-    def invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen | None, floor: float) -> Tensor:
+    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
+        for n in x_t.shape[-2:]:
+            self._check_size(n)
         return self.stack.invert(x_t, t, floor)
 
     def _check_size(self, n: int) -> None:
@@ -52,7 +56,7 @@ class Pixelate(Degradation):
             most = n.bit_length() - 1
             raise UsageError(
                 f"pixelate: a side of {n} pixels cannot be halved {self.steps} times.",
-                f"Use at most {most} steps, or a larger picture." if most else "Use a larger picture.",
+                f"Use at most {most} steps (pixelate.steps in a composition), or a larger picture.",
             )
 
     def _matrices(self, n: int) -> Tensor:

@@ -83,7 +83,8 @@ class Snow(Degradation):
 
     def _course(self, ends: tuple[float, float]) -> Tensor:
         """Return a parameter for t = 0..T: linear from t = 1 to T; t = 0, never used, is as t = 1."""
-        values = torch.linspace(*ends, self.steps, dtype=torch.float64)
+        first = ends[0] if self.steps > 1 else ends[1]  # a single step is the most severe
+        values = torch.linspace(first, ends[1], self.steps, dtype=torch.float64)
         return torch.cat([values[:1], values])
 
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenSnow:
@@ -104,12 +105,12 @@ class Snow(Degradation):
 
     def layer(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         """Return S_t, the snow before it is turned and added: (B, H, W) float32 in [0, 1]."""
-        flakes = zoomed(frozen.seed_matrix.to(x0.device), LEVELS[self.level].zoom)
+        flakes = zoomed(frozen.seed_matrix, LEVELS[self.level].zoom)
         threshold = at(self.threshold, t, flakes)
         if not isinstance(t, int):
             threshold = threshold.view(-1, 1, 1)
         flakes = torch.where(flakes > threshold, flakes, 0.0).clamp_(0, 1).to(x0.dtype)
-        return self._blown(flakes.unsqueeze(1), t, frozen.vertical.to(x0.device)).squeeze(1)
+        return self._blown(flakes.unsqueeze(1), t, frozen.vertical).squeeze(1)
 
     def _blown(self, flakes: Tensor, t: int | Tensor, vertical: Tensor) -> Tensor:
         """Blur each picture of (B, 1, H, W) along its own direction, vertical (B,) bool."""
