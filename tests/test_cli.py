@@ -309,6 +309,7 @@ BAD = [
     (["sample", "RUN", "--t", "-1"], "out of range"),
     (["sample", "RUN", "--sampler", "tacoz"], "Did you mean 'tacos'"),
     (["sample", "RUN", "absent.png"], "No such file"),
+    (["sample", "absent.png"], "No runs"),
     (["sample", "RUN", "cut.png"], "cut.png"),
     (["sample", "RUN", "--out", "a.xyz"], "format"),
     (["sample", "RUN", "--stride", "0"], "stride"),

@@ -80,8 +80,11 @@ def sample(
 
 
 def _run_and_files(arguments: list[str]) -> tuple[runs.Run, list[Path]]:
-    """Return the run and the image files: a first argument that is a file is no run."""
-    if arguments and not Path(arguments[0]).is_file():
+    """Return the run and the image files: a first argument that is a file, or named like an image, is no run."""
+    from colddiff_core.images import SUFFIXES
+
+    is_image = bool(arguments) and Path(arguments[0]).suffix.lower() in SUFFIXES
+    if arguments and not is_image and not Path(arguments[0]).is_file():
         return runs.find(arguments[0]), [Path(name) for name in arguments[1:]]
     return runs.find(None), [Path(name) for name in arguments]
 
