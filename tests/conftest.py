@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 from colddiff_core import devices, experiment, presets, runs
 from colddiff_core.training import Trainer
@@ -71,6 +72,13 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, so that what a command leaves behind can be counted."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def photo(in_folder: Path) -> Path:
+    path = in_folder / "photo.png"
+    Image.radial_gradient("L").convert("RGB").resize((40, 30)).save(path)
+    return path
 
 
 def left_behind(folder: Path) -> list[str]:

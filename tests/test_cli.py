@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import pytest
@@ -29,13 +27,6 @@ def colddiff(*arguments: str, **keywords) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "colddiff_cli", *arguments], capture_output=True, text=True, check=False, **keywords
     )
-
-
-@pytest.fixture
-def photo(in_folder: Path) -> Path:
-    path = in_folder / "photo.png"
-    Image.radial_gradient("L").convert("RGB").resize((40, 30)).save(path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -254,131 +245,6 @@ def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
     done = colddiff("degrade", "photo.png", "--op", "fade", env=environment, cwd=in_folder)
     assert done.returncode == 1
     assert "of the package tiny does not load" in done.stderr
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds next to nothing."""
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"\0")]
-    framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
-
-
-BOMB = png_header(100_000, 100_000)
-BAD = [
-    (["train", "--preset", "digit-blur"], "Did you mean 'digits-blur'"),
-    (["train", "--preset", "digits-blur", "--set", "train.stpes=3"], "Did you mean 'steps'"),
-    (["train", "--preset", "digits-blur", "--set", "degradation.name=blurr"], "Did you mean 'blur'"),
-    (["train", "--preset", "digits-blur", "--set", "degradation.stdd=1"], "Did you mean 'std'"),
-    (["train", "--preset", "digits-blur", "--set", "data.dataset=digit"], "Did you mean 'digits'"),
-    (["train", "--preset", "digits-blur", "--set", "data.size=15"], "multiple of 4"),
-    (["train", "--preset", "digits-blur", "--set", "data.dataset=folder"], "--data-dir"),
-    (["train", "--preset", "digits-blur", "--set", "data.dataset=folder", "--data-dir", "absent"], "No such folder"),
-    (["train", "--preset", "digits-blur", "--set", "data.dataset=folder", "--data-dir", "empty"], "No images in"),
-    (["train", "--preset", "digits-blur", "--device", "cuda:9"], "no CUDA device"),
-    (["train", "--preset", "digits-blur", "--device", "gpu"], "Unknown device"),
-    (["train", "--preset", "digits-blur", "--out", "empty"], "exists already"),
-    (["train", "--preset", "digits-blur", "--set", "sample.sampler=taco"], "Did you mean 'tacos'"),
-    (["train"], "--preset"),
-    (
-        ["train", "--preset", "digits-blur", "--set", "degradation.name=desaturate", "--set", "model.inputs=plain"],
-        "colour",
-    ),
-    (
-        ["train", "--preset", "digits-blur", "--set", "degradation.name=pixelate", "--set", "degradation.steps=5"],
-        "halved",
-    ),
-    (["train", "--preset", "digits-blur", "--set", "degradation.quantize=2000"], "at most 16"),
-    (["train", "--preset", "digits-blur", "--set", "train.ema_decay=2.0"], "at most 1"),
-    (["train", "--preset", "digits-blur", "--set", "data.channels=7"], "0, 1, 3"),
-    (["train", "--preset", "digits-blur", "--seed", str(10**20)], "--seed"),
-    (["train", "--preset", "digits-blur", "--dry-run", "--set", "data.dataset=digitz"], "Did you mean 'digits'"),
-    (["train", "--preset", "digits-blur", "--dry-run", "--set", "degradation.stdd=3"], "Did you mean 'std'"),
-    (["train", "--preset", "digits-blur", "--set", "train.lr=1e-3\ntrain.steps=2"], "not a number"),
-    (["train", "--resume", "nothing"], "No such run"),
-    (["train", "--resume", "RUN", "--dry-run"], "does not go with"),
-    (["train", "--resume", "empty"], "is not a run"),
-    (["train", "--resume", "RUN"], "is finished"),
-    (["train", "--resume", "RUN", "--set", "model.width=9"], "keeps its configuration"),
-    (["train", "--steps", "3"], "No such option"),
-    (["eval", "nothing"], "No such run"),
-    (["eval"], "No runs"),
-    (["eval", "RUN", "--t", "99"], "out of range"),
-    (["eval", "RUN", "--t", "0"], "out of range"),
-    (["eval", "RUN", "--n", "0"], "greater than or equal to 1"),
-    (["eval", "RUN", "--stride", "0"], "stride"),
-    (["sample", "RUN", "--t", "-1"], "out of range"),
-    (["sample", "RUN", "--sampler", "tacoz"], "Did you mean 'tacos'"),
-    (["sample", "RUN", "absent.png"], "No such file"),
-    (["sample", "absent.png"], "No runs"),
-    (["sample", "RUN", "cut.png"], "cut.png"),
-    (["sample", "RUN", "--out", "a.xyz"], "format"),
-    (["sample", "RUN", "--stride", "0"], "stride"),
-    (["degrade", "cut.png", "--op", "blur"], "cut.png"),
-    (["degrade", "absent.png", "--op", "blur"], "No such file"),
-    (["degrade", "photo.png", "--op", "blurr"], "Did you mean 'blur'"),
-    (["degrade", "photo.png", "--op", "BLUR"], "Did you mean 'blur'"),
-    (["degrade", "photo.png", "--op", "blur", "--stdd", "1", "--debug"], "No such option"),
-    (["degrade", "photo.png", "--op", "blur", "--strip", "500", "--steps", "499", "--out", "a.webp"], ".webp holds"),
-    (["degrade", "photo.png", "--op", "blur", "--strip", "3", "--animate"], "one of them"),
-    (["degrade", "", "--op", "blur"], "is empty"),
-    (["degrade", "photo.png", "--op", "animorph+animorph", "--second", "photo.png"], "only one part"),
-    (["degrade", "photo.png", "--op", "blur", "--t", "301"], "out of range"),
-    (["degrade", "photo.png", "--op", "blur", "--stdd", "3"], "No such option"),
-    (["degrade", "photo.png", "--op", "blur", "--std", "wide"], "valid number"),
-    (["degrade", "photo.png", "--op", "blur", "--kernel-size", "4"], "no centre"),
-    (["degrade", "photo.png", "--op", "mask", "--fill", "blue"], "gray, color"),
-    (["degrade", "photo.png", "--op", "blur+mask+snoww"], "Did you mean 'snow'"),
-    (["degrade", "gray.png", "--op", "desaturate"], "needs a colour picture"),
-    (["degrade", "photo.png", "--op", "pixelate", "--steps", "5"], "at most 4 steps"),
-    (["degrade", "dot.png", "--op", "pixelate"], "cannot be halved"),
-    (["degrade", "bomb.png", "--op", "blur"], "too many pixels"),
-    (["degrade", "zero.png", "--op", "blur"], "zero.png"),
-    (["degrade", "photo.png", "--op", "animorph"], "--second"),
-    (["degrade", "photo.png", "--op", "animorph", "--second", "empty"], "No images"),
-    (["degrade", "photo.png", "--op", "blur", "--animate", "--t", "0"], "one frame"),
-    (["degrade", "empty", "--op", "blur"], "No images in empty"),
-    (["degrade", "*.tiff", "--op", "blur"], "No images in"),
-    (["degrade", "--op", "blur"], "No image was named"),
-    (["degrade", "photo.png", "gray.png", "--op", "blur", "--out", "a.png"], "--out-dir"),
-    (["degrade", "photo.png", "--op", "blur", "--out", "photo.png"], "--force"),
-    (["degrade", "photo.png", "--op", "blur", "--out", "a.xyz"], "format"),
-    (["degrade", "photo.png", "--op", "blur", "--strip", "1"], "filmstrip"),
-    (["degrade", "photo.png"], "--op"),
-    (["presets", "nothing"], "Unknown preset"),
-    (["nothing"], "nothing"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tiny_run, photo, capsys):
-    (photo.parent / "cut.png").write_bytes(photo.read_bytes()[:60])
-    (photo.parent / "zero.png").write_bytes(b"")
-    (photo.parent / "empty").mkdir()
-    Image.new("L", (9, 9), 77).save(photo.parent / "gray.png")
-    Image.new("RGB", (1, 1)).save(photo.parent / "dot.png")
-    (photo.parent / "bomb.png").write_bytes(BOMB)
-    before = left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()
-    code = run([str(tiny_run) if word == "RUN" else word for word in arguments])
-    told = capsys.readouterr().err
-    assert code == 2, told
-    assert words in told
-    assert 1 <= len(told.splitlines()) <= 2
-    assert "Traceback" not in told
-    assert (left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()) == before
-
-
-def test_what_the_machine_refuses_is_exit_1(in_folder, monkeypatch, capsys):
-    from torchvision.datasets import MNIST
-
-    def no_network(self):
-        raise RuntimeError("network unreachable")
-
-    monkeypatch.setattr(MNIST, "download", no_network)
-    assert run(["train", "--preset", "mnist-blur-small", "--data-dir", "absent"]) == 1
-    told = capsys.readouterr().err
-    assert "could not be downloaded" in told
-    assert len(told.splitlines()) == 2
-    assert left_behind(in_folder) == []
 
 
 def test_pictures_that_do_not_suit_an_operator_are_left_out_of_a_folder(in_folder, capsys):
