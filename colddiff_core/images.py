@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 ANIMATED = frozenset({".gif", ".webp", ".png"})
 TILE = 64  # least side, in pixels, of a picture on a contact sheet
 GAP = 4
+_WARNING_FILTERS = threading.Lock()  # they belong to the process, and data sets are decoded by many threads
 MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}  # of a side
 
 
@@ -41,21 +43,16 @@ def read(path: Path, *, size: int = 0, channels: int = 0) -> Tensor:
 def read_as(path: Path, like: Tensor) -> Tensor:
     """Return a picture file scaled and cropped to the size and channels of another picture (C, H, W)."""
     channels, height, width = like.shape
-    whole = read(path, channels=channels)
-    scale = max(height / whole.shape[-2], width / whole.shape[-1])
-    scaled = (max(height, round(whole.shape[-2] * scale)), max(width, round(whole.shape[-1] * scale)))
-    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    made = F.interpolate(whole.unsqueeze(0), size=scaled, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
-    return made[:, top : top + height, left : left + width]
+    return covering(read(path, channels=channels), height, width)
 
 
-def resized(x: Tensor, side: int) -> Tensor:
-    """Return a picture (C, H, W) with its shorter side scaled to `side` and the centre square cropped."""
-    scale = side / min(x.shape[-2:])
-    size = [max(side, round(n * scale)) for n in x.shape[-2:]]
+def covering(x: Tensor, height: int, width: int) -> Tensor:
+    """Return a picture (C, H, W) scaled until it covers height x width, and the centre of that size."""
+    scale = max(height / x.shape[-2], width / x.shape[-1])
+    size = [max(least, round(n * scale)) for least, n in zip((height, width), x.shape[-2:], strict=True)]
     made = F.interpolate(x.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
-    top, left = (size[0] - side) // 2, (size[1] - side) // 2
-    return made[:, top : top + side, left : left + side]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return made[:, top : top + height, left : left + width]
 
 
 def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
@@ -64,11 +61,9 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
     `content` is the file's own where it lies in an archive; `path` then only names it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path if content is None else io.BytesIO(content)) as opened:
-                opened.load()
-                picture = _plain(_in_srgb(ImageOps.exif_transpose(opened)), channels)
+        with _opened(path if content is None else io.BytesIO(content)) as opened:
+            opened.load()
+            picture = _plain(_in_srgb(ImageOps.exif_transpose(opened)), channels)
     except FileNotFoundError:
         raise UsageError(f"No such file: {path}.", "Check the path.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -85,6 +80,13 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     pixels = np.array(picture)  # a copy: Pillow's own buffer cannot be written to
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _opened(source: Path | io.BytesIO) -> Image.Image:
+    """Open a picture without decoding it; what Pillow only warns of as a decompression bomb is an error."""
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(source)
 
 
 def _in_srgb(picture: Image.Image) -> Image.Image:

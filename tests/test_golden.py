@@ -33,28 +33,33 @@ def outputs(shared: Path):
     return np.load(path)
 
 
+def keys_of(outputs, family: str, count: int) -> list[str]:
+    """The keys of a family; their number is known, so that none is passed over."""
+    keys = [key for key in outputs.files if key.startswith(family)]
+    assert len(keys) == count
+    return keys
+
+
+def assert_close(found: torch.Tensor, wanted: np.ndarray, key: str) -> None:
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-5, err_msg=key)
+
+
 def test_blur(outputs):
-    keys = [key for key in outputs.files if key.startswith("blur/")]
-    assert len(keys) == 18
-    for key in keys:
+    for key in keys_of(outputs, "blur/", 18):
         _, variant, steps, name, t = key.split("/")
         op = degradations.build("blur", steps=int(steps[1:]), **BLURS[variant])
         found = op(torch.from_numpy(outputs[f"x/{name}"]), int(t[1:]))
-        np.testing.assert_allclose(found.numpy(), outputs[key], rtol=0, atol=1e-5, err_msg=key)
+        assert_close(found, outputs[key], key)
 
 
 def test_noise(outputs):
-    keys = [key for key in outputs.files if key.startswith("noise/")]
-    assert len(keys) == 2
-    for key in keys:
+    for key in keys_of(outputs, "noise/", 2):
         steps = int(key.rsplit("T", 1)[1])
-        np.testing.assert_allclose(cosine_alphas_cumprod(steps)[1:], outputs[key], rtol=0, atol=1e-5, err_msg=key)
+        assert_close(cosine_alphas_cumprod(steps)[1:], outputs[key], key)
 
 
 def test_mask(outputs):
-    keys = [key for key in outputs.files if key.startswith("mask")]
-    assert len(keys) == 13
-    for key in keys:
+    for key in keys_of(outputs, "mask", 13):
         family, steps_or_place, t = (key.split("/")[i] for i in (0, -2, -1))
         if family == "mask_random":
             op = degradations.build("mask", steps=50, std=1.1, growth=0.1)
@@ -66,29 +71,25 @@ def test_mask(outputs):
             side, place = 64, {}
         ones = torch.ones(1, 1, side, side)
         found = op(ones, int(t[1:]), op.freeze(ones, **place))[0, 0]
-        np.testing.assert_allclose(found.numpy(), outputs[key], rtol=0, atol=1e-5, err_msg=key)
+        assert_close(found, outputs[key], key)
 
 
 def test_pixelate(outputs):
-    keys = [key for key in outputs.files if key.startswith("pixelate/")]
-    assert len(keys) == 12
-    for key in keys:
+    for key in keys_of(outputs, "pixelate/", 12):
         _, variant, steps, name, t = key.split("/")
         op = degradations.build(
             "pixelate", steps=int(steps[1:]), mode="bilinear" if "bilinear" in variant else "bicubic"
         )
         found = op(torch.from_numpy(outputs[f"x/{name}"]), int(t[1:]))
-        np.testing.assert_allclose(found.numpy(), outputs[key], rtol=0, atol=1e-5, err_msg=key)
+        assert_close(found, outputs[key], key)
 
 
 def test_desaturate(outputs):
-    keys = [key for key in outputs.files if key.startswith("desaturate/")]
-    assert len(keys) == 5
-    for key in keys:
+    for key in keys_of(outputs, "desaturate/", 5):
         found = degradations.build("desaturate", steps=20)(
             torch.from_numpy(outputs["x/rgb32"]), int(key.rsplit("t", 1)[1])
         )
-        np.testing.assert_allclose(found.numpy(), outputs[key], rtol=0, atol=1e-5, err_msg=key)
+        assert_close(found, outputs[key], key)
 
 
 def test_snow(outputs):

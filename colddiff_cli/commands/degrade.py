@@ -232,4 +232,5 @@ def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
     from sklearn.datasets import load_sample_image
 
     photo = torch.from_numpy(load_sample_image(SAMPLE_PHOTO).copy()).permute(2, 0, 1)
-    return images.resized(images.to_floats(photo), size or min(photo.shape[-2:])).unsqueeze(0).to(device)
+    side = size or min(photo.shape[-2:])
+    return images.covering(images.to_floats(photo), side, side).unsqueeze(0).to(device)

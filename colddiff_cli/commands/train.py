@@ -108,7 +108,7 @@ def _resumed(screen: Screen, name: str, changes: list[str], out: Path | None, de
     found = runs.find(name)
     config = found.config(tuple(changes))
     saved = found.checkpoints()
-    step = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    step = runs.path_step(saved[-1]) if saved else 0
     if step >= config.train.steps:
         remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)

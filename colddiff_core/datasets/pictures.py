@@ -29,14 +29,11 @@ def load_cifar10(request: Request) -> ImageSet:
     binary = root / "cifar-10-batches-bin"
     if binary.is_dir():
         return _read_binary(binary, request)
-    found = _split(root, ("cifar10", "cifar-10", "cifar10-jpeg"), request)
-    if found is not None:
-        return found
     remedy = (
         "Unpack cifar-10-binary.tar.gz of www.cs.toronto.edu/~kriz/cifar.html there, or put images in "
         f"{root / 'cifar10'}/train and /test; or name another folder with --data-dir."
     )
-    raise UsageError(f"CIFAR-10 is not in {root}.", remedy)
+    return _split("CIFAR-10", root, ("cifar10", "cifar-10", "cifar10-jpeg"), request, remedy)
 
 
 @register("celeba")
@@ -46,36 +43,35 @@ def load_celeba(request: Request) -> ImageSet:
     aligned = root / "celeba" / "img_align_celeba"
     if aligned.is_dir():
         return decode(_celeba_paths(aligned, request.split), request, aligned)
-    found = _split(root, ("celeba", "celeba-half"), request)
-    if found is not None:
-        return found
     remedy = (
         "Unpack img_align_celeba.zip of mmlab.ie.cuhk.edu.hk/projects/CelebA.html into "
         f"{root / 'celeba'}, list_eval_partition.txt beside it; or name another folder with --data-dir."
     )
-    raise UsageError(f"CelebA is not in {root}.", remedy)
+    return _split("CelebA", root, ("celeba", "celeba-half"), request, remedy)
 
 
 @register("afhq")
 def load_afhq(request: Request) -> ImageSet:
     """Return AFHQ's cats. Source: Choi et al. 2020."""
     root = _root(request)
-    found = _split(root, ("afhq-cat-128", "afhq-cat", "afhq"), request, inner="cat")
-    if found is not None:
-        return found
     remedy = (
         f"Unpack afhq.zip or afhq_v2.zip of github.com/clovaai/stargan-v2 into {root} (afhq/train/cat, afhq/val/cat); "
         "or name another folder with --data-dir."
     )
-    raise UsageError(f"AFHQ is not in {root}.", remedy)
+    return _split("AFHQ", root, ("afhq-cat-128", "afhq-cat", "afhq"), request, remedy, inner="cat")
 
 
 def _root(request: Request) -> Path:
     return request.directory or default_directory()
 
 
-def _split(root: Path, folders: tuple[str, ...], request: Request, inner: str = "") -> ImageSet | None:
-    """Return a split out of the first of `folders` that has it: train, and test or val, as folders or archives."""
+def _split(
+    title: str, root: Path, folders: tuple[str, ...], request: Request, remedy: str, *, inner: str = ""
+) -> ImageSet:
+    """Return a split out of the first of `folders` that has it: train, and test or val, as folders or archives.
+
+    Raises UsageError with `remedy` where none has.
+    """
     names = ["train"] if request.split == "train" else ["test", "val"]
     if inner:
         names = [f"{name}/{inner}" for name in names] + names
@@ -83,7 +79,7 @@ def _split(root: Path, folders: tuple[str, ...], request: Request, inner: str = 
         reader = find_split(root / folder, names)
         if reader is not None:
             return reader(request)
-    return None
+    raise UsageError(f"{title} is not in {root}.", remedy)
 
 
 def _read_binary(folder: Path, request: Request) -> ImageSet:
