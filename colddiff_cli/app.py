@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from colddiff_cli import operators
-from colddiff_cli.commands import degrade, evaluate, presets, sample, train
+from colddiff_cli.commands import compare, degrade, evaluate, generate, presets, sample, train
 from colddiff_core import __version__
 
 
@@ -40,7 +40,9 @@ def create(arguments: list[str]) -> typer.Typer:
     made.command("degrade")(operators.with_parameters(degrade.degrade, operator))
     made.command("train")(train.train)
     made.command("sample")(sample.sample)
+    made.command("generate")(generate.generate)
     made.command("eval")(evaluate.evaluate)
+    made.command("compare")(compare.compare)
     made.command("presets")(presets.presets)
     return made
 

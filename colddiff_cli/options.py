@@ -21,6 +21,16 @@ RunName = Annotated[str | None, typer.Argument(help="A run's folder or name; the
 Stride = Annotated[
     int | None, typer.Option("--stride", help="Severities per sampler step (the run's own if left out).")
 ]
+Sampler = Annotated[
+    str | None,
+    typer.Option("--sampler", help="direct, naive, tacos; for noise also ddim, fixed-noise, ddpm (the run's own)."),
+]
+Noise = Annotated[
+    float | None,
+    typer.Option(
+        "--noise", help="Width of the white noise on x_T that breaks its symmetry (the run's, else .002).", min=0
+    ),
+]
 Severity = Annotated[
     int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")
 ]

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+Columns = Mapping[str, tuple[str, int]]  # label and digits, by the figure's name
 METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
+DIVERSITY = {
+    "distance": ("FD-{data}", 3),
+    "confidence": ("confidence", 3),
+    "nearest": ("nearest", 3),
+    "pairwise": ("pairwise", 3),
+    "classes": ("classes", 0),
+}
+COMPARED = METRICS | {"distance": ("FD-{data}", 3), "accuracy": ("accuracy", 3)} | DIVERSITY
+COST = {"evaluations": ("evaluations", 0), "seconds": ("s/image", 4)}
+PUBLISHED = {"rmse": ("paper RMSE", 3), "ssim": ("paper SSIM", 3), "fid": ("paper FID", 2)}
 COLUMNS = 80
 LOG_COLUMNS = 120  # where there is no terminal to fit
 SHOWN = 4  # images on a terminal with room for them
@@ -96,24 +107,51 @@ def _plain(value: Any) -> Any:
 
 def fidelity_table(title: str, rows: Mapping[str, Mapping[str, float | None]], paper: Mapping[str, Any]) -> Table:
     """Return a table of metrics by kind of image, the paper's figures beside ours where there are any."""
-    has_paper = any(isinstance(paper.get(kind), Mapping) for kind in rows)
+    published = {kind: paper[kind] for kind in rows if isinstance(paper.get(kind), Mapping)}
+    shown = {key: PUBLISHED[key] for key in ("rmse", "ssim")} if published else {}
+    return _table(title, rows, METRICS, published, shown)
+
+
+def comparison_table(
+    title: str, rows: Mapping[str, Mapping[str, Any]], paper: Mapping[str, Mapping[str, Any]], data: str
+) -> Table:
+    """Return a table of contenders: what was measured of any of them, what it cost, and the paper's figures."""
+    columns = {
+        key: label for key, label in (COMPARED | COST).items() if any(row.get(key) is not None for row in rows.values())
+    }
+    shown = {key: label for key, label in PUBLISHED.items() if any(key in row for row in paper.values())}
+    return _table(title, rows, _named(columns, data), paper, shown)
+
+
+def diversity_table(title: str, rows: Mapping[str, Mapping[str, Any]], data: str) -> Table:
+    """Return a table of what images that answer to no original are like."""
+    columns = {key: label for key, label in DIVERSITY.items() if any(row.get(key) is not None for row in rows.values())}
+    return _table(title, rows, _named(columns, data), {}, {})
+
+
+def _named(columns: Columns, data: str) -> Columns:
+    return {key: (label.format(data=data), digits) for key, (label, digits) in columns.items()}
+
+
+def _table(
+    title: str, rows: Mapping[str, Mapping[str, Any]], columns: Columns, paper: Mapping[str, Any], published: Columns
+) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for label, _ in METRICS.values():
+    for label, _ in columns.values():
         table.add_column(label, justify="right")
-    if has_paper:
-        table.add_column("paper RMSE", justify="right", style="dim")
-        table.add_column("paper SSIM", justify="right", style="dim")
+    for label, _ in published.values():
+        table.add_column(label, justify="right", style="dim")
     for kind, figures in rows.items():
-        cells = [kind, *(_number(figures[key], digits) for key, (_, digits) in METRICS.items())]
-        if has_paper:
-            published = paper.get(kind, {})
-            cells += [_number(published.get("rmse"), 3), _number(published.get("ssim"), 3)]
-        table.add_row(*cells)
+        ours = [_cell(figures.get(key), digits) for key, (_, digits) in columns.items()]
+        theirs = [_cell(paper.get(kind, {}).get(key), digits) for key, (_, digits) in published.items()]
+        table.add_row(kind, *ours, *theirs)
     return table
 
 
-def _number(value: float | None, digits: int) -> str:
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return "-" if value is None else f"{value:.{digits}f}"
 
 

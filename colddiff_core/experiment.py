@@ -11,7 +11,7 @@ from torch import Tensor
 
 from colddiff_core import __version__, checkpoint, datasets, degradations, devices, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
-from colddiff_core.degradations.base import Generators, draw_integers
+from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import UsageError
 from colddiff_core.images import quantize
 from colddiff_core.models import Restorer, UNet
@@ -30,9 +30,12 @@ class Experiment:
     device: torch.device
     second: datasets.ImageSet | None = None
 
-    def observe(self, x_t: Tensor) -> Tensor:
-        """Return what the network gets to see of x_t: rounded to 8 bits where the preset says so."""
-        return quantize(x_t, self.config.degradation.quantize)
+    def observe(self, x_t: Tensor, generator: Generators) -> Tensor:
+        """Return what the network gets to see of x_t: under white noise or rounded, where the preset says so."""
+        settings = self.config.degradation
+        if settings.dither:
+            x_t = x_t + settings.dither * draw_normal(x_t, generator, tuple(x_t.shape[1:]))
+        return quantize(x_t, settings.quantize)
 
     def freeze(self, x0: Tensor, generator: Generators) -> Frozen:
         """Draw everything random about the images, pictures of the second data set among it."""
@@ -44,14 +47,14 @@ class Experiment:
 
     def try_out(self, x0: Tensor) -> None:
         """Take one image through operator and network, so that what does not fit is told before anything is made."""
-        x_t, frozen = self.degrade(x0[:1].to(self.device), self.operator.steps, seed=0)
+        x_t, frozen = self.degrade(x0[:1].to(self.device), self.operator.steps, seeds.image_generators(0, [0]))
         with torch.no_grad():
             self.restorer(x_t, self.operator.steps, frozen)
 
-    def degrade(self, x0: Tensor, t: int, seed: int, first: int = 0) -> tuple[Tensor, Frozen]:
-        """Return (x_t, frozen) of test images numbered from `first`, each with its own generator."""
-        frozen = self.freeze(x0, seeds.image_generators(seed, range(first, first + len(x0))))
-        return self.observe(self.operator(x0, t, frozen)), frozen
+    def degrade(self, x0: Tensor, t: int, generators: Generators) -> tuple[Tensor, Frozen]:
+        """Return (x_t, frozen) of images x0, everything random drawn from the generators."""
+        frozen = self.freeze(x0, generators)
+        return self.observe(self.operator(x0, t, frozen), generators), frozen
 
 
 def load_images(config: Config, split: datasets.base.Split, channels: int = 0) -> datasets.ImageSet:
@@ -94,7 +97,7 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
     that the network cannot take.
     """
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
-    sampling.find(config.sample.sampler)
+    sampling.check(config.sample.sampler, operator)
     model = config.model
     divisor = 2 ** (len(model.multipliers) - 1)
     if config.data.size % divisor:
@@ -112,11 +115,12 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
             multipliers=model.multipliers,
             block=model.block,
             attention=model.attention,
+            classes=model.classes,
             body_dtype=devices.body_dtype(config.train.precision, device),
         )
     # Convolutions are fastest with the channels innermost, on CPU and CUDA alike.
     unet = unet.to(device).to(memory_format=torch.channels_last)
-    restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor)
+    restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)
     return Experiment(config, operator, restorer, channels, device, load_second(config, operator, split, channels))
 
 

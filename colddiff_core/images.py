@@ -25,6 +25,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 ANIMATED = frozenset({".gif", ".webp", ".png"})
 TILE = 64  # least side, in pixels, of a picture on a contact sheet
 GAP = 4
+HEAD = 18  # pixels above a sheet for its labels
+BACKGROUND, INK = (24, 24, 28), (220, 220, 220)
 _WARNING_FILTERS = threading.Lock()  # they belong to the process, and data sets are decoded by many threads
 MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}  # of a side
 
@@ -185,17 +187,40 @@ def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
     scale = max(1, -(-TILE // min(height, width)))
     tile_w, tile_h = width * scale + GAP, height * scale + GAP
     font = ImageFont.load_default(12)
-    head = 18
+    head = HEAD
     block_w = len(names) * tile_w + GAP
-    canvas = Image.new("RGB", (blocks * block_w + (blocks - 1) * GAP * 2, head + rows * tile_h + GAP), (24, 24, 28))
+    canvas = Image.new("RGB", (blocks * block_w + (blocks - 1) * GAP * 2, head + rows * tile_h + GAP), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for block in range(blocks):
         left = block * (block_w + GAP * 2) + GAP
         for column, (name, stack) in enumerate(zip(names, stacks, strict=True)):
-            draw.text((left + column * tile_w, 2), name, fill=(220, 220, 220), font=font)
+            draw.text((left + column * tile_w, 2), name, fill=INK, font=font)
             for row, x in enumerate(stack[block * rows : (block + 1) * rows]):
                 tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
                 canvas.paste(tile, (left + column * tile_w, head + row * tile_h))
+    return canvas
+
+
+def album(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:
+    """Return a labelled contact sheet without rows that belong together: a grid `across` images wide for each group.
+
+    Shapes: every group (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
+    """
+    height, width = next(iter(groups.values())).shape[-2:]
+    scale = max(1, -(-TILE // min(height, width)))
+    tile_w, tile_h = width * scale + GAP, height * scale + GAP
+    rows = max(-(-len(stack) // across) for stack in groups.values())
+    head = HEAD if any(groups) else 0
+    group_w = across * tile_w + 3 * GAP
+    canvas = Image.new("RGB", (len(groups) * group_w - GAP, head + rows * tile_h + 2 * GAP), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for number, (name, stack) in enumerate(groups.items()):
+        left = number * group_w + GAP
+        draw.text((left, 2), name, fill=INK, font=ImageFont.load_default(12))
+        for place, x in enumerate(stack):
+            tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            row, column = divmod(place, across)
+            canvas.paste(tile, (left + column * tile_w, head + GAP + row * tile_h))
     return canvas
 
 

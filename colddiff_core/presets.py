@@ -15,7 +15,7 @@ from typing import Any, Literal
 import tomli_w
 
 from colddiff_core.errors import UsageError, nearest
-from colddiff_core.settings import setting, take
+from colddiff_core.settings import setting, settings_of, take
 
 LARGEST_SEED = 2**63 - 1
 
@@ -40,6 +40,7 @@ class DegradationConfig:
 
     name: str = setting("blur", "name of the operator")
     quantize: int = setting(0, "round what the network sees to this many bits; 0 for not at all", minimum=0, maximum=16)
+    dither: float = setting(0.0, "width of the white noise on what the network sees; pictures span 2", minimum=0)
     parameters: Mapping[str, Any] = dataclasses.field(init=False, default_factory=dict)
 
 
@@ -49,10 +50,12 @@ class ModelConfig:
 
     inputs: Literal["plain", "inverse"] = setting("plain", "show the network x_t, or x_t and its linear inverse")
     floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0)
+    consistent: bool = setting(False, "take what x_t tells beyond doubt from x_t itself, the rest from the network")
     block: Literal["convnext", "resnet"] = setting("convnext", "the paper's block, or a faster one")
     width: int = setting(64, "channels at the finest level", minimum=4)
     multipliers: tuple[int, ...] = setting((1, 2, 4, 8), "channels of each level over width", minimum=1)
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
+    classes: int = setting(0, "tell the network which of so many classes an image is of; 0 for not at all", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class TrainConfig:
     steps: int = setting(700_000, "optimizer steps", minimum=1)
     batch_size: int = setting(32, "images per forward pass", minimum=1)
     accumulate: int = setting(2, "forward passes per optimizer step", minimum=1)
+    loss: Literal["l1", "l2"] = setting("l1", "absolute error, as the paper, or squared: x0_hat is a median or a mean")
     lr: float = setting(2e-5, "learning rate", above=0)
     warmup: int = setting(0, "steps over which the rate rises linearly from 0", minimum=0)
     schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up; cosine ends at 0")
@@ -86,6 +90,8 @@ class SampleConfig:
     sampler: str = setting("tacos", "name of the sampler")
     stride: int = setting(1, "severities per sampler step", minimum=1)
 
+
+_OWN = tuple(field.name for field in settings_of(DegradationConfig))  # keys of the table that are not the operator's
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
@@ -236,7 +242,7 @@ def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: '{section}' is not a table.", f"Write [{section}] above its keys.")
     if section == "degradation":
         # The operators are above this floor: their parameters are checked when one is built.
-        own = {key: value for key, value in values.items() if key in ("name", "quantize")}
+        own = {key: value for key, value in values.items() if key in _OWN}
         return dict(values) | take(DegradationConfig, own, f"{where}: [degradation]")
     return take(SECTIONS[section], dict(values), f"{where}: [{section}]")
 
@@ -244,7 +250,7 @@ def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:
 def _make(section: str, values: dict[str, Any]) -> Any:
     if section != "degradation":
         return SECTIONS[section](**values)
-    own = {key: values.pop(key) for key in ("name", "quantize") if key in values}
+    own = {key: values.pop(key) for key in _OWN if key in values}
     made = DegradationConfig(**own)
     object.__setattr__(made, "parameters", values)
     return made
@@ -255,7 +261,7 @@ def _without_foreign_parameters(below: Mapping[str, Any], degradation: Mapping[s
     old = below.get("degradation", {})
     if "name" not in degradation or degradation["name"] == old.get("name"):
         return dict(below)
-    return {**below, "degradation": {key: value for key, value in old.items() if key == "quantize"}}
+    return {**below, "degradation": {key: value for key, value in old.items() if key in _OWN and key != "name"}}
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

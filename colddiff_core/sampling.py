@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from colddiff_core.degradations import Degradation, Frozen
+from colddiff_core.degradations.base import Generators, draw_normal
+from colddiff_core.degradations.mixture import FrozenMixture, Mixture, Noise
 from colddiff_core.errors import UsageError, nearest
 
 Restore = Callable[[Tensor, int, Any], Tensor]
@@ -37,36 +39,102 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
+class Move:
+    """What a step of a sampler starts from: x_s, x0_hat = R(x_s, s), and where it goes, r < s."""
+
+    op: Degradation
+    x_s: Tensor
+    x0_hat: Tensor
+    s: int
+    r: int
+    frozen: Frozen
+    generator: Generators
+
+
+@dataclasses.dataclass(frozen=True)
 class Update:
-    """x_s, x0_hat -> x_r, and whether it visits the severities between or jumps to 0."""
+    """A step from x_s to x_r.
 
-    apply: Callable[[Degradation, Tensor, Tensor, int, int, Frozen], Tensor]
+    is_single: jumps to 0 at once; is_estimating: what is random in the operator is solved from x_s and x0_hat
+    before the step, where x_s tells it; operators: the kind of degradation that the step is defined for.
+    """
+
+    apply: Callable[[Move], Tensor]
     is_single: bool = False
+    is_estimating: bool = True
+    operators: type[Degradation] = Degradation
 
 
-def _direct(op: Degradation, x_s: Tensor, x0_hat: Tensor, s: int, r: int, frozen: Frozen) -> Tensor:
+def _direct(move: Move) -> Tensor:
     """x_0 = R(x_t, t). Source: Bansal et al. 2022, appendix A.10 (one step)."""
-    return x0_hat
+    return move.x0_hat
 
 
-def _naive(op: Degradation, x_s: Tensor, x0_hat: Tensor, s: int, r: int, frozen: Frozen) -> Tensor:
+def _naive(move: Move) -> Tensor:
     """x_r = D(x0_hat, r). Source: Bansal et al. 2022, Algorithm 1."""
-    return op(x0_hat, r, frozen)
+    return move.op(move.x0_hat, move.r, move.frozen)
 
 
-def _tacos(op: Degradation, x_s: Tensor, x0_hat: Tensor, s: int, r: int, frozen: Frozen) -> Tensor:
+def _tacos(move: Move) -> Tensor:
     """x_r = x_s - D(x0_hat, s) + D(x0_hat, r). Source: Bansal et al. 2022, Algorithm 2."""
-    return x_s - op(x0_hat, s, frozen) + op(x0_hat, r, frozen)
+    op, x0_hat, frozen = move.op, move.x0_hat, move.frozen
+    return move.x_s - op(x0_hat, move.s, frozen) + op(x0_hat, move.r, frozen)
 
 
-SAMPLERS = {"direct": Update(_direct, is_single=True), "naive": Update(_naive), "tacos": Update(_tacos)}
+def _ddim(move: Move) -> Tensor:
+    """x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r) z_hat. Source: Song et al. 2021, equation 12 with sigma = 0."""
+    return _with_fresh_noise(move, 0.0)
 
 
-def find(sampler: str) -> Update:
-    """Return a sampler's update; raises UsageError with the nearest known name."""
+def _ddpm(move: Move) -> Tensor:
+    """The ancestral step: part of z_hat is drawn anew, as much as the posterior of x_r given x_s and x0 has.
+
+    Source: Ho et al. 2020, equation 7; Song et al. 2021, equation 16; Bansal et al. 2022, appendix A.8.
+    """
+    assert isinstance(move.op, Mixture)
+    abar_s, abar_r = (float(move.op.abar[t]) for t in (move.s, move.r))
+    return _with_fresh_noise(move, ((1 - abar_r) / (1 - abar_s) * (1 - abar_s / abar_r)) ** 0.5)
+
+
+def _with_fresh_noise(move: Move, sigma: float) -> Tensor:
+    """x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r - sigma^2) z_hat + sigma z, z ~ N(0, 1)."""
+    assert isinstance(move.op, Mixture)
+    assert isinstance(move.frozen, FrozenMixture)
+    abar = float(move.op.abar[move.r])
+    x_r = abar**0.5 * move.x0_hat + max(1 - abar - sigma**2, 0.0) ** 0.5 * move.frozen.z
+    if sigma:
+        x_r += sigma * draw_normal(x_r, move.generator, tuple(x_r.shape[1:]))
+    return x_r
+
+
+SAMPLERS = {
+    "direct": Update(_direct, is_single=True),
+    "naive": Update(_naive),
+    "tacos": Update(_tacos),
+    "ddim": Update(_ddim, operators=Mixture),
+    "fixed-noise": Update(_tacos, is_estimating=False, operators=Mixture),
+    "ddpm": Update(_ddpm, operators=Noise),
+}
+
+
+def names(op: Degradation) -> list[str]:
+    """Return the samplers that an operator can be sampled with, in the order of the registry."""
+    return [name for name, update in SAMPLERS.items() if isinstance(op, update.operators)]
+
+
+def check(sampler: str, op: Degradation, stride: int = 1, t: int | None = None) -> None:
+    """Raise UsageError for what `sample` refuses: a sampler, a stride or a severity that does not suit the operator."""
     if sampler not in SAMPLERS:
         raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, SAMPLERS))
-    return SAMPLERS[sampler]
+    if sampler not in names(op):
+        wanted = "Gaussian noise" if SAMPLERS[sampler].operators is Noise else "a mixture with noise or pictures"
+        raise UsageError(
+            f"The sampler '{sampler}' is for {wanted}, not for {op.name}.", f"Use one of {', '.join(names(op))}."
+        )
+    if t is not None and not 1 <= t <= op.steps:
+        raise UsageError(f"t = {t} is out of range for {op.name}.", f"Use t from 1 to {op.steps} (its steps).")
+    if stride < 1:
+        raise UsageError(f"stride = {stride} is below 1.", "Use 1 for every severity, 2 for every other.")
 
 
 def sample(
@@ -78,35 +146,47 @@ def sample(
     *,
     sampler: str = "tacos",
     stride: int = 1,
+    generator: Generators = None,
 ) -> Iterator[Step]:
     """Take x_t back to x_0 and yield every step; the last one's `x` is the result.
 
     Severities run t, t - stride, ..., 0. What is random in the operator is estimated anew from each
-    x0_hat where x_s tells it (Bansal et al. 2022, section 5.1), so `frozen` need not know it.
+    x0_hat where x_s tells it (Bansal et al. 2022, section 5.1), so `frozen` need not know it; "fixed-noise"
+    keeps to `frozen`. `generator`, one for the batch or one for each image, is what "ddpm" draws from.
 
     Shapes: x_t (B, C, H, W) float32 in [-1, 1]; all arithmetic is float32.
-    Raises UsageError for an unknown sampler, a severity outside 1..steps or a stride below 1.
+    Raises UsageError for an unknown sampler or one that does not suit the operator, a severity outside
+    1..steps or a stride below 1.
     """
-    update = find(sampler)
-    if not 1 <= t <= op.steps:
-        raise UsageError(f"t = {t} is out of range for {op.name}.", f"Use t from 1 to {op.steps} (its steps).")
-    if stride < 1:
-        raise UsageError(f"stride = {stride} is below 1.", "Use 1 for every severity, 2 for every other.")
-    return _steps(restore, op, x_t, t, frozen, update, stride)
+    check(sampler, op, stride, t)
+    return _steps(restore, op, x_t, t, frozen, SAMPLERS[sampler], stride, generator)
 
 
 @torch.no_grad()
 def _steps(
-    restore: Restore, op: Degradation, x: Tensor, t: int, frozen: Frozen, update: Update, stride: int
+    restore: Restore,
+    op: Degradation,
+    x: Tensor,
+    t: int,
+    frozen: Frozen,
+    update: Update,
+    stride: int,
+    generator: Generators,
 ) -> Iterator[Step]:
     severities = [t, 0] if update.is_single else [*range(t, 0, -stride), 0]
     for index, (s, r) in enumerate(itertools.pairwise(severities), start=1):
         x0_hat = restore(x, s, frozen)
-        frozen = op.reestimate(x, x0_hat, s, frozen)
-        x = update.apply(op, x, x0_hat, s, r, frozen)
+        if update.is_estimating:
+            frozen = op.reestimate(x, x0_hat, s, frozen)
+        x = update.apply(Move(op, x, x0_hat, s, r, frozen, generator))
         yield Step(r, x, x0_hat, index, len(severities) - 1)
+
+
+def last(steps: Iterator[Step]) -> Step:
+    """Run a sampler to its end and return its last step."""
+    return collections.deque(steps, maxlen=1).pop()
 
 
 def final(steps: Iterator[Step]) -> Tensor:
     """Run a sampler to its end and return x_0."""
-    return collections.deque(steps, maxlen=1).pop().x
+    return last(steps).x

@@ -20,6 +20,6 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return made
 
 
-def image_generators(seed: int, images: Iterable[int]) -> list[torch.Generator]:
-    """Return one CPU generator for each image, by its number in the data set or the request."""
-    return [generator(seed, "image", image) for image in images]
+def image_generators(seed: int, images: Iterable[int], purpose: str = "image") -> list[torch.Generator]:
+    """Return one CPU generator for each image, by its number in the data set or the request, and what it is for."""
+    return [generator(seed, purpose, image) for image in images]

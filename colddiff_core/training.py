@@ -1,4 +1,4 @@
-"""The training loop: L1 loss of R(D(x0, t), t), everything random keyed by (seed, step).
+"""The training loop: the loss of R(D(x0, t), t), L1 as the paper's, everything random keyed by (seed, step).
 
 Source: Bansal et al. 2022, section 3.1, equation 1.
 """
@@ -29,6 +29,7 @@ from colddiff_core.sampling import final, sample
 
 BANDS = 4  # of severity, for the loss
 SHEET_IMAGES = 16
+UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
 Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of pictures, metrics by column
 
 
@@ -143,8 +144,9 @@ class Trainer:
                 x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
             t = torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers).to(device)
             frozen = experiment.freeze(x0, fields)
-            x_t = experiment.observe(operator(x0, t, frozen))
-            losses = (experiment.restorer(x_t, t, frozen) - x0).abs().mean((1, 2, 3))
+            x_t = experiment.observe(operator(x0, t, frozen), fields)
+            error = experiment.restorer(x_t, t, frozen, self._labels(part, numbers)) - x0
+            losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
             (losses.sum() / len(indices)).backward()
             meter.add(losses.detach(), t)
         limit = settings.clip or math.inf
@@ -153,6 +155,15 @@ class Trainer:
         self.parts.optimizer.zero_grad(set_to_none=True)
         if (self.step + 1) % settings.ema_every == 0:
             self.parts.average.update_parameters(self.parts.network)
+
+    def _labels(self, picked: Tensor, numbers: torch.Generator) -> Tensor | None:
+        """Return what a conditional network is told of these images: most of their classes, the rest as unknown."""
+        classes = self.experiment.config.model.classes
+        if not classes:
+            return None
+        assert self.train_set.labels is not None
+        is_told = torch.rand(len(picked), generator=numbers) >= UNTOLD
+        return torch.where(is_told, self.train_set.labels[picked], classes).to(self.experiment.device)
 
     def _rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
@@ -226,10 +237,20 @@ class Trainer:
         averaged = experiment.restorer.with_network(self.parts.average.module)
         x0 = self.test_set.images(slice(0, SHEET_IMAGES)).to(experiment.device)
         t = experiment.operator.steps
-        x_t, frozen = experiment.degrade(x0, t, self.settings.seed)
+        x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(self.settings.seed, range(len(x0))))
         columns, figures = {"degraded": x_t}, {}
         for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
-            steps = sample(averaged, experiment.operator, x_t, t, frozen, sampler=sampler, stride=settings.stride)
+            noise = seeds.image_generators(self.settings.seed, range(len(x0)), "sampler")
+            steps = sample(
+                averaged,
+                experiment.operator,
+                x_t,
+                t,
+                frozen,
+                sampler=sampler,
+                stride=settings.stride,
+                generator=noise,
+            )
             columns[name] = final(steps)
         for name, stack in columns.items():
             meter = Fidelity()

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import options
+from colddiff_cli import films, options
 from colddiff_cli.screen import Screen, free_path
 from colddiff_core import presets, runs
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from colddiff_core.experiment import Experiment
-
-MOST_FRAMES = 60
-TILE = 64
 
 
 def sample(
@@ -31,7 +27,7 @@ def sample(
     ] = None,
     n: Annotated[int, typer.Option("--n", help="How many test images.", min=1)] = 8,
     t: options.Severity = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help="direct, naive or tacos (the run's own).")] = None,
+    sampler: options.Sampler = None,
     stride: options.Stride = None,
     animate: Annotated[
         bool, typer.Option("--animate", help="Write the trajectory too: a GIF, or as --out ends.")
@@ -49,7 +45,7 @@ def sample(
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
 
-    from colddiff_core import devices, experiment, images, sampling
+    from colddiff_core import devices, experiment, images, sampling, seeds
 
     built, step = experiment.open_run(found, devices.choose(device), overrides)
     severity = built.operator.steps if t is None else t
@@ -57,13 +53,17 @@ def sample(
     chosen_seed = config.train.seed if seed is None else seed
     picture_path, animation_path = _outputs(found, out, f"{name}-t{severity:03d}", animate, force)
     x0 = _images(built, config, files, n)
-    x_t, frozen = built.degrade(x0, severity, chosen_seed)
+    x_t, frozen = built.degrade(x0, severity, seeds.image_generators(chosen_seed, range(len(x0))))
     direct = sampling.final(sampling.sample(built.restorer, built.operator, x_t, severity, frozen, sampler="direct"))
+    noise = seeds.image_generators(chosen_seed, range(len(x0)), "sampler")
+    steps = sampling.sample(
+        built.restorer, built.operator, x_t, severity, frozen, sampler=name, stride=pace, generator=noise
+    )
     trajectory = [x_t]
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(name, total=None)
         x = x_t
-        for taken in sampling.sample(built.restorer, built.operator, x_t, severity, frozen, sampler=name, stride=pace):
+        for taken in steps:
             x = taken.x
             progress.update(task, completed=taken.index, total=taken.count)
             if animate:
@@ -71,7 +71,7 @@ def sample(
     columns = {"degraded": x_t, "direct": direct, "sampled": x, "original": x0}
     images.write(images.sheet(columns, blocks=2 if len(x0) > 4 else 1), picture_path)
     if animation_path:
-        images.write_animation(_frames(trajectory), animation_path)
+        images.write_animation(films.frames(trajectory), animation_path)
         screen.say(f"trajectory: {animation_path}")
     screen.rows(columns)
     outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(x0)}
@@ -115,14 +115,3 @@ def _images(built: Experiment, config: presets.Config, files: list[Path], n: int
         stack = [images.read(path, size=config.data.size, channels=built.channels) for path in files]
         return torch.stack(stack).to(built.device)
     return experiment.load_images(config, "test", built.channels).images(slice(0, n)).to(built.device)
-
-
-def _frames(trajectory: list[Tensor]) -> list[Image.Image]:
-    """Return at most MOST_FRAMES grids of the images on their way back, the first and the last among them."""
-    from colddiff_core import images
-
-    count = min(len(trajectory), MOST_FRAMES)
-    picked = sorted({round(i * (len(trajectory) - 1) / max(count - 1, 1)) for i in range(count)})
-    across = max(1, round(len(trajectory[0]) ** 0.5))
-    side = TILE * across
-    return [images.enlarge(images.to_pillow(images.tile(trajectory[i], across)), side) for i in picked]

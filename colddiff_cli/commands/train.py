@@ -66,8 +66,8 @@ def _check_names(config: presets.Config) -> None:
     """Refuse what would be refused once the data are read."""
     from colddiff_core import datasets, degradations, sampling
 
-    degradations.build(config.degradation.name, **config.degradation.parameters)
-    sampling.find(config.sample.sampler)
+    operator = degradations.build(config.degradation.name, **config.degradation.parameters)
+    sampling.check(config.sample.sampler, operator)
     datasets.find(config.data.dataset)
 
 

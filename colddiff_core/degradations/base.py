@@ -43,6 +43,7 @@ class Degradation:
     name: ClassVar[str]
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
+    is_linear: ClassVar[bool] = False  # D(., t) is linear, or linear and an offset, given fields that a sampler knows
     second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
@@ -51,6 +52,11 @@ class Degradation:
         values = {field.name: getattr(self, field.name) for field in settings_of(type(self))}
         for key, value in take(type(self), values, self.name).items():
             object.__setattr__(self, key, value)
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        """Names of the priors that x_T can be drawn from (colddiff_core/priors.py), the default first."""
+        return ("degraded",)
 
     def __call__(self, x0: Tensor, t: Severity, frozen: Frozen | None = None) -> Tensor:
         """Return x_t = D(x0, t).

@@ -25,6 +25,7 @@ class Blur(Degradation):
     """
 
     has_inverse = True
+    is_linear = True
 
     steps: int = setting(300, "number of severities T; t = T is the most severe", minimum=1)
     schedule: Literal["constant", "linear", "exponential"] = setting(
@@ -45,6 +46,10 @@ class Blur(Degradation):
         widths = blur_widths(self.schedule, self.steps, self.std, self.growth)
         kernels = torch.stack([gaussian(float(width), self.kernel_size) for width in widths])
         object.__setattr__(self, "stack", ConvolutionStack(kernels, self.padding))
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        return ("gmm", "degraded")
 
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         x_t = self.stack.apply(x0, t)

@@ -45,6 +45,7 @@ class Mask(Degradation):
 
     frozen_type = FrozenMask
     has_inverse = True
+    is_linear = True
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
     std: float = setting(1.1, "width of the first step's Gaussian, in pixels", above=0)
@@ -56,6 +57,10 @@ class Mask(Degradation):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "tables", {})
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        return ("color", "degraded") if self.fill == "color" else ("degraded",)
 
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMask:
         count, channels, height, width = x0.shape

@@ -74,6 +74,10 @@ class Noise(Mixture):
     Source: Bansal et al. 2022, section 5.1 and appendix A.6.
     """
 
+    @property
+    def priors(self) -> tuple[str, ...]:
+        return ("normal", "degraded")
+
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMixture:
         z = fields.get("z")
         return FrozenMixture(draw_normal(x0, generator, tuple(x0.shape[1:])) if z is None else z)
@@ -88,6 +92,10 @@ class Animorph(Mixture):
     """
 
     second_field = "z"
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        return ("images", "degraded")
 
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMixture:
         if "z" not in fields:

@@ -30,6 +30,7 @@ class Pixelate(Degradation):
     """
 
     has_inverse = True
+    is_linear = True
 
     steps: int = setting(3, "number of halvings T; t = T is the most severe", minimum=1)
     mode: Literal["bicubic", "bilinear", "area"] = setting("bicubic", "how a step scales down")
@@ -38,6 +39,10 @@ class Pixelate(Degradation):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "stack", MatrixStack(self._matrices, self.steps))
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        return ("gaussian", "degraded")
 
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         for n in x0.shape[-2:]:

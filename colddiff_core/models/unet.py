@@ -27,6 +27,9 @@ class UNet(nn.Module):
     The body runs in `body_dtype`. The stem and the head stay float32: a heavy blur leaves deviations
     of 1e-2 to 1e-6 that carry the picture, and bfloat16 would round them away at the door.
 
+    With `classes`, forward takes labels (B,) int64 in 0..classes, `classes` for an image of no known class; they are
+    embedded and added to the time, as is usual since Dhariwal and Nichol 2021, section 3.1.
+
     Raises UsageError for an image whose side is not a multiple of `divisor`.
     Source: Bansal et al. 2022, appendix A; Ronneberger et al. 2015.
     """
@@ -40,6 +43,7 @@ class UNet(nn.Module):
         multipliers: Sequence[int] = (1, 2, 4, 8),
         block: str = "convnext",
         attention: str = "all",
+        classes: int = 0,
         body_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -50,6 +54,8 @@ class UNet(nn.Module):
         make = BLOCKS[block]
 
         self.time = TimeEmbedding(width)
+        self.classes = classes
+        self.label = nn.Embedding(classes + 1, width) if classes else None
         self.stem = STEMS[block](channels_in, finest, width)
         self.down = nn.ModuleList(
             Level(make, before, after, width, attention == "all", blocks=1 if index == 0 else 2)
@@ -63,7 +69,7 @@ class UNet(nn.Module):
         self.head_block = make(finest, finest, width)
         self.head = nn.Conv2d(finest, channels_out, 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
         if height % self.divisor or width % self.divisor:
             raise UsageError(
@@ -71,6 +77,8 @@ class UNet(nn.Module):
                 f"Use a size divisible by {self.divisor}.",
             )
         embedding = self.time(t)
+        if self.label is not None:
+            embedding = embedding + self.label(torch.full_like(t, self.classes) if labels is None else labels)
         h = self.stem(x, embedding)
         low = self.body_dtype
         with torch.autocast(x.device.type, dtype=low, enabled=low != torch.float32):

@@ -1,0 +1,245 @@
+"""`colddiff compare`: samplers, runs, strides and starts on the same images and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from colddiff_cli import options, references
+from colddiff_cli.screen import Screen, comparison_table, free_path
+from colddiff_core import runs
+from colddiff_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from colddiff_core.comparison import Contender, Outcome, Reference
+    from colddiff_core.experiment import Experiment
+    from colddiff_core.generation import Generator
+
+DEFAULT_IMAGES = 300
+SHOWN_ROWS, SHOWN_GRID, ACROSS = 16, 64, 8
+
+
+def compare(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Runs, side by side (the newest if left out).", metavar="[RUN]...")
+    ] = None,
+    samplers: Annotated[
+        str | None,
+        typer.Option(
+            "--samplers",
+            help="Names with commas between (all that suit one run; of several runs, each one's own).",
+            metavar="NAMES",
+        ),
+    ] = None,
+    strides: Annotated[
+        str | None,
+        typer.Option("--strides", help="Sweep these, as 1,2,5: quality against evaluations.", metavar="NUMBERS"),
+    ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Compare images from nothing instead of restored test images.")
+    ] = False,
+    symmetry: Annotated[
+        bool, typer.Option("--symmetry", help="Generate from x_T as the prior has it and with white noise on it.")
+    ] = False,
+    prior: Annotated[
+        str | None,
+        typer.Option("--prior", help="Where images from nothing start (each operator's own).", metavar="NAME"),
+    ] = None,
+    noise: options.Noise = None,
+    n: Annotated[int, typer.Option("--n", help="Images; of test images, from the first.", min=1)] = DEFAULT_IMAGES,
+    t: options.Severity = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Test images at a time.", min=1)] = 100,
+    out: Annotated[Path | None, typer.Option("--out", help="The sheet to write (RUN/compared/...png).")] = None,
+    force: options.Force = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    json: options.Json = False,
+) -> None:
+    """Restore (or generate) the same images by several samplers, runs or strides, in one table and one sheet."""
+    screen = Screen(json)
+    is_generating = generate or symmetry or prior is not None or noise is not None
+    if t is not None and is_generating:
+        raise UsageError("--t is for restored test images; generation starts at T.", "Leave one of them out.")
+    found = [runs.find(name) for name in names] if names else [runs.find(None)]
+    overrides = tuple(options.data_override(data_dir))
+
+    from colddiff_core import comparison, devices, experiment, generation, images, sampling
+
+    chosen = devices.choose(device)
+    opened = [(run, *experiment.open_run(run, chosen, overrides)) for run in found]
+    experiments = [built for _, built, _ in opened]
+    _check_alike(experiments)
+    kind = "generated" if is_generating else "restored"
+    path = free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
+    images.check_suffix(path, images.SUFFIXES)
+    severity = experiments[0].operator.steps if t is None else t
+    entries: list[_Entry] = []
+    for label, (run, built, _) in zip(_labels([run.path for run in found]), opened, strict=True):
+        named = label if len(found) > 1 else ""
+        chosen_samplers = _samplers(samplers, built, is_alone=len(found) == 1 and strides is None and not symmetry)
+        for name, stride in itertools.product(chosen_samplers, _strides(strides, built)):
+            sampling.check(name, built.operator, stride, None if is_generating else severity)
+        widths = [0.0, noise] if symmetry else [noise]
+        generators: list[Generator | None] = [None]
+        if is_generating:
+            generators = [generation.prepare(run, built, prior, None, width) for width in widths]
+        if symmetry and len({_symmetry(generator) for generator in generators}) == 1:
+            raise UsageError(f"{run.path}: --symmetry compares no noise with none.", "Give a width with --noise.")
+        for name, stride in itertools.product(chosen_samplers, _strides(strides, built)):
+            for generator in generators:
+                words = [named, name if len(chosen_samplers) > 1 else "", f"stride {stride}" if strides else ""]
+                words += [_symmetry(generator)] if symmetry else []
+                words = [word for word in words if word] or [name]
+                contender = comparison.Contender(", ".join(words), built, name, stride, generator)
+                entries.append(_Entry(contender, _published(contender)))
+    reference = references.load(screen, experiments[0])
+    config = experiments[0].config
+    count = n if is_generating else min(n, len(reference.test))
+    chosen_seed = config.train.seed if seed is None else seed
+    outcomes = _measure(screen, entries, reference, severity, count, chosen_seed, batch_size)
+    shown = {label: outcome.shown for label, outcome in outcomes.items()}
+    figures = {label: outcome.figures for label, outcome in outcomes.items()}
+    if is_generating:
+        figures["(test images)"] = comparison.describe(reference.test.images(slice(0, count)), reference)
+        images.write(images.album(shown, across=ACROSS), path)
+        title = f"{count} images from nothing"
+    else:
+        shown["original"] = reference.test.images(slice(0, min(count, SHOWN_ROWS)))
+        images.write(images.sheet(shown, blocks=2 if len(shown) <= 5 else 1), path)
+        title = f"{count} test images of {config.data.dataset} from t = {severity}"
+    published = {entry.contender.label: entry.paper for entry in entries}
+    screen.show(comparison_table(title, figures, published, config.data.dataset))
+    screen.say(", ".join(f"{run.path} at step {step}" for run, _, step in opened))
+    _explain(screen, reference, experiments)
+    outcome = {
+        "runs": [str(run.path) for run in found],
+        "steps": [step for _, _, step in opened],
+        "kind": kind,
+        "n": count,
+        "t": None if is_generating else severity,
+        "seed": chosen_seed,
+        "classifier_accuracy": float(reference.classifier.accuracy) if reference.classifier else None,
+        "metrics": figures,
+        "paper": published,
+        "picture": str(path),
+    }
+    screen.result(outcome, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A contender and the paper's figures for it."""
+
+    contender: Contender
+    paper: Mapping[str, Any]
+
+
+def _measure(
+    screen: Screen,
+    entries: list[_Entry],
+    reference: Reference,
+    t: int,
+    count: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Outcome]:
+    from colddiff_core import comparison
+
+    outcomes = {}
+    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("comparing", total=count * len(entries))
+
+        def advance(done: int) -> None:
+            progress.advance(task, done)
+
+        for contender in (entry.contender for entry in entries):
+            progress.update(task, description=contender.label)
+            if contender.generator is not None:
+                outcome = comparison.generate(
+                    contender, reference, count=count, seed=seed, shown=SHOWN_GRID, progress=advance
+                )
+            else:
+                outcome = comparison.restore(
+                    contender,
+                    reference,
+                    t=t,
+                    count=count,
+                    seed=seed,
+                    batch_size=batch_size,
+                    shown=SHOWN_ROWS,
+                    progress=advance,
+                )
+            outcomes[contender.label] = outcome
+    return outcomes
+
+
+def _check_alike(experiments: list[Experiment]) -> None:
+    """Refuse runs whose images cannot be held against each other."""
+    first = experiments[0]
+    for other in experiments[1:]:
+        for what, ours, theirs in (
+            ("data.dataset", first.config.data.dataset, other.config.data.dataset),
+            ("data.size", first.config.data.size, other.config.data.size),
+            ("channels", first.channels, other.channels),
+        ):
+            if ours != theirs:
+                raise UsageError(
+                    f"The runs are not of the same images: {what} is {ours} and {theirs}.",
+                    "Compare runs of one data set and size.",
+                )
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    """Return a name for each run, unlike the others'."""
+    names = [path.name for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+
+
+def _samplers(asked: str | None, built: Experiment, *, is_alone: bool) -> list[str]:
+    from colddiff_core import sampling
+
+    if asked is not None:
+        return list(dict.fromkeys(word.strip() for word in asked.split(",")))
+    return sampling.names(built.operator) if is_alone else [built.config.sample.sampler]
+
+
+def _strides(asked: str | None, built: Experiment) -> list[int]:
+    if asked is None:
+        return [built.config.sample.stride]
+    try:
+        return list(dict.fromkeys(int(word) for word in asked.split(",")))
+    except ValueError:
+        raise UsageError(
+            f"--strides {asked}: not whole numbers with commas between.", "For example: --strides 1,2,5"
+        ) from None
+
+
+def _symmetry(generator: Generator | None) -> str:
+    return "broken symmetry" if generator is not None and generator.noise else "perfect symmetry"
+
+
+def _published(contender: Contender) -> Mapping[str, Any]:
+    """Return the paper's figures for a contender, as far as its preset has them."""
+    config, sampler = contender.experiment.config, contender.sampler
+    if contender.generator is None:
+        return dict(config.paper.get("sampled" if sampler == config.sample.sampler else sampler, {}))
+    generated = config.paper.get("generated", {})
+    hot = "fid_fixed_noise" if sampler == "fixed-noise" else "fid_estimated_noise"
+    cold = "fid_broken_symmetry" if contender.generator.noise else "fid_perfect_symmetry"
+    value = next((generated[key] for key in (hot, cold, "fid") if key in generated), None)
+    return {} if value is None or sampler in ("direct", "naive", "ddpm") else {"fid": value}
+
+
+def _explain(screen: Screen, reference: Reference, experiments: list[Experiment]) -> None:
+    if reference.classifier is not None:
+        accuracy = float(reference.classifier.accuracy)
+        screen.say(f"FD, accuracy, confidence and classes: a classifier right about {accuracy:.1%} of the test images")
+    for source in dict.fromkeys(built.config.paper["source"] for built in experiments if built.config.paper):
+        screen.say(f"paper: {source}")
