@@ -24,12 +24,13 @@ Figures = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One way to restore or to generate: a run with a sampler and a stride; `generator` where nothing is restored."""
+    """One way to restore from severity t, or with a `generator` to generate: a run, a sampler and a stride."""
 
     label: str
     experiment: Experiment
     sampler: str
     stride: int
+    t: int
     generator: Generator | None = None
 
 
@@ -54,14 +55,13 @@ def restore(
     contender: Contender,
     reference: Reference,
     *,
-    t: int,
     count: int,
     seed: int,
     batch_size: int,
     shown: int,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
-    """Return how the first `count` test images come back from severity t.
+    """Return how the first `count` test images come back.
 
     rmse, psnr, ssim as `Fidelity` has them; distance: Frechet distance to the test images' features; accuracy: how many
     are still of their class; evaluations of the network an image; seconds an image.
@@ -71,13 +71,13 @@ def restore(
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
         x0 = reference.test.images(slice(numbers.start, numbers.stop)).to(built.device)
-        x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
+        x_t, frozen = built.degrade(x0, contender.t, seeds.image_generators(seed, numbers))
         noise = seeds.image_generators(seed, numbers, "sampler")
         steps = sampling.sample(
             built.restorer,
             built.operator,
             x_t,
-            t,
+            contender.t,
             frozen,
             sampler=contender.sampler,
             stride=contender.stride,

@@ -45,9 +45,23 @@ class Experiment:
         fields = {self.operator.second_field: self.second.images(picked).to(x0.device)}
         return self.operator.freeze(x0, generator=generator, **fields)
 
-    def try_out(self, x0: Tensor) -> None:
-        """Take one image through operator and network, so that what does not fit is told before anything is made."""
-        x_t, frozen = self.degrade(x0[:1].to(self.device), self.operator.steps, seeds.image_generators(0, [0]))
+    def try_out(self, images: datasets.ImageSet) -> None:
+        """Take one image through operator and network, so that what does not fit is told before anything is made.
+
+        Raises UsageError as they do, and where a conditional network is to be trained on images of other classes.
+        """
+        classes = self.config.model.classes
+        if classes and images.labels is None:
+            raise UsageError(
+                f"model.classes = {classes}: {self.config.data.dataset} has no classes.", "Use model.classes=0."
+            )
+        if classes and images.labels is not None and classes <= int(images.labels.max()):
+            count = int(images.labels.max()) + 1
+            raise UsageError(
+                f"model.classes = {classes}: {self.config.data.dataset} has {count}.", f"Use model.classes={count}."
+            )
+        x0 = images.images(slice(0, 1))
+        x_t, frozen = self.degrade(x0.to(self.device), self.operator.steps, seeds.image_generators(0, [0]))
         with torch.no_grad():
             self.restorer(x_t, self.operator.steps, frozen)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -110,6 +111,8 @@ def prepare(
     in the run. Raises UsageError for a prior, components or noise that do not suit the run.
     """
     prior = priors.find(name, built.operator)
+    if noise is not None and not math.isfinite(noise):
+        raise UsageError(f"noise = {noise} is not finite.", "Give its width; pictures span 2.")
     if noise is not None and prior.noise is None:
         raise UsageError(f"The prior '{prior.name}' has no symmetry that noise could break.", "Leave --noise out.")
     source = _source(built)

@@ -307,7 +307,7 @@ def _fit(prior: Mixtures, source: Source, count: int) -> Weights:
     return {
         "shares": torch.from_numpy(mixture.weights_).float(),
         "means": torch.from_numpy(mixture.means_).float(),
-        "factors": torch.linalg.cholesky(covariances).float(),
+        "factors": torch.linalg.cholesky(covariances).float().contiguous(),
     }
 
 

@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import pytest
-from conftest import left_behind
+from conftest import finish, left_behind, make_trainer
 from PIL import Image
 
 from colddiff_cli.__main__ import run
@@ -69,6 +69,41 @@ BAD = [
     (["sample", "RUN", "cut.png"], "cut.png"),
     (["sample", "RUN", "--out", "a.xyz"], "format"),
     (["sample", "RUN", "--stride", "0"], "stride"),
+    (["sample", "RUN", "--sampler", "ddim"], "Use one of direct, naive, tacos"),
+    (["generate", "RUN", "--prior", "normal"], "Use one of: gmm, degraded"),
+    (["generate", "RUN", "--prior", "gm"], "Did you mean 'gmm'"),
+    (["generate", "RUN", "--components", "2000"], "Use fewer --components"),
+    (["generate", "RUN", "--components", "0"], "greater than or equal to 1"),
+    (["generate", "RUN", "--prior", "degraded", "--components", "2"], "no components"),
+    (["generate", "RUN", "--prior", "degraded", "--noise", "0.1"], "no symmetry"),
+    (["generate", "RUN", "--noise", "-1"], "--noise"),
+    (["generate", "RUN", "--noise", "nan"], "--noise"),
+    (["generate", "RUN", "--noise", "inf"], "not finite"),
+    (["generate", "RUN", "--class", "3"], "without classes"),
+    (["generate", "RUN", "--n", "0"], "greater than or equal to 1"),
+    (["generate", "RUN", "--interpolate", "1"], "greater than or equal to 2"),
+    (["generate", "RUN", "--sampler", "ddpm"], "Gaussian noise"),
+    (["generate", "RUN", "--sampler", "taco"], "Did you mean 'tacos'"),
+    (["generate", "RUN", "--stride", "0"], "stride"),
+    (["generate", "RUN", "--out", "a.xyz"], "format"),
+    (["generate", "RUN", "--out", "photo.png"], "--force"),
+    (["generate", "RUN", "--out-dir", "photo.png"], "is a file"),
+    (["generate", "UNTRAINED"], "no checkpoint"),
+    (["generate", "nothing"], "No such run"),
+    (["compare", "RUN", "nothing"], "No such run"),
+    (["compare", "RUN", "RUN2"], "data.size"),
+    (["compare", "UNTRAINED"], "no checkpoint"),
+    (["compare", "RUN", "--samplers", "tacos,nave"], "Did you mean 'naive'"),
+    (["compare", "RUN", "--samplers", "ddpm"], "Gaussian noise"),
+    (["compare", "RUN", "--strides", "1,x"], "whole numbers"),
+    (["compare", "RUN", "--strides", "0"], "stride"),
+    (["compare", "RUN", "--t", "99"], "out of range"),
+    (["compare", "RUN", "--t", "3", "--generate"], "starts at T"),
+    (["compare", "RUN", "--symmetry", "--noise", "0"], "no noise with none"),
+    (["compare", "RUN", "--symmetry", "--prior", "degraded"], "no symmetry"),
+    (["compare", "RUN", "--generate", "--prior", "color"], "Use one of"),
+    (["compare", "RUN", "--n", "0"], "greater than or equal to 1"),
+    (["compare", "RUN", "--out", "photo.png"], "--force"),
     (["degrade", "cut.png", "--op", "blur"], "cut.png"),
     (["degrade", "absent.png", "--op", "blur"], "No such file"),
     (["degrade", "photo.png", "--op", "blurr"], "Did you mean 'blur'"),
@@ -105,8 +140,17 @@ BAD = [
 ]
 
 
+@pytest.fixture(scope="module")
+def other_runs(tmp_path_factory):
+    """A run of images of another size, and one that was never trained."""
+    folder = tmp_path_factory.mktemp("others")
+    finish(make_trainer(folder / "larger", "data.size=16", "train.steps=1"))
+    make_trainer(folder / "untrained").run.close()
+    return {"RUN2": folder / "larger", "UNTRAINED": folder / "untrained"}
+
+
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tiny_run, photo, capsys):
+def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tiny_run, other_runs, photo, capsys):
     (photo.parent / "cut.png").write_bytes(photo.read_bytes()[:60])
     (photo.parent / "zero.png").write_bytes(b"")
     (photo.parent / "empty").mkdir()
@@ -114,7 +158,8 @@ def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tin
     Image.new("RGB", (1, 1)).save(photo.parent / "dot.png")
     (photo.parent / "bomb.png").write_bytes(BOMB)
     before = left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()
-    code = run([str(tiny_run) if word == "RUN" else word for word in arguments])
+    places = {"RUN": tiny_run} | other_runs
+    code = run([str(places.get(word, word)) for word in arguments])
     told = capsys.readouterr().err
     assert code == 2, told
     assert words in told

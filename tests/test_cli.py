@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from colddiff_cli.__main__ import run
 from colddiff_core import degradations, runs
 from colddiff_core.settings import settings_of
 
-COMMANDS = ("degrade", "train", "sample", "eval", "presets")
+COMMANDS = ("degrade", "train", "sample", "generate", "eval", "compare", "presets")
 SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
@@ -135,6 +136,85 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bits(tmp_path):
     assert_same_checkpoint(runs.Run(tmp_path / "whole").newest_checkpoint(), parts.newest_checkpoint())
 
 
+@pytest.fixture
+def own_run(tiny_run, in_folder, monkeypatch):
+    """A copy of the tiny run in the current folder, and a cache folder of its own for classifiers."""
+    from colddiff_core import classifier
+
+    monkeypatch.setattr(classifier, "STEPS", 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+    return shutil.copytree(tiny_run, in_folder / "runs" / "own")
+
+
+def test_generate_writes_a_grid_single_images_a_film_and_neighbours(own_run, capsys):
+    command = ["generate", "--n", "18", "--sampler", "tacos", "--seed", "4"]
+    assert run([*command, "--out-dir", "many", "--animate", "--diversity", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["prior"] == "gmm"
+    assert told["noise"] == 0.002
+    assert left_behind(Path("many")) == [f"{number:06d}.png" for number in range(18)]
+    with Image.open("many/000000.png") as single:
+        assert (single.size, single.mode) == ((12, 12), "L")
+    with Image.open(told["animation"]) as film:
+        assert film.n_frames == 6
+    assert told["picture"].endswith("generated/gmm-tacos.png")
+    assert Path(told["neighbours"]).is_file()
+    assert set(told["figures"]) == {"distance", "confidence", "classes", "nearest", "pairwise"}
+    assert sum(told["figures"]["classes"]) == 18
+    assert told["figures_of_test_images"]["nearest"] > 0
+    assert run(["generate", "--n", "3", "--seed", "4", "--out-dir", "few"]) == 0
+    for name in left_behind(Path("few")):
+        assert Path("few", name).read_bytes() == Path("many", name).read_bytes()
+    assert capsys.readouterr().out.splitlines()[-1].endswith("generated/gmm-tacos-2.png")
+    assert run(["generate", "--interpolate", "5", "--out-dir", "way", "--prior", "degraded"]) == 0
+    assert len(left_behind(Path("way"))) == 5
+
+
+def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(own_run, capsys):
+    def told(*arguments: str) -> dict:
+        assert run(["compare", *arguments, "--n", "60", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert Path(found["picture"]).is_file()
+        return found
+
+    restored = told()
+    assert list(restored["metrics"]) == ["direct", "naive", "tacos"]
+    assert restored["metrics"]["direct"]["evaluations"] == 1
+    assert restored["metrics"]["tacos"]["evaluations"] == 5
+    assert set(restored["metrics"]["naive"]) >= {"rmse", "psnr", "ssim", "distance", "accuracy", "seconds"}
+    assert run(["eval", "--n", "60", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["metrics"]
+    assert evaluated["sampled"]["rmse"] == pytest.approx(restored["metrics"]["tacos"]["rmse"], rel=1e-6)
+    strides = told("--strides", "1,2,5", "--samplers", "tacos,naive", "--t", "4")
+    assert [row["evaluations"] for row in strides["metrics"].values()] == [4, 2, 1, 4, 2, 1]
+    assert strides["t"] == [4]
+    shutil.copytree(own_run, "runs/other")
+    both = told("own", "other")
+    assert both["metrics"]["own"]["rmse"] == both["metrics"]["other"]["rmse"]
+    generated = told("own", "--symmetry")
+    assert list(generated["metrics"]) == ["perfect symmetry", "broken symmetry", "(test images)"]
+    assert generated["metrics"]["broken symmetry"]["pairwise"] > 0
+    assert generated["t"] is None
+    assert run(["compare", "own", "--n", "60"]) == 0
+    assert "FD-digits" in capsys.readouterr().out
+
+
+def test_data_without_classes_are_compared_without_a_classifier(own_run, photo, capsys):
+    (photo.parent / "photos").mkdir()
+    for number in range(12):
+        shade = Image.new("L", (12, 12), number * 20)
+        shade.save(photo.parent / "photos" / f"{number}.png")
+    settings = ["--set", "data.dataset=folder", "--set", "data.channels=1", "--data-dir", "photos"]
+    assert run(["train", "--preset", "digits-blur", *SETTINGS, *settings, "--out", "plain"]) == 0
+    capsys.readouterr()
+    assert run(["compare", "plain", "--generate", "--n", "20", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["metrics"]["tacos"]
+    assert row["distance"] is None
+    assert row["nearest"] >= 0
+    assert run(["compare", "plain"]) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
 def test_degrade_writes_a_picture_a_strip_and_a_film(photo, capsys):
     blur = ["--op", "blur", "--steps", "10", "--std", "2", "--kernel-size", "9"]
     assert run(["degrade", "photo.png", *blur]) == 0
@@ -236,10 +316,14 @@ def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
     told("degrade", "photo.png", "--op", "fade", "--depth", "0.9", "--out", "dark.png")
     with Image.open("dark.png") as dark:
         assert max(dark.convert("L").tobytes()) < 30
-    (in_folder / "mine.toml").write_text('extends = "digits-blur"\n[degradation]\nname = "fade"\ndepth = 0.8\n')
-    told("train", "--preset", "mine.toml", *SETTINGS, "--set", "model.inputs=plain", "--out", "run")
+    (in_folder / "mine.toml").write_text(
+        'extends = "digits-blur"\n[degradation]\nname = "fade"\ndepth = 0.8\n'
+        '[model]\ninputs = "plain"\nconsistent = false\n'
+    )
+    told("train", "--preset", "mine.toml", *SETTINGS, "--out", "run")
     assert json.loads(told("eval", "run", "--n", "8", "--json"))["n"] == 8
     told("sample", "run", "--out", "sheet.png")
+    assert json.loads(told("generate", "run", "--n", "2", "--json"))["prior"] == "degraded"
     broken = (packages / "tiny.py").read_text().replace("import dataclasses", "import nowhere")
     (packages / "tiny.py").write_text(broken)
     done = colddiff("degrade", "photo.png", "--op", "fade", env=environment, cwd=in_folder)

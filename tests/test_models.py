@@ -90,3 +90,58 @@ def test_an_operator_without_inverse_is_refused():
 
     with pytest.raises(UsageError, match="no inverse"):
         Restorer(UNet(2, 1, width=8, multipliers=(1,)), Mute(), inputs="inverse")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "inputs"),
+    [
+        ("blur", {"steps": 6, "schedule": "constant", "std": 2.0, "kernel_size": 7}, "inverse"),
+        ("blur", {"steps": 6, "schedule": "constant", "std": 2.0, "kernel_size": 7}, "plain"),
+        ("mask", {"steps": 9, "std": 1.0, "growth": 0.3}, "inverse"),
+        ("mask", {"steps": 9, "std": 1.0, "growth": 0.3, "fill": "color"}, "plain"),
+        ("pixelate", {"steps": 2, "mode": "area"}, "inverse"),
+        ("desaturate", {"steps": 5}, "plain"),
+    ],
+)
+def test_a_consistent_restoration_degrades_to_what_it_was_made_from(name, values, inputs):
+    op, floor = degradations.build(name, **values), 1e-3
+    x0 = torch.rand(2, 3, 8, 8, generator=seeds.generator(0)) * 2 - 1
+    torch.manual_seed(0)
+    network = UNet(6 if inputs == "inverse" else 3, 3, width=8, multipliers=(1, 2))
+    frozen = op.freeze(x0, generator=seeds.generator(1))
+    for t in (op.steps, torch.tensor([1, op.steps])):
+        x_t = op(x0, t, frozen)
+        away = []
+        for consistent in (False, True):
+            restorer = Restorer(network, op, inputs=inputs, floor=floor, consistent=consistent)
+            with torch.no_grad():
+                away.append(float((op(restorer(x_t, t, frozen), t, frozen) - x_t).abs().max()))
+        assert away[1] < 4 * floor < away[0]
+
+
+def test_consistency_leaves_a_perfect_restoration_alone():
+    op = degradations.build("blur", steps=6, schedule="constant", std=2.0, kernel_size=7)
+    x0 = torch.rand(2, 3, 8, 8, generator=seeds.generator(0)) * 2 - 1
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x_t, t, labels):
+            return x0
+
+    restored = Restorer(Oracle(), op, consistent=True)(op(x0, 6), 6)
+    torch.testing.assert_close(restored, x0, rtol=0, atol=2e-2)  # rounding of x_t over the floor of 1e-5
+
+
+def test_consistency_is_for_linear_operators():
+    for name in ("noise", "snow", "animorph", "blur+noise"):
+        with pytest.raises(UsageError, match="not linear"):
+            Restorer(UNet(1, 1, width=8, multipliers=(1,)), degradations.build(name, steps=5), consistent=True)
+
+
+def test_a_label_changes_what_a_conditional_network_sees():
+    network = UNet(1, 1, width=8, multipliers=(1, 2), classes=3)
+    x, t = torch.zeros(2, 1, 8, 8), torch.tensor([1, 1])
+    with torch.no_grad():
+        unknown, known, same = network(x, t), network(x, t, torch.tensor([0, 2])), network(x, t, torch.tensor([3, 3]))
+    assert torch.equal(unknown, same)
+    assert not torch.equal(unknown[0], known[0])
+    assert not torch.equal(known[0], known[1])

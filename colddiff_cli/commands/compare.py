@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,60 +69,50 @@ def compare(
     found = [runs.find(name) for name in names] if names else [runs.find(None)]
     overrides = tuple(options.data_override(data_dir))
 
-    from colddiff_core import comparison, devices, experiment, generation, images, sampling
+    from colddiff_core import comparison, devices, experiment, images, sampling
 
     chosen = devices.choose(device)
-    opened = [(run, *experiment.open_run(run, chosen, overrides)) for run in found]
-    experiments = [built for _, built, _ in opened]
+    opened = [experiment.open_run(run, chosen, overrides) for run in found]
+    experiments = [built for built, _ in opened]
     _check_alike(experiments)
     kind = "generated" if is_generating else "restored"
     path = free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
     images.check_suffix(path, images.SUFFIXES)
-    severity = experiments[0].operator.steps if t is None else t
-    entries: list[_Entry] = []
-    for label, (run, built, _) in zip(_labels([run.path for run in found]), opened, strict=True):
-        named = label if len(found) > 1 else ""
-        chosen_samplers = _samplers(samplers, built, is_alone=len(found) == 1 and strides is None and not symmetry)
-        for name, stride in itertools.product(chosen_samplers, _strides(strides, built)):
-            sampling.check(name, built.operator, stride, None if is_generating else severity)
-        widths = [0.0, noise] if symmetry else [noise]
-        generators: list[Generator | None] = [None]
-        if is_generating:
-            generators = [generation.prepare(run, built, prior, None, width) for width in widths]
-        if symmetry and len({_symmetry(generator) for generator in generators}) == 1:
-            raise UsageError(f"{run.path}: --symmetry compares no noise with none.", "Give a width with --noise.")
-        for name, stride in itertools.product(chosen_samplers, _strides(strides, built)):
-            for generator in generators:
-                words = [named, name if len(chosen_samplers) > 1 else "", f"stride {stride}" if strides else ""]
-                words += [_symmetry(generator)] if symmetry else []
-                words = [word for word in words if word] or [name]
-                contender = comparison.Contender(", ".join(words), built, name, stride, generator)
-                entries.append(_Entry(contender, _published(contender)))
+    contenders: list[Contender] = []
+    for label, run, built in zip(_labels([run.path for run in found]), found, experiments, strict=True):
+        is_alone = len(found) == 1 and strides is None and not symmetry
+        ways = list(itertools.product(_samplers(samplers, built, is_alone=is_alone), _strides(strides, built)))
+        for name, stride in ways:
+            sampling.check(name, built.operator, stride, t)
+        generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
+        contenders += _contenders(label if len(found) > 1 else "", built, ways, t, generators or [None])
     reference = references.load(screen, experiments[0])
     config = experiments[0].config
     count = n if is_generating else min(n, len(reference.test))
     chosen_seed = config.train.seed if seed is None else seed
-    outcomes = _measure(screen, entries, reference, severity, count, chosen_seed, batch_size)
+    outcomes = _measure(screen, contenders, reference, count, chosen_seed, batch_size)
     shown = {label: outcome.shown for label, outcome in outcomes.items()}
     figures = {label: outcome.figures for label, outcome in outcomes.items()}
     if is_generating:
         figures["(test images)"] = comparison.describe(reference.test.images(slice(0, count)), reference)
         images.write(images.album(shown, across=ACROSS), path)
-        title = f"{count} images from nothing"
     else:
         shown["original"] = reference.test.images(slice(0, min(count, SHOWN_ROWS)))
         images.write(images.sheet(shown, blocks=2 if len(shown) <= 5 else 1), path)
-        title = f"{count} test images of {config.data.dataset} from t = {severity}"
-    published = {entry.contender.label: entry.paper for entry in entries}
+    severities = sorted({contender.t for contender in contenders})
+    title = f"{count} test images of {config.data.dataset} from t = {', '.join(map(str, severities))}"
+    published = {contender.label: _published(contender) for contender in contenders}
+    title = f"{count} images from nothing" if is_generating else title
     screen.show(comparison_table(title, figures, published, config.data.dataset))
-    screen.say(", ".join(f"{run.path} at step {step}" for run, _, step in opened))
-    _explain(screen, reference, experiments)
+    _explain(
+        screen, {str(run.path): step for run, (_, step) in zip(found, opened, strict=True)}, reference, experiments
+    )
     outcome = {
         "runs": [str(run.path) for run in found],
-        "steps": [step for _, _, step in opened],
+        "steps": [step for _, step in opened],
         "kind": kind,
         "n": count,
-        "t": None if is_generating else severity,
+        "t": None if is_generating else severities,
         "seed": chosen_seed,
         "classifier_accuracy": float(reference.classifier.accuracy) if reference.classifier else None,
         "metrics": figures,
@@ -133,49 +122,60 @@ def compare(
     screen.result(outcome, path)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """A contender and the paper's figures for it."""
+def _generators(
+    run: runs.Run, built: Experiment, prior: str | None, noise: float | None, *, symmetry: bool
+) -> list[Generator]:
+    """Return what images are generated from; to compare symmetries, x_T as the prior has it and then broken."""
+    from colddiff_core import generation
 
-    contender: Contender
-    paper: Mapping[str, Any]
+    if symmetry and noise == 0:
+        raise UsageError("--symmetry with --noise 0 would compare no noise with none.", "Leave --noise out.")
+    made = [generation.prepare(run, built, prior, None, width) for width in ([0.0, noise] if symmetry else [noise])]
+    if symmetry and not made[-1].noise:
+        raise UsageError(f"{run.path}: --symmetry would compare no noise with none.", "Give its width with --noise.")
+    return made
+
+
+def _contenders(
+    run: str,
+    built: Experiment,
+    ways: list[tuple[str, int]],
+    t: int | None,
+    generators: Sequence[Generator | None],
+) -> list[Contender]:
+    """Return a contender for each sampler, stride and start; a label tells only what differs."""
+    from colddiff_core import comparison
+
+    severity = built.operator.steps if t is None else t
+    made = []
+    for (name, stride), generator in itertools.product(ways, generators):
+        words = [run] if run else []
+        words += [name] if len({sampler for sampler, _ in ways}) > 1 else []
+        words += [f"stride {stride}"] if len({pace for _, pace in ways}) > 1 else []
+        words += [_symmetry(generator)] if len(generators) > 1 else []
+        made.append(comparison.Contender(", ".join(words or [name]), built, name, stride, severity, generator))
+    return made
 
 
 def _measure(
-    screen: Screen,
-    entries: list[_Entry],
-    reference: Reference,
-    t: int,
-    count: int,
-    seed: int,
-    batch_size: int,
+    screen: Screen, contenders: list[Contender], reference: Reference, count: int, seed: int, batch_size: int
 ) -> dict[str, Outcome]:
     from colddiff_core import comparison
 
     outcomes = {}
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("comparing", total=count * len(entries))
+        task = progress.add_task("comparing", total=count * len(contenders))
 
         def advance(done: int) -> None:
             progress.advance(task, done)
 
-        for contender in (entry.contender for entry in entries):
+        for contender in contenders:
             progress.update(task, description=contender.label)
-            if contender.generator is not None:
-                outcome = comparison.generate(
-                    contender, reference, count=count, seed=seed, shown=SHOWN_GRID, progress=advance
-                )
+            common: dict[str, Any] = {"count": count, "seed": seed, "progress": advance}
+            if contender.generator is None:
+                outcome = comparison.restore(contender, reference, batch_size=batch_size, shown=SHOWN_ROWS, **common)
             else:
-                outcome = comparison.restore(
-                    contender,
-                    reference,
-                    t=t,
-                    count=count,
-                    seed=seed,
-                    batch_size=batch_size,
-                    shown=SHOWN_ROWS,
-                    progress=advance,
-                )
+                outcome = comparison.generate(contender, reference, shown=SHOWN_GRID, **common)
             outcomes[contender.label] = outcome
     return outcomes
 
@@ -237,7 +237,8 @@ def _published(contender: Contender) -> Mapping[str, Any]:
     return {} if value is None or sampler in ("direct", "naive", "ddpm") else {"fid": value}
 
 
-def _explain(screen: Screen, reference: Reference, experiments: list[Experiment]) -> None:
+def _explain(screen: Screen, steps: Mapping[str, int], reference: Reference, experiments: list[Experiment]) -> None:
+    screen.say(", ".join(f"{path} at step {step}" for path, step in steps.items()))
     if reference.classifier is not None:
         accuracy = float(reference.classifier.accuracy)
         screen.say(f"FD, accuracy, confidence and classes: a classifier right about {accuracy:.1%} of the test images")

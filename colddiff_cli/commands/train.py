@@ -84,7 +84,7 @@ def _started(screen: Screen, config: presets.Config, out: Path | None, device: s
     chosen = devices.choose(device)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
-    built.try_out(sets[0].images(slice(0, 1)))
+    built.try_out(sets[0])
     run = runs.create(path, config, experiment.versions())
     trainer = Trainer(built, *sets, run)
     _introduce(screen, trainer, sets)

@@ -1,0 +1,56 @@
+"""Distances between images and between distributions, against what can be worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colddiff_core import classifier, datasets, diversity, seeds
+from colddiff_core.datasets import ImageSet
+
+
+def test_nearest_neighbours_finds_the_image_and_its_distance(monkeypatch):
+    monkeypatch.setattr(diversity, "CHUNK", 7)
+    train = ImageSet(torch.randint(256, (20, 1, 6, 6), generator=seeds.generator(1)).to(torch.uint8))
+    found = diversity.nearest_neighbours(train.images(torch.tensor([11, 3])) + 0.02, train)
+    assert found.number.tolist() == [11, 3]
+    torch.testing.assert_close(found.distance, torch.full((2,), 0.01), rtol=0, atol=2e-3)
+
+
+def test_pairwise_distance_of_three_flat_images():
+    images = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, 1, 4, 4)
+    assert diversity.pairwise_distance(images) == pytest.approx((0.5 + 0.5 + 1.0) / 3)
+    assert diversity.pairwise_distance(images[:1]) == 0
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    numbers = torch.randn(200_000, 2, generator=seeds.generator(1))
+    near, far = numbers * torch.tensor([1.0, 2.0]), numbers * torch.tensor([3.0, 1.0]) + torch.tensor([1.0, -2.0])
+    # Diagonal covariances: |m - m'|^2 + sum (s - s')^2.
+    assert diversity.frechet_distance(near, far) == pytest.approx(5 + 4 + 1, rel=0.02)
+    assert diversity.frechet_distance(near, near) == pytest.approx(0, abs=1e-6)
+    turned = near @ torch.linalg.qr(torch.randn(2, 2, generator=seeds.generator(2))).Q
+    assert diversity.frechet_distance(turned, turned + 3) == pytest.approx(18, rel=1e-5)
+
+
+def test_a_classifier_learns_the_digits_and_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 250)
+    splits = [datasets.load("digits", datasets.Request(split, 12)) for split in ("train", "test")]
+    told = []
+    cpu = torch.device("cpu")
+    network = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda step, steps: told.append((step, steps)))
+    assert told[-1] == (250, 250)
+    assert float(network.accuracy) > 0.9
+    with torch.no_grad():
+        scores = network(splits[1].images(slice(None)))
+        features = network.features(splits[1].images(slice(None)))
+    assert float((scores.argmax(1) == splits[1].labels).double().mean()) == pytest.approx(float(network.accuracy))
+    assert features.shape == (300, classifier.FEATURES)
+    told.clear()
+    again = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda step, steps: told.append((step, steps)))
+    assert not told
+    assert torch.equal(again.head.weight, network.head.weight)
+    assert len(list(tmp_path.iterdir())) == 1
+    next(tmp_path.iterdir()).write_bytes(b"cut")
+    once_more = classifier.load_or_train(*splits, tmp_path, "digits", cpu)
+    assert torch.equal(once_more.head.weight, network.head.weight)

@@ -1,0 +1,117 @@
+"""Images from nothing: the same however many are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from conftest import finish, make_trainer
+
+from colddiff_core import experiment, generation, runs, seeds
+from colddiff_core.errors import UsageError
+
+CPU = torch.device("cpu")
+BLUR = ("degradation.schedule=exponential", "degradation.final_mean=true", "degradation.dither=0.01")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finish(make_trainer(tmp_path_factory.mktemp("generation") / "run", *BLUR)).run
+
+
+def images(generator: generation.Generator, count: int, **values) -> torch.Tensor:
+    request = {"seed": 3, "sampler": "tacos"} | values
+    made = []
+    for batch in generator.generate(count, **request):
+        *_, last = batch.steps
+        made.append(last.x[: batch.count])
+    return torch.cat(made)
+
+
+def test_image_k_is_the_same_bits_whatever_n_is(run):
+    built, _ = experiment.open_run(run, CPU)
+    generator = generation.prepare(run, built, None)
+    many = images(generator, generator.batch_size + 4)
+    assert torch.equal(images(generator, 3), many[:3])
+    assert torch.equal(images(generator, generator.batch_size + 1)[-1], many[generator.batch_size])
+    assert torch.equal(images(generator, generator.batch_size + 4), many)
+    assert not torch.equal(images(generator, 3, seed=4), many[:3])
+
+
+def test_the_noise_is_the_runs_own_unless_said_otherwise(run):
+    built, _ = experiment.open_run(run, CPU)
+    assert generation.prepare(run, built, None).noise == 0.01
+    assert generation.prepare(run, built, None, noise=0.0).noise == 0.0
+    assert generation.prepare(run, built, "degraded").noise == 0.0
+    with pytest.raises(UsageError, match="no symmetry"):
+        generation.prepare(run, built, "degraded", noise=0.1)
+    plain, _ = experiment.open_run(run, CPU, ("degradation.dither=0.0",))
+    assert generation.prepare(run, plain, None).noise == 0.002
+
+
+def test_a_prior_is_kept_in_the_run_and_needs_no_data_after_that(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run.path, tmp_path / "copy", ignore=shutil.ignore_patterns("priors"))
+    here = runs.Run(copy)
+    built, _ = experiment.open_run(here, CPU)
+    first = images(generation.prepare(here, built, None), 2)
+    assert (copy / "priors" / "gmm-1.safetensors").is_file()
+    monkeypatch.setattr(experiment, "load_images", lambda *a: pytest.fail("the data set was read"))
+    assert torch.equal(images(generation.prepare(here, built, None), 2), first)
+
+
+def test_interpolation_begins_and_ends_with_images_0_and_1(run):
+    built, _ = experiment.open_run(run, CPU)
+    generator = generation.prepare(run, built, None)
+    count = generator.batch_size + 3
+    made = []
+    for batch in generator.interpolate(count, seed=3, sampler="tacos"):
+        *_, last = batch.steps
+        made.append(last.x[: batch.count])
+    way = torch.cat(made)
+    assert len(way) == count
+    torch.testing.assert_close(way[[0, -1]], images(generator, 2), rtol=0, atol=0.02)
+    strides = (way[1:] - way[:-1]).square().mean((1, 2, 3)).sqrt()
+    assert float(strides.max()) < 0.6 * float((way[0] - way[-1]).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("preset", ["digits-noise", "digits-animorph", "digits-mask-generate", "digits-snow"])
+def test_every_kind_of_prior_generates(preset, tmp_path):
+    trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset=preset))
+    built, _ = experiment.open_run(trainer.run, CPU)
+    made = images(generation.prepare(trainer.run, built, None), 3)
+    assert made.shape == (3, 1, 12, 12)
+    assert made.isfinite().all()
+
+
+def test_ddpm_draws_the_same_noise_for_an_image_every_time(tmp_path):
+    trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset="digits-noise"))
+    built, _ = experiment.open_run(trainer.run, CPU)
+    generator = generation.prepare(trainer.run, built, None)
+    many = images(generator, 5, sampler="ddpm")
+    assert torch.equal(images(generator, 2, sampler="ddpm"), many[:2])
+    assert not torch.equal(images(generator, 2), many[:2])
+
+
+def test_a_conditional_network_hears_the_class(tmp_path):
+    trainer = finish(make_trainer(tmp_path / "run", *BLUR, "model.classes=10", "train.steps=4"))
+    built, _ = experiment.open_run(trainer.run, CPU)
+    with torch.no_grad():
+        built.restorer.unet.label.weight.normal_(generator=seeds.generator(1))
+    generator = generation.prepare(trainer.run, built, None)
+    of_three, of_four, of_any = (images(generator, 2, label=label) for label in (3, 4, None))
+    assert not torch.equal(of_three, of_four)
+    assert not torch.equal(of_three, of_any)
+    for label, words in ((10, "0 to 9"), (-1, "0 to 9")):
+        with pytest.raises(UsageError, match=words):
+            generation.check_label(built, label)
+
+
+def test_classes_must_fit_the_data(tmp_path):
+    trainer = make_trainer(tmp_path / "run", "model.classes=4")
+    with pytest.raises(UsageError, match=r"Use model\.classes=10"):
+        trainer.experiment.try_out(trainer.train_set)
+    without = dataclasses.replace(trainer.train_set, labels=None)
+    with pytest.raises(UsageError, match="has no classes"):
+        trainer.experiment.try_out(without)
