@@ -32,7 +32,7 @@ def load(screen: Screen, built: Experiment) -> Reference:
     def train() -> ImageSet:
         return experiment.load_images(config, "train", built.channels)
 
-    if test.labels is None or train().labels is None:
+    if test.labels is None or train().labels is None or test.classes != train().classes:
         return comparison.Reference(train, test, None)
     folder = Path(platformdirs.user_cache_dir("colddiff")) / "classifiers"
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:

@@ -27,8 +27,9 @@ DIVERSITY = {
     "pairwise": ("pairwise", 3),
     "classes": ("classes", 0),
 }
-COMPARED = METRICS | {"distance": ("FD-{data}", 3), "accuracy": ("accuracy", 3)} | DIVERSITY
-COST = {"evaluations": ("evaluations", 0), "seconds": ("s/image", 4)}
+COMPARED = {"rmse": METRICS["rmse"], "ssim": METRICS["ssim"], "distance": DIVERSITY["distance"]}
+COMPARED |= {"accuracy": ("accuracy", 3)} | DIVERSITY
+COST = {"evaluations": ("steps", 0), "milliseconds": ("ms/image", 1)}
 PUBLISHED = {"rmse": ("paper RMSE", 3), "ssim": ("paper SSIM", 3), "fid": ("paper FID", 2)}
 COLUMNS = 80
 LOG_COLUMNS = 120  # where there is no terminal to fit
@@ -119,7 +120,8 @@ def comparison_table(
     columns = {
         key: label for key, label in (COMPARED | COST).items() if any(row.get(key) is not None for row in rows.values())
     }
-    shown = {key: label for key, label in PUBLISHED.items() if any(key in row for row in paper.values())}
+    published = {key: label for key, label in PUBLISHED.items() if key != "ssim"}
+    shown = {key: label for key, label in published.items() if any(key in row for row in paper.values())}
     return _table(title, rows, _named(columns, data), paper, shown)
 
 

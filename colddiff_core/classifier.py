@@ -21,6 +21,7 @@ from colddiff_core.files import whole
 
 FEATURES = 48  # below the number of test digits, so that a covariance of theirs has full rank
 STEPS, BATCH, RATE = 1000, 128, 2e-3
+MOST_PIXELS = 32  # of a side: larger images are scaled down, so that a classifier takes a minute, not an hour
 SHIFT = 16  # training images are moved by up to side / SHIFT pixels
 VERSION = 1  # of what a kept classifier is trained like
 
@@ -42,7 +43,10 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return (B, FEATURES) float32; pictures are clamped to their range first."""
-        return F.silu(self.squeeze(self.body(x.clamp(-1, 1)).mean((2, 3))))
+        x = x.clamp(-1, 1)
+        if max(x.shape[-2:]) > MOST_PIXELS:
+            x = F.interpolate(x, size=[min(n, MOST_PIXELS) for n in x.shape[-2:]], mode="area")
+        return F.silu(self.squeeze(self.body(x).mean((2, 3))))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -36,10 +36,14 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a contender came to: its figures by name, and its first images, (K, C, H, W) float32 in [-1, 1]."""
+    """What a contender came to: its figures by name, its first images, and what those were restored from or None.
+
+    shown, degraded: (K, C, H, W) float32 in [-1, 1].
+    """
 
     figures: Figures
     shown: Tensor
+    degraded: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +68,11 @@ def restore(
     """Return how the first `count` test images come back.
 
     rmse, psnr, ssim as `Fidelity` has them; distance: Frechet distance to the test images' features; accuracy: how many
-    are still of their class; evaluations of the network an image; seconds an image.
+    are still of their class; evaluations of the network and milliseconds an image.
     """
     built, meter, clock = contender.experiment, Fidelity(), _Clock(contender.experiment.device)
-    made = []
+    made: list[Tensor] = []
+    inputs: list[Tensor] = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
         x0 = reference.test.images(slice(numbers.start, numbers.stop)).to(built.device)
@@ -86,11 +91,13 @@ def restore(
         x = clock.finish(steps)
         meter.update(x, x0)
         made.append(x.clamp(-1, 1).cpu())
+        if first < shown:
+            inputs.append(x_t.cpu())
         progress(len(x0))
     images = torch.cat(made)
     figures: Figures = dict(meter.result())
     figures |= _judge(images, reference, reference.test.labels) | clock.figures()
-    return Outcome(figures, images[:shown])
+    return Outcome(figures, images[:shown], torch.cat(inputs)[:shown])
 
 
 def generate(
@@ -181,7 +188,7 @@ class _Clock:
         return last.x
 
     def figures(self) -> Figures:
-        return {"evaluations": self.evaluations, "seconds": self.seconds / self.images}
+        return {"evaluations": self.evaluations, "milliseconds": 1000 * self.seconds / self.images}
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

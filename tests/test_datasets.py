@@ -179,6 +179,29 @@ def test_celebas_own_splits(tmp_path):
     assert len(ask("celeba", "test", directory=tmp_path)) == 2
 
 
+@pytest.mark.parametrize("form", ["hashed", "folders", "archives"])
+def test_folders_are_classes_and_every_split_numbers_them_alike(tmp_path, form):
+    shades = {"cat": 40, "dog": 120, "owl": 200}
+    splits = ("train", "test") if form != "hashed" else (".",)
+    for split in splits:
+        for name, shade in shades.items():
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(20 if name != "owl" else 1):
+                Image.new("L", (8, 8), shade).save(tmp_path / split / name / f"{number}.png")
+        (tmp_path / split / "cat" / "cut.png").write_bytes(b"")
+    if form == "archives":
+        for split in splits:
+            with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+                archive.add(tmp_path / split, split)
+            shutil.rmtree(tmp_path / split)
+    found = [datasets.load("folder", datasets.Request(split, 8, 1, tmp_path)) for split in ("train", "test")]
+    for images in found:
+        wanted = torch.tensor(list(shades.values()))[images.labels]
+        assert torch.equal(images.pixels[:, 0, 0, 0].long(), wanted)
+    assert len(found[0].classes) == 3
+    assert sum(images.skipped for images in found) == len(splits)
+
+
 def test_an_archive_cut_short_is_named(tmp_path):
     folder_of(tmp_path / "source", 4)
     (tmp_path / "afhq").mkdir()

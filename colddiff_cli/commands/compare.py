@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_IMAGES = 300
 SHOWN_ROWS, SHOWN_GRID, ACROSS = 16, 64, 8
+MOST_COLUMNS = 6  # of a sheet that is laid out in two halves side by side
 
 
 def compare(
@@ -97,8 +98,10 @@ def compare(
         figures["(test images)"] = comparison.describe(reference.test.images(slice(0, count)), reference)
         images.write(images.album(shown, across=ACROSS), path)
     else:
-        shown["original"] = reference.test.images(slice(0, min(count, SHOWN_ROWS)))
-        images.write(images.sheet(shown, blocks=2 if len(shown) <= 5 else 1), path)
+        first = outcomes[contenders[0].label].degraded
+        columns = {"degraded": first} if len(found) == 1 and first is not None else {}
+        columns |= shown | {"original": reference.test.images(slice(0, min(count, SHOWN_ROWS)))}
+        images.write(images.sheet(columns, blocks=2 if len(columns) <= MOST_COLUMNS else 1), path)
     severities = sorted({contender.t for contender in contenders})
     title = f"{count} test images of {config.data.dataset} from t = {', '.join(map(str, severities))}"
     published = {contender.label: _published(contender) for contender in contenders}
@@ -228,6 +231,8 @@ def _symmetry(generator: Generator | None) -> str:
 def _published(contender: Contender) -> Mapping[str, Any]:
     """Return the paper's figures for a contender, as far as its preset has them."""
     config, sampler = contender.experiment.config, contender.sampler
+    if contender.stride != 1:
+        return {}
     if contender.generator is None:
         return dict(config.paper.get("sampled" if sampler == config.sample.sampler else sampler, {}))
     generated = config.paper.get("generated", {})

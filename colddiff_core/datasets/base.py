@@ -36,11 +36,13 @@ class Request:
 class ImageSet:
     """A split held as one tensor.
 
-    pixels: (N, C, H, W) uint8; labels: (N,) int64 or None; skipped: how many files could not be read.
+    pixels: (N, C, H, W) uint8; labels: (N,) int64 or None; classes: their names where they have any; skipped: how many
+    files could not be read.
     """
 
     pixels: Tensor
     labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
     skipped: int = 0
 
     def __len__(self) -> int:

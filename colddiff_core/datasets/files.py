@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,15 @@ from colddiff_core.images import SUFFIXES, read_bytes
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOUR = 3
-Entry = tuple[Path, bytes | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An image file: its path, the folder it lies in below the split's, and its content where it is in an archive."""
+
+    path: Path
+    folder: str
+    content: bytes | None = None
 
 
 def list_images(root: Path) -> list[Path]:
@@ -25,9 +34,15 @@ def list_images(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if _is_image(path) and path.is_file())
 
 
-def decode(paths: Sequence[Path], request: Request, where: Path) -> ImageSet:
-    """Return files as one set; raises UsageError where none of them can be read."""
-    return _decode([(path, None) for path in paths], request, where)
+def decode(paths: Sequence[Path], request: Request, where: Path, among: Sequence[Path] | None = None) -> ImageSet:
+    """Return files under `where` as one set; raises UsageError where none of them can be read.
+
+    Where every file lies in a folder, and there are several folders, those are the classes, in the order of their
+    names; `among` are all the files where `paths` is a part of them, so that every part numbers the classes alike.
+    """
+    names = {path: path.parent.relative_to(where).as_posix() for path in [*paths, *(among or [])]}
+    entries = [Entry(path, names[path]) for path in paths]
+    return _decode(entries, request, where, set(names.values()))
 
 
 def find_split(root: Path, names: Sequence[str]) -> Callable[[Request], ImageSet] | None:
@@ -48,7 +63,8 @@ def _decode_folder(folder: Path, request: Request) -> ImageSet:
 
 
 def _decode_archive(archive: Path, request: Request) -> ImageSet:
-    return _decode(list(_members(archive)), request, archive)
+    entries = list(_members(archive))
+    return _decode(entries, request, archive, {entry.folder for entry in entries})
 
 
 def _members(archive: Path) -> Iterator[Entry]:
@@ -56,27 +72,36 @@ def _members(archive: Path) -> Iterator[Entry]:
     try:
         with tarfile.open(archive) as opened:
             for member in opened:
-                path = archive / PurePosixPath(member.name).name
+                inner = PurePosixPath(member.name)
+                path = archive / inner.name
                 if member.isfile() and _is_image(path):
                     stream = opened.extractfile(member)
                     assert stream is not None
-                    yield path, stream.read()
+                    yield Entry(path, inner.parent.as_posix(), stream.read())
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UsageError(f"Cannot read {archive}: {error}.", "The archive may be cut short; fetch it again.") from None
 
 
-def _decode(entries: list[Entry], request: Request, where: Path) -> ImageSet:
+def _decode(entries: list[Entry], request: Request, where: Path, folders: set[str]) -> ImageSet:
     def one(entry: Entry) -> np.ndarray | None:
         try:
-            return read_bytes(entry[0], size=request.size, channels=request.channels or COLOUR, content=entry[1])
+            channels = request.channels or COLOUR
+            return read_bytes(entry.path, size=request.size, channels=channels, content=entry.content)
         except ColddiffError:
             return None
 
     with ThreadPoolExecutor() as pool:
-        kept = [picture for picture in pool.map(one, entries) if picture is not None]
+        pictures = list(pool.map(one, entries))
+    kept = [picture for picture in pictures if picture is not None]
     if not kept:
         raise UsageError(f"None of the {len(entries)} images in {where} can be read.", "Check the files.")
-    return ImageSet(torch.from_numpy(np.stack(kept)), skipped=len(entries) - len(kept))
+    pixels, skipped = torch.from_numpy(np.stack(kept)), len(entries) - len(kept)
+    classes = tuple(sorted(folders))
+    if len(classes) < 2 or "." in classes:  # folders do not sort the images
+        return ImageSet(pixels, skipped=skipped)
+    read = [entry for entry, picture in zip(entries, pictures, strict=True) if picture is not None]
+    labels = torch.tensor([classes.index(entry.folder) for entry in read])
+    return ImageSet(pixels, labels, classes, skipped)
 
 
 def _is_image(path: Path) -> bool:

@@ -18,7 +18,8 @@ def load(request: Request) -> ImageSet:
     """Return the images under a folder, shorter side scaled and centre cropped; RGB unless asked for gray.
 
     With `train` and `test` in it (folders or tar archives) those are the splits; else a tenth of the files,
-    chosen by a hash of their path below the folder, is held out. Files that cannot be read are skipped and
+    chosen by a hash of their path below the folder, is held out. Folders that sort all the images are their
+    classes. Files that cannot be read are skipped and
     counted.
 
     Raises UsageError where the folder is missing or holds no readable image of the split.
@@ -32,7 +33,8 @@ def load(request: Request) -> ImageSet:
         split = find_split(root, [request.split])
         assert split is not None
         return split(request)
-    return decode(hashed_split(list_images(root), root, request.split), request, root)
+    every = list_images(root)
+    return decode(hashed_split(every, root, request.split), request, root, every)
 
 
 def hashed_split(paths: list[Path], root: Path, split: str) -> list[Path]:
