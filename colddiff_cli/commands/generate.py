@@ -62,7 +62,7 @@ def generate(
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
-    """Draw x_T from a prior and take it back to x_0. Image k is the same however many are asked for."""
+    """Generate images from nothing. A prior's x_T is taken back to x_0; image k is the same however many are asked for."""
     screen = Screen(json)
     found = runs.find(run)
     overrides = tuple(options.data_override(data_dir))
