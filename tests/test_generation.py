@@ -8,8 +8,9 @@ import shutil
 import pytest
 import torch
 from conftest import finish, make_trainer
+from PIL import Image
 
-from colddiff_core import experiment, generation, runs, seeds
+from colddiff_core import degradations, experiment, generation, presets, runs, seeds
 from colddiff_core.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -76,13 +77,29 @@ def test_interpolation_begins_and_ends_with_images_0_and_1(run):
     assert float(strides.max()) < 0.6 * float((way[0] - way[-1]).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("preset", ["digits-noise", "digits-animorph", "digits-mask-generate", "digits-snow"])
-def test_every_kind_of_prior_generates(preset, tmp_path):
-    trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset=preset))
+SMALL = [name for name in presets.names() if name.startswith(("digits-", "folder-"))]
+
+
+def test_every_operator_has_a_small_preset():
+    assert {presets.load(name).degradation.name for name in SMALL} == set(degradations.names())
+
+
+@pytest.mark.parametrize("preset", SMALL)
+def test_every_small_preset_generates_from_its_operators_own_prior(preset, tmp_path):
+    for number in range(12):
+        shades = torch.randint(256, (3, 12, 12), generator=seeds.generator(number)).to(torch.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(shades.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{number}.png")
+    overrides = ["train.steps=2", f"data.directory={tmp_path / 'photos'}"]
+    overrides += ["degradation.steps=2"] if preset == "digits-pixelate" else []
+    trainer = finish(make_trainer(tmp_path / "run", *overrides, preset=preset))
     built, _ = experiment.open_run(trainer.run, CPU)
-    made = images(generation.prepare(trainer.run, built, None), 3)
-    assert made.shape == (3, 1, 12, 12)
+    generator = generation.prepare(trainer.run, built, None)
+    assert generator.prior.name == built.operator.priors[0]
+    made = images(generator, 3)
+    assert made.shape == (3, built.channels, 12, 12)
     assert made.isfinite().all()
+    assert not torch.equal(made[0], made[1])
 
 
 def test_ddpm_draws_the_same_noise_for_an_image_every_time(tmp_path):

@@ -61,6 +61,69 @@ def test_tacos_forgives_any_restorer_where_the_degradation_is_linear_in_t():
     assert (naive - x0).abs().max() > 0.1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneFrequencyLess(Degradation):
+    """Every step removes the highest row of frequencies that is left (appendix A.9, along one axis)."""
+
+    name = "one-frequency-less"
+
+    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+        spectrum = torch.fft.rfft(x0.double())
+        spectrum[..., spectrum.shape[-1] - t :] = 0
+        return torch.fft.irfft(spectrum, n=x0.shape[-1]).to(x0.dtype)
+
+
+def test_one_step_of_tacos_errs_in_the_revealed_frequency_alone():
+    """Appendix A.9: E_t of Algorithm 1 sums R's mistakes over all that x_{t-1} has, of Algorithm 2 over what is new."""
+    op, x0 = OneFrequencyLess(steps=6), batch()
+    mistake = 0.1 * torch.randn(x0.shape, generator=seeds.generator(6))
+    for t in range(6, 0, -1):
+        errors = {}
+        for sampler in ("naive", "tacos"):
+            steps = sample(lambda x, s, f: x0 + mistake, op, op(x0, t), t, Frozen(), sampler=sampler)
+            errors[sampler] = next(steps).x - op(x0, t - 1)
+        torch.testing.assert_close(errors["naive"], op(mistake, t - 1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(errors["tacos"], op(mistake, t - 1) - op(mistake, t), rtol=0, atol=1e-5)
+        assert errors["tacos"].norm() < 0.9 * errors["naive"].norm()
+
+
+def test_ddpm_keeps_the_noise_at_the_level_of_its_step():
+    """x_r has sqrt(1 - abar_r) of noise whichever part of it is new: R perfect, the rest is the noise."""
+    op = degradations.build("noise", steps=10)
+    x0 = torch.zeros(1, 1, 64, 64)
+    frozen = op.freeze(x0, generator=seeds.generator(1))
+    steps = sample(
+        lambda x, t, f: x0, op, op(x0, 10, frozen), 10, frozen, sampler="ddpm", generator=[seeds.generator(2)]
+    )
+    before = op(x0, 10, frozen)
+    for step in steps:
+        level = float((1 - op.abar[step.severity]).sqrt())
+        assert float(step.x.std()) == pytest.approx(level, rel=0.05)
+        if step.severity:
+            abar_s, abar_r = op.abar[step.severity + 1], op.abar[step.severity]
+            kept = 1 - (1 - abar_s / abar_r) / (1 - abar_s)  # of the noise's energy: the rest is drawn anew
+            together = torch.corrcoef(torch.stack([before.flatten(), step.x.flatten()]))[0, 1]
+            assert float(together) == pytest.approx(float(kept.sqrt()), abs=0.05)
+        before = step.x
+    assert torch.equal(before, x0)
+
+
+def test_fixed_noise_keeps_to_the_noise_it_was_given():
+    op, x0 = degradations.build("noise", steps=8), batch(1)
+    frozen = op.freeze(x0, generator=seeds.generator(1))
+    seen = []
+
+    def restore(x: Tensor, t: int, known: Frozen) -> Tensor:
+        seen.append(known.z)
+        return torch.tanh(x)
+
+    final(sample(restore, op, op(x0, 8, frozen), 8, frozen, sampler="fixed-noise"))
+    assert all(torch.equal(z, frozen.z) for z in seen)
+    seen.clear()
+    final(sample(restore, op, op(x0, 8, frozen), 8, frozen, sampler="tacos"))
+    assert not torch.equal(seen[-1], frozen.z)
+
+
 def test_with_estimated_noise_tacos_is_naive_is_ddim():
     """Appendix A.6: x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r) z_hat."""
     op, x0 = degradations.build("noise", steps=8), batch(1)

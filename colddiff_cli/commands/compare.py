@@ -62,7 +62,7 @@ def compare(
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
-    """Compare samplers, runs or strides. The same images are restored, or generated, by each: one table and one sheet."""
+    """Compare samplers, runs or strides. Each restores (or generates) the same images: one table, one sheet."""
     screen = Screen(json)
     is_generating = generate or symmetry or prior is not None or noise is not None
     if t is not None and is_generating:

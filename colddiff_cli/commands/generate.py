@@ -62,7 +62,7 @@ def generate(
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
-    """Generate images from nothing. A prior's x_T is taken back to x_0; image k is the same however many are asked for."""
+    """Generate images from nothing: x_T from a prior, taken back to x_0. Image k is the same whatever --n is."""
     screen = Screen(json)
     found = runs.find(run)
     overrides = tuple(options.data_override(data_dir))

@@ -218,5 +218,7 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     screen.say("Next:")
     screen.say(f"  colddiff eval {path}")
     screen.say(f"  colddiff sample {path} --animate")
+    if trainer.experiment.operator.priors[0] != "degraded":
+        screen.say(f"  colddiff generate {path}")
     outcome = {"run": str(path), "step": trainer.step, "finished": True, "sheet": str(sheet), "metrics": figures}
     screen.result(outcome, sheet)
