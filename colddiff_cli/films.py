@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from colddiff_cli.screen import free_path
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+FILMS = (".gif", ".webp")
 MOST_FRAMES = 60
 TILE = 64
+
+
+def outputs(out: Path | None, default: Path, *, animate: bool, force: bool) -> tuple[Path, Path | None]:
+    """Return where a picture and its film go; --out may name either, and they never are the same file.
+
+    Raises UsageError where one exists and is not to be overwritten, or for an unknown suffix.
+    """
+    from colddiff_core import images
+
+    film = out if animate and out is not None and out.suffix.lower() in FILMS else None
+    picture = free_path(out.with_suffix(".png") if out is not None and film else out, default, force=force)
+    images.check_suffix(picture, images.SUFFIXES)
+    if not animate:
+        return picture, None
+    return picture, free_path(film, picture.with_suffix(".gif"), force=force)
 
 
 def frames(trajectory: list[Tensor]) -> list[Image.Image]:

@@ -77,18 +77,11 @@ def restore(
         numbers = range(first, min(first + batch_size, count))
         x0 = reference.test.images(slice(numbers.start, numbers.stop)).to(built.device)
         x_t, frozen = built.degrade(x0, contender.t, seeds.image_generators(seed, numbers))
-        noise = seeds.image_generators(seed, numbers, "sampler")
-        steps = sampling.sample(
-            built.restorer,
-            built.operator,
-            x_t,
-            contender.t,
-            frozen,
-            sampler=contender.sampler,
-            stride=contender.stride,
-            generator=noise,
-        )
-        x = clock.finish(steps)
+        way: dict[str, Any] = {"sampler": contender.sampler, "stride": contender.stride, "seed": seed}
+        way["numbers"] = numbers
+        if not first:  # tables, memory and kernels are made ready when they are first needed: not on the clock
+            next(built.restore(x_t, contender.t, frozen, **way))
+        x = clock.finish(built.restore(x_t, contender.t, frozen, **way))
         meter.update(x, x0)
         made.append(x.clamp(-1, 1).cpu())
         if first < shown:
@@ -117,7 +110,9 @@ def generate(
     assert contender.generator is not None
     clock = _Clock(contender.experiment.device)
     made = []
-    for batch in contender.generator.generate(count, seed=seed, sampler=contender.sampler, stride=contender.stride):
+    way: dict[str, Any] = {"seed": seed, "sampler": contender.sampler, "stride": contender.stride}
+    next(next(contender.generator.generate(1, **way)).steps)
+    for batch in contender.generator.generate(count, **way):
         made.append(clock.finish(batch.steps)[: batch.count].clamp(-1, 1).cpu())
         progress(batch.count)
     images = torch.cat(made)
@@ -132,6 +127,18 @@ def describe(images: Tensor, reference: Reference) -> Figures:
         "pairwise": diversity.pairwise_distance(images),
         "nearest": float(nearest.distance.mean()),
     }
+
+
+def describe_real(count: int, reference: Reference) -> Figures:
+    """Return the figures that images drawn from the data have: what perfect generation would come to.
+
+    The first `count` test images (all there are if fewer), their distance that of as many training images.
+    """
+    count = min(count, len(reference.test))
+    figures = describe(reference.test.images(slice(0, count)), reference)
+    train = reference.train()
+    others = train.images(torch.linspace(0, len(train) - 1, min(count, len(train))).long())
+    return figures | {"distance": _judge(others, reference, None)["distance"]}
 
 
 @torch.no_grad()
@@ -153,9 +160,9 @@ def _judge(images: Tensor, reference: Reference, labels: Tensor | None) -> Figur
 
 
 def _distance(images: Tensor, reference: Reference, network: Classifier) -> float | None:
-    """Return the Frechet distance to all test images; None for too few images to have a covariance."""
+    """Return the Frechet distance to all test images; None where either are too few to have a covariance."""
     found, wanted = (_features(part, network) for part in (images, reference.test))
-    return diversity.frechet_distance(found, wanted) if len(found) > found.shape[1] else None
+    return diversity.frechet_distance(found, wanted) if min(len(found), len(wanted)) > found.shape[1] else None
 
 
 def _features(images: Tensor | ImageSet, network: Classifier) -> Tensor:

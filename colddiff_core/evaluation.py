@@ -10,10 +10,8 @@ from torch import Tensor
 
 from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
-from colddiff_core.degradations import Frozen
-from colddiff_core.degradations.base import Generators
 from colddiff_core.experiment import Experiment
-from colddiff_core.sampling import final, sample
+from colddiff_core.sampling import final
 
 SSIM_WINDOW = 11
 PSNR_LIMIT = 100.0  # dB: an exact copy has no finite PSNR
@@ -90,22 +88,18 @@ def evaluate(
     """
     fidelity = {column: Fidelity() for column in columns}
     for first, x0 in _batches(images, count, batch_size, experiment.device):
-        x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, range(first, first + len(x0))))
+        numbers = range(first, first + len(x0))
+        x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
         for column in columns:
-            noise = seeds.image_generators(seed, range(first, first + len(x0)), "sampler")
-            fidelity[column].update(_restored(experiment, column, x_t, t, frozen, stride, noise), x0)
+            restored = x_t
+            if column != "degraded":
+                sampler = experiment.config.sample.sampler if column == "sampled" else column
+                restored = final(
+                    experiment.restore(x_t, t, frozen, sampler=sampler, stride=stride, seed=seed, numbers=numbers)
+                )
+            fidelity[column].update(restored, x0)
             progress(len(x0))
     return {column: meter.result() for column, meter in fidelity.items()}
-
-
-def _restored(
-    experiment: Experiment, column: str, x_t: Tensor, t: int, frozen: Frozen, stride: int, noise: Generators
-) -> Tensor:
-    if column == "degraded":
-        return x_t
-    sampler = experiment.config.sample.sampler if column == "sampled" else column
-    restore, op = experiment.restorer, experiment.operator
-    return final(sample(restore, op, x_t, t, frozen, sampler=sampler, stride=stride, generator=noise))
 
 
 def _batches(images: ImageSet, count: int, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from colddiff_core import __version__, checkpoint, datasets, degradations, devices, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
@@ -17,6 +19,7 @@ from colddiff_core.images import quantize
 from colddiff_core.models import Restorer, UNet
 from colddiff_core.presets import Config, DataConfig
 from colddiff_core.runs import Run
+from colddiff_core.sampling import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,33 @@ class Experiment:
         fields = {self.operator.second_field: self.second.images(picked).to(x0.device)}
         return self.operator.freeze(x0, generator=generator, **fields)
 
+    def restore(
+        self,
+        x_t: Tensor,
+        t: int,
+        frozen: Frozen,
+        *,
+        sampler: str,
+        stride: int,
+        seed: int,
+        numbers: Iterable[int],
+        labels: Tensor | None = None,
+    ) -> Iterator[Step]:
+        """Take images x_t back to x_0, step by step; `numbers` are theirs, for samplers that draw.
+
+        labels: (B,) int64 for a conditional network, None for no known class. White noise that x_t carries by
+        `degradation.dither` is carried through by the steps and left out of the last one, for it is not of x_0.
+        Raises UsageError as `sampling.sample` does.
+        """
+        restore = functools.partial(self.restorer, labels=labels)
+        noise = seeds.image_generators(seed, numbers, "sampler")
+        steps = sampling.sample(restore, self.operator, x_t, t, frozen, sampler=sampler, stride=stride, generator=noise)
+        return _without_dither(steps) if self.config.degradation.dither else steps
+
+    def with_network(self, unet: nn.Module) -> Experiment:
+        """Return the same experiment around another network, such as the averaged one."""
+        return dataclasses.replace(self, restorer=self.restorer.with_network(unet))
+
     def try_out(self, images: datasets.ImageSet) -> None:
         """Take one image through operator and network, so that what does not fit is told before anything is made.
 
@@ -69,6 +99,11 @@ class Experiment:
         """Return (x_t, frozen) of images x0, everything random drawn from the generators."""
         frozen = self.freeze(x0, generators)
         return self.observe(self.operator(x0, t, frozen), generators), frozen
+
+
+def _without_dither(steps: Iterator[Step]) -> Iterator[Step]:
+    for step in steps:
+        yield dataclasses.replace(step, x=step.x0_hat) if step.index == step.count else step
 
 
 def load_images(config: Config, split: datasets.base.Split, channels: int = 0) -> datasets.ImageSet:

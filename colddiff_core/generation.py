@@ -9,16 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from colddiff_core import datasets, experiment, priors, sampling, seeds
-from colddiff_core.degradations import Frozen
 from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment
-from colddiff_core.priors import Generators, Prior, Source, Start, Weights
+from colddiff_core.priors import Prior, Source, Start, Weights
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
 
@@ -60,46 +58,62 @@ class Generator:
     def generate(
         self, count: int, *, seed: int, sampler: str, stride: int = 1, label: int | None = None
     ) -> Iterator[Batch]:
-        """Yield images 0..count - 1 in batches; `label` is the class of them all, None for any.
+        """Return images 0..count - 1 in batches; `label` is the class of them all, None for any.
 
         Raises UsageError for a sampler, stride or label that does not suit the run.
         """
-        for first in range(0, count, self.batch_size):
-            numbers = range(first, first + self.batch_size)
-            start = self.starts(seed, numbers)
-            noise = seeds.image_generators(seed, numbers, "sampler")
-            steps = self._steps(start, noise, sampler, stride, label)
-            yield Batch(first, min(self.batch_size, count - first), start, steps)
+
+        def start(numbers: range) -> Start:
+            return self.starts(seed, numbers)
+
+        return self._batches(count, start, list, seed=seed, sampler=sampler, stride=stride, label=label)
 
     def interpolate(
         self, count: int, *, seed: int, sampler: str, stride: int = 1, label: int | None = None
     ) -> Iterator[Batch]:
-        """Yield `count` images from x_T on the way between those of images 0 and 1, both included."""
-        ends = self.starts(seed, range(2))
-        for first in range(0, count, self.batch_size):
-            shown = min(self.batch_size, count - first)
-            start = priors.between(self.prior, self.experiment.operator, ends, count)
-            rows = torch.arange(first, first + self.batch_size).clamp_(max=count - 1)
-            part = Start(start.base[rows], start.field[rows], start.noise, start.frozen[rows])
-            # One noise for them all, so that a random sampler too goes evenly from one to the other.
-            noise = seeds.image_generators(seed, [0] * len(rows), "sampler")
-            yield Batch(first, shown, part, self._steps(part, noise, sampler, stride, label))
+        """Return `count` images from x_T between those of images 0 and 1, both included; else as `generate`."""
+        way = priors.between(self.prior, self.experiment.operator, self.starts(seed, range(2)), count)
 
-    def _steps(self, start: Start, noise: Generators, sampler: str, stride: int, label: int | None) -> Iterator[Step]:
+        def start(numbers: range) -> Start:
+            return way[torch.tensor(numbers).clamp(max=count - 1)]
+
+        def zeros(numbers: range) -> list[int]:
+            return [0] * len(numbers)  # one noise for them all, so that a random sampler too goes evenly across
+
+        return self._batches(count, start, zeros, seed=seed, sampler=sampler, stride=stride, label=label)
+
+    def _batches(
+        self,
+        count: int,
+        start: Callable[[range], Start],
+        noises: Callable[[range], list[int]],
+        *,
+        seed: int,
+        sampler: str,
+        stride: int,
+        label: int | None,
+    ) -> Iterator[Batch]:
         built = self.experiment
-        on_device = start.to(built.device)
-        labels = None if label is None else torch.full((len(start.base),), label, device=built.device)
-        restore = functools.partial(built.restorer, labels=labels)
-        return sampling.sample(
-            restore,
-            built.operator,
-            on_device.x,
-            built.operator.steps,
-            on_device.frozen,
-            sampler=sampler,
-            stride=stride,
-            generator=noise,
-        )
+        sampling.check(sampler, built.operator, stride)
+        check_label(built, label)
+        labels = None if label is None else torch.full((self.batch_size,), label, device=built.device)
+
+        def batch(first: int) -> Batch:
+            numbers = range(first, first + self.batch_size)
+            here = start(numbers).to(built.device)
+            steps = built.restore(
+                here.x,
+                built.operator.steps,
+                here.frozen,
+                sampler=sampler,
+                stride=stride,
+                seed=seed,
+                numbers=noises(numbers),
+                labels=labels,
+            )
+            return Batch(first, min(self.batch_size, count - first), here, steps)
+
+        return map(batch, range(0, count, self.batch_size))
 
 
 def prepare(
@@ -136,14 +150,9 @@ def check_label(built: Experiment, label: int | None) -> None:
 
 
 def _source(built: Experiment) -> Source:
-    config = built.config
-
     @functools.cache
     def images() -> datasets.ImageSet:
-        return experiment.load_images(config, "train", built.channels)
+        return experiment.load_images(built.config, "train", built.channels)
 
-    def degrade(x0: Tensor, generators: Generators) -> tuple[Tensor, Frozen]:
-        return built.degrade(x0, built.operator.steps, generators)
-
-    side = config.data.size
-    return Source(built.operator, (built.channels, side, side), images, degrade, built.second)
+    side = built.config.data.size
+    return Source(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)

@@ -194,11 +194,20 @@ def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
     for block in range(blocks):
         left = block * (block_w + GAP * 2) + GAP
         for column, (name, stack) in enumerate(zip(names, stacks, strict=True)):
-            draw.text((left + column * tile_w, 2), name, fill=INK, font=font)
+            draw.text((left + column * tile_w, 2), _fitting(name, font, tile_w - GAP), fill=INK, font=font)
             for row, x in enumerate(stack[block * rows : (block + 1) * rows]):
                 tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
                 canvas.paste(tile, (left + column * tile_w, head + row * tile_h))
     return canvas
+
+
+def _fitting(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return a label cut to a width in pixels."""
+    if font.getlength(name) <= width:
+        return name
+    while name and font.getlength(f"{name}…") > width:
+        name = name[:-1]
+    return f"{name}…"
 
 
 def album(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:

@@ -25,7 +25,7 @@ from colddiff_core.errors import UsageError, nearest
 from colddiff_core.files import whole
 
 Weights = dict[str, Tensor]
-Generators = Sequence[torch.Generator]
+ImageGenerators = Sequence[torch.Generator]  # one for each image
 FIT_BATCH = 500
 BROKEN_SYMMETRY = 0.002  # Source: Bansal et al. 2022, section 5.2
 
@@ -35,14 +35,15 @@ class Source:
     """What priors are fitted to and drawn for.
 
     operator: D; shape: (C, H, W) of an image; images: loads the training images, called only by priors that need
-    them; degrade: (x_T, frozen) of images x0 (B, C, H, W) and a generator each; second: the second data set where
-    the operator mixes one in.
+    them; freeze: draws everything random about images; observe: what the network gets to see of x_t; second: the
+    second data set where the operator mixes one in.
     """
 
     operator: Degradation
     shape: tuple[int, int, int]
     images: Callable[[], ImageSet]
-    degrade: Callable[[Tensor, Generators], tuple[Tensor, Frozen]]
+    freeze: Callable[[Tensor, ImageGenerators], Frozen]
+    observe: Callable[[Tensor, ImageGenerators], Tensor]
     second: ImageSet | None = None
 
 
@@ -63,6 +64,10 @@ class Start:
     def x(self) -> Tensor:
         return self.base + self.noise * self.field
 
+    def __getitem__(self, images: Tensor) -> Start:
+        """Return the starts of some images, by their numbers (N,) int64."""
+        return dataclasses.replace(self, base=self.base[images], field=self.field[images], frozen=self.frozen[images])
+
     def to(self, device: torch.device) -> Start:
         """Return the start on a device."""
         fields = {f.name: getattr(self.frozen, f.name).to(device) for f in dataclasses.fields(self.frozen)}
@@ -82,12 +87,12 @@ class Prior:
     is_fitted: ClassVar[bool] = False
     noise: ClassVar[float | None] = None
 
-    def draw(self, source: Source, weights: Weights, generators: Generators) -> tuple[Tensor, Frozen]:
+    def draw(self, source: Source, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
         """Return x_T (B, C, H, W) float32 and its frozen fields, an image for each generator."""
         x = self.images(source, weights, generators)
         return x, source.operator.freeze(x, generator=generators, **self.known(source.operator, x))
 
-    def images(self, source: Source, weights: Weights, generators: Generators) -> Tensor:
+    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
         """Return x_T (B, C, H, W) float32, an image for each generator."""
         raise TypeError(f"{type(self).__name__} does not define images")
 
@@ -114,7 +119,7 @@ class Mixtures(Prior):
         """Return the images (B, C, H, W) that summaries (B, D) stand for."""
         raise TypeError(f"{type(self).__name__} does not define spread")
 
-    def images(self, source: Source, weights: Weights, generators: Generators) -> Tensor:
+    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
         blank = torch.empty(len(generators), 0)
         shares = draw_uniform(blank, generators, (1,))
         normal = draw_normal(blank, generators, tuple(weights["means"].shape[1:]))
@@ -165,7 +170,7 @@ class Colour(Prior):
     meaning = "one solid colour an image, any as likely as another"
     noise = 0.0
 
-    def images(self, source: Source, weights: Weights, generators: Generators) -> Tensor:
+    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
         color = draw_uniform(torch.empty(len(generators), 0), generators, source.shape[:1]) * 2 - 1
         return color[:, :, None, None].expand(-1, *source.shape).clone()
 
@@ -179,7 +184,7 @@ class Normal(Prior):
     name = "normal"
     meaning = "standard normal noise"
 
-    def images(self, source: Source, weights: Weights, generators: Generators) -> Tensor:
+    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
         return draw_normal(torch.empty(len(generators), 0), generators, source.shape)
 
     def known(self, op: Degradation, x: Tensor) -> dict[str, Tensor]:
@@ -195,7 +200,7 @@ class Images(Prior):
     name = "images"
     meaning = "images of the second data set"
 
-    def images(self, source: Source, weights: Weights, generators: Generators) -> Tensor:
+    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
         assert source.second is not None
         picked = draw_integers(torch.empty(len(generators), 0), generators, len(source.second))
         return source.second.images(picked)
@@ -210,10 +215,12 @@ class Degraded(Prior):
     name = "degraded"
     meaning = "training images, degraded: what a perfect prior would give"
 
-    def draw(self, source: Source, weights: Weights, generators: Generators) -> tuple[Tensor, Frozen]:
+    def draw(self, source: Source, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
         images = source.images()
         picked = draw_integers(torch.empty(len(generators), 0), generators, len(images))
-        return source.degrade(images.images(picked), generators)
+        x0 = images.images(picked)
+        frozen = source.freeze(x0, generators)
+        return source.observe(source.operator(x0, source.operator.steps, frozen), generators), frozen
 
 
 _REGISTRY: dict[str, Prior] = {
@@ -261,7 +268,7 @@ def load_or_fit(prior: Prior, source: Source, folder: Path, components: int | No
     return kept
 
 
-def draw(prior: Prior, source: Source, weights: Weights, generators: Generators, noise: float) -> Start:
+def draw(prior: Prior, source: Source, weights: Weights, generators: ImageGenerators, noise: float) -> Start:
     """Return where generation starts: an image for each generator, white noise of width `noise` on it."""
     base, frozen = prior.draw(source, weights, generators)
     field = draw_normal(base, generators, tuple(base.shape[1:]))
@@ -272,7 +279,7 @@ def between(prior: Prior, op: Degradation, ends: Start, count: int) -> Start:
     """Return `count` starts on the way from the first image of `ends` to its second, both included."""
     share = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     base = prior.blend(ends.base[:1], ends.base[1:2], share)
-    frozen = ends.frozen[torch.zeros(count, dtype=torch.int64)]
+    frozen = ends.frozen[(share.flatten() > 0.5).long()]  # the nearer end's, for there is nothing between two holes
     frozen = dataclasses.replace(frozen, **prior.known(op, base))
     return Start(base, slerp(ends.field[:1], ends.field[1:2], share), ends.noise, frozen)
 
@@ -293,14 +300,17 @@ def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
 def _fit(prior: Mixtures, source: Source, count: int) -> Weights:
     from sklearn.mixture import GaussianMixture  # noqa: PLC0415 - half a second that a kept prior need not pay
 
-    images = source.images()
+    images, op = source.images(), source.operator
+    if len(images) < 2:
+        raise UsageError(f"The prior '{prior.name}' cannot be fitted to one training image.", "Use --prior degraded.")
     if count > len(images):
         raise UsageError(f"{count} components for {len(images)} training images.", "Use fewer --components.")
     summaries = []
     for first in range(0, len(images), FIT_BATCH):
         numbers = range(first, min(first + FIT_BATCH, len(images)))
-        x_t, _ = source.degrade(images.images(slice(numbers.start, numbers.stop)), seeds.image_generators(0, numbers))
-        summaries.append(prior.summarize(source.operator, x_t))
+        x0 = images.images(slice(numbers.start, numbers.stop))
+        frozen = source.freeze(x0, seeds.image_generators(0, numbers))
+        summaries.append(prior.summarize(op, op(x0, op.steps, frozen)))
     # The seed is fixed: a prior belongs to the run, not to a request.
     mixture = GaussianMixture(count, random_state=0).fit(torch.cat(summaries).double().numpy())
     covariances = torch.from_numpy(mixture.covariances_)

@@ -25,7 +25,7 @@ from colddiff_core.files import whole
 from colddiff_core.images import sheet, write
 from colddiff_core.presets import TrainConfig
 from colddiff_core.runs import RunWriter
-from colddiff_core.sampling import final, sample
+from colddiff_core.sampling import final
 
 BANDS = 4  # of severity, for the loss
 SHEET_IMAGES = 16
@@ -234,24 +234,15 @@ class Trainer:
     def restore_tests(self) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
         experiment, settings = self.experiment, self.experiment.config.sample
-        averaged = experiment.restorer.with_network(self.parts.average.module)
+        averaged = experiment.with_network(self.parts.average.module)
         x0 = self.test_set.images(slice(0, SHEET_IMAGES)).to(experiment.device)
-        t = experiment.operator.steps
-        x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(self.settings.seed, range(len(x0))))
+        t, seed, numbers = experiment.operator.steps, self.settings.seed, range(len(x0))
+        x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
         columns, figures = {"degraded": x_t}, {}
         for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
-            noise = seeds.image_generators(self.settings.seed, range(len(x0)), "sampler")
-            steps = sample(
-                averaged,
-                experiment.operator,
-                x_t,
-                t,
-                frozen,
-                sampler=sampler,
-                stride=settings.stride,
-                generator=noise,
+            columns[name] = final(
+                averaged.restore(x_t, t, frozen, sampler=sampler, stride=settings.stride, seed=seed, numbers=numbers)
             )
-            columns[name] = final(steps)
         for name, stack in columns.items():
             meter = Fidelity()
             meter.update(stack, x0)

@@ -92,6 +92,7 @@ BAD = [
     (["generate", "nothing"], "No such run"),
     (["compare", "RUN", "nothing"], "No such run"),
     (["compare", "RUN", "RUN2"], "data.size"),
+    (["compare", "RUN", "RUN"], "named twice"),
     (["compare", "UNTRAINED"], "no checkpoint"),
     (["compare", "RUN", "--samplers", "tacos,nave"], "Did you mean 'naive'"),
     (["compare", "RUN", "--samplers", "ddpm"], "Gaussian noise"),

@@ -161,11 +161,14 @@ def test_generate_writes_a_grid_single_images_a_film_and_neighbours(own_run, cap
     assert Path(told["neighbours"]).is_file()
     assert set(told["figures"]) == {"distance", "confidence", "classes", "nearest", "pairwise"}
     assert sum(told["figures"]["classes"]) == 18
-    assert told["figures_of_test_images"]["nearest"] > 0
+    assert told["figures_of_real_images"]["nearest"] > 0
     assert run(["generate", "--n", "3", "--seed", "4", "--out-dir", "few"]) == 0
     for name in left_behind(Path("few")):
         assert Path("few", name).read_bytes() == Path("many", name).read_bytes()
     assert capsys.readouterr().out.splitlines()[-1].endswith("generated/gmm-tacos-2.png")
+    assert run(["generate", "--n", "2", "--animate", "--out", "way.gif", "--json"]) == 0
+    film = json.loads(capsys.readouterr().out)
+    assert (film["picture"], film["animation"]) == ("way.png", "way.gif")
     assert run(["generate", "--interpolate", "5", "--out-dir", "way", "--prior", "degraded"]) == 0
     assert len(left_behind(Path("way"))) == 5
 
@@ -192,7 +195,11 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
     both = told("own", "other")
     assert both["metrics"]["own"]["rmse"] == both["metrics"]["other"]["rmse"]
     generated = told("own", "--symmetry")
-    assert list(generated["metrics"]) == ["perfect symmetry", "broken symmetry", "(test images)"]
+    assert list(generated["metrics"]) == ["perfect symmetry", "broken symmetry", "(real images)"]
+    assert run(["train", "--preset", "digits-noise", *SETTINGS, "--out", "runs/hot"]) == 0
+    capsys.readouterr()
+    mixed = told("own", "hot", "--samplers", "tacos,fixed-noise", "--generate")
+    assert list(mixed["metrics"]) == ["own", "hot, tacos", "hot, fixed-noise", "(real images)"]
     assert generated["metrics"]["broken symmetry"]["pairwise"] > 0
     assert generated["t"] is None
     assert run(["compare", "own", "--n", "60"]) == 0

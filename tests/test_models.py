@@ -132,7 +132,7 @@ def test_consistency_leaves_a_perfect_restoration_alone():
 
 
 def test_consistency_is_for_linear_operators():
-    for name in ("noise", "snow", "animorph", "blur+noise"):
+    for name in ("noise", "snow", "animorph", "blur+noise", "mask+blur"):
         with pytest.raises(UsageError, match="not linear"):
             Restorer(UNet(1, 1, width=8, multipliers=(1,)), degradations.build(name, steps=5), consistent=True)
 

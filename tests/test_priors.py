@@ -27,12 +27,11 @@ def pictures() -> ImageSet:
 def source(name: str, images=pictures) -> priors.Source:
     op = OPERATORS[name]
 
-    def degrade(x0, generators):
+    def freeze(x0, generators):
         others = {op.second_field: x0.flip(-1)} if op.second_field else {}
-        frozen = op.freeze(x0, generator=generators, **others)
-        return op(x0, op.steps, frozen), frozen
+        return op.freeze(x0, generator=generators, **others)
 
-    return priors.Source(op, (CHANNELS, SIDE, SIDE), images, degrade, pictures())
+    return priors.Source(op, (CHANNELS, SIDE, SIDE), images, freeze, lambda x, generators: x, pictures())
 
 
 def drawn(name: str, folder, numbers, noise: float = 0.0, components: int | None = None) -> priors.Start:
@@ -124,6 +123,8 @@ def test_between_two_starts_the_ends_are_the_starts(name, tmp_path):
     way = priors.between(priors.find(name, OPERATORS[name]), OPERATORS[name], ends, 5)
     assert len(way.x) == 5
     torch.testing.assert_close(way.x[[0, 4]], ends.x, rtol=0, atol=1e-5)
+    for field in vars(ends.frozen):
+        torch.testing.assert_close(getattr(way.frozen, field)[[0, 4]], getattr(ends.frozen, field), rtol=0, atol=1e-5)
     if name == "normal":  # no draw is shorter than its neighbours, as on a straight line
         assert float(way.x[2].norm()) > 0.9 * float(way.x[0].norm())
 
@@ -144,3 +145,9 @@ def test_too_many_components_and_components_of_nothing_are_refused(tmp_path):
         with pytest.raises(UsageError, match="component"):
             priors.load_or_fit(prior, source(name), tmp_path, count)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_image_is_no_distribution(tmp_path):
+    one = ImageSet(pictures().pixels[:1])
+    with pytest.raises(UsageError, match="one training image"):
+        priors.load_or_fit(priors.find("gmm", OPERATORS["gmm"]), source("gmm", lambda: one), tmp_path, None)

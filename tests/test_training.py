@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -240,3 +241,51 @@ def test_a_run_is_made_whole_or_not_at_all(tmp_path):
     with pytest.raises(MachineError, match="Cannot write"):
         runs.create(path, config, {})
     assert left_behind(tmp_path) == ["file"]
+
+
+def test_what_the_network_sees_carries_the_dither_and_what_comes_back_does_not(tmp_path):
+    trainer = make_trainer(tmp_path / "run", "degradation.dither=0.05")
+    built = trainer.experiment
+    x0 = trainer.test_set.images(slice(0, 50))
+    x_t, frozen = built.degrade(x0, 3, seeds.image_generators(1, range(50)))
+    on_top = x_t - built.operator(x0, 3, frozen)
+    assert float(on_top.std()) == pytest.approx(0.05, rel=0.05)
+    assert abs(float(on_top.mean())) < 0.005
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x, t, frozen, labels):
+            return x0
+
+    perfect = dataclasses.replace(built, restorer=Oracle())
+    steps = list(perfect.restore(x_t, 3, frozen, sampler="tacos", stride=1, seed=1, numbers=range(50)))
+    assert torch.equal(steps[-1].x, x0)
+    torch.testing.assert_close(steps[0].x - built.operator(x0, 2, frozen), on_top, rtol=0, atol=1e-5)
+    plain = make_trainer(tmp_path / "plain").experiment
+    assert torch.equal(plain.observe(x0, None), x0)
+
+
+def test_the_squared_loss_is_squared(tmp_path):
+    logged = {}
+    for loss in ("l1", "l2"):
+        overrides = ["train.steps=1", f"train.loss={loss}", "model.inputs=plain", "model.consistent=false"]
+        trainer = make_trainer(tmp_path / loss, *overrides)
+        head = trainer.experiment.restorer.unet.head
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, 3.0)  # so the first error is 3 - x0, whatever x_t is
+        logged[loss] = finish(trainer).run.metrics()[0]["loss"]
+        picked = trainer.train_set.images(trainer._permutation(0)[:8])
+    assert logged["l1"] == pytest.approx(float((3 - picked).mean()), rel=1e-4)
+    assert logged["l2"] == pytest.approx(float((3 - picked).square().mean()), rel=1e-4)
+
+
+def test_a_conditional_network_is_told_most_classes_and_learns_from_the_untold(tmp_path):
+    trainer = make_trainer(tmp_path / "run", "model.classes=10", "train.steps=2", "train.batch_size=64")
+    told = trainer._labels(torch.arange(1000), seeds.generator(1))
+    labels = trainer.train_set.labels[:1000]
+    untold = told == 10
+    assert 0.07 < float(untold.double().mean()) < 0.13
+    assert torch.equal(told[~untold], labels[~untold])
+    before = trainer.experiment.restorer.unet.label.weight.detach().clone()
+    after = finish(trainer).experiment.restorer.unet.label.weight.detach()
+    moved = (after - before).abs().amax(1)
+    assert (moved[[int(labels[0]), 10]] > 1e-6).all()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_IMAGES = 300
 SHOWN_ROWS, SHOWN_GRID, ACROSS = 16, 64, 8
+REAL = "(real images)"
 MOST_COLUMNS = 6  # of a sheet that is laid out in two halves side by side
 
 
@@ -68,6 +69,11 @@ def compare(
     if t is not None and is_generating:
         raise UsageError("--t is for restored test images; generation starts at T.", "Leave one of them out.")
     found = [runs.find(name) for name in names] if names else [runs.find(None)]
+    twice = [
+        run.path for index, run in enumerate(found) if run.path.resolve() in [r.path.resolve() for r in found[:index]]
+    ]
+    if twice:
+        raise UsageError(f"{twice[0]} is named twice.", "Name each run once.")
     overrides = tuple(options.data_override(data_dir))
 
     from colddiff_core import comparison, devices, experiment, images, sampling
@@ -82,7 +88,10 @@ def compare(
     contenders: list[Contender] = []
     for label, run, built in zip(_labels([run.path for run in found]), found, experiments, strict=True):
         is_alone = len(found) == 1 and strides is None and not symmetry
-        ways = list(itertools.product(_samplers(samplers, built, is_alone=is_alone), _strides(strides, built)))
+        asked = _samplers(samplers, built, is_alone=is_alone)
+        # Of several runs each takes the samplers that it can: hot diffusion has some that cold does not.
+        fitting = [name for name in asked if name in sampling.names(built.operator)]
+        ways = list(itertools.product(fitting if len(found) > 1 and fitting else asked, _strides(strides, built)))
         for name, stride in ways:
             sampling.check(name, built.operator, stride, t)
         generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
@@ -95,7 +104,7 @@ def compare(
     shown = {label: outcome.shown for label, outcome in outcomes.items()}
     figures = {label: outcome.figures for label, outcome in outcomes.items()}
     if is_generating:
-        figures["(test images)"] = comparison.describe(reference.test.images(slice(0, count)), reference)
+        figures[REAL] = comparison.describe_real(count, reference)
         images.write(images.album(shown, across=ACROSS), path)
     else:
         first = outcomes[contenders[0].label].degraded
@@ -129,10 +138,12 @@ def _generators(
     run: runs.Run, built: Experiment, prior: str | None, noise: float | None, *, symmetry: bool
 ) -> list[Generator]:
     """Return what images are generated from; to compare symmetries, x_T as the prior has it and then broken."""
-    from colddiff_core import generation
+    from colddiff_core import generation, priors
 
     if symmetry and noise == 0:
         raise UsageError("--symmetry with --noise 0 would compare no noise with none.", "Leave --noise out.")
+    if symmetry and priors.find(prior, built.operator).noise is None:
+        raise UsageError(f"{run.path}: its x_T has no symmetry that noise could break.", "Leave --symmetry out.")
     made = [generation.prepare(run, built, prior, None, width) for width in ([0.0, noise] if symmetry else [noise])]
     if symmetry and not made[-1].noise:
         raise UsageError(f"{run.path}: --symmetry would compare no noise with none.", "Give its width with --noise.")
@@ -191,12 +202,19 @@ def _check_alike(experiments: list[Experiment]) -> None:
             ("data.dataset", first.config.data.dataset, other.config.data.dataset),
             ("data.size", first.config.data.size, other.config.data.size),
             ("channels", first.channels, other.channels),
+            ("data.directory", *(_folder(built) for built in (first, other))),
         ):
             if ours != theirs:
                 raise UsageError(
                     f"The runs are not of the same images: {what} is {ours} and {theirs}.",
                     "Compare runs of one data set and size.",
                 )
+
+
+def _folder(built: Experiment) -> str:
+    """Return what tells one `folder` data set from another; a named data set is the same wherever its files lie."""
+    data = built.config.data
+    return data.directory if data.dataset == "folder" else ""
 
 
 def _labels(paths: list[Path]) -> list[str]:
@@ -231,13 +249,14 @@ def _symmetry(generator: Generator | None) -> str:
 def _published(contender: Contender) -> Mapping[str, Any]:
     """Return the paper's figures for a contender, as far as its preset has them."""
     config, sampler = contender.experiment.config, contender.sampler
-    if contender.stride != 1:
+    op, start = contender.experiment.operator, contender.generator
+    if contender.stride != 1 or contender.t != op.steps or (start and start.prior.name != op.priors[0]):
         return {}
-    if contender.generator is None:
+    if start is None:
         return dict(config.paper.get("sampled" if sampler == config.sample.sampler else sampler, {}))
     generated = config.paper.get("generated", {})
     hot = "fid_fixed_noise" if sampler == "fixed-noise" else "fid_estimated_noise"
-    cold = "fid_broken_symmetry" if contender.generator.noise else "fid_perfect_symmetry"
+    cold = "fid_broken_symmetry" if start.noise else "fid_perfect_symmetry"
     value = next((generated[key] for key in (hot, cold, "fid") if key in generated), None)
     return {} if value is None or sampler in ("direct", "naive", "ddpm") else {"fid": value}
 
@@ -246,6 +265,7 @@ def _explain(screen: Screen, steps: Mapping[str, int], reference: Reference, exp
     screen.say(", ".join(f"{path} at step {step}" for path, step in steps.items()))
     if reference.classifier is not None:
         accuracy = float(reference.classifier.accuracy)
-        screen.say(f"FD, accuracy, confidence and classes: a classifier right about {accuracy:.1%} of the test images")
+        screen.say(f"FD, accuracy, confidence, classes: by a classifier right about {accuracy:.1%} of the test images")
+        screen.say(f"FD is to all {len(reference.test):,} test images{'; that of the real ones, of training images'}")
     for source in dict.fromkeys(built.config.paper["source"] for built in experiments if built.config.paper):
         screen.say(f"paper: {source}")

@@ -59,7 +59,8 @@ def evaluate(
             progress=lambda done: progress.advance(task, done),
         )
     title = f"{found.path}, step {step}: {count} test images of {config.data.dataset} at t = {severity}"
-    screen.show(fidelity_table(title, metrics, config.paper))
-    if config.paper:
+    paper = config.paper if severity == built.operator.steps else {}
+    screen.show(fidelity_table(title, metrics, paper))
+    if paper:
         screen.say(f"paper: {config.paper['source']}")
     screen.result({"run": str(found.path), "step": step, "t": severity, "n": count, "metrics": metrics})

@@ -76,7 +76,8 @@ def generate(
     sampling.check(name, built.operator, pace)
     generation.check_label(built, label)
     stem = f"{prior or built.operator.priors[0]}-{name}"
-    grid_path, film_path, neighbours_path = _outputs(found, out, stem, animate, diversity, force)
+    grid_path, film_path = films.outputs(out, found.path / "generated" / f"{stem}.png", animate=animate, force=force)
+    neighbours_path = free_path(None, grid_path.with_name(f"{grid_path.stem}-neighbours.png"), force=force)
     singles = _singles(out_dir, count, force)
     generator = generation.prepare(found, built, prior, components, noise)
     reference = references.load(screen, built) if diversity else None
@@ -103,32 +104,16 @@ def generate(
     }
     screen.picture(images.to_pillow(images.tile(shown, ACROSS)))
     if reference is not None:
-        assert neighbours_path is not None
         figures = comparison.describe(made, reference)
         _show_neighbours(made, reference, neighbours_path)
-        real = comparison.describe(reference.test.images(slice(0, count)), reference)
-        title = f"{count} images of {found.path}, step {step}, beside as many test images of {config.data.dataset}"
-        screen.show(diversity_table(title, {"generated": figures, "test images": real}, config.data.dataset))
+        real = comparison.describe_real(count, reference)
+        title = f"{count} images of {found.path}, step {step}, beside real ones of {config.data.dataset}"
+        screen.show(diversity_table(title, {"generated": figures, "real": real}, config.data.dataset))
         screen.say(f"nearest training images: {neighbours_path}")
-        outcome |= {"figures": figures, "figures_of_test_images": real, "neighbours": str(neighbours_path)}
+        outcome |= {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours_path)}
     if singles:
         screen.say(f"{len(singles)} images: {out_dir}")
     screen.result(outcome, grid_path)
-
-
-def _outputs(
-    found: runs.Run, out: Path | None, stem: str, animate: bool, diversity: bool, force: bool
-) -> tuple[Path, Path | None, Path | None]:
-    """Return where the grid, the film and the nearest training images go."""
-    from colddiff_core import images
-
-    grid = free_path(out, found.path / "generated" / f"{stem}.png", force=force)
-    images.check_suffix(grid, images.SUFFIXES)
-
-    def beside(ending: str) -> Path:
-        return free_path(grid.with_name(f"{grid.stem}{ending}"), grid, force=force)
-
-    return grid, beside(".gif") if animate else None, beside("-neighbours.png") if diversity else None
 
 
 def _singles(folder: Path | None, count: int, force: bool) -> list[Path]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
 from colddiff_cli import films, options
-from colddiff_cli.screen import Screen, free_path
+from colddiff_cli.screen import Screen
 from colddiff_core import presets, runs
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def sample(
     severity = built.operator.steps if t is None else t
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     chosen_seed = config.train.seed if seed is None else seed
-    picture_path, animation_path = _outputs(found, out, f"{name}-t{severity:03d}", animate, force)
+    default = found.path / "restored" / f"{name}-t{severity:03d}.png"
+    picture_path, animation_path = films.outputs(out, default, animate=animate, force=force)
     x0 = _images(built, config, files, n)
-    x_t, frozen = built.degrade(x0, severity, seeds.image_generators(chosen_seed, range(len(x0))))
-    direct = sampling.final(sampling.sample(built.restorer, built.operator, x_t, severity, frozen, sampler="direct"))
-    noise = seeds.image_generators(chosen_seed, range(len(x0)), "sampler")
-    steps = sampling.sample(
-        built.restorer, built.operator, x_t, severity, frozen, sampler=name, stride=pace, generator=noise
-    )
+    numbers = range(len(x0))
+    x_t, frozen = built.degrade(x0, severity, seeds.image_generators(chosen_seed, numbers))
+    common: dict[str, Any] = {"seed": chosen_seed, "numbers": numbers}
+    direct = sampling.final(built.restore(x_t, severity, frozen, sampler="direct", stride=1, **common))
+    steps = built.restore(x_t, severity, frozen, sampler=name, stride=pace, **common)
     trajectory = [x_t]
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(name, total=None)
@@ -87,23 +87,6 @@ def _run_and_files(arguments: list[str]) -> tuple[runs.Run, list[Path]]:
     if arguments and not is_image and not Path(arguments[0]).is_file():
         return runs.find(arguments[0]), [Path(name) for name in arguments[1:]]
     return runs.find(None), [Path(name) for name in arguments]
-
-
-def _outputs(found: runs.Run, out: Path | None, stem: str, animate: bool, force: bool) -> tuple[Path, Path | None]:
-    """Return where the sheet and the animation go; --out may name either."""
-    from colddiff_core import images
-
-    default = found.path / "restored" / f"{stem}.png"
-    if not animate:
-        picture = free_path(out, default, force=force)
-        images.check_suffix(picture, images.SUFFIXES)
-        return picture, None
-    animation = None
-    if out is not None and out.suffix.lower() in (".gif", ".webp"):
-        animation, out = out, out.with_suffix(".png")
-    picture = free_path(out, default, force=force)
-    images.check_suffix(picture, images.SUFFIXES)
-    return picture, free_path(animation, picture.with_suffix(".gif"), force=force)
 
 
 def _images(built: Experiment, config: presets.Config, files: list[Path], n: int) -> Tensor:

@@ -64,6 +64,13 @@ def _decode_folder(folder: Path, request: Request) -> ImageSet:
 
 def _decode_archive(archive: Path, request: Request) -> ImageSet:
     entries = list(_members(archive))
+    # Archives are made with the split's folder around everything or without it.
+    outer = {PurePosixPath(entry.folder).parts[:1] for entry in entries}
+    if len(outer) == 1 and outer != {()}:
+        entries = [
+            dataclasses.replace(entry, folder=PurePosixPath(*PurePosixPath(entry.folder).parts[1:]).as_posix())
+            for entry in entries
+        ]
     return _decode(entries, request, archive, {entry.folder for entry in entries})
 
 

@@ -43,7 +43,7 @@ class Degradation:
     name: ClassVar[str]
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
-    is_linear: ClassVar[bool] = False  # D(., t) is linear, or linear and an offset, given fields that a sampler knows
+    is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `undo` inverts it part by part
     second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)

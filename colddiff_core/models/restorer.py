@@ -54,8 +54,10 @@ class Restorer(nn.Module):
         super().__init__()
         if inputs == "inverse" and not operator.has_inverse:
             raise UsageError("model.inputs = 'inverse': this operator has no inverse.", "Use model.inputs=plain.")
-        if consistent and not operator.is_linear:
-            raise UsageError("model.consistent: this operator is not linear.", "Use model.consistent=false.")
+        if consistent and not (operator.is_linear and operator.has_inverse):
+            raise UsageError(
+                "model.consistent: this operator is not linear, or has no inverse.", "Use model.consistent=false."
+            )
         self.unet = unet
         self.operator = operator
         self.inputs = inputs
