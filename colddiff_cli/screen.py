@@ -31,6 +31,7 @@ COMPARED = {"rmse": METRICS["rmse"], "ssim": METRICS["ssim"], "distance": DIVERS
 COMPARED |= {"accuracy": ("accuracy", 3)} | DIVERSITY
 COST = {"evaluations": ("steps", 0), "milliseconds": ("ms/image", 1)}
 PUBLISHED = {"rmse": ("paper RMSE", 3), "ssim": ("paper SSIM", 3), "fid": ("paper FID", 2)}
+BARS = " ▁▂▃▄▅▆▇█"
 COLUMNS = 80
 LOG_COLUMNS = 120  # where there is no terminal to fit
 SHOWN = 4  # images on a terminal with room for them
@@ -152,8 +153,8 @@ def _table(
 
 
 def _cell(value: Any, digits: int) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
+    if isinstance(value, list):  # a histogram
+        return "".join(BARS[round(count / max(value) * (len(BARS) - 1))] if max(value) else BARS[0] for count in value)
     return "-" if value is None else f"{value:.{digits}f}"
 
 
