@@ -29,7 +29,7 @@ DIVERSITY = {
 }
 COMPARED = {"rmse": METRICS["rmse"], "ssim": METRICS["ssim"], "distance": DIVERSITY["distance"]}
 COMPARED |= {"accuracy": ("accuracy", 3)} | DIVERSITY
-COST = {"evaluations": ("steps", 0), "milliseconds": ("ms/image", 1)}
+COST = {"evaluations": ("steps", 0), "milliseconds": ("ms", 1)}
 PUBLISHED = {"rmse": ("paper RMSE", 3), "ssim": ("paper SSIM", 3), "fid": ("paper FID", 2)}
 BARS = " ▁▂▃▄▅▆▇█"
 COLUMNS = 80
@@ -61,6 +61,8 @@ class Screen:
 
     def show(self, table: Table) -> None:
         """Print a table."""
+        if table.box is None:
+            table.padding = (0, 2 if self.console.width > COLUMNS else 1, 0, 0)
         self.console.print(table)
 
     def picture(self, picture: Image.Image) -> None:
@@ -139,10 +141,11 @@ def _named(columns: Columns, data: str) -> Columns:
 def _table(
     title: str, rows: Mapping[str, Mapping[str, Any]], columns: Columns, paper: Mapping[str, Any], published: Columns
 ) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    # Narrow enough for 80 columns with every figure.
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
     for label, _ in columns.values():
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", no_wrap=True)
     for label, _ in published.values():
         table.add_column(label, justify="right", style="dim")
     for kind, figures in rows.items():

@@ -263,6 +263,7 @@ def _published(contender: Contender) -> Mapping[str, Any]:
 
 def _explain(screen: Screen, steps: Mapping[str, int], reference: Reference, experiments: list[Experiment]) -> None:
     screen.say(", ".join(f"{path} at step {step}" for path, step in steps.items()))
+    screen.say("steps: evaluations of the network; ms: milliseconds an image")
     if reference.classifier is not None:
         accuracy = float(reference.classifier.accuracy)
         screen.say(f"FD, accuracy, confidence, classes: by a classifier right about {accuracy:.1%} of the test images")
