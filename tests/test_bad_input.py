@@ -82,6 +82,7 @@ BAD = [
     (["generate", "RUN", "--class", "3"], "without classes"),
     (["generate", "RUN", "--n", "0"], "greater than or equal to 1"),
     (["generate", "RUN", "--interpolate", "1"], "greater than or equal to 2"),
+    (["generate", "RUN", "--interpolate", "4", "--n", "4"], "both"),
     (["generate", "RUN", "--sampler", "ddpm"], "Gaussian noise"),
     (["generate", "RUN", "--sampler", "taco"], "Did you mean 'tacos'"),
     (["generate", "RUN", "--stride", "0"], "stride"),

@@ -33,7 +33,7 @@ def generate(
             "--prior", help="gmm, gaussian, color, normal, images or degraded (the operator's own).", metavar="NAME"
         ),
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="How many images.", min=1)] = SHOWN,
+    n: Annotated[int | None, typer.Option("--n", help=f"How many images ({SHOWN}).", min=1)] = None,
     components: Annotated[
         int | None, typer.Option("--components", help="Gaussians in the prior's mixture (1).", min=1)
     ] = None,
@@ -67,7 +67,9 @@ def generate(
     found = runs.find(run)
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
-    count = n if interpolate is None else interpolate
+    if n is not None and interpolate is not None:
+        raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")
+    count = n or interpolate or SHOWN
 
     from colddiff_core import comparison, devices, experiment, generation, images, sampling
 
