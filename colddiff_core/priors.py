@@ -6,6 +6,7 @@ images; every draw then has a generator of its own, so an image does not depend 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import MachineError, UsageError, nearest
 from colddiff_core.files import whole
 
 Weights = dict[str, Tensor]
@@ -263,7 +264,7 @@ def load_or_fit(prior: Prior, source: Source, folder: Path, components: int | No
     kept = _read(path, count)
     if kept is None:
         kept = _fit(prior, source, count)
-        with whole(path) as draft:
+        with contextlib.suppress(MachineError), whole(path) as draft:  # a run that cannot be written to can be used
             safetensors.torch.save_file(kept, draft)
     return kept
 

@@ -89,6 +89,7 @@ BAD = [
     (["generate", "RUN", "--out", "a.xyz"], "format"),
     (["generate", "RUN", "--out", "photo.png"], "--force"),
     (["generate", "RUN", "--out-dir", "photo.png"], "is a file"),
+    (["generate", "RUN", "--n", "2", "--out-dir", "new", "--out", "new/000000.png"], "Give another --out"),
     (["generate", "UNTRAINED"], "no checkpoint"),
     (["generate", "nothing"], "No such run"),
     (["compare", "RUN", "nothing"], "No such run"),

@@ -173,6 +173,20 @@ def test_generate_writes_a_grid_single_images_a_film_and_neighbours(own_run, cap
     assert len(left_behind(Path("way"))) == 5
 
 
+@pytest.mark.parametrize("command", ["generate", "compare", "eval", "sample"])
+def test_weights_older_than_the_newest_are_used_with_a_word(command, own_run, capsys):
+    newest = max((own_run / "checkpoints").iterdir())
+    (newest / "ema.safetensors").write_bytes(b"x")
+    assert run([command, "--n", "2"]) == 0
+    assert f"{newest.name} is damaged; the weights of step 3 are used" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_that_cannot_be_written_to_can_be_generated_from(own_run, capsys):
+    (own_run / "priors").write_text("in the way of the folder")
+    assert run(["generate", "--n", "2", "--out", "grid.png"]) == 0
+    assert Path("grid.png").is_file()
+
+
 def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(own_run, capsys):
     def told(*arguments: str) -> dict:
         assert run(["compare", *arguments, "--n", "60", "--json"]) == 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import options, references
+from colddiff_cli import opening, options, references
 from colddiff_cli.screen import Screen, comparison_table, free_path
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
@@ -76,10 +76,9 @@ def compare(
         raise UsageError(f"{twice[0]} is named twice.", "Name each run once.")
     overrides = tuple(options.data_override(data_dir))
 
-    from colddiff_core import comparison, devices, experiment, images, sampling
+    from colddiff_core import comparison, images, sampling
 
-    chosen = devices.choose(device)
-    opened = [experiment.open_run(run, chosen, overrides) for run in found]
+    opened = [opening.open_run(screen, run, device, overrides) for run in found]
     experiments = [built for built, _ in opened]
     _check_alike(experiments)
     kind = "generated" if is_generating else "restored"

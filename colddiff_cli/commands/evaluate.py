@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import options
+from colddiff_cli import opening, options
 from colddiff_cli.screen import Screen, fidelity_table
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
@@ -36,9 +36,9 @@ def evaluate(
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
 
-    from colddiff_core import devices, evaluation, experiment
+    from colddiff_core import evaluation, experiment
 
-    built, step = experiment.open_run(found, devices.choose(device), overrides)
+    built, step = opening.open_run(screen, found, device, overrides)
     severity = built.operator.steps if t is None else t
     if not 1 <= severity <= built.operator.steps:
         raise UsageError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, options, references
+from colddiff_cli import films, opening, options, references
 from colddiff_cli.screen import Screen, diversity_table, free_path
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
@@ -71,9 +71,9 @@ def generate(
         raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")
     count = n or interpolate or SHOWN
 
-    from colddiff_core import comparison, devices, experiment, generation, images, sampling
+    from colddiff_core import comparison, generation, images, sampling
 
-    built, step = experiment.open_run(found, devices.choose(device), overrides)
+    built, step = opening.open_run(screen, found, device, overrides)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace)
     generation.check_label(built, label)
@@ -81,6 +81,11 @@ def generate(
     grid_path, film_path = films.outputs(out, found.path / "generated" / f"{stem}.png", animate=animate, force=force)
     neighbours_path = free_path(None, grid_path.with_name(f"{grid_path.stem}-neighbours.png"), force=force)
     singles = _singles(out_dir, count, force)
+    same = next(
+        (path for path in (grid_path, film_path) if path and path.resolve() in [s.resolve() for s in singles]), None
+    )
+    if same:
+        raise UsageError(f"{same} is to be one of the images in --out-dir as well.", "Give another --out.")
     generator = generation.prepare(found, built, prior, components, noise)
     reference = references.load(screen, built) if diversity else None
     draw = generator.generate if interpolate is None else generator.interpolate

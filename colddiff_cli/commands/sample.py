@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, options
+from colddiff_cli import films, opening, options
 from colddiff_cli.screen import Screen
 from colddiff_core import presets, runs
 
@@ -45,9 +45,9 @@ def sample(
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
 
-    from colddiff_core import devices, experiment, images, sampling, seeds
+    from colddiff_core import images, sampling, seeds
 
-    built, step = experiment.open_run(found, devices.choose(device), overrides)
+    built, step = opening.open_run(screen, found, device, overrides)
     severity = built.operator.steps if t is None else t
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     chosen_seed = config.train.seed if seed is None else seed
