@@ -6,6 +6,7 @@ In memory a picture is float32 (C, H, W) in [-1, 1]; on disk it is 8 bits.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import threading
 import warnings
@@ -175,29 +176,51 @@ def check_suffix(path: Path, known: frozenset[str]) -> None:
         raise UsageError(f"Cannot tell the format of {path}.", f"End the name in one of {', '.join(sorted(known))}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the pictures of a contact sheet stand, in pixels: what a reader needs to take one out again.
+
+    `corners` holds the (left, top) of each picture by column; all are `tile` wide and high, which is the
+    picture's own size times `scale`.
+    """
+
+    canvas: tuple[int, int]
+    tile: tuple[int, int]
+    scale: int
+    corners: dict[str, list[tuple[int, int]]]
+
+
+def lay_out(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Layout:
+    """Return the layout of `sheet` for the same arguments."""
+    count, (height, width) = len(next(iter(columns.values()))), next(iter(columns.values())).shape[-2:]
+    rows = -(-count // blocks)
+    scale = max(1, -(-TILE // min(height, width)))
+    pitch_x, pitch_y = width * scale + GAP, height * scale + GAP
+    block_w = len(columns) * pitch_x + GAP
+    corners: dict[str, list[tuple[int, int]]] = {}
+    for column, name in enumerate(columns):
+        places = [divmod(index, rows) for index in range(count)]
+        corners[name] = [
+            (block * (block_w + GAP * 2) + GAP + column * pitch_x, HEAD + row * pitch_y) for block, row in places
+        ]
+    canvas = (blocks * block_w + (blocks - 1) * GAP * 2, HEAD + rows * pitch_y + GAP)
+    return Layout(canvas, (width * scale, height * scale), scale, corners)
+
+
 def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
     """Return a labelled contact sheet: a column per kind, a row per image, `blocks` such tables abreast.
 
     Shapes: every column (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
     """
-    names, stacks = list(columns), list(columns.values())
-    count = len(stacks[0])
-    rows = -(-count // blocks)
-    height, width = stacks[0].shape[-2:]
-    scale = max(1, -(-TILE // min(height, width)))
-    tile_w, tile_h = width * scale + GAP, height * scale + GAP
+    layout = lay_out(columns, blocks=blocks)
     font = ImageFont.load_default(12)
-    head = HEAD
-    block_w = len(names) * tile_w + GAP
-    canvas = Image.new("RGB", (blocks * block_w + (blocks - 1) * GAP * 2, head + rows * tile_h + GAP), BACKGROUND)
+    canvas = Image.new("RGB", layout.canvas, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for block in range(blocks):
-        left = block * (block_w + GAP * 2) + GAP
-        for column, (name, stack) in enumerate(zip(names, stacks, strict=True)):
-            draw.text((left + column * tile_w, 2), _fitting(name, font, tile_w - GAP), fill=INK, font=font)
-            for row, x in enumerate(stack[block * rows : (block + 1) * rows]):
-                tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-                canvas.paste(tile, (left + column * tile_w, head + row * tile_h))
+    for name, corners in layout.corners.items():
+        for left in sorted({left for left, _ in corners}):
+            draw.text((left, 2), _fitting(name, font, layout.tile[0]), fill=INK, font=font)
+        for x, corner in zip(columns[name], corners, strict=True):
+            canvas.paste(to_pillow(x).resize(layout.tile, Image.Resampling.NEAREST), corner)
     return canvas
 
 

@@ -7,24 +7,53 @@ checkpoints/. Anyone may read it while it is written; one trainer holds its lock
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from colddiff_core import control
 from colddiff_core.errors import MachineError, UsageError, nearest
 from colddiff_core.files import flush, refusals, whole
 from colddiff_core.presets import Config, dump, from_table, read_toml
 
 ROOT = Path("runs")
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+BEAT = 1.0  # seconds between signs of life of a trainer, at the most often
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The process that trains a run, or did last: its number on its machine, and its last sign of life.
+
+    `beat` is the modification time of the run's lock, in seconds since 1970 by the clock of the file system.
+    """
+
+    pid: int
+    host: str
+    beat: float
+
+    @property
+    def is_gone(self) -> bool:
+        """Tell whether the process has ended; False where that cannot be known from this machine."""
+        if not self.pid or self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # another user's
+            return False
+        return False
 
 
 class Run:
@@ -58,6 +87,19 @@ class Run:
         """Return the events, oldest first."""
         return list(_lines(self.path / "events.jsonl"))
 
+    def holder(self) -> Holder | None:
+        """Return the process that trains the run, or did last; None where none ever held it."""
+        try:
+            with (self.path / "lock").open(encoding="utf-8") as file:
+                text, beat = file.read(1000), os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return None
+        try:
+            told = json.loads(text)
+            return Holder(int(told["pid"]), str(told["host"]), beat)
+        except (ValueError, KeyError, TypeError):
+            return Holder(0, "", beat)
+
     def checkpoints(self) -> list[Path]:
         """Return the complete checkpoints, oldest first; one that is cut short is left out."""
         return [path for path in list_checkpoints(self.path / "checkpoints") if is_whole(path)]
@@ -83,6 +125,8 @@ class RunWriter(Run):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._lock = _hold(path)
+        self._beaten = 0.0
+        control.take(path)  # asked of an earlier trainer
         for name in ("metrics.jsonl", "events.jsonl"):
             _drop_torn_line(path / name)
 
@@ -94,6 +138,18 @@ class RunWriter(Run):
         """Append a line to events.jsonl, with the time in seconds since 1970."""
         self._append("events.jsonl", {"event": name, "time": round(time.time(), 3)} | details)
 
+    def beat(self) -> None:
+        """Give a sign of life, which tells readers a run that goes on from one whose trainer is gone or stuck."""
+        now = time.monotonic()
+        if self._lock >= 0 and now - self._beaten >= BEAT:
+            self._beaten = now
+            with contextlib.suppress(OSError):
+                os.utime(self._lock)
+
+    def requests(self) -> list[str]:
+        """Take what readers ask of the trainer: the names of the files in control/."""
+        return control.take(self.path)
+
     def forget_after(self, step: int) -> None:
         """Drop the metrics beyond `step`: a resumed run writes those steps again."""
         kept = [line for line in self.metrics() if isinstance(line.get("step"), int) and line["step"] <= step]
@@ -103,6 +159,7 @@ class RunWriter(Run):
     def close(self) -> None:
         """Let go of the run."""
         os.close(self._lock)
+        self._lock = -1  # the number may soon be another file's
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         # One write of one line: a reader sees it whole or sees no newline yet.
@@ -125,6 +182,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
         with refusals(path):
             (draft / "samples").mkdir(parents=True)
             (draft / "checkpoints").mkdir()
+            (draft / control.FOLDER).mkdir()
             text = dump(config.to_table() | {"versions": dict(versions)})
             (draft / "run.toml").write_text(text, encoding="utf-8")
             flush(draft / "run.toml")
@@ -227,6 +285,8 @@ def _hold(path: Path) -> int:
     except OSError:
         os.close(descriptor)
         raise MachineError(f"{path} is being trained by another process.", "Wait for it, or stop it first.") from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
     return descriptor
 
 

@@ -16,36 +16,42 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import checkpoint, devices, seeds
+from colddiff_core import checkpoint, control, devices, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import ColddiffError, MachineError
 from colddiff_core.evaluation import Fidelity
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import whole
-from colddiff_core.images import sheet, write
+from colddiff_core.images import lay_out, sheet, write
 from colddiff_core.presets import TrainConfig
 from colddiff_core.runs import RunWriter
-from colddiff_core.sampling import final
+from colddiff_core.sampling import Step, final
 
 BANDS = 4  # of severity, for the loss
-SHEET_IMAGES = 16
+PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
+SHEET_IMAGES, SHEET_BLOCKS = 16, 2
 UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
 Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of pictures, metrics by column
 
 
 @dataclasses.dataclass(frozen=True)
 class Tick:
-    """One optimizer step taken; `metrics` is the logged line on the steps that log."""
+    """One optimizer step taken; `metrics` is the logged line on the steps that log.
+
+    A run that is paused or goes on after a pause tells so by one more tick of the same step.
+    """
 
     step: int
     metrics: dict[str, Any] | None = None
+    is_paused: bool = False
 
 
 class Trainer:
     """Trains one experiment into one run directory.
 
     `steps()` does the work and yields after each optimizer step; `stop()` has it end after the step in
-    hand, with a checkpoint. Resuming from that checkpoint gives bit for bit what would have come.
+    hand, with a checkpoint. Resuming from that checkpoint gives bit for bit what would have come, and so
+    does a run that was paused, sampled or saved at a reader's request in between.
     """
 
     def __init__(self, experiment: Experiment, train: ImageSet, test: ImageSet, run: RunWriter) -> None:
@@ -63,6 +69,8 @@ class Trainer:
         )
         self.parts = checkpoint.Training(network, average, optimizer)
         self.last_sheet: Sheet | None = None
+        self._saved = 0  # step of the newest checkpoint
+        self._stop_request: list[str] = []
         self._order: tuple[int, Tensor] | None = None
 
     def resume(self) -> None:
@@ -101,7 +109,7 @@ class Trainer:
         meter = _Meter(self.experiment.device, elapsed=float(logged[-1].get("elapsed", 0)) if logged else 0.0)
         if not self.run.events():
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
-        saved = self.step
+        self._saved = self.step
         while self.step < settings.steps and not self.is_stopping:
             self._take_step(meter)
             self.step += 1
@@ -115,16 +123,50 @@ class Trainer:
                     raise self._diverged(f"The loss is {metrics['loss']}")
                 self.run.log(**metrics)
             if is_last or self.step % settings.checkpoint_every == 0:
-                saved = self.save()
+                self.save()
             if is_last or (settings.sample_every and self.step % settings.sample_every == 0):
                 self.write_sheet()
             yield Tick(self.step, metrics)
-        if self.step > saved:
+            if not is_last:
+                yield from self._serve(meter)
+        if self.step > self._saved:
             self.save()
         if self.step >= settings.steps:
             self.run.event("finished", step=self.step)
         else:
-            self.run.event("stopped", step=self.step)
+            self.run.event("stopped", step=self.step, **_answering(self._stop_request))
+
+    def _serve(self, meter: _Meter) -> Iterator[Tick]:
+        """Do what readers ask for in control/; where that is a pause, stay until it ends."""
+        self.run.beat()
+        began: float | None = None
+        while True:
+            for name in self.run.requests():
+                request, answer = control.word(name), _answering([name])
+                if request == "sample":
+                    self.write_sheet(**answer)
+                elif request == "checkpoint":
+                    self.save(**answer)
+                elif request == "pause":
+                    began = began or time.monotonic()
+                    self.run.event("paused", step=self.step, **answer)
+                    yield Tick(self.step, is_paused=True)
+                elif request == "resume":
+                    meter.skip_since(began)
+                    began = None
+                    self.run.event("resumed", step=self.step, **answer)
+                    yield Tick(self.step)
+                elif request == "stop":
+                    self._stop_request.append(name)
+                    self.stop()
+                else:
+                    known = ", ".join(control.ANSWERS)
+                    self.run.event("warning", message=f"control/{name} is no request; known: {known}")
+            if began is None or self.is_stopping:
+                meter.skip_since(began)
+                return
+            self.run.beat()
+            time.sleep(PAUSE_POLL)
 
     def _take_step(self, meter: _Meter) -> None:
         """Take one optimizer step: `accumulate` forward and backward passes, then the update."""
@@ -199,8 +241,8 @@ class Trainer:
             f"Use a lower rate: colddiff train --resume {self.run.path} --set train.lr={self.settings.lr / 4:g}",
         )
 
-    def save(self) -> int:
-        """Write a checkpoint of this step and return the step; weights that are not finite are not saved."""
+    def save(self, **details: Any) -> None:
+        """Have a checkpoint of this step, told by an event; weights that are not finite are not saved."""
         if not all(p.isfinite().all() for p in self.parts.network.parameters()):
             raise self._diverged("A weight is not finite")
         position = self.step * self.settings.batch_size * self.settings.accumulate
@@ -211,25 +253,30 @@ class Trainer:
             "epoch": epoch,
             "epoch_position": offset,
         }
-        checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, self.settings.keep)
-        self.run.event("checkpoint", step=self.step)
-        return self.step
+        if self._saved != self.step:  # asked for where there is one already
+            checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, self.settings.keep)
+            self._saved = self.step
+        self.run.event("checkpoint", step=self.step, **details)
 
-    def write_sheet(self) -> None:
+    def write_sheet(self, **details: Any) -> None:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
         self.last_sheet = columns, figures = self.restore_tests()
         path = self.run.samples / f"step-{self.step:06d}.png"
-        write(sheet(columns, blocks=2), path)
+        write(sheet(columns, blocks=SHEET_BLOCKS), path)
+        layout = lay_out(columns, blocks=SHEET_BLOCKS)
         note = {
             "step": self.step,
             "t": self.experiment.operator.steps,
             "n": len(columns["original"]),
             "sampler": self.experiment.config.sample.sampler,
             "metrics": figures,
+            "tile": layout.tile,
+            "scale": layout.scale,
+            "corners": layout.corners,
         }
         with whole(path.with_suffix(".json")) as draft:
-            draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-        self.run.event("sample", step=self.step, file=path.name)
+            draft.write_text(json.dumps(note) + "\n", encoding="utf-8")
+        self.run.event("sample", step=self.step, file=path.name, **details)
 
     def restore_tests(self) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
@@ -240,14 +287,26 @@ class Trainer:
         x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
         columns, figures = {"degraded": x_t}, {}
         for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
-            columns[name] = final(
-                averaged.restore(x_t, t, frozen, sampler=sampler, stride=settings.stride, seed=seed, numbers=numbers)
+            steps = averaged.restore(
+                x_t, t, frozen, sampler=sampler, stride=settings.stride, seed=seed, numbers=numbers
             )
+            columns[name] = final(self._alive(steps))
         for name, stack in columns.items():
             meter = Fidelity()
             meter.update(stack, x0)
             figures[name] = meter.result()
         return columns | {"original": x0}, figures
+
+    def _alive(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """Give signs of life while a sampler runs, which may take minutes."""
+        for step in steps:
+            self.run.beat()
+            yield step
+
+
+def _answering(requests: list[str]) -> dict[str, Any]:
+    """Return the part of an event that names the requests it answers."""
+    return {"answers": requests} if requests else {}
 
 
 class _Meter:
@@ -264,6 +323,12 @@ class _Meter:
     def add(self, losses: Tensor, t: Tensor) -> None:
         self.losses.append(losses)
         self.times.append(t)
+
+    def skip_since(self, began: float | None) -> None:
+        """Leave a pause that began at that time out of the times."""
+        seconds = 0.0 if began is None else time.monotonic() - began
+        self.logged += seconds
+        self.started += seconds
 
     def read(self, steps: int) -> dict[str, Any]:
         """Return the means since the last reading, and begin anew."""

@@ -120,3 +120,15 @@ def test_outputs_that_cannot_be_written_leave_nothing(tmp_path):
     with pytest.raises(MachineError, match="Cannot write"):
         images.write(picture(), tmp_path / "file" / "a.png")
     assert left_behind(tmp_path) == ["file"]
+
+
+def test_a_picture_can_be_taken_out_of_a_sheet_by_its_layout():
+    columns = {name: torch.rand(5, 3, 20, 30) * 2 - 1 for name in ("a", "b", "c")}
+    made, layout = images.sheet(columns, blocks=2), images.lay_out(columns, blocks=2)
+    assert made.size == layout.canvas
+    for name, stack in columns.items():
+        for x, (left, top) in zip(stack, layout.corners[name], strict=True):
+            tile = made.crop((left, top, left + layout.tile[0], top + layout.tile[1]))
+            small = tile.resize((30, 20), Image.Resampling.NEAREST)
+            assert layout.scale * 30 == layout.tile[0]
+            assert small.tobytes() == images.to_pillow(x).tobytes()

@@ -197,6 +197,8 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
         task = progress.add_task("", total=trainer.settings.steps, completed=first, note="")
         for tick in trainer.steps():
             progress.update(task, completed=tick.step)
+            if tick.is_paused:
+                screen.say(f"Paused at step {tick.step} as asked; `colddiff monitor {trainer.run.path}` has it go on")
             if tick.metrics is None:
                 continue
             note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
