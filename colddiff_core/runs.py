@@ -43,9 +43,14 @@ class Holder:
     beat: float
 
     @property
+    def is_here(self) -> bool:
+        """Tell whether the process is, or was, one of this machine."""
+        return self.pid > 0 and self.host == socket.gethostname()
+
+    @property
     def is_gone(self) -> bool:
         """Tell whether the process has ended; False where that cannot be known from this machine."""
-        if not self.pid or self.host != socket.gethostname():
+        if not self.is_here:
             return False
         try:
             os.kill(self.pid, 0)
@@ -214,11 +219,11 @@ def find(name: str | None, root: Path = ROOT) -> Run:
 
     Raises UsageError where there is none.
     """
-    known = {path.parent.name: path.parent for path in root.glob("*/run.toml") if not path.parent.name.startswith(".")}
+    known = {path.name: path for path in listed(root)}
     if name is None:
         if not known:
             raise UsageError(f"No runs in {root}/.", "Start one: colddiff train --preset digits-blur")
-        return Run(max(known.values(), key=_last_written))
+        return Run(max(known.values(), key=last_written))
     for path in (Path(name), root / name):
         if (path / "run.toml").is_file():
             return Run(path)
@@ -226,6 +231,20 @@ def find(name: str | None, root: Path = ROOT) -> Run:
         raise UsageError(f"{name} is not a run: it has no run.toml.", "A run is a folder that `colddiff train` made.")
     remedy = nearest(name, known) if known else "Start one: colddiff train --preset digits-blur"
     raise UsageError(f"No such run: {name}.", remedy)
+
+
+def listed(root: Path = ROOT) -> list[Path]:
+    """Return the runs under a folder, by name; drafts of runs are left out."""
+    return sorted(path.parent for path in root.glob("*/run.toml") if not path.parent.name.startswith("."))
+
+
+def last_written(path: Path) -> float:
+    """Return when a run was last written to, in seconds since 1970; 0 where it is not there."""
+    times = [0.0]
+    for name in ("run.toml", "events.jsonl", "metrics.jsonl"):
+        with contextlib.suppress(OSError):
+            times.append((path / name).stat().st_mtime)
+    return max(times)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -266,14 +285,6 @@ def _drop_torn_line(path: Path) -> None:
     if path.exists():
         with refusals(path), path.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _last_written(path: Path) -> float:
-    return max(
-        (path / name).stat().st_mtime
-        for name in ("run.toml", "events.jsonl", "metrics.jsonl")
-        if (path / name).exists()
-    )
 
 
 def _hold(path: Path) -> int:

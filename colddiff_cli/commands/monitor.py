@@ -1,0 +1,74 @@
+"""`colddiff monitor`: runs watched from the terminal."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from colddiff_cli import options
+from colddiff_cli.screen import Screen
+from colddiff_core import runs
+from colddiff_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from colddiff_cli.monitor.watched import Watched
+
+
+def monitor(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Runs, by folder or name; all in runs/ if left out.", metavar="[RUN]...")
+    ] = None,
+    pattern: Annotated[str, typer.Option("--filter", help="Only runs of such names.", metavar="GLOB")] = "*",
+    once: Annotated[bool, typer.Option("--once", help="Print one frame as text and end.")] = False,
+    light: Annotated[bool, typer.Option("--light", help="For a light terminal.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Watch training: curves, pictures, status; pause, sample, save or stop it. Closing it leaves training running."""
+    screen = Screen(json)
+    named = [runs.find(name).path for name in names or []]
+    found = named or runs.listed()
+    if not found:
+        runs.find(None)  # says what to do
+    shown = [path for path in found if fnmatch.fnmatch(path.name, pattern)]
+    if not shown:
+        raise UsageError(
+            f"No run is named like {pattern}.", f"There are: {', '.join(path.name for path in found[:8])}."
+        )
+    if json or once:
+        _print(screen, shown, is_frame=once and not json)
+    else:
+        watch(named, pattern=pattern, is_light=light)
+
+
+def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) -> None:
+    """Open the dashboard on these runs, or on all in runs/.
+
+    Raises UsageError where there is no terminal.
+    """
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        raise UsageError("The dashboard needs a terminal.", "Print a frame with --once, or the state with --json.")
+    # Before the dashboard takes the terminal: this import asks it what it can draw.
+    from textual_image.widget import Image
+
+    from colddiff_cli.monitor.app import Monitor
+    from colddiff_cli.monitor.machine import Machine
+
+    Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, image_type=Image, machine=Machine()).run()
+
+
+def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
+    from colddiff_cli.monitor import paper
+    from colddiff_cli.monitor.watched import Clock, Watched
+
+    watched: list[Watched] = [Watched(runs.Run(path), Clock()) for path in paths]
+    for each in watched:
+        each.poll()
+    if is_frame:
+        current = max(watched, key=lambda each: runs.last_written(each.run.path))
+        screen.console.print(paper.frame(current, watched, screen.console.width), soft_wrap=True)
+    screen.result(paper.state(watched))

@@ -1,0 +1,252 @@
+"""The dashboard: four panes over run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import events, on
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.widgets import Footer, Static
+
+from colddiff_cli.monitor import words
+from colddiff_cli.monitor.curves_pane import CurvesPane
+from colddiff_cli.monitor.desk import Desk
+from colddiff_cli.monitor.history import History
+from colddiff_cli.monitor.pictures_pane import PicturesPane
+from colddiff_cli.monitor.runs_pane import RunsPane
+from colddiff_cli.monitor.screens import Help, Question
+from colddiff_cli.monitor.status_pane import StatusPane
+from colddiff_cli.monitor.watched import LIVES, Clock, Watched
+from colddiff_core import runs
+from colddiff_core.errors import ColddiffError
+
+POLL = 0.5  # seconds between looks at the files
+RESCAN = 4  # polls between looks for new runs, and readings of the machine
+SLICE = 0.02  # seconds of reading at a time
+OTHERS = 16  # runs polled at a time that are not looked at
+PANES = {"1": ("runs", "Runs"), "2": ("curves", "Curves"), "3": ("pictures", "Pictures"), "4": ("status", "Status")}
+WIDE, HIGH = 110, 30  # cells from which all panes are shown at once
+
+
+class Monitor(App[None]):
+    """Watches runs: those given, or all under a root as they come."""
+
+    CSS_PATH = "monitor.tcss"
+    TITLE = "colddiff monitor"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,ctrl+c", "quit", "Close", key_display="q"),
+        Binding("question_mark", "help", "Keys", key_display="?"),
+        *[Binding(key, f"pane('{name}')", label, show=False) for key, (name, label) in PANES.items()],
+        Binding("f", "solo", "Full screen"),
+        Binding("p", "pause", "Pause"),
+        Binding("t", "ask('sample')", "Sample"),
+        Binding("c", "ask('checkpoint')", "Checkpoint"),
+        Binding("x", "stop_training", "Stop"),
+        Binding("d", "theme", show=False),
+    ]
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[Path] = (),
+        *,
+        pattern: str = "*",
+        is_light: bool = False,
+        image_type: type[Any],
+        machine: Any = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self.root, self.named = root, list(names)
+        self.clock = clock or Clock()
+        self.watched: dict[Path, Watched] = {}
+        self.current: Watched | None = None
+        self.desk = Desk()
+        self.is_solo = False
+        self.pane = "curves"
+        self._pattern, self._is_light = pattern, is_light
+        self._image_type, self._machine = image_type, machine
+        self._readings: list[tuple[str, str]] = []
+        self._polls = 0
+        self._is_reading = False
+        self._others: list[Watched] = []
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="headline")
+        yield Static(id="tabs")
+        with Container(id="body"):
+            yield RunsPane(self._pattern)
+            yield CurvesPane()
+            yield StatusPane()
+            yield PicturesPane(self._image_type)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.theme = "textual-light" if self._is_light else "textual-dark"
+        self._scan()
+        newest = max(self.watched.values(), key=lambda watched: runs.last_written(watched.run.path), default=None)
+        for watched in self.watched.values():
+            watched.poll()
+        self._look_at(newest)
+        self.action_pane("curves")
+        self.set_interval(POLL, self._poll)
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._arrange(event.size.width, event.size.height)
+
+    def _arrange(self, width: int, height: int) -> None:
+        """Show all panes where they have room, else one."""
+        is_solo = self.is_solo or width < WIDE or height < HIGH
+        body = self.query_one("#body")
+        body.set_class(is_solo, "solo")
+        self.query_one("#tabs").display = is_solo and not self.is_solo
+        for pane in self.query(".pane"):
+            pane.set_class(pane.id == self.pane, "active")
+        tabs = [
+            Text(f" {key} {label} ", style="reverse" if name == self.pane else "")
+            for key, (name, label) in PANES.items()
+        ]
+        self.query_one("#tabs", Static).update(Text(" ").join(tabs))
+
+    def _scan(self) -> None:
+        """Take up runs that have come."""
+        for path in self.named or runs.listed(self.root):
+            if path not in self.watched:
+                self.watched[path] = Watched(runs.Run(path), self.clock)
+
+    def _look_at(self, watched: Watched | None) -> None:
+        self.current = watched
+        self._show()
+
+    def _shown(self) -> list[Watched]:
+        """Return the run that is looked at, and those laid over it."""
+        marked = self.query_one(RunsPane).marked
+        over = [w for w in self.watched.values() if str(w.run.path) in marked and w is not self.current]
+        return [*([self.current] if self.current else []), *over]
+
+    def _poll(self) -> None:
+        self._polls += 1
+        if self._polls % RESCAN == 0:
+            self._scan()
+        shown = self._shown()
+        if not self._others:
+            self._others = [watched for watched in self.watched.values() if watched not in shown]
+        asked = [request.watched for request in self.desk.open]
+        for watched in {id(w): w for w in [*shown, *asked, *self._others[:OTHERS]]}.values():
+            watched.poll()
+        del self._others[:OTHERS]
+        for outcome in self.desk.settle():
+            self.notify(outcome.text, severity="information" if outcome.is_good else "warning")
+        self._show()
+
+    def _show(self) -> None:
+        """Bring every pane up to date."""
+        shown = self._shown()
+        has_more = False
+        for watched in shown:
+            if watched.history is None:
+                watched.history = History(watched.run.path / "metrics.jsonl")
+            watched.history.advance(SLICE)
+            has_more = has_more or watched.history.share < 1
+        if self._machine is not None and self._polls % RESCAN == 0:
+            self._readings = self._machine.read(self.current.run.holder() if self.current else None)
+        waiting = self.desk.waiting(self.current) if self.current else []
+        self.query_one(RunsPane).show(self.watched.values(), self.current)
+        self.query_one(CurvesPane).show(shown)
+        self.query_one(StatusPane).show(self.current, self._readings, waiting)
+        self.query_one(PicturesPane).show(self.current)
+        self._head()
+        if has_more and not self._is_reading:
+            self._is_reading = True
+            self.set_timer(SLICE, self._read_on)
+
+    def _read_on(self) -> None:
+        """Read more of a long history, in slices that leave time for keys."""
+        pending = [w.history for w in self._shown() if w.history is not None and w.history.share < 1]
+        for history in pending:
+            history.advance(SLICE)
+        self._is_reading = any(history.share < 1 for history in pending)
+        if self._is_reading:
+            self.set_timer(SLICE, self._read_on)
+
+    def _head(self) -> None:
+        line = (
+            words.headline(self.current, self.size.width - 2) if self.current else Text(f"no runs in {self.root}/ yet")
+        )
+        self.query_one("#headline", Static).update(line)
+
+    @on(RunsPane.Chosen)
+    def _chosen(self, message: RunsPane.Chosen) -> None:
+        if message.watched is not None:
+            message.watched.poll()
+            self.current = message.watched
+        self._show()
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        pane = next((node for node in event.widget.ancestors_with_self if node.has_class("pane")), None)
+        if pane is not None and pane.id and pane.id != self.pane:
+            self.pane = pane.id
+            self._arrange(*self.size)
+
+    def action_pane(self, name: str) -> None:
+        """Go to a pane."""
+        self.pane = name
+        self._arrange(*self.size)
+        self.query_one(f"#{name}").focus()
+
+    def action_solo(self) -> None:
+        """Show the pane in hand over the whole screen, or all of them again."""
+        self.is_solo = not self.is_solo
+        self._arrange(*self.size)
+
+    def action_theme(self) -> None:
+        """Change between dark and light."""
+        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+        self.query_one(CurvesPane).redraw()
+
+    def action_help(self) -> None:
+        """Show all the keys."""
+        self.push_screen(Help())
+
+    def action_pause(self) -> None:
+        """Ask the trainer to pause, or to go on."""
+        if self.current is not None:
+            self.action_ask("resume" if self.current.state == "paused" else "pause")
+
+    def action_stop_training(self) -> None:
+        """Ask the trainer to stop, once the user has said so twice."""
+        watched = self.current
+        if watched is None or not self._is_there(watched, "stop"):
+            return
+
+        def stop(is_sure: bool | None) -> None:
+            if is_sure:
+                self._ask(watched, "stop")
+
+        self.push_screen(Question(f"Stop {watched.name}? It saves a checkpoint first; --resume goes on."), stop)
+
+    def action_ask(self, word: str) -> None:
+        """Ask the trainer of the run that is looked at for something."""
+        if self.current is not None and self._is_there(self.current, word):
+            self._ask(self.current, word)
+
+    def _is_there(self, watched: Watched, word: str) -> bool:
+        watched.poll()
+        if watched.state in LIVES.values():
+            return True
+        reason = f" ({watched.reason})" if watched.reason else ""
+        self.notify(f"No trainer to ask for {word}: {watched.name} is {watched.state}{reason}.", severity="warning")
+        return False
+
+    def _ask(self, watched: Watched, word: str) -> None:
+        try:
+            self.desk.ask(watched, word)
+        except ColddiffError as error:
+            self.notify(error.what, severity="error")
+        self._show()

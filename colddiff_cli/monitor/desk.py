@@ -1,0 +1,79 @@
+"""Requests to trainers that wait for their answer: an event of the trainer's own, never our assumption."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from colddiff_cli.monitor.watched import ENDS, Watched
+from colddiff_core import control
+
+LONG = 10.0  # seconds after which a request without an answer is told of
+
+
+@dataclasses.dataclass
+class Request:
+    """Something that a trainer was asked for."""
+
+    watched: Watched
+    name: str
+    asked: float
+    after: int  # events that were there before
+    is_late: bool = False
+
+    @property
+    def word(self) -> str:
+        return control.word(self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a request, in the user's words."""
+
+    text: str
+    is_good: bool
+
+
+class Desk:
+    """The requests that are out."""
+
+    def __init__(self) -> None:
+        self.open: list[Request] = []
+
+    def ask(self, watched: Watched, word: str) -> Request:
+        """Ask the trainer of a run; raises MachineError where the run's folder cannot be written to."""
+        request = Request(watched, control.ask(watched.run.path, word), watched.clock.ticking(), len(watched.events))
+        self.open.append(request)
+        return request
+
+    def waiting(self, watched: Watched) -> list[str]:
+        """Return what a run's trainer was asked for and has not answered yet."""
+        return [request.word for request in self.open if request.watched is watched]
+
+    def settle(self) -> list[Outcome]:
+        """Return what became of requests since the last call."""
+        outcomes = []
+        for request in list(self.open):
+            outcome = self._outcome(request)
+            if outcome is not None:
+                outcomes.append(outcome)
+                if not request.is_late:
+                    self.open.remove(request)
+                    with contextlib.suppress(OSError):
+                        control.withdraw(request.watched.run.path, request.name)
+        return outcomes
+
+    def _outcome(self, request: Request) -> Outcome | None:
+        watched = request.watched
+        for event in watched.events:
+            answers = event.get("answers")
+            if isinstance(answers, list) and request.name in answers:
+                request.is_late = False
+                return Outcome(f"{watched.name}: {event.get('event')} at step {event.get('step', '?')}", True)
+        if watched.state in {*ENDS.values(), "stalled", "gone"}:
+            request.is_late = False
+            return Outcome(f"{watched.name}: no answer to {request.word}; the run is {watched.state}", False)
+        if not request.is_late and watched.clock.ticking() - request.asked > LONG:
+            request.is_late = True
+            return Outcome(f"{watched.name}: still no answer to {request.word}; the step in hand may be long", False)
+        return None

@@ -1,0 +1,107 @@
+"""Files of JSON lines that another process writes, read as they grow."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MOST = 1 << 20  # bytes taken at a time, so that a reader stays responsive
+
+
+def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects of whole lines, and how many lines are none."""
+    rows, bad = [], 0
+    for line in data.split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad += 1
+    return rows, bad
+
+
+class Growing:
+    """A file that grows by whole lines: what came since the last look, and whether it began anew.
+
+    A file that was replaced or became shorter is read again from its start: a resumed trainer writes
+    metrics.jsonl anew. A line without its newline is left until it has one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self._identity: tuple[int, int] | None = None
+
+    def look(self) -> tuple[bool, int]:
+        """Return whether the file began anew since the last look, and its size in bytes; 0 where it is absent."""
+        try:
+            stat = os.stat(self.path)
+            identity, size = (stat.st_dev, stat.st_ino), stat.st_size
+        except OSError:
+            identity, size = None, 0
+        is_new = self._identity is not None and (identity != self._identity or size < self.offset)
+        if identity is not None or is_new:
+            self._identity = identity
+        if is_new:
+            self.offset = 0
+        return is_new, size
+
+    def more(self, most: int = MOST) -> bytes:
+        """Return the whole lines that came since, of at most that many bytes, and go on behind them."""
+        data = b""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(most)
+                if len(data) == most and b"\n" not in data:  # a line longer than that
+                    data += file.readline()
+        except OSError:
+            return b""
+        data = data[: data.rfind(b"\n") + 1]
+        self.offset += len(data)
+        return data
+
+
+class Feed:
+    """The lines of a small file such as events.jsonl, all kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.bad = 0
+        self._file = Growing(path)
+
+    def poll(self) -> int:
+        """Read what came; returns how many lines are new, all of them where the file began anew."""
+        is_new, size = self._file.look()
+        if is_new:
+            self.rows, self.bad = [], 0
+        before = len(self.rows)
+        while self._file.offset < size:
+            data = self._file.more()
+            if not data:
+                break
+            rows, bad = parse(data)
+            self.rows += rows
+            self.bad += bad
+        return len(self.rows) - before
+
+
+def newest(path: Path, most: int = 8192) -> list[dict[str, Any]]:
+    """Return the last few lines of a file, oldest first, without reading the rest."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - most))
+            data = file.read(most)
+    except OSError:
+        return []
+    if size > most:
+        data = data[data.find(b"\n") + 1 :]
+    return parse(data[: data.rfind(b"\n") + 1])[0]

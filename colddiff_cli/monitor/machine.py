@@ -1,0 +1,69 @@
+"""The machine under the training: processor, memory, GPU. Read where the dashboard runs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from colddiff_core.runs import Holder
+
+
+class Machine:
+    """Readings of this machine; what it does not have is left out."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._psutil = psutil
+        self._process: Any = None
+        self._gpus = _gpus()
+        psutil.cpu_percent()  # the first reading has nothing to compare with
+
+    def read(self, holder: Holder | None) -> list[tuple[str, str]]:
+        """Return (what, reading) pairs; `holder` is the process that trains."""
+        psutil = self._psutil
+        memory = psutil.virtual_memory()
+        lines = [
+            ("CPU", f"{psutil.cpu_percent():.0f} % of {psutil.cpu_count()} cores"),
+            ("memory", f"{gigabytes(memory.total - memory.available)} of {gigabytes(memory.total)} GB"),
+        ]
+        own = self._trainer(holder)
+        if own:
+            lines.append(("trainer", own))
+        for name, handle in self._gpus:
+            with contextlib.suppress(Exception):  # a driver that goes away takes its reading along, nothing else
+                import pynvml
+
+                used, use = pynvml.nvmlDeviceGetMemoryInfo(handle), pynvml.nvmlDeviceGetUtilizationRates(handle)
+                lines.append((name, f"{use.gpu} %, {gigabytes(used.used)} of {gigabytes(used.total)} GB"))
+        return lines
+
+    def _trainer(self, holder: Holder | None) -> str:
+        if holder is None or not holder.is_here or holder.is_gone:
+            return ""
+        psutil = self._psutil
+        try:
+            if self._process is None or self._process.pid != holder.pid:
+                self._process = psutil.Process(holder.pid)
+            with self._process.oneshot():
+                used = gigabytes(self._process.memory_info().rss)
+                return f"{self._process.cpu_percent():.0f} % CPU, {used} GB (process {holder.pid})"
+        except psutil.Error:
+            return ""
+
+
+def gigabytes(count: int) -> str:
+    """Return bytes as gigabytes."""
+    return f"{count / 1e9:.1f}"
+
+
+def _gpus() -> list[tuple[str, Any]]:
+    """Return the NVIDIA GPUs, by name; none where there is no driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in range(pynvml.nvmlDeviceGetCount())]
+        return [(f"GPU {place}" if len(handles) > 1 else "GPU", handle) for place, handle in enumerate(handles)]
+    except Exception:  # no library of the driver, or one that does not answer
+        return []

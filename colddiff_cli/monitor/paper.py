@@ -1,0 +1,50 @@
+"""The dashboard on paper: a frame as text, and the state for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.text import Text
+
+from colddiff_cli.monitor import chart, words
+from colddiff_cli.monitor.history import History, points
+from colddiff_cli.monitor.watched import Watched
+
+LINES = 14  # of the curve
+EVENTS = 8
+OTHERS = 20  # runs listed
+
+
+def frame(current: Watched, runs: Sequence[Watched], width: int) -> Text:
+    """Return what the dashboard would show of a run, and a line for each of the others."""
+    history = History(current.run.path / "metrics.jsonl")
+    current.history = history
+    history.advance(float("inf"))
+    current.poll()
+    parts = [words.headline(current, width)]
+    others = [watched for watched in runs if watched is not current]
+    if history.bins:
+        first, last = history.span()
+        view = chart.View(min(first, last - 1), last, is_log=True)
+        curve = chart.Line(points(history.bins, "loss"), "cyan")
+        parts.append(Text("loss, log\n", style="dim") + chart.draw([curve], view, width, LINES))
+    parts.append(words.pairs(words.facts(current)))
+    if current.oddities:
+        parts.append(words.oddities(current))
+    if current.events:
+        parts.append(words.events(current, EVENTS))
+    newest = current.sheets.names()
+    if newest:
+        parts.append(Text(f"newest sheet: {current.run.samples / newest[-1]}"))
+    if others:
+        lines = [words.headline(watched, width) for watched in others[:OTHERS]]
+        if len(others) > OTHERS:
+            lines.append(Text(f"and {len(others) - OTHERS} more", style="dim"))
+        parts.append(Text("\n").join(lines))
+    return Text("\n\n").join(parts)
+
+
+def state(runs: Sequence[Watched]) -> dict[str, Any]:
+    """Return the state of runs for programs."""
+    return {"runs": [watched.state_table() for watched in runs]}

@@ -1,0 +1,174 @@
+"""The pictures: sample sheets as they are written, and the way there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.timer import Timer
+from textual.widget import Widget
+from textual.widgets import Static
+
+from colddiff_cli.monitor.sheets import GAP, SCREEN_GAP, Arranged, Sheet, arrange
+from colddiff_cli.monitor.watched import Watched
+
+FRAME = 0.35  # seconds of a film
+CELL = (10, 20)  # pixels of a cell where the terminal draws pixels, about
+
+
+class PicturesPane(Vertical, can_focus=True):
+    """The newest sheet of the run that is looked at, or one of its history."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "step(-1)", "Before"),
+        Binding("right", "step(1)", "Next"),
+        Binding("space", "film", "Film"),
+        Binding("home", "first", show=False),
+        Binding("end", "newest", show=False),
+    ]
+
+    def __init__(self, image_type: type[Any]) -> None:
+        super().__init__(id="pictures", classes="pane")
+        self.border_title = "3 Pictures"
+        self.watched: Watched | None = None
+        self.name_shown: str | None = None  # of the sheet chosen; None for the newest
+        self._image_type = image_type
+        self._drawn: tuple[object, ...] = ()
+        self._film: Timer | None = None
+        self._names: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="heads")
+        yield Static(id="caption")
+
+    @property
+    def is_cells(self) -> bool:
+        """Whether pictures are drawn with half-blocks: two pixels a cell."""
+        return "Halfcell" in self._image_type.__name__ or "Half" in self._image_type._Renderable.__module__
+
+    def show(self, watched: Watched | None) -> None:
+        """Show that run's sheets as they stand now."""
+        if watched is not self.watched:
+            self.watched, self.name_shown, self._drawn = watched, None, ()
+            self._stop()
+        self._names = watched.sheets.names() if watched and watched.state != "gone" else self._names if watched else []
+        self.redraw()
+
+    @property
+    def place(self) -> int:
+        """The place of the sheet shown among the run's."""
+        return self._names.index(self.name_shown) if self.name_shown in self._names else len(self._names) - 1
+
+    def redraw(self) -> None:
+        """Draw the sheet anew if it, or the space for it, is another."""
+        if self.watched is None or not self._names:
+            self._say("no sample sheets yet" if self.watched else "")
+            return
+        name = self._names[self.place]
+        sheet = self.watched.sheets.load(name)
+        if sheet is None:
+            self.border_subtitle = f"{name} cannot be read, or not yet"
+            return
+        self.border_subtitle = f"{self.place + 1} of {len(self._names)}"
+        # A border, a line of names and one of figures.
+        room = self.content_size.width, self.content_size.height - 2
+        key = (name, id(sheet.picture), bool(sheet.note), room, self._film is not None)
+        if key == self._drawn or room[0] < 4 or room[1] < 2:
+            return
+        self._drawn = key
+        self._draw(sheet, room)
+
+    def _draw(self, sheet: Sheet, room: tuple[int, int]) -> None:
+        wide, high = (1, 2) if self.is_cells else CELL
+        made = arrange(sheet, room[0] * wide, room[1] * high, gap=GAP if self.is_cells else SCREEN_GAP)
+        picture = made.picture
+        if self.is_cells and picture.height % 2:
+            from PIL import ImageOps
+
+            picture = ImageOps.expand(picture, (0, 0, 0, 1))
+        for old in self.query(".sheet"):
+            old.remove()
+        image: Widget = self._image_type(picture, classes="sheet")
+        image.styles.width = math.ceil(picture.width / wide)
+        image.styles.height = math.ceil(picture.height / high)
+        self.mount(image, before="#caption")
+        self.query_one("#heads", Static).update(self._heads(made, wide))
+        self.query_one("#caption", Static).update(self._caption(sheet))
+
+    @staticmethod
+    def _heads(made: Arranged, wide: int) -> Text:
+        line = Text()
+        for place, (name, left) in enumerate(made.heads):
+            cell = left // wide
+            line.pad_right(max(0, cell - line.cell_len))
+            after = made.heads[place + 1][1] // wide if place + 1 < len(made.heads) else math.inf
+            line.append(name if len(name) < after - cell else name[: max(1, int(after - cell) - 1)], style="bold")
+        return line
+
+    def _caption(self, sheet: Sheet) -> Text:
+        text = Text.assemble((f"step {sheet.step:,}", "bold"))
+        metrics = sheet.note.get("metrics")
+        told = metrics.items() if isinstance(metrics, dict) else []
+        figures = [(name, entry.get("rmse")) for name, entry in told if isinstance(entry, dict)]
+        shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
+        if shown:
+            text.append(f"  RMSE: {', '.join(shown)}")
+            text.append(f"  ({sheet.note.get('n', '?')} test images)", style="dim")
+        return text
+
+    def _say(self, text: str) -> None:
+        if self._drawn != (text,):
+            self._drawn = (text,)
+            for old in self.query(".sheet"):
+                old.remove()
+            self.query_one("#heads", Static).update(Text(text, style="dim"))
+            self.query_one("#caption", Static).update("")
+            self.border_subtitle = ""
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.redraw()
+
+    def action_step(self, by: int) -> None:
+        """Show the sheet before or after; after the last one, follow the newest."""
+        self._stop()
+        self._go(self.place + by)
+
+    def _go(self, place: int) -> None:
+        if self._names:
+            place = max(0, place)
+            self.name_shown = self._names[place] if place < len(self._names) - 1 else None
+            self.redraw()
+
+    def action_first(self) -> None:
+        """Show the first sheet."""
+        self._stop()
+        self._go(0)
+
+    def action_newest(self) -> None:
+        """Follow the newest sheet."""
+        self._stop()
+        self._go(len(self._names))
+
+    def action_film(self) -> None:
+        """Play the sheets from the first to the newest, or stop."""
+        if self._film is not None:
+            self._stop()
+        elif len(self._names) > 1:
+            self._go(0)
+            self._film = self.set_interval(FRAME, self._advance)
+
+    def _advance(self) -> None:
+        if self.place >= len(self._names) - 1:
+            self._stop()
+        else:
+            self._go(self.place + 1)
+
+    def _stop(self) -> None:
+        if self._film is not None:
+            self._film.stop()
+            self._film = None

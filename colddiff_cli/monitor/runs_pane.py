@@ -1,0 +1,144 @@
+"""The list of runs: their states, and which ones are looked at."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.widgets import DataTable, Input
+
+from colddiff_cli.monitor import words
+from colddiff_cli.monitor.watched import Watched
+
+MARK = "◆"
+NAME_CELLS = 24
+
+
+class RunsPane(Vertical):
+    """Every run, its state and how far it is; the highlighted one is looked at, marked ones are laid over it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "mark", "Overlay"),
+        Binding("slash", "filter", "Filter"),
+        Binding("escape", "unfilter", show=False),
+    ]
+
+    class Chosen(Message):
+        """Another run is looked at, or other ones are laid over it."""
+
+        def __init__(self, watched: Watched | None) -> None:
+            super().__init__()
+            self.watched = watched
+
+    def __init__(self, pattern: str = "*") -> None:
+        super().__init__(id="runs", classes="pane")
+        self.border_title = "1 Runs"
+        self.pattern = pattern
+        self.marked: set[str] = set()
+        self.runs: list[Watched] = []
+        self._shown: dict[str, tuple[object, ...]] = {}
+
+    def compose(self) -> ComposeResult:
+        yield Input(placeholder="filter by name, such as digits-*", id="filter", compact=True)
+        yield DataTable(cursor_type="row", show_header=False, cell_padding=0)
+
+    def on_mount(self) -> None:
+        table = self.query_one(DataTable)
+        for key, width in (("mark", 2), ("name", NAME_CELLS + 1), ("state", 11), ("done", 4)):
+            table.add_column(key, key=key, width=width)
+        self.query_one("#filter").display = False
+
+    def focus(self, scroll_visible: bool = True) -> RunsPane:
+        self.query_one(DataTable).focus(scroll_visible)
+        return self
+
+    def matching(self) -> list[Watched]:
+        """Return the runs that the filter lets through; a word without a wildcard may stand anywhere in the name."""
+        pattern = self.pattern or "*"
+        if not any(sign in pattern for sign in "*?["):
+            pattern = f"*{pattern}*"
+        return [watched for watched in self.runs if fnmatch.fnmatch(watched.name, pattern)]
+
+    def show(self, runs: Iterable[Watched], current: Watched | None) -> None:
+        """Show the runs as they stand now."""
+        self.runs = list(runs)
+        matching = self.matching()
+        table = self.query_one(DataTable)
+        keys = [str(watched.run.path) for watched in matching]
+        if keys != list(self._shown):
+            self._shown = {}
+            table.clear()
+            with self.prevent(DataTable.RowHighlighted):
+                for key, watched in zip(keys, matching, strict=True):
+                    row = self._row(key, watched)
+                    table.add_row(*row, key=key)
+                    self._shown[key] = row
+                if current is not None and str(current.run.path) in keys:
+                    table.move_cursor(row=keys.index(str(current.run.path)))
+        for key, watched in zip(keys, matching, strict=True):
+            row = self._row(key, watched)
+            if row != self._shown[key]:
+                for column, old, new in zip(("mark", "name", "state", "done"), self._shown[key], row, strict=True):
+                    if old != new:
+                        table.update_cell(key, column, new)
+                self._shown[key] = row
+        hidden = len(self.runs) - len(matching)
+        self.border_subtitle = f"{self.pattern}: {hidden} hidden" if hidden else f"{len(self.runs)}"
+
+    def _row(self, key: str, watched: Watched) -> tuple[Text, Text, Text, Text]:
+        name = watched.name if len(watched.name) <= NAME_CELLS else f"{watched.name[: NAME_CELLS - 1]}…"
+        done = f"{min(watched.step / watched.steps, 1):.0%}" if watched.steps else ""
+        mark = MARK if key in self.marked else " "
+        return Text(mark), Text(name), words.sign(watched), Text(f"{done:>4}")
+
+    @on(DataTable.RowHighlighted)
+    def _highlight(self, event: DataTable.RowHighlighted) -> None:
+        key = event.row_key.value if event.row_key else None
+        found = next((watched for watched in self.runs if str(watched.run.path) == key), None)
+        if found is not None:
+            self.post_message(self.Chosen(found))
+
+    def action_mark(self) -> None:
+        """Lay the highlighted run's curves over the others', or take them away."""
+        table = self.query_one(DataTable)
+        if table.row_count:
+            key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value or ""
+            self.marked ^= {key}
+            self.show(self.runs, None)
+            self.post_message(self.Chosen(None))
+
+    def action_filter(self) -> None:
+        """Ask for a pattern."""
+        box = self.query_one("#filter", Input)
+        box.display = True
+        box.value = "" if self.pattern == "*" else self.pattern
+        box.focus()
+
+    def action_unfilter(self) -> None:
+        """Show every run again."""
+        self._filter("*")
+
+    @on(Input.Changed, "#filter")
+    def _typed(self, event: Input.Changed) -> None:
+        self.pattern = event.value or "*"
+        self.show(self.runs, None)
+
+    @on(Input.Submitted, "#filter")
+    def _entered(self) -> None:
+        self._filter(self.pattern)
+
+    def _filter(self, pattern: str) -> None:
+        box = self.query_one("#filter", Input)
+        with self.prevent(Input.Changed):
+            box.value = pattern
+        box.display = False
+        self.pattern = pattern
+        self.show(self.runs, None)
+        self.focus()

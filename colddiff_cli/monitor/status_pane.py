@@ -1,0 +1,45 @@
+"""The status: how the run stands, the machine under it, its events and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from colddiff_cli.monitor import words
+from colddiff_cli.monitor.watched import Watched
+
+
+class StatusPane(VerticalScroll, can_focus=True):
+    """All there is to know of the run that is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(id="status", classes="pane")
+        self.border_title = "4 Status"
+        self._shown: Text | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="told")
+
+    def show(self, watched: Watched | None, machine: Iterable[tuple[str, str]], waiting: Iterable[str]) -> None:
+        """Show that run as it stands now; `waiting` is what its trainer has not answered yet."""
+        if watched is None:
+            return
+        parts = [words.pairs(words.facts(watched, machine))]
+        asked = ", ".join(waiting)
+        if asked:
+            parts.append(Text(f"asked the trainer: {asked} ...", style="yellow"))
+        if watched.oddities:
+            parts.append(words.oddities(watched))
+        parts += [_under("Events", words.events(watched)), _under("Configuration", words.configuration(watched))]
+        text = Text("\n\n").join(parts)
+        if self._shown is None or text != self._shown or text.spans != self._shown.spans:
+            self._shown = text
+            self.query_one("#told", Static).update(text)
+
+
+def _under(heading: str, text: Text) -> Text:
+    return Text.assemble((f"{heading}\n", "bold underline"), text)
