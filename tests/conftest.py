@@ -84,3 +84,7 @@ def photo(in_folder: Path) -> Path:
 def left_behind(folder: Path) -> list[str]:
     """Return everything in a folder, hidden files included."""
     return sorted(os.listdir(folder))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew, to be looked at")

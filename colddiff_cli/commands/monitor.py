@@ -45,13 +45,20 @@ def monitor(
         watch(named, pattern=pattern, is_light=light)
 
 
+def check_terminal() -> None:
+    """Raise UsageError where the dashboard has no terminal to be drawn on."""
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        raise UsageError(
+            "The dashboard needs a terminal.", "`colddiff monitor` prints a frame with --once, the state with --json."
+        )
+
+
 def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) -> None:
     """Open the dashboard on these runs, or on all in runs/.
 
     Raises UsageError where there is no terminal.
     """
-    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        raise UsageError("The dashboard needs a terminal.", "Print a frame with --once, or the state with --json.")
+    check_terminal()
     # Before the dashboard takes the terminal: this import asks it what it can draw.
     from textual_image.widget import Image
 

@@ -36,6 +36,9 @@ def train(
     device: options.Device = "auto",
     seed: options.Seed = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Train in the background and watch; closing that leaves it training.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Train a restorer. Ctrl-C saves a checkpoint and ends; --resume goes on from it."""
@@ -45,6 +48,11 @@ def train(
     changes = [*(overrides or []), *options.data_override(data_dir)]
     if seed is not None:
         changes.append(f"train.seed={seed}")
+    if monitor:
+        if dry_run or json:
+            raise UsageError(f"--monitor does not go with {'--dry-run' if dry_run else '--json'}.", "Leave one out.")
+        _train_watched(screen, preset, resume, changes, out, device)
+        return
     if resume is not None:
         if dry_run:
             raise UsageError("--dry-run does not go with --resume.", f"The configuration is in {resume}/run.toml.")
@@ -60,6 +68,39 @@ def train(
             return
         trainer = _started(screen, config, out, device)
     _run(screen, trainer)
+
+
+def _train_watched(
+    screen: Screen, preset: str | None, resume: str | None, changes: list[str], out: Path | None, device: str
+) -> None:
+    """Train in a process of its own and open the dashboard on it."""
+    from colddiff_cli import background
+    from colddiff_cli.commands.monitor import check_terminal, watch
+
+    check_terminal()
+    if resume is not None:
+        path = runs.find(resume).path
+        arguments = ["--resume", str(path)] + (["--out", str(out)] if out else [])
+    else:
+        assert preset is not None
+        path = out or runs.free_name(presets.load(preset, changes).name)
+        if path.exists():
+            raise _taken(path)
+        arguments = ["--preset", preset, "--out", str(path)]
+    arguments += ["--device", device, *(word for change in changes for word in ("--set", change))]
+    trainer = background.start(screen, arguments, path)
+    watch([path])
+    if trainer.poll() is None:
+        screen.say(f"Training goes on (process {trainer.pid}). Watch it again with: colddiff monitor {path}")
+    elif trainer.returncode == 0:
+        screen.say(f"{path} is trained. What it said is in {path / background.LOG}")
+    else:
+        screen.say(f"{path} has ended; its words are in {path / background.LOG}")
+        screen.say(f"Go on with: colddiff train --resume {path}")
+
+
+def _taken(path: Path) -> UsageError:
+    return UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
 
 
 def _check_names(config: presets.Config) -> None:
@@ -78,9 +119,7 @@ def _started(screen: Screen, config: presets.Config, out: Path | None, device: s
 
     path = out or runs.free_name(config.name)
     if path.exists():
-        raise UsageError(
-            f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out."
-        )
+        raise _taken(path)
     chosen = devices.choose(device)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)

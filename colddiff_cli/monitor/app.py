@@ -43,10 +43,10 @@ class Monitor(App[None]):
         Binding("q,ctrl+c", "quit", "Close", key_display="q"),
         Binding("question_mark", "help", "Keys", key_display="?"),
         *[Binding(key, f"pane('{name}')", label, show=False) for key, (name, label) in PANES.items()],
-        Binding("f", "solo", "Full screen"),
+        Binding("f", "solo", "Full"),
         Binding("p", "pause", "Pause"),
         Binding("t", "ask('sample')", "Sample"),
-        Binding("c", "ask('checkpoint')", "Checkpoint"),
+        Binding("c", "ask('checkpoint')", "Save"),
         Binding("x", "stop_training", "Stop"),
         Binding("d", "theme", show=False),
     ]
@@ -70,30 +70,30 @@ class Monitor(App[None]):
         self.desk = Desk()
         self.is_solo = False
         self.pane = "curves"
-        self._pattern, self._is_light = pattern, is_light
-        self._image_type, self._machine = image_type, machine
+        self._is_light, self._machine = is_light, machine
         self._readings: list[tuple[str, str]] = []
         self._polls = 0
         self._is_reading = False
         self._others: list[Watched] = []
+        # Kept by name: a query looks at the screen on top, which may be the help.
+        self._headline, self._tabs, self._body = Static(id="headline"), Static(id="tabs"), Container(id="body")
+        self.runs_pane, self.curves_pane, self.status_pane = RunsPane(pattern), CurvesPane(), StatusPane()
+        self.pictures_pane = PicturesPane(image_type)
+        self.panes = {
+            str(pane.id): pane for pane in (self.runs_pane, self.curves_pane, self.status_pane, self.pictures_pane)
+        }
 
     def compose(self) -> ComposeResult:
-        yield Static(id="headline")
-        yield Static(id="tabs")
-        with Container(id="body"):
-            yield RunsPane(self._pattern)
-            yield CurvesPane()
-            yield StatusPane()
-            yield PicturesPane(self._image_type)
-        yield Footer()
+        yield self._headline
+        yield self._tabs
+        with self._body:
+            yield from self.panes.values()
+        yield Footer(compact=True)
 
     def on_mount(self) -> None:
         self.theme = "textual-light" if self._is_light else "textual-dark"
         self._scan()
-        newest = max(self.watched.values(), key=lambda watched: runs.last_written(watched.run.path), default=None)
-        for watched in self.watched.values():
-            watched.poll()
-        self._look_at(newest)
+        self._show()
         self.action_pane("curves")
         self.set_interval(POLL, self._poll)
 
@@ -103,30 +103,29 @@ class Monitor(App[None]):
     def _arrange(self, width: int, height: int) -> None:
         """Show all panes where they have room, else one."""
         is_solo = self.is_solo or width < WIDE or height < HIGH
-        body = self.query_one("#body")
-        body.set_class(is_solo, "solo")
-        self.query_one("#tabs").display = is_solo and not self.is_solo
-        for pane in self.query(".pane"):
-            pane.set_class(pane.id == self.pane, "active")
+        self._body.set_class(is_solo, "solo")
+        self._tabs.display = is_solo and not self.is_solo
+        for name, pane in self.panes.items():
+            pane.set_class(name == self.pane, "active")
         tabs = [
             Text(f" {key} {label} ", style="reverse" if name == self.pane else "")
             for key, (name, label) in PANES.items()
         ]
-        self.query_one("#tabs", Static).update(Text(" ").join(tabs))
+        self._tabs.update(Text(" ").join(tabs))
 
     def _scan(self) -> None:
-        """Take up runs that have come."""
+        """Take up runs that have come; the newest is looked at until another is chosen."""
         for path in self.named or runs.listed(self.root):
             if path not in self.watched:
                 self.watched[path] = Watched(runs.Run(path), self.clock)
-
-    def _look_at(self, watched: Watched | None) -> None:
-        self.current = watched
-        self._show()
+                self.watched[path].poll()
+        if self.current is None:
+            matching = self.runs_pane.matching(self.watched.values())
+            self.current = max(matching, key=lambda watched: runs.last_written(watched.run.path), default=None)
 
     def _shown(self) -> list[Watched]:
         """Return the run that is looked at, and those laid over it."""
-        marked = self.query_one(RunsPane).marked
+        marked = self.runs_pane.marked
         over = [w for w in self.watched.values() if str(w.run.path) in marked and w is not self.current]
         return [*([self.current] if self.current else []), *over]
 
@@ -157,10 +156,10 @@ class Monitor(App[None]):
         if self._machine is not None and self._polls % RESCAN == 0:
             self._readings = self._machine.read(self.current.run.holder() if self.current else None)
         waiting = self.desk.waiting(self.current) if self.current else []
-        self.query_one(RunsPane).show(self.watched.values(), self.current)
-        self.query_one(CurvesPane).show(shown)
-        self.query_one(StatusPane).show(self.current, self._readings, waiting)
-        self.query_one(PicturesPane).show(self.current)
+        self.runs_pane.show(self.watched.values(), self.current)
+        self.curves_pane.show(shown)
+        self.status_pane.show(self.current, self._readings, waiting)
+        self.pictures_pane.show(self.current)
         self._head()
         if has_more and not self._is_reading:
             self._is_reading = True
@@ -179,7 +178,7 @@ class Monitor(App[None]):
         line = (
             words.headline(self.current, self.size.width - 2) if self.current else Text(f"no runs in {self.root}/ yet")
         )
-        self.query_one("#headline", Static).update(line)
+        self._headline.update(line)
 
     @on(RunsPane.Chosen)
     def _chosen(self, message: RunsPane.Chosen) -> None:
@@ -198,7 +197,7 @@ class Monitor(App[None]):
         """Go to a pane."""
         self.pane = name
         self._arrange(*self.size)
-        self.query_one(f"#{name}").focus()
+        self.panes[name].focus()
 
     def action_solo(self) -> None:
         """Show the pane in hand over the whole screen, or all of them again."""
@@ -208,7 +207,7 @@ class Monitor(App[None]):
     def action_theme(self) -> None:
         """Change between dark and light."""
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
-        self.query_one(CurvesPane).redraw()
+        self.curves_pane.redraw()
 
     def action_help(self) -> None:
         """Show all the keys."""

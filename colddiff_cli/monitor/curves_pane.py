@@ -78,7 +78,7 @@ class CurvesPane(Vertical):
     """Loss and whatever else is logged, over the steps."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("m", "quantity(1)", "Next curve"),
+        Binding("m", "quantity(1)", "More"),
         Binding("M", "quantity(-1)", show=False),
         Binding("l", "log", "Log"),
         Binding("s", "smooth", "Smooth"),

@@ -25,7 +25,7 @@ class PicturesPane(Vertical, can_focus=True):
     """The newest sheet of the run that is looked at, or one of its history."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "Before"),
+        Binding("left", "step(-1)", "Back"),
         Binding("right", "step(1)", "Next"),
         Binding("space", "film", "Film"),
         Binding("home", "first", show=False),
@@ -117,8 +117,8 @@ class PicturesPane(Vertical, can_focus=True):
         figures = [(name, entry.get("rmse")) for name, entry in told if isinstance(entry, dict)]
         shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
         if shown:
-            text.append(f"  RMSE: {', '.join(shown)}")
-            text.append(f"  ({sheet.note.get('n', '?')} test images)", style="dim")
+            text.append(f"  RMSE of {sheet.note.get('n', '?')} test images: ", style="dim")
+            text.append("  ".join(shown))
         return text
 
     def _say(self, text: str) -> None:

@@ -59,17 +59,17 @@ class RunsPane(Vertical):
         self.query_one(DataTable).focus(scroll_visible)
         return self
 
-    def matching(self) -> list[Watched]:
+    def matching(self, runs: Iterable[Watched]) -> list[Watched]:
         """Return the runs that the filter lets through; a word without a wildcard may stand anywhere in the name."""
         pattern = self.pattern or "*"
         if not any(sign in pattern for sign in "*?["):
             pattern = f"*{pattern}*"
-        return [watched for watched in self.runs if fnmatch.fnmatch(watched.name, pattern)]
+        return [watched for watched in runs if fnmatch.fnmatch(watched.name, pattern)]
 
     def show(self, runs: Iterable[Watched], current: Watched | None) -> None:
         """Show the runs as they stand now."""
         self.runs = list(runs)
-        matching = self.matching()
+        matching = self.matching(self.runs)
         table = self.query_one(DataTable)
         keys = [str(watched.run.path) for watched in matching]
         if keys != list(self._shown):

@@ -47,7 +47,7 @@ class Watched:
         self._feed = Feed(run.path / "events.jsonl")
         self._seen: dict[str, tuple[int, int, int]] = {}  # files as they were read last
         self._oddities: dict[str, str] = {}
-        self._beat: float | None = None
+        self._times: list[float] = []  # of the files that tell of life
         self._beaten = 0.0  # when the last sign of life came, by the ticking clock
         self._has_beaten = False  # while it was watched
 
@@ -111,12 +111,11 @@ class Watched:
                 times.append(os.stat(self.run.path / name).st_mtime)
             except OSError:
                 continue
-        beat = max(times, default=0.0)
-        if beat != self._beat:
-            # The first one may be of any age; later ones come while we look, whatever the clock says.
-            age = max(0.0, self.clock.wall() - beat) if self._beat is None else 0.0
-            self._has_beaten = self._beat is not None
-            self._beat, self._beaten = beat, self.clock.ticking() - age
+        if times != self._times:
+            # The first ones may be of any age; later ones come while we look, whatever the clock says.
+            age = 0.0 if self._times else max(0.0, self.clock.wall() - max(times, default=0.0))
+            self._has_beaten = bool(self._times)
+            self._times, self._beaten = times, self.clock.ticking() - age
         return holder is not None and holder.is_gone
 
     def _judge(self, is_gone: bool) -> None:
@@ -140,7 +139,7 @@ class Watched:
     def _check_times(self) -> None:
         times = [event["time"] for event in self.events if isinstance(event.get("time"), (int, float))]
         falls = [before - after for before, after in itertools.pairwise(times) if before - after > BACK]
-        ahead = (self._beat or 0) - self.clock.wall()
+        ahead = max(self._times, default=0.0) - self.clock.wall()
         if falls:
             self._oddities["clock"] = f"the clock was set back by {duration(max(falls))} between two events"
         elif ahead > BACK * 5:

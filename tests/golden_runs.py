@@ -1,0 +1,111 @@
+"""Runs as their trainers leave them, the same every time: what the dashboard is shown in its tests."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from colddiff_core import images, presets
+
+NOW = 1_780_000_000.0  # 2026-05-28, 20:26:40 UTC
+SIZE = 16
+COLUMNS = ("degraded", "direct", "sampled", "original")
+
+
+def write_run(
+    folder: Path,
+    name: str,
+    *,
+    steps: int = 1200,
+    step: int = 600,
+    events: tuple[dict[str, object], ...] = (),
+    age: float = 1.0,
+) -> Path:
+    """Write a run that logged every 10 steps to `step`, its files last touched `age` seconds before `NOW`."""
+    path = folder / name
+    config = presets.load("digits-blur", [f"train.steps={steps}"])
+    text = presets.dump(config.to_table() | {"name": name, "versions": {"colddiff": "0.1.0"}})
+    path.mkdir(parents=True)
+    (path / "run.toml").write_text(text)
+    for sub in ("samples", "checkpoints", "control"):
+        (path / sub).mkdir()
+    phase = sum(name.encode())
+    lines = [metrics(at, phase) for at in range(10, step + 1, 10)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = [{"event": "started", "time": NOW - 100, "device": "cpu (2 threads)", "images": 1497}, *events]
+    (path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in told))
+    (path / "lock").write_text(json.dumps({"pid": 4242, "host": "elsewhere"}))
+    touch(path, age)
+    return path
+
+
+def touch(path: Path, age: float) -> None:
+    """Set the times of a run's files to `age` seconds before `NOW`."""
+    for file in ("run.toml", "metrics.jsonl", "events.jsonl", "lock"):
+        os.utime(path / file, (NOW - age, NOW - age))
+
+
+def metrics(step: int, phase: int = 0) -> dict[str, object]:
+    """Return a line of metrics that falls as a loss does."""
+    loss = 0.03 + 0.25 * math.exp(-step / 150) + 0.01 * math.sin(step * 12.9898 + phase) ** 2
+    return {
+        "step": step,
+        "loss": loss,
+        "loss_by_severity": [loss * band / 2.5 for band in (1, 2, 3, 4)],
+        "grad_norm": 3 * loss,
+        "images_per_second": 730.0 + step % 7,
+        "elapsed": step * 64 / 730,
+        "lr": 1e-3 * (1 + math.cos(math.pi * step / 1200)) / 2,
+    }
+
+
+def write_sheet(path: Path, step: int) -> None:
+    """Write a sample sheet as the trainer does: bars that sharpen with the steps."""
+    place = torch.arange(SIZE).float()
+    columns = {}
+    for kind, name in enumerate(COLUMNS):
+        width = (6.0 if kind == 0 else 1 + 600 / (step + 100)) if kind < 3 else 0.5
+        centres = torch.linspace(3, SIZE - 4, 8).view(8, 1)
+        bar = torch.exp(-((place - centres) ** 2) / (2 * width**2)) * 2 - 1
+        columns[name] = bar.view(8, 1, 1, SIZE).expand(8, 1, SIZE, SIZE)
+    layout = images.lay_out(columns, blocks=2)
+    images.write(images.sheet(columns, blocks=2), path / "samples" / f"step-{step:06d}.png")
+    note = {
+        "step": step,
+        "t": 20,
+        "n": 8,
+        "sampler": "tacos",
+        "metrics": {name: {"rmse": 0.3 / (1 + kind * step / 300)} for kind, name in enumerate(COLUMNS[:3])},
+        "tile": layout.tile,
+        "scale": layout.scale,
+        "corners": layout.corners,
+    }
+    (path / "samples" / f"step-{step:06d}.json").write_text(json.dumps(note))
+
+
+def write_runs(folder: Path) -> Path:
+    """Write one run of every state; returns the folder that holds them."""
+    live = write_run(
+        folder,
+        "digits-blur",
+        events=(
+            {"event": "checkpoint", "time": NOW - 60, "step": 400},
+            {"event": "sample", "time": NOW - 60, "step": 400, "file": "step-000400.png"},
+            {"event": "warning", "time": NOW - 30, "message": "2 training files could not be read and are left out"},
+        ),
+    )
+    for step in (200, 400, 600):
+        write_sheet(live, step)
+    write_run(
+        folder, "digits-noise", step=1200, events=({"event": "finished", "time": NOW - 5000, "step": 1200},), age=5000
+    )
+    write_run(folder, "digits-mask", step=300, events=({"event": "paused", "time": NOW - 9, "step": 300},), age=2)
+    write_run(folder, "mnist-blur", steps=700_000, step=900, age=600)
+    failed = {"event": "failed", "time": NOW - 900, "step": 90, "why": "The loss is nan at step 90"}
+    write_run(folder, "mnist-snow", step=90, events=(failed,), age=900)
+    write_run(folder, "faces", step=500, events=({"event": "stopped", "time": NOW - 800, "step": 500},), age=800)
+    return folder
