@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
-from colddiff_core.errors import ColddiffError
-
+INTERRUPTED = 130
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")  # of torch, which raises plain errors for both
 
 
@@ -18,33 +16,36 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
-    from colddiff_cli.app import create
-
     is_debugging = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"]  # wherever it stands
     try:
-        return create(words)(words, prog_name="colddiff", standalone_mode=False) or 0
+        from colddiff_cli.app import create  # here: Ctrl-C may come while anything is imported
+
+        code: int = create(words)(words, prog_name="colddiff", standalone_mode=False) or 0
     except KeyboardInterrupt:
-        return _complain(130, "Interrupted.", "")
+        code = INTERRUPTED
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        is_parsers = hasattr(error, "format_message")  # whose classes Typer keeps to itself
-        if is_debugging and not is_parsers:
+        tell = getattr(error, "format_message", None)  # the parser's, whose classes Typer keeps to itself
+        if is_debugging and tell is None:
             raise
-        return _explain_parsers(error) if is_parsers else _explain(error)
+        return _explain(error) if tell is None else _explain_parsers(error, tell())
+    return _complain(code, "Interrupted.", "") if code == INTERRUPTED else code  # Typer makes a code of Ctrl-C too
 
 
-def _explain_parsers(error: Any) -> int:
-    message = error.format_message()
+def _explain_parsers(error: Exception, message: str) -> int:
     if not message:  # no arguments: the help was shown
         return 2
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "colddiff"
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "colddiff"
     return _complain(getattr(error, "exit_code", 2), message, f"See: {command} --help")
 
 
 def _explain(error: Exception) -> int:
+    from colddiff_core.errors import ColddiffError
+
     if isinstance(error, ColddiffError):
         return _complain(error.exit_code, error.what, error.remedy)
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):

@@ -389,3 +389,20 @@ def test_a_traceback_is_shown_only_when_asked_for(in_folder, monkeypatch, capsys
     assert "--debug" in told
     with pytest.raises(ZeroDivisionError):
         run(["--debug", "presets", "digits-blur"])
+
+
+@pytest.mark.parametrize("module", ["colddiff_core.errors", "typer", "colddiff_cli.app", "torch", "sklearn"])
+def test_ctrl_c_while_a_module_is_imported_is_no_traceback(module):
+    code = (
+        "import signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        if name == {module!r}:\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from colddiff_cli.__main__ import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "degrade", "--op", "blur", "--describe"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "colddiff: Interrupted.\n")
