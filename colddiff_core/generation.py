@@ -71,7 +71,11 @@ class Generator:
     def interpolate(
         self, count: int, *, seed: int, sampler: str, stride: int = 1, label: int | None = None
     ) -> Iterator[Batch]:
-        """Return `count` images from x_T between those of images 0 and 1, both included; else as `generate`."""
+        """Return `count` images from x_T between those of images 0 and 1, both included; else as `generate`.
+
+        The first is image 0 and the last image 1. With "ddpm" the last is not, by design: the noise that it draws is
+        image 0's all the way, so that the images change with x_T alone.
+        """
         way = priors.between(self.prior, self.experiment.operator, self.starts(seed, range(2)), count)
 
         def start(numbers: range) -> Start:

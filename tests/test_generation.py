@@ -77,6 +77,17 @@ def test_interpolation_begins_and_ends_with_images_0_and_1(run):
     assert float(strides.max()) < 0.6 * float((way[0] - way[-1]).square().mean().sqrt())
 
 
+def test_a_sampler_that_draws_noise_takes_image_0s_all_the_way(tmp_path):
+    trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset="digits-noise"))
+    built, _ = experiment.open_run(trainer.run, CPU)
+    generator = generation.prepare(trainer.run, built, None)
+    (batch,) = generator.interpolate(3, seed=3, sampler="ddpm")
+    *_, last = batch.steps
+    wanted = images(generator, 2, sampler="ddpm")
+    torch.testing.assert_close(last.x[0], wanted[0], rtol=0, atol=0.02)
+    assert (last.x[2] - wanted[1]).abs().max() > 0.1
+
+
 SMALL = [name for name in presets.names() if name.startswith(("digits-", "folder-"))]
 
 
