@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from colddiff_core.errors import UsageError
-
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -159,19 +157,3 @@ def _cell(value: Any, digits: int) -> str:
     if isinstance(value, list):  # a histogram
         return "".join(BARS[round(count / max(value) * (len(BARS) - 1))] if max(value) else BARS[0] for count in value)
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def free_path(wanted: Path | None, default: Path, *, force: bool) -> Path:
-    """Return where to write: `wanted`, refused if it exists, or the first free name like `default`.
-
-    Raises UsageError where `wanted` exists and is not to be overwritten.
-    """
-    if wanted is not None:
-        if wanted.exists() and not force:
-            raise UsageError(f"{wanted} exists already.", "Give another --out, or overwrite it with --force.")
-        return wanted
-    path, count = default, 1
-    while path.exists():
-        count += 1
-        path = default.with_name(f"{default.stem}-{count}{default.suffix}")
-    return path

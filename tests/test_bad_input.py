@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 from conftest import finish, left_behind, make_trainer
 from PIL import Image
 
 from colddiff_cli.__main__ import run
+from colddiff_core import experiment, images
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -169,6 +173,63 @@ def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tin
     assert 1 <= len(told.splitlines()) <= 2
     assert "Traceback" not in told
     assert (left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()) == before
+
+
+PLACES = [
+    ("--out", "", "is empty"),
+    ("--out", "empty", "is a folder"),
+    ("--out", "photo.png/sheet.png", "photo.png is a file"),
+    ("--out", "photo.png/new/sheet.png", "photo.png is a file"),
+    ("--out", "/dev/null", "not an ordinary file"),
+    ("--out", "closed/sheet.png", "cannot be written to"),
+    ("--out", "closed/new/sheet.png", "cannot be written to"),
+    ("--out-dir", "", "is empty"),
+    ("--out-dir", "photo.png", "is a file"),
+    ("--out-dir", "photo.png/new", "photo.png is a file"),
+    ("--out-dir", "/dev/null", "is a file"),
+    ("--out-dir", "closed", "cannot be written to"),
+    ("--out-dir", "closed/new", "cannot be written to"),
+]
+WRITERS = {
+    "degrade": ("--out", "--out-dir"),
+    "sample": ("--out",),
+    "generate": ("--out", "--out-dir"),
+    "compare": ("--out",),
+}
+WRITING = [(command, *place) for command, options in WRITERS.items() for place in PLACES if place[0] in options]
+
+
+@pytest.mark.parametrize(("command", "option", "place", "words"), WRITING, ids=[" ".join(case[:3]) for case in WRITING])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
+    command, option, place, words, tiny_run, photo, monkeypatch, capsys
+):
+    (photo.parent / "empty").mkdir()
+    (photo.parent / "closed").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+    monkeypatch.setattr(experiment, "open_run", lambda *a: pytest.fail("the run was opened"))
+    monkeypatch.setattr(images, "read", lambda *a, **k: pytest.fail("the picture was read"))
+    before = left_behind(photo.parent)
+    given = ["photo.png", "--op", "blur"] if command == "degrade" else [str(tiny_run)]
+    assert run([command, *given, option, place, "--force"]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "--force" not in told
+    assert len(told.splitlines()) == 2
+    assert left_behind(photo.parent) == before
+
+
+@pytest.mark.parametrize(("command", "folder"), [("sample", "restored"), ("generate", "generated")])
+def test_a_file_in_the_way_of_a_runs_own_folder_is_told_before_the_work(
+    command, folder, tiny_run, in_folder, monkeypatch, capsys
+):
+    copy = shutil.copytree(tiny_run, in_folder / "copy")
+    (copy / folder).write_text("in the way")
+    monkeypatch.setattr(experiment, "load_images", lambda *a: pytest.fail("the data set was read"))
+    assert run([command, str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder} is a file" in told
+    assert "--out" in told
 
 
 def test_what_the_machine_refuses_is_exit_1(in_folder, monkeypatch, capsys):

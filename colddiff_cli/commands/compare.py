@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, options, references
-from colddiff_cli.screen import Screen, comparison_table, free_path
+from colddiff_cli import opening, options, outputs, references
+from colddiff_cli.screen import Screen, comparison_table
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
@@ -56,7 +56,10 @@ def compare(
     n: Annotated[int, typer.Option("--n", help="Images; of test images, from the first.", min=1)] = DEFAULT_IMAGES,
     t: options.Severity = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Test images at a time.", min=1)] = 100,
-    out: Annotated[Path | None, typer.Option("--out", help="The sheet to write (RUN/compared/...png).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The sheet to write (RUN/compared/...png).", parser=outputs.picture, metavar="PATH"),
+    ] = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -82,7 +85,7 @@ def compare(
     experiments = [built for built, _ in opened]
     _check_alike(experiments)
     kind = "generated" if is_generating else "restored"
-    path = free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
+    path = outputs.free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
     images.check_suffix(path, images.SUFFIXES)
     contenders: list[Contender] = []
     for label, run, built in zip(_labels([run.path for run in found]), found, experiments, strict=True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli import options
+from colddiff_cli import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_core import presets
 from colddiff_core.errors import UsageError
@@ -39,8 +39,16 @@ def degrade(
     second: Annotated[
         Path | None, typer.Option("--second", help="Image or folder to mix in, for animorph.", metavar="PATH")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The picture to write, for one image.")] = None,
-    out_dir: Annotated[Path, typer.Option("--out-dir", help="Where pictures go that --out does not name.")] = Path(),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The picture to write, for one image.", parser=outputs.picture, metavar="PATH"),
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out-dir", help="Where pictures go that --out does not name (.).", parser=outputs.folder, metavar="DIR"
+        ),
+    ] = None,
     force: options.Force = False,
     seed: options.Seed = None,
     device: options.Device = "auto",
@@ -67,7 +75,7 @@ def degrade(
     name = operator.name.replace("+", "-")
     files = _files(inputs or [])
     targets = _targets(
-        [file for file, _ in files], out, out_dir, f"{name}-{kind}{'.gif' if animate else '.png'}", force
+        [file for file, _ in files], out, out_dir or Path(), f"{name}-{kind}{'.gif' if animate else '.png'}", force
     )
 
     from colddiff_core import devices, images
@@ -178,10 +186,7 @@ def _targets(files: list[Path], out: Path | None, out_dir: Path, ending: str, fo
         if count > 1:  # the same name out of two folders
             targets[index] = target.with_name(f"{target.stem}-{count}{target.suffix}")
     for target in targets:
-        if target.exists() and not force:
-            raise UsageError(
-                f"{target} exists already.", "Give another --out or --out-dir, or overwrite it with --force."
-            )
+        outputs.check(target, "another --out or --out-dir", force=force)
     return targets
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, opening, options, references
-from colddiff_cli.screen import Screen, diversity_table, free_path
+from colddiff_cli import films, opening, options, outputs, references
+from colddiff_cli.screen import Screen, diversity_table
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
@@ -52,9 +52,15 @@ def generate(
     diversity: Annotated[
         bool, typer.Option("--diversity", help="Measure how varied they are; show their nearest training images.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="The grid to write (RUN/generated/...png).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The grid to write (RUN/generated/...png).", parser=outputs.picture, metavar="PATH"),
+    ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option("--out-dir", help="Write every image there too, a PNG each.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            "--out-dir", help="Write every image there too, a PNG each.", parser=outputs.folder, metavar="DIR"
+        ),
     ] = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
@@ -79,7 +85,7 @@ def generate(
     generation.check_label(built, label)
     stem = f"{prior or built.operator.priors[0]}-{name}"
     grid_path, film_path = films.outputs(out, found.path / "generated" / f"{stem}.png", animate=animate, force=force)
-    neighbours_path = free_path(None, grid_path.with_name(f"{grid_path.stem}-neighbours.png"), force=force)
+    neighbours_path = outputs.free_path(None, grid_path.with_name(f"{grid_path.stem}-neighbours.png"), force=force)
     singles = _singles(out_dir, count, force)
     same = next(
         (path for path in (grid_path, film_path) if path and path.resolve() in [s.resolve() for s in singles]), None
@@ -127,12 +133,9 @@ def _singles(folder: Path | None, count: int, force: bool) -> list[Path]:
     """Return the file of every image, named by its number; refuses to overwrite."""
     if folder is None:
         return []
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file.", "Give --out-dir a folder.")
     paths = [folder / f"{number:06d}.png" for number in range(count)]
-    taken = next((path for path in paths if path.exists()), None)
-    if taken and not force:
-        raise UsageError(f"{taken} exists already.", "Give another --out-dir, or overwrite with --force.")
+    for path in paths:
+        outputs.check(path, "another --out-dir", force=force)
     return paths
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, opening, options
+from colddiff_cli import films, opening, options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_core import presets, runs
 
@@ -32,7 +32,12 @@ def sample(
     animate: Annotated[
         bool, typer.Option("--animate", help="Write the trajectory too: a GIF, or as --out ends.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="The picture to write (RUN/restored/...png).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The picture to write (RUN/restored/...png).", parser=outputs.picture, metavar="PATH"
+        ),
+    ] = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",

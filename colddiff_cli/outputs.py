@@ -1,0 +1,68 @@
+"""Where commands write: what cannot be written to is refused before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from colddiff_core.errors import UsageError
+
+
+def picture(text: str) -> Path:
+    """Return the path that --out names; raises UsageError where no picture can be written to it."""
+    path = _named(text, "--out")
+    _check_place(path, "another --out")
+    return path
+
+
+def folder(text: str) -> Path:
+    """Return the path that --out-dir names; raises UsageError where no pictures can be written below it."""
+    path = _named(text, "--out-dir")
+    _check_folder(path, "another --out-dir")
+    return path
+
+
+def free_path(wanted: Path | None, default: Path, *, force: bool) -> Path:
+    """Return where to write: `wanted`, refused if it exists, or the first free name like `default`.
+
+    Raises UsageError where it cannot be written to, or exists and is not to be overwritten.
+    """
+    path, count = wanted or default, 1
+    while wanted is None and path.exists():
+        count += 1
+        path = default.with_name(f"{default.stem}-{count}{default.suffix}")
+    check(path, "another --out", force=force)
+    return path
+
+
+def check(path: Path, instead: str, *, force: bool) -> None:
+    """Raise UsageError where a picture cannot be written to, or exists and is not to be overwritten.
+
+    instead: what to give for it, in the user's words.
+    """
+    _check_place(path, instead)
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already.", f"Give {instead}, or overwrite it with --force.")
+
+
+def _named(text: str, option: str) -> Path:
+    if not text:
+        raise UsageError(f"The path after {option} is empty.", "Was a variable of the shell not set?")
+    return Path(text)
+
+
+def _check_place(path: Path, instead: str) -> None:
+    _check_folder(path.parent, instead)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.", f"Name a picture in it, such as {path / 'picture.png'}.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not an ordinary file.", f"Give {instead}, such as picture.png.")
+
+
+def _check_folder(path: Path, instead: str) -> None:
+    """Raise UsageError where a folder can neither be written to nor made."""
+    place = next((above for above in (path, *path.parents) if os.path.lexists(above)), Path())
+    if not place.is_dir():
+        raise UsageError(f"{place} is a file.", f"Give {instead}: nothing can lie below a file.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{place} cannot be written to.", f"Give {instead}, or change the folder's permissions.")
