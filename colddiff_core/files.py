@@ -38,9 +38,10 @@ def refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise MachineError(
-            f"Cannot write {path}: {reason}.", "Check the disk's room and the folder's permissions."
-        ) from error
+        remedy = "Check the disk's room and the folder's permissions."
+        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
+            remedy = "A file is in the way of a folder, or a folder of the file: move it, or name another place."
+        raise MachineError(f"Cannot write {path}: {reason}.", remedy) from error
 
 
 def flush(path: Path) -> None:

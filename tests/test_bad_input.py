@@ -13,7 +13,8 @@ from conftest import finish, left_behind, make_trainer
 from PIL import Image
 
 from colddiff_cli.__main__ import run
-from colddiff_core import experiment, images
+from colddiff_core import experiment, files, images
+from colddiff_core.errors import MachineError
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -230,6 +231,19 @@ def test_a_file_in_the_way_of_a_runs_own_folder_is_told_before_the_work(
     told = capsys.readouterr().err
     assert f"{folder} is a file" in told
     assert "--out" in told
+
+
+def test_what_is_in_the_way_of_a_file_is_not_blamed_on_the_disk(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "new.txt", tmp_path / "file" / "new" / "new.txt"):
+        with pytest.raises(MachineError) as refusal, files.whole(path) as draft:
+            draft.write_text("new")
+        assert "room" not in refusal.value.remedy
+        assert "in the way" in refusal.value.remedy
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MachineError, match="in the way"), files.whole(tmp_path / "folder") as draft:
+        draft.write_text("new")
+    assert left_behind(tmp_path) == ["file", "folder"]
 
 
 def test_what_the_machine_refuses_is_exit_1(in_folder, monkeypatch, capsys):
