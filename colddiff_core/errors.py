@@ -36,6 +36,11 @@ class MachineError(ColddiffError):
     """The request was sound and the machine could not serve it: disk, network, driver."""
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a count in words: "1 image", "2 images"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a remedy that names the known word closest to `name`, else all of them."""
     words = sorted(known)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from colddiff_core import __version__, checkpoint, datasets, degradations, devices, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 from colddiff_core.images import quantize
 from colddiff_core.models import Restorer, UNet
 from colddiff_core.presets import Config, DataConfig
@@ -127,7 +127,7 @@ def load_second(
     found = _load(data, data.second, data.second_directory or data.directory, split, channels)
     if found.channels != channels:
         raise UsageError(
-            f"data.second = {data.second} has {found.channels} channels and {data.dataset} has {channels}.",
+            f"data.second = {data.second} has {counted(found.channels, 'channel')} and {data.dataset} has {channels}.",
             "Set data.channels=3 to make both colour, or 1 for gray.",
         )
     return found
@@ -151,8 +151,9 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
     divisor = 2 ** (len(model.multipliers) - 1)
     if config.data.size % divisor:
         near = max(divisor, round(config.data.size / divisor) * divisor)
+        times = counted(len(model.multipliers) - 1, "time")
         raise UsageError(
-            f"data.size = {config.data.size}: the network halves the side {len(model.multipliers) - 1} times.",
+            f"data.size = {config.data.size}: the network halves the side {times}.",
             f"Use a multiple of {divisor}, such as {near}.",
         )
     with torch.random.fork_rng(devices=[]):

@@ -22,7 +22,7 @@ from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
-from colddiff_core.errors import MachineError, UsageError, nearest
+from colddiff_core.errors import MachineError, UsageError, counted, nearest
 from colddiff_core.files import whole
 
 Weights = dict[str, Tensor]
@@ -305,7 +305,9 @@ def _fit(prior: Mixtures, source: Source, count: int) -> Weights:
     if len(images) < 2:
         raise UsageError(f"The prior '{prior.name}' cannot be fitted to one training image.", "Use --prior degraded.")
     if count > len(images):
-        raise UsageError(f"{count} components for {len(images)} training images.", "Use fewer --components.")
+        raise UsageError(
+            f"{counted(count, 'component')} for {counted(len(images), 'training image')}.", "Use fewer --components."
+        )
     summaries = []
     for first in range(0, len(images), FIT_BATCH):
         numbers = range(first, min(first + FIT_BATCH, len(images)))

@@ -129,7 +129,7 @@ BAD = [
     (["degrade", "photo.png", "--op", "blur+mask+snoww"], "Did you mean 'snow'"),
     (["degrade", "gray.png", "--op", "desaturate"], "needs a colour picture"),
     (["degrade", "photo.png", "--op", "pixelate", "--steps", "5"], "at most 4 steps"),
-    (["degrade", "dot.png", "--op", "pixelate"], "cannot be halved"),
+    (["degrade", "dot.png", "--op", "pixelate"], "a side of 1 pixel cannot be halved"),
     (["degrade", "bomb.png", "--op", "blur"], "too many pixels"),
     (["degrade", "zero.png", "--op", "blur"], "zero.png"),
     (["degrade", "photo.png", "--op", "animorph"], "--second"),

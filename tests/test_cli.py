@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -360,6 +361,21 @@ def test_pictures_that_do_not_suit_an_operator_are_left_out_of_a_folder(in_folde
     assert run(["degrade", "in", "--op", "desaturate", "--out-dir", "out"]) == 0
     assert "b.png" in capsys.readouterr().out
     assert left_behind(in_folder / "out") == ["a-desaturate-t050.png", "c-desaturate-t050.png"]
+
+
+def test_one_is_not_told_as_many(own_run, capsys):
+    for command in (
+        ["eval"],
+        ["compare"],
+        ["compare", "--generate"],
+        ["generate", "--out-dir", "out"],
+        ["generate", "--diversity"],
+    ):
+        assert run([*command, "--n", "1"]) == 0
+        told = capsys.readouterr().out
+        assert re.search(r"\b1 (test )?image\b", told), told
+        assert "1 images" not in told
+        assert "1 test images" not in told
 
 
 def test_json_holds_no_nan(capsys):

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from colddiff_cli import opening, options, outputs, references
 from colddiff_cli.screen import Screen, comparison_table
 from colddiff_core import runs
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from colddiff_core.comparison import Contender, Outcome, Reference
@@ -114,9 +114,9 @@ def compare(
         columns |= shown | {"original": reference.test.images(slice(0, min(count, SHOWN_ROWS)))}
         images.write(images.sheet(columns, blocks=2 if len(columns) <= MOST_COLUMNS else 1), path)
     severities = sorted({contender.t for contender in contenders})
-    title = f"{count} test images of {config.data.dataset} from t = {', '.join(map(str, severities))}"
+    title = f"{counted(count, 'test image')} of {config.data.dataset} from t = {', '.join(map(str, severities))}"
     published = {contender.label: _published(contender) for contender in contenders}
-    title = f"{count} images from nothing" if is_generating else title
+    title = f"{counted(count, 'image')} from nothing" if is_generating else title
     screen.show(comparison_table(title, figures, published, config.data.dataset))
     _explain(
         screen, {str(run.path): step for run, (_, step) in zip(found, opened, strict=True)}, reference, experiments

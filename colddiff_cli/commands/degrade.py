@@ -13,7 +13,7 @@ import typer
 from colddiff_cli import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_core import presets
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def degrade(
         if not json:
             screen.say(str(target))
     if not written:
-        raise UsageError(f"None of {len(files)} images could be degraded.", "Check the files.")
+        raise UsageError(f"None of {counted(len(files), 'image')} could be degraded.", "Check the files.")
     screen.result({"operator": operator.name, "t": severity, "steps": operator.steps, "files": written})
 
 

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from colddiff_cli import opening, options
 from colddiff_cli.screen import Screen, fidelity_table
 from colddiff_core import runs
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 
 DEFAULT_IMAGES = 1000
 
@@ -58,7 +58,7 @@ def evaluate(
             batch_size=batch_size,
             progress=lambda done: progress.advance(task, done),
         )
-    title = f"{found.path}, step {step}: {count} test images of {config.data.dataset} at t = {severity}"
+    title = f"{found.path}, step {step}: {counted(count, 'test image')} of {config.data.dataset} at t = {severity}"
     paper = config.paper if severity == built.operator.steps else {}
     screen.show(fidelity_table(title, metrics, paper))
     if paper:

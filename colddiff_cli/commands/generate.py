@@ -12,7 +12,7 @@ from rich.progress import Progress
 from colddiff_cli import films, opening, options, outputs, references
 from colddiff_cli.screen import Screen, diversity_table
 from colddiff_core import runs
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,12 +120,12 @@ def generate(
         figures = comparison.describe(made, reference)
         _show_neighbours(made, reference, neighbours_path)
         real = comparison.describe_real(count, reference)
-        title = f"{count} images of {found.path}, step {step}, beside real ones of {config.data.dataset}"
+        title = f"{counted(count, 'image')} of {found.path}, step {step}, beside real ones of {config.data.dataset}"
         screen.show(diversity_table(title, {"generated": figures, "real": real}, config.data.dataset))
         screen.say(f"nearest training images: {neighbours_path}")
         outcome |= {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours_path)}
     if singles:
-        screen.say(f"{len(singles)} images: {out_dir}")
+        screen.say(f"{counted(len(singles), 'image')}: {out_dir}")
     screen.result(outcome, grid_path)
 
 

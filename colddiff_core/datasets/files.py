@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from colddiff_core.datasets.base import ImageSet, Request
-from colddiff_core.errors import ColddiffError, UsageError
+from colddiff_core.errors import ColddiffError, UsageError, counted
 from colddiff_core.images import SUFFIXES, read_bytes
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
@@ -101,7 +101,7 @@ def _decode(entries: list[Entry], request: Request, where: Path, folders: set[st
         pictures = list(pool.map(one, entries))
     kept = [picture for picture in pictures if picture is not None]
     if not kept:
-        raise UsageError(f"None of the {len(entries)} images in {where} can be read.", "Check the files.")
+        raise UsageError(f"None of {counted(len(entries), 'image')} in {where} can be read.", "Check the files.")
     pixels, skipped = torch.from_numpy(np.stack(kept)), len(entries) - len(kept)
     classes = tuple(sorted(folders))
     if len(classes) < 2 or "." in classes:  # folders do not sort the images

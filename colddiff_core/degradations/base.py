@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError, counted, nearest
 from colddiff_core.settings import setting, settings_of, take
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -87,7 +87,7 @@ class Degradation:
             if given[name].shape[:1] != x0.shape[:1]:
                 shape = tuple(given[name].shape)
                 raise UsageError(
-                    f"{self.name}: {name} of shape {shape} for {len(x0)} images.", "Give one entry an image."
+                    f"{self.name}: {name} of shape {shape} for {counted(len(x0), 'image')}.", "Give one entry an image."
                 )
         return self.draw(x0, generator, given)
 
@@ -131,7 +131,9 @@ class Degradation:
             t = torch.as_tensor(t)
         if isinstance(t, Tensor) and t.ndim == 1 and not t.is_floating_point() and t.dtype != torch.bool:
             if len(t) != len(images):
-                raise UsageError(f"{len(t)} severities for {len(images)} images.", "Give one, or one per image.")
+                raise UsageError(
+                    f"{len(t)} severities for {counted(len(images), 'image')}.", "Give one, or one per image."
+                )
             if t.device.type == "cpu" and len(t):
                 self._check_range(int(t.min()), int(t.max()))
             return t.to(images.device, torch.int64)
@@ -188,7 +190,9 @@ def _each(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
         device = generator.device if generator is not None else x0.device
         return draw(generator, device, (len(x0),)).to(x0.device)
     if len(generator) != len(x0):
-        raise UsageError(f"{len(generator)} generators for {len(x0)} images.", "Give one, or one per image.")
+        raise UsageError(
+            f"{counted(len(generator), 'generator')} for {counted(len(x0), 'image')}.", "Give one, or one per image."
+        )
     if not generator:
         return draw(None, x0.device, (0,))
     return torch.cat([draw(g, g.device, (1,)) for g in generator]).to(x0.device)

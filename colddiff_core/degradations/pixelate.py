@@ -11,7 +11,7 @@ from torch import Tensor
 
 from colddiff_core.degradations.base import Degradation, Frozen
 from colddiff_core.degradations.registry import register
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
 
@@ -60,8 +60,8 @@ class Pixelate(Degradation):
         if n >> self.steps < 1:
             most = n.bit_length() - 1
             raise UsageError(
-                f"pixelate: a side of {n} pixels cannot be halved {self.steps} times.",
-                f"Use at most {most} steps (pixelate.steps in a composition), or a larger picture.",
+                f"pixelate: a side of {counted(n, 'pixel')} cannot be halved {counted(self.steps, 'time')}.",
+                f"Use at most {counted(most, 'step')} (pixelate.steps in a composition), or a larger picture.",
             )
 
     def _matrices(self, n: int) -> Tensor:

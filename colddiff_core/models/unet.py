@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 from colddiff_core.models.blocks import ConvNextBlock, ConvStem, LinearAttention, ResnetBlock, TimeEmbedding
 
 BlockType = type[ConvNextBlock] | type[ResnetBlock]
@@ -72,8 +72,9 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
         if height % self.divisor or width % self.divisor:
+            times = counted(len(self.shrink), "time")
             raise UsageError(
-                f"The network cannot take {width}x{height} pixels: it halves the side {len(self.shrink)} times.",
+                f"The network cannot take {width}x{height} pixels: it halves the side {times}.",
                 f"Use a size divisible by {self.divisor}.",
             )
         embedding = self.time(t)
