@@ -174,6 +174,18 @@ def test_generate_writes_a_grid_single_images_a_film_and_neighbours(own_run, cap
     assert len(left_behind(Path("way"))) == 5
 
 
+def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
+    def warnings(*arguments: str) -> list[str]:
+        assert run(["generate", *arguments, "--out-dir", "many", "--json"]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+    assert warnings("--n", "5", "--out", "many/grid.png") == []
+    Path("many/grid.png").unlink()
+    assert warnings("--n", "4", "--force") == ["warning: many holds 1 other PNG file, not of this call"]
+    assert warnings("--n", "2", "--force") == ["warning: many holds 3 other PNG files, not of this call"]
+    assert len(left_behind(Path("many"))) == 5
+
+
 @pytest.mark.parametrize("command", ["generate", "compare", "eval", "sample"])
 def test_weights_older_than_the_newest_are_used_with_a_word(command, own_run, capsys):
     newest = max((own_run / "checkpoints").iterdir())

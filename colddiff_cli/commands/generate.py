@@ -124,7 +124,11 @@ def generate(
         screen.show(diversity_table(title, {"generated": figures, "real": real}, config.data.dataset))
         screen.say(f"nearest training images: {neighbours_path}")
         outcome |= {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours_path)}
-    if singles:
+    if out_dir is not None:
+        written = {path.resolve() for path in (*singles, grid_path, neighbours_path)}
+        others = sum(path.resolve() not in written for path in out_dir.glob("*.png"))
+        if others:
+            screen.warn(f"{out_dir} holds {counted(others, 'other PNG file')}, not of this call")
         screen.say(f"{counted(len(singles), 'image')}: {out_dir}")
     screen.result(outcome, grid_path)
 
