@@ -218,7 +218,12 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
     strides = told("--strides", "1,2,5", "--samplers", "tacos,naive", "--t", "4")
     assert [row["evaluations"] for row in strides["metrics"].values()] == [4, 2, 1, 4, 2, 1]
     assert strides["t"] == [4]
+    assert list(strides["metrics"])[:2] == ["tacos, stride 1", "tacos, stride 2"]
+    assert list(told("--strides", "5")["metrics"]) == ["tacos, stride 5"]
+    assert list(told("--strides", "1")["metrics"]) == ["tacos"]
+    assert next(iter(told("--strides", "2", "--symmetry")["metrics"])) == "perfect symmetry, stride 2"
     shutil.copytree(own_run, "runs/other")
+    assert list(told("own", "other", "--strides", "2")["metrics"]) == ["own, stride 2", "other, stride 2"]
     both = told("own", "other")
     assert both["metrics"]["own"]["rmse"] == both["metrics"]["other"]["rmse"]
     generated = told("own", "--symmetry")

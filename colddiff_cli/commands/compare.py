@@ -159,7 +159,7 @@ def _contenders(
     t: int | None,
     generators: Sequence[Generator | None],
 ) -> list[Contender]:
-    """Return a contender for each sampler, stride and start; a label tells only what differs."""
+    """Return a contender for each sampler, stride and start; a label tells what differs, and a stride not the run's."""
     from colddiff_core import comparison
 
     severity = built.operator.steps if t is None else t
@@ -169,7 +169,10 @@ def _contenders(
         words += [name] if len({sampler for sampler, _ in ways}) > 1 else []
         words += [f"stride {stride}"] if len({pace for _, pace in ways}) > 1 else []
         words += [_symmetry(generator)] if len(generators) > 1 else []
-        made.append(comparison.Contender(", ".join(words or [name]), built, name, stride, severity, generator))
+        words = words or [name]
+        is_foreign = stride != built.config.sample.stride
+        words += [f"stride {stride}"] if is_foreign and len({pace for _, pace in ways}) == 1 else []
+        made.append(comparison.Contender(", ".join(words), built, name, stride, severity, generator))
     return made
 
 
