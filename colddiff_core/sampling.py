@@ -123,7 +123,10 @@ def names(op: Degradation) -> list[str]:
 
 
 def check(sampler: str, op: Degradation, stride: int = 1, t: int | None = None) -> None:
-    """Raise UsageError for what `sample` refuses: a sampler, a stride or a severity that does not suit the operator."""
+    """Raise UsageError for a sampler, a stride or a severity that does not suit the operator.
+
+    So does `sample`, but for a stride above T, which takes it to 0 in one step as T does: asked for, it is a mistake.
+    """
     if sampler not in SAMPLERS:
         raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, SAMPLERS))
     if sampler not in names(op):
@@ -135,6 +138,8 @@ def check(sampler: str, op: Degradation, stride: int = 1, t: int | None = None) 
         raise UsageError(f"t = {t} is out of range for {op.name}.", f"Use t from 1 to {op.steps} (its steps).")
     if stride < 1:
         raise UsageError(f"stride = {stride} is below 1.", "Use 1 for every severity, 2 for every other.")
+    if stride > op.steps:
+        raise UsageError(f"stride = {stride} is too large for {op.name}.", f"Use at most T = {op.steps}: one step.")
 
 
 def sample(
@@ -158,7 +163,7 @@ def sample(
     Raises UsageError for an unknown sampler or one that does not suit the operator, a severity outside
     1..steps or a stride below 1.
     """
-    check(sampler, op, stride, t)
+    check(sampler, op, min(stride, op.steps), t)
     return _steps(restore, op, x_t, t, frozen, SAMPLERS[sampler], stride, generator)
 
 

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from colddiff_cli import opening, options
 from colddiff_cli.screen import Screen, fidelity_table
 from colddiff_core import runs
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import counted
 
 DEFAULT_IMAGES = 1000
 
@@ -36,14 +36,12 @@ def evaluate(
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
 
-    from colddiff_core import evaluation, experiment
+    from colddiff_core import evaluation, experiment, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
     severity = built.operator.steps if t is None else t
-    if not 1 <= severity <= built.operator.steps:
-        raise UsageError(
-            f"t = {severity} is out of range for {built.operator.name}.", f"Use 1 to {built.operator.steps}."
-        )
+    pace = config.sample.stride if stride is None else stride
+    sampling.check(config.sample.sampler, built.operator, pace, severity)
     images = experiment.load_images(config, "test", built.channels)
     count = min(n, len(images))
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
@@ -54,7 +52,7 @@ def evaluate(
             t=severity,
             count=count,
             seed=config.train.seed if seed is None else seed,
-            stride=config.sample.stride if stride is None else stride,
+            stride=pace,
             batch_size=batch_size,
             progress=lambda done: progress.advance(task, done),
         )

@@ -55,6 +55,7 @@ def sample(
     built, step = opening.open_run(screen, found, device, overrides)
     severity = built.operator.steps if t is None else t
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
+    sampling.check(name, built.operator, pace, severity)
     chosen_seed = config.train.seed if seed is None else seed
     default = found.path / "restored" / f"{name}-t{severity:03d}.png"
     picture_path, animation_path = films.outputs(out, default, animate=animate, force=force)
