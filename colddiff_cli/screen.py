@@ -118,18 +118,19 @@ def comparison_table(
     title: str, rows: Mapping[str, Mapping[str, Any]], paper: Mapping[str, Mapping[str, Any]], data: str
 ) -> Table:
     """Return a table of contenders: what was measured of any of them, what it cost, and the paper's figures."""
-    columns = {
-        key: label for key, label in (COMPARED | COST).items() if any(row.get(key) is not None for row in rows.values())
-    }
     published = {key: label for key, label in PUBLISHED.items() if key != "ssim"}
     shown = {key: label for key, label in published.items() if any(key in row for row in paper.values())}
-    return _table(title, rows, _named(columns, data), paper, shown)
+    return _table(title, rows, _named(measured(rows, COMPARED | COST), data), paper, shown)
 
 
 def diversity_table(title: str, rows: Mapping[str, Mapping[str, Any]], data: str) -> Table:
     """Return a table of what images that answer to no original are like."""
-    columns = {key: label for key, label in DIVERSITY.items() if any(row.get(key) is not None for row in rows.values())}
-    return _table(title, rows, _named(columns, data), {}, {})
+    return _table(title, rows, _named(measured(rows, DIVERSITY), data), {}, {})
+
+
+def measured(rows: Mapping[str, Mapping[str, Any]], columns: Columns) -> Columns:
+    """Return the columns that any row has a figure for."""
+    return {key: label for key, label in columns.items() if any(row.get(key) is not None for row in rows.values())}
 
 
 def _named(columns: Columns, data: str) -> Columns:

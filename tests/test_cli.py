@@ -238,6 +238,27 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
     assert "FD-digits" in capsys.readouterr().out
 
 
+def test_compare_explains_the_columns_it_shows_and_no_others(own_run, capsys):
+    from colddiff_core.classifier import FEATURES
+
+    def told(*arguments: str) -> str:
+        assert run(["compare", *arguments, "--samplers", "direct"]) == 0
+        return capsys.readouterr().out
+
+    restored = told("--n", "60")
+    assert "FD, accuracy: by a classifier" in restored
+    assert "FD is to all 300 test images\n" in restored
+    assert "confidence" not in restored
+    generated = told("--n", "60", "--generate")
+    assert "FD, confidence, classes: by a classifier" in generated
+    assert "FD is to all 300 test images; that of the real ones, of training images" in generated
+    assert "accuracy" not in generated
+    few = told("--n", str(FEATURES))
+    assert f"no FD: unreliable without more images than the classifier has features ({FEATURES})" in few
+    assert "accuracy: by a classifier" in few
+    assert "FD is to" not in few
+
+
 def test_data_without_classes_are_compared_without_a_classifier(own_run, photo, capsys):
     (photo.parent / "photos").mkdir()
     for number in range(12):

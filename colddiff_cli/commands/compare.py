@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 
 from colddiff_cli import opening, options, outputs, references
-from colddiff_cli.screen import Screen, comparison_table
+from colddiff_cli.screen import COMPARED, Screen, comparison_table, measured
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_IMAGES = 300
 SHOWN_ROWS, SHOWN_GRID, ACROSS = 16, 64, 8
 REAL = "(real images)"
+JUDGED = {"distance": "FD", "accuracy": "accuracy", "confidence": "confidence", "classes": "classes"}  # by a classifier
 MOST_COLUMNS = 6  # of a sheet that is laid out in two halves side by side
 
 
@@ -118,9 +119,10 @@ def compare(
     published = {contender.label: _published(contender) for contender in contenders}
     title = f"{counted(count, 'image')} from nothing" if is_generating else title
     screen.show(comparison_table(title, figures, published, config.data.dataset))
-    _explain(
-        screen, {str(run.path): step for run, (_, step) in zip(found, opened, strict=True)}, reference, experiments
-    )
+    screen.say(", ".join(f"{run.path} at step {step}" for run, (_, step) in zip(found, opened, strict=True)))
+    _explain(screen, figures, reference)
+    for source in dict.fromkeys(c.experiment.config.paper["source"] for c in contenders if published[c.label]):
+        screen.say(f"paper: {source}")
     outcome = {
         "runs": [str(run.path) for run in found],
         "steps": [step for _, step in opened],
@@ -266,12 +268,18 @@ def _published(contender: Contender) -> Mapping[str, Any]:
     return {} if value is None or sampler in ("direct", "naive", "ddpm") else {"fid": value}
 
 
-def _explain(screen: Screen, steps: Mapping[str, int], reference: Reference, experiments: list[Experiment]) -> None:
-    screen.say(", ".join(f"{path} at step {step}" for path, step in steps.items()))
+def _explain(screen: Screen, figures: Mapping[str, Mapping[str, Any]], reference: Reference) -> None:
+    """Say what the columns mean that the table has."""
+    from colddiff_core import classifier
+
     screen.say("steps: evaluations of the network; ms: milliseconds an image")
-    if reference.classifier is not None:
-        accuracy = float(reference.classifier.accuracy)
-        screen.say(f"FD, accuracy, confidence, classes: by a classifier right about {accuracy:.1%} of the test images")
-        screen.say(f"FD is to all {len(reference.test):,} test images{'; that of the real ones, of training images'}")
-    for source in dict.fromkeys(built.config.paper["source"] for built in experiments if built.config.paper):
-        screen.say(f"paper: {source}")
+    if reference.classifier is None:
+        return
+    judged = [JUDGED[key] for key in measured(figures, COMPARED) if key in JUDGED]
+    accuracy = float(reference.classifier.accuracy)
+    screen.say(f"{', '.join(judged)}: by a classifier right about {accuracy:.1%} of the test images")
+    if JUDGED["distance"] in judged:
+        of_real = "; that of the real ones, of training images" if REAL in figures else ""
+        screen.say(f"FD is to all {len(reference.test):,} test images{of_real}")
+    else:
+        screen.say(f"no FD: unreliable without more images than the classifier has features ({classifier.FEATURES})")
