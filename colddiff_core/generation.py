@@ -21,6 +21,7 @@ from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
 
 BATCH = {"cpu": 16, "cuda": 128}  # images at a time: arithmetic differs in its last bits with the size of a batch
+MOST_NOISE = 1.0  # wider and little else is left of x_T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,8 @@ def prepare(
     prior = priors.find(name, built.operator)
     if noise is not None and not math.isfinite(noise):
         raise UsageError(f"noise = {noise} is not finite.", "Give its width; pictures span 2.")
+    if noise is not None and not 0 <= noise <= MOST_NOISE:
+        raise UsageError(f"noise = {noise:g} is out of range: x_T lies in [-1, 1].", f"Use 0 to {MOST_NOISE:g}.")
     if noise is not None and prior.noise is None:
         raise UsageError(f"The prior '{prior.name}' has no symmetry that noise could break.", "Leave --noise out.")
     source = _source(built)

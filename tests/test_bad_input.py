@@ -86,6 +86,8 @@ BAD = [
     (["generate", "RUN", "--noise", "-1"], "--noise"),
     (["generate", "RUN", "--noise", "nan"], "--noise"),
     (["generate", "RUN", "--noise", "inf"], "not finite"),
+    (["generate", "RUN", "--noise", "1e30"], "Use 0 to 1"),
+    (["compare", "RUN", "--noise", "1.5"], "Use 0 to 1"),
     (["generate", "RUN", "--class", "3"], "without classes"),
     (["generate", "RUN", "--n", "0"], "greater than or equal to 1"),
     (["generate", "RUN", "--interpolate", "1"], "greater than or equal to 2"),
