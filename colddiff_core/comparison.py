@@ -106,6 +106,7 @@ def generate(
 
     distance as in `restore`; confidence: mean of the classifier's highest probability; classes: how many images it
     takes for each class; pairwise: between two images, nearest: to the nearest training image, mean RMSE on [0, 1].
+    None is a figure that there are too few images for.
     """
     assert contender.generator is not None
     clock = _Clock(contender.experiment.device)
@@ -124,7 +125,7 @@ def describe(images: Tensor, reference: Reference) -> Figures:
     nearest = diversity.nearest_neighbours(images, reference.train())
     figures = _judge(images, reference, None)
     return figures | {
-        "pairwise": diversity.pairwise_distance(images),
+        "pairwise": diversity.pairwise_distance(images) if len(images) > 1 else None,
         "nearest": float(nearest.distance.mean()),
     }
 

@@ -186,6 +186,17 @@ def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
     assert len(left_behind(Path("many"))) == 5
 
 
+def test_one_image_has_no_distance_between_two(own_run, capsys):
+    for command in (["generate", "--diversity"], ["compare", "--generate"]):
+        assert run([*command, "--n", "1", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        figures = told.get("figures") or told["metrics"]["tacos"]
+        assert figures["pairwise"] is None
+        assert figures["nearest"] > 0
+        assert run([*command, "--n", "1"]) == 0
+        assert "pairwise" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["generate", "compare", "eval", "sample"])
 def test_weights_older_than_the_newest_are_used_with_a_word(command, own_run, capsys):
     newest = max((own_run / "checkpoints").iterdir())
