@@ -128,7 +128,7 @@ def check(sampler: str, op: Degradation, stride: int = 1, t: int | None = None) 
     So does `sample`, but for a stride above T, which takes it to 0 in one step as T does: asked for, it is a mistake.
     """
     if sampler not in SAMPLERS:
-        raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, SAMPLERS))
+        raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, names(op)))
     if sampler not in names(op):
         wanted = "Gaussian noise" if SAMPLERS[sampler].operators is Noise else "a mixture with noise or pictures"
         raise UsageError(

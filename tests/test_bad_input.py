@@ -108,6 +108,8 @@ BAD = [
     (["compare", "UNTRAINED"], "no checkpoint"),
     (["compare", "RUN", "--samplers", "tacos,nave"], "Did you mean 'naive'"),
     (["compare", "RUN", "--samplers", "ddpm"], "Gaussian noise"),
+    (["compare", "RUN", "--samplers", "qqqq"], "Known: direct, naive, tacos."),
+    (["compare", "RUN", "--samplers", " , "], "names no sampler"),
     (["compare", "RUN", "--strides", "1,x"], "whole numbers"),
     (["compare", "RUN", "--strides", "0"], "stride"),
     (["compare", "RUN", "--strides", "1,6"], "at most T = 5"),

@@ -226,6 +226,7 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
     assert run(["eval", "--n", "60", "--json"]) == 0
     evaluated = json.loads(capsys.readouterr().out)["metrics"]
     assert evaluated["sampled"]["rmse"] == pytest.approx(restored["metrics"]["tacos"]["rmse"], rel=1e-6)
+    assert list(told("--samplers", "direct, ,tacos,")["metrics"]) == ["direct", "tacos"]
     strides = told("--strides", "1,2,5", "--samplers", "tacos,naive", "--t", "4")
     assert [row["evaluations"] for row in strides["metrics"].values()] == [4, 2, 1, 4, 2, 1]
     assert strides["t"] == [4]
@@ -243,6 +244,8 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
     capsys.readouterr()
     mixed = told("own", "hot", "--samplers", "tacos,fixed-noise", "--generate")
     assert list(mixed["metrics"]) == ["own", "hot, tacos", "hot, fixed-noise", "(real images)"]
+    assert run(["compare", "own", "hot", "--samplers", "tacos,nave"]) == 2
+    assert "Unknown sampler 'nave'" in capsys.readouterr().err
     assert generated["metrics"]["broken symmetry"]["pairwise"] > 0
     assert generated["t"] is None
     assert run(["compare", "own", "--n", "60"]) == 0

@@ -93,7 +93,7 @@ def compare(
         is_alone = len(found) == 1 and strides is None and not symmetry
         asked = _samplers(samplers, built, is_alone=is_alone)
         # Of several runs each takes the samplers that it can: hot diffusion has some that cold does not.
-        fitting = [name for name in asked if name in sampling.names(built.operator)]
+        fitting = [name for name in asked if name in sampling.names(built.operator) or name not in sampling.SAMPLERS]
         ways = list(itertools.product(fitting if len(found) > 1 and fitting else asked, _strides(strides, built)))
         for name, stride in ways:
             sampling.check(name, built.operator, stride, t)
@@ -234,7 +234,10 @@ def _samplers(asked: str | None, built: Experiment, *, is_alone: bool) -> list[s
     from colddiff_core import sampling
 
     if asked is not None:
-        return list(dict.fromkeys(word.strip() for word in asked.split(",")))
+        named = list(dict.fromkeys(word.strip() for word in asked.split(",") if word.strip()))
+        if not named:
+            raise UsageError(f"--samplers '{asked}' names no sampler.", "For example: --samplers direct,tacos")
+        return named
     return sampling.names(built.operator) if is_alone else [built.config.sample.sampler]
 
 
