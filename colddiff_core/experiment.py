@@ -186,7 +186,11 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     """
     path = run.newest_checkpoint()
     state = checkpoint.read_state(path)
-    experiment = build(run.config(overrides), int(state["channels"]), device, "test")
+    config = run.config(overrides)
+    try:
+        experiment = build(config, int(state["channels"]), device, "test")
+    except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
+        raise UsageError(f"{run.config_file}: {error.what}", error.remedy) from None
     checkpoint.load_weights(path / "ema.safetensors", experiment.restorer.unet)
     experiment.restorer.eval()
     return experiment, int(state["step"])

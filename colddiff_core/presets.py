@@ -172,12 +172,18 @@ def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = 
         parts = _without_foreign_parameters(parts, checked) if section == "degradation" else parts
         parts[section] = _merged(parts[section], checked)
     made = {section: _make(section, parts[section]) for section in SECTIONS}
-    name, description = str(table.get("name", "")), str(table.get("description", ""))
+    name, description = (_text(key, table.get(key, ""), where) for key in ("name", "description"))
     if name != Path(name).name:
         raise UsageError(
             f"{where}: name = '{name}' is not a plain name.", "Leave slashes out: runs are named after it."
         )
     return Config(name=name, description=description, paper=_published(table.get("paper", {}), where), **made)
+
+
+def _text(key: str, value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: {key} = {value!r} is not a text.", "Put it in quotation marks.")
+    return value
 
 
 def _published(paper: Any, where: str) -> Mapping[str, Any]:
@@ -202,13 +208,17 @@ def dump(table: Mapping[str, Any]) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return a TOML file's tables; raises UsageError where it cannot be read or is not TOML."""
+    """Return a TOML file's tables; raises UsageError where it cannot be read, is not text or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.", "Mend that line.") from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{path} is not a text file.", "TOML is text in UTF-8; name another file, or write it anew."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.", "Mend it there.") from None
 
 
 def _read_preset(name: str, beside: Path | None = None) -> tuple[Path, dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 
 import pytest
+import torch
 
-from colddiff_core import datasets, degradations, presets, runs
+from colddiff_core import datasets, degradations, experiment, presets, runs
 from colddiff_core.errors import UsageError
 from colddiff_core.sampling import SAMPLERS
 
@@ -92,6 +94,8 @@ def test_a_bad_override_is_named(override, words):
         ("[train", "not valid TOML"),
         ('extends = "mnist-blur-small"', "itself extends"),
         ("extends = 3", "not a preset's name"),
+        ("name = 3", "name = 3 is not a text"),
+        ("description = [1]", "description = [1] is not a text"),
         ('name = "../../evil"', "plain name"),
         ("paper = 3", "[paper]"),
         ("[paper]\ndirect = { rmse = 1 }", "[paper]"),
@@ -107,6 +111,26 @@ def test_a_bad_file_is_named(tmp_path, text, words):
     assert words in str(refusal.value)
     if words != "Unknown preset 'nothing'":
         assert str(path) in str(refusal.value)
+
+
+def test_a_file_that_is_not_text_has_no_line_to_mend(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(UsageError, match="not a text file") as refusal:
+        runs.Run(tmp_path).config()
+    assert str(path) in refusal.value.what
+    assert "line" not in refusal.value.remedy
+
+
+@pytest.mark.parametrize("damage", ['steps = "five"', "steps = 5\nwide = 3", 'steps = 5\nname = "blurr"'])
+def test_what_the_operator_refuses_of_a_runs_file_names_the_file(tiny_run, tmp_path, damage):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    text = (copy / "run.toml").read_text()
+    lines = [line for line in text.splitlines() if "name" not in damage or line != 'name = "blur"']
+    (copy / "run.toml").write_text("\n".join(damage if line == "steps = 5" else line for line in lines))
+    with pytest.raises(UsageError) as refusal:
+        experiment.open_run(runs.Run(copy), torch.device("cpu"))
+    assert str(copy / "run.toml") in refusal.value.what
 
 
 def test_a_file_may_extend_a_preset(tmp_path):
