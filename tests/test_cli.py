@@ -405,6 +405,18 @@ def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
     assert "of the package tiny does not load" in done.stderr
 
 
+def test_a_data_dir_for_the_second_data_set_alone_has_its_use(in_folder, capsys):
+    for number in range(12):
+        Path("photos").mkdir(exist_ok=True)
+        Image.new("L", (12, 12), number * 20).save(f"photos/{number}.png")
+    second = ["--set", "data.second=folder", "--data-dir", "photos"]
+    assert run(["train", "--preset", "digits-animorph", *SETTINGS, *second, "--out", "mixed"]) == 0
+    Path("photos").rename("moved")
+    assert run(["eval", "mixed", "--n", "2"]) == 2
+    assert "No such folder" in capsys.readouterr().err
+    assert run(["eval", "mixed", "--n", "2", "--data-dir", "moved"]) == 0
+
+
 def test_pictures_that_do_not_suit_an_operator_are_left_out_of_a_folder(in_folder, capsys):
     (in_folder / "in").mkdir()
     Image.new("RGB", (9, 9), (200, 10, 10)).save("in/a.png")

@@ -4,7 +4,7 @@ from colddiff_core.datasets import digits as _digits
 from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
 from colddiff_core.datasets import pictures as _pictures
-from colddiff_core.datasets.base import ImageSet, Request, find, load, names
+from colddiff_core.datasets.base import ImageSet, Request, find, load, names, package_of
 
-__all__ = ["ImageSet", "Request", "find", "load", "names"]
+__all__ = ["ImageSet", "Request", "find", "load", "names", "package_of"]
 _REGISTERED = (_digits, _folder, _mnist, _pictures)

@@ -65,13 +65,15 @@ class ImageSet:
 
 Loader = Callable[[Request], ImageSet]
 _REGISTRY: dict[str, Loader] = {}
+_PACKAGES: dict[str, str] = {}
 
 
-def register(name: str) -> Callable[[Loader], Loader]:
-    """Register the function that loads the data set `name`."""
+def register(name: str, *, package: str = "") -> Callable[[Loader], Loader]:
+    """Register the function that loads the data set `name`; `package` is what installs it, where one does."""
 
     def add(loader: Loader) -> Loader:
         _REGISTRY[name] = loader
+        _PACKAGES[name] = package
         return loader
 
     return add
@@ -80,6 +82,11 @@ def register(name: str) -> Callable[[Loader], Loader]:
 def names() -> list[str]:
     """Return every data set's name, sorted."""
     return sorted(_REGISTRY)
+
+
+def package_of(name: str) -> str:
+    """Return the package that a data set comes with; empty where its files lie in a folder."""
+    return _PACKAGES.get(name, "")
 
 
 def load(name: str, request: Request) -> ImageSet:

@@ -9,7 +9,7 @@ from colddiff_core.datasets.base import ImageSet, Request, fit, register
 HELD_OUT = 6  # every sixth image is a test image
 
 
-@register("digits")
+@register("digits", package="scikit-learn")
 def load(request: Request) -> ImageSet:
     """Return 1,497 training or 300 test digits. Source: Alpaydin and Kaynak 1998, UCI repository."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 - half a second that other data sets need not pay
