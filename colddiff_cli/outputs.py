@@ -22,6 +22,13 @@ def folder(text: str) -> Path:
     return path
 
 
+def run(text: str) -> Path:
+    """Return the path that --out of `train` names; raises UsageError where no run can be made there."""
+    path = _named(text, "--out")
+    _check_folder(path.parent, "another --out")
+    return path
+
+
 def free_path(wanted: Path | None, default: Path, *, force: bool) -> Path:
     """Return where to write: `wanted`, refused if it exists, or the first free name like `default`.
 

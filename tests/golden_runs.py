@@ -95,7 +95,7 @@ def write_runs(folder: Path) -> Path:
         events=(
             {"event": "checkpoint", "time": NOW - 60, "step": 400},
             {"event": "sample", "time": NOW - 60, "step": 400, "file": "step-000400.png"},
-            {"event": "warning", "time": NOW - 30, "message": "2 training files could not be read and are left out"},
+            {"event": "warning", "time": NOW - 30, "message": "left out 2 training files that could not be read"},
         ),
     )
     for step in (200, 400, 600):

@@ -448,7 +448,14 @@ def test_a_frame_on_paper_says_what_matters(tmp_path, watch):
     write_runs(tmp_path)
     watched = [watch(path) for path in runs.listed(tmp_path)]
     text = paper.frame(watched[0], watched, 80).plain
-    for part in ("digits-blur  ● live", "step 600 of 1,200", "⠉", "2 training files", "step-000600.png", "✗ failed"):
+    for part in (
+        "digits-blur  ● live",
+        "step 600 of 1,200",
+        "⠉",
+        "left out 2 training files",
+        "step-000600.png",
+        "✗ failed",
+    ):
         assert part in text
     assert max(len(line) for line in text.split("\n")[:17]) <= 80  # below it stand events of any length
 

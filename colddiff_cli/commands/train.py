@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from colddiff_cli import options
+from colddiff_cli import opening, options, outputs
 from colddiff_cli.screen import Screen, fidelity_table
 from colddiff_core import presets, runs
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
@@ -31,7 +31,10 @@ def train(
     preset: Annotated[str | None, typer.Option("--preset", help="What to train: see `colddiff presets`.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run.", metavar="RUN")] = None,
     overrides: options.Set = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder (runs/PRESET).", metavar="RUN")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run's folder (runs/PRESET).", parser=outputs.run, metavar="RUN"),
+    ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
@@ -60,6 +63,8 @@ def train(
     else:
         assert preset is not None
         config = presets.load(preset, changes)
+        if data_dir is not None:
+            opening.check_data_dir(config)
         if dry_run:
             _check_names(config)
             screen.result(config.to_table())
@@ -83,7 +88,9 @@ def _train_watched(
         arguments = ["--resume", str(path)] + (["--out", str(out)] if out else [])
     else:
         assert preset is not None
-        path = out or runs.free_name(presets.load(preset, changes).name)
+        config = presets.load(preset, changes)
+        _check_names(config)
+        path = out or runs.free_name(config.name)
         if path.exists():
             raise _taken(path)
         arguments = ["--preset", preset, "--out", str(path)]
@@ -108,7 +115,7 @@ def _check_names(config: presets.Config) -> None:
     from colddiff_core import datasets, degradations, sampling
 
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
-    sampling.check(config.sample.sampler, operator)
+    sampling.check(config.sample.sampler, operator, config.sample.stride)
     datasets.find(config.data.dataset)
 
 
@@ -120,6 +127,7 @@ def _started(screen: Screen, config: presets.Config, out: Path | None, device: s
     path = out or runs.free_name(config.name)
     if path.exists():
         raise _taken(path)
+    _check_names(config)
     chosen = devices.choose(device)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
@@ -176,7 +184,7 @@ def _introduce(screen: Screen, trainer: Trainer, sets: tuple[ImageSet, ImageSet]
     built, config = trainer.experiment, trainer.experiment.config
     for split, images in zip(("training", "test"), sets, strict=True):
         if images.skipped:
-            message = f"{images.skipped} {split} files could not be read and are left out"
+            message = f"left out {counted(images.skipped, f'{split} file')} that could not be read"
             trainer.run.event("warning", message=message)
             screen.warn(message)
     count = sum(p.numel() for p in built.restorer.parameters())
@@ -255,7 +263,7 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     columns, figures = trainer.last_sheet or trainer.restore_tests()
     sheet = trainer.run.samples / f"step-{trainer.step:06d}.png"
     screen.rows(columns)
-    screen.show(fidelity_table(f"{len(columns['original'])} test images at t = T", figures, {}))
+    screen.show(fidelity_table(f"{counted(len(columns['original']), 'test image')} at t = T", figures, {}))
     screen.say("Next:")
     screen.say(f"  colddiff eval {path}")
     screen.say(f"  colddiff sample {path} --animate")
