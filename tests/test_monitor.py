@@ -109,9 +109,7 @@ def test_every_screen_looks_as_it_did(folder, screen, size, pytestconfig):
 
     @drive(app, SIZES[size], SCREENS[screen])
     async def _(pilot):
-        await pilot.pause(0.05)
-        app.clear_notifications()
-        await pilot.pause()
+        await looked(pilot, app)
         picture = TINTED.sub("terminal-", app.export_screenshot(title="colddiff monitor"))
         text = text_of(app)
         path = GOLDEN / f"{screen}-{size}.svg"

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from colddiff_cli import opening, options, outputs
 from colddiff_cli.screen import Screen, fidelity_table
@@ -228,6 +227,8 @@ def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
 
 
 def _watch(screen: Screen, trainer: Trainer) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     progress = Progress(
         TextColumn("training"),
         BarColumn(),

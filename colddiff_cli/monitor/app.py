@@ -133,6 +133,8 @@ class Monitor(App[None]):
         self._polls += 1
         if self._polls % RESCAN == 0:
             self._scan()
+        elif self._polls % RESCAN == 1 and self._machine is not None:
+            self._readings = self._machine.read(self.current.run.holder() if self.current else None)
         shown = self._shown()
         if not self._others:
             self._others = [watched for watched in self.watched.values() if watched not in shown]
@@ -153,8 +155,6 @@ class Monitor(App[None]):
                 watched.history = History(watched.run.path / "metrics.jsonl")
             watched.history.advance(SLICE)
             has_more = has_more or watched.history.share < 1
-        if self._machine is not None and self._polls % RESCAN == 0:
-            self._readings = self._machine.read(self.current.run.holder() if self.current else None)
         waiting = self.desk.waiting(self.current) if self.current else []
         self.runs_pane.show(self.watched.values(), self.current)
         self.curves_pane.show(shown)

@@ -8,28 +8,29 @@ from typing import Any
 from colddiff_core.runs import Holder
 
 
+FIRST = 0.02  # seconds that the first reading of the processor looks at
+
+
 class Machine:
     """Readings of this machine; what it does not have is left out."""
 
     def __init__(self) -> None:
-        import psutil
-
-        self._psutil = psutil
         self._process: Any = None
-        self._gpus = _gpus()
-        psutil.cpu_percent()  # the first reading has nothing to compare with
+        self._gpus: list[tuple[str, Any]] | None = None
 
     def read(self, holder: Holder | None) -> list[tuple[str, str]]:
         """Return (what, reading) pairs; `holder` is the process that trains."""
-        psutil = self._psutil
+        import psutil  # here and below: the dashboard is on the screen by now
+
+        if self._gpus is None:
+            self._gpus = _gpus()
+            psutil.cpu_percent(interval=FIRST)  # a reading is of the time since the one before
         memory = psutil.virtual_memory()
         lines = [
             ("CPU", f"{psutil.cpu_percent():.0f} % of {psutil.cpu_count()} cores"),
             ("memory", f"{gigabytes(memory.total - memory.available)} of {gigabytes(memory.total)} GB"),
         ]
-        own = self._trainer(holder)
-        if own:
-            lines.append(("trainer", own))
+        lines += self._trainer(holder)
         for name, handle in self._gpus:
             with contextlib.suppress(Exception):  # a driver that goes away takes its reading along, nothing else
                 import pynvml
@@ -38,18 +39,22 @@ class Machine:
                 lines.append((name, f"{use.gpu} %, {gigabytes(used.used)} of {gigabytes(used.total)} GB"))
         return lines
 
-    def _trainer(self, holder: Holder | None) -> str:
+    def _trainer(self, holder: Holder | None) -> list[tuple[str, str]]:
         if holder is None or not holder.is_here or holder.is_gone:
-            return ""
-        psutil = self._psutil
+            return []
+        import psutil
+
         try:
             if self._process is None or self._process.pid != holder.pid:
                 self._process = psutil.Process(holder.pid)
             with self._process.oneshot():
                 used = gigabytes(self._process.memory_info().rss)
-                return f"{self._process.cpu_percent():.0f} % CPU, {used} GB (process {holder.pid})"
+                return [
+                    ("trainer", f"{self._process.cpu_percent():.0f} % CPU, {used} GB"),
+                    ("process", f"{holder.pid}"),
+                ]
         except psutil.Error:
-            return ""
+            return []
 
 
 def gigabytes(count: int) -> str:

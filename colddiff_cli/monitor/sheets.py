@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"step-(\d+)\.png")
 GAP = 1  # pixels between pictures, as drawn
 SCREEN_GAP = 4  # where the terminal has pixels of its own
+BETWEEN = (48, 48, 56)  # the colour of the gaps
 LEAST_ROWS = 2  # images that should be seen, before they are enlarged
 
 
@@ -110,7 +111,7 @@ def arrange(sheet: Sheet, width: int, height: int, *, gap: int = GAP) -> Arrange
     rows = max(1, min(count, (height + gap) // (side_h + gap)))
     block_w = across * (side_w + gap)
     blocks = max(1, min(-(-count // rows), (width + 2 * gap) // (block_w + gap)))
-    canvas = Image.new("RGB", (blocks * (block_w + gap) - 2 * gap, rows * (side_h + gap) - gap))
+    canvas = Image.new("RGB", (blocks * (block_w + gap) - 2 * gap, rows * (side_h + gap) - gap), BETWEEN)
     heads = []
     how = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX
     for block in range(blocks):

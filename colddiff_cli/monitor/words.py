@@ -21,7 +21,7 @@ LOOKS = {  # a sign and a Rich style for each state; the sign tells it where the
     "gone": ("∅", "dim"),
 }
 ATTENTION = frozenset({"warning", "failed"})
-UNTOLD = frozenset({"event", "time", "answers"})  # of an event, or told in another way
+UNTOLD = frozenset({"event", "time", "answers", "file"})  # of an event, or told in another way
 EVENTS = 100  # newest ones listed
 
 
