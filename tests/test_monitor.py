@@ -13,8 +13,9 @@ import pytest
 import textual
 from golden_runs import NOW, metrics, write_run, write_runs, write_sheet
 from textual.widgets import DataTable, Static
-from textual_image.widget import HalfcellImage
+from textual_image.widget import SixelImage, TGPImage
 
+from colddiff_cli.monitor import drawing
 from colddiff_cli.monitor.app import Monitor
 from colddiff_cli.monitor.curves_pane import CurvesPane, Plot
 from colddiff_cli.monitor.pictures_pane import PicturesPane
@@ -47,7 +48,8 @@ def folder(tmp_path, monkeypatch):
 
 def make(folder, **options):
     clock = Clock(lambda: NOW, lambda: 1000.0)
-    return Monitor(folder, image_type=HalfcellImage, machine=Machine(), clock=clock, **options)
+    settings = {"drawing": drawing.half_blocks(), "machine": Machine(), "clock": clock}
+    return Monitor(folder, **(settings | options))
 
 
 @contextlib.asynccontextmanager
@@ -153,6 +155,14 @@ def test_several_runs_are_overlaid_and_told_apart(folder):
         assert app.query_one(RunsPane).marked == {str(folder / "digits-noise")}
 
 
+def test_a_failed_run_says_why_where_there_is_room(folder):
+    app = make(folder)
+
+    @drive(app, size=(80, 24), keys="1")
+    async def _(pilot):
+        assert "The loss is nan" in text_of(app)
+
+
 def test_runs_are_filtered_by_glob_and_by_a_part_of_the_name(folder):
     app = make(folder)
 
@@ -209,6 +219,11 @@ def test_the_mouse_points_zooms_and_chooses(folder):
         assert app.current.name == "digits-noise"
         await pilot.click(PicturesPane)
         assert app.pane == "pictures"
+        await pilot.resize_terminal(80, 24)
+        await pilot.click("#tabs", offset=(45, 0))
+        await pilot.pause()
+        assert app.pane == "status"
+        assert "4 Status ─" in text_of(app)
 
 
 def test_quantities_scales_and_smoothing_go_round(folder):
@@ -261,6 +276,18 @@ def test_sheets_are_walked_and_played_and_the_newest_is_followed(folder, monkeyp
         assert pane._film is None
         await pilot.press("home")
         assert pane.place == 0
+
+
+@pytest.mark.parametrize("widget", [SixelImage, TGPImage])
+def test_terminals_with_pixels_are_given_pixels(folder, widget):
+    app = make(folder, drawing=drawing.Drawing(widget, drawing.CELL))
+
+    @drive(app, keys="3 left right f f")
+    async def _(pilot):
+        (image,) = app.pictures_pane.query(widget)
+        assert image.image.width > 500
+        assert image.image.height % drawing.CELL[1] == 0
+        assert image.styles.width.value == -(-image.image.width // drawing.CELL[0])
 
 
 def test_half_a_sheet_leaves_the_one_before_until_it_is_whole(folder):

@@ -59,13 +59,11 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     Raises UsageError where there is no terminal.
     """
     check_terminal()
-    # Before the dashboard takes the terminal: this import asks it what it can draw.
-    from textual_image.widget import Image
-
+    from colddiff_cli.monitor import drawing
     from colddiff_cli.monitor.app import Monitor
     from colddiff_cli.monitor.machine import Machine
 
-    Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, image_type=Image, machine=Machine()).run()
+    Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, drawing=drawing.best(), machine=Machine()).run()
 
 
 def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:

@@ -16,18 +16,20 @@ from textual.widgets import Footer, Static
 from colddiff_cli.monitor import words
 from colddiff_cli.monitor.curves_pane import CurvesPane
 from colddiff_cli.monitor.desk import Desk
+from colddiff_cli.monitor.drawing import Drawing
 from colddiff_cli.monitor.history import History
 from colddiff_cli.monitor.pictures_pane import PicturesPane
 from colddiff_cli.monitor.runs_pane import RunsPane
 from colddiff_cli.monitor.screens import Help, Question
 from colddiff_cli.monitor.status_pane import StatusPane
+from colddiff_cli.monitor.told import Told
 from colddiff_cli.monitor.watched import LIVES, Clock, Watched
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
 
 POLL = 0.5  # seconds between looks at the files
 RESCAN = 4  # polls between looks for new runs, and readings of the machine
-SLICE = 0.02  # seconds of reading at a time
+SLICE, GAP = 0.03, 0.02  # seconds of reading at a time, and between
 OTHERS = 16  # runs polled at a time that are not looked at
 PANES = {"1": ("runs", "Runs"), "2": ("curves", "Curves"), "3": ("pictures", "Pictures"), "4": ("status", "Status")}
 WIDE, HIGH = 110, 30  # cells from which all panes are shown at once
@@ -58,7 +60,7 @@ class Monitor(App[None]):
         *,
         pattern: str = "*",
         is_light: bool = False,
-        image_type: type[Any],
+        drawing: Drawing,
         machine: Any = None,
         clock: Clock | None = None,
     ) -> None:
@@ -76,9 +78,9 @@ class Monitor(App[None]):
         self._is_reading = False
         self._others: list[Watched] = []
         # Kept by name: a query looks at the screen on top, which may be the help.
-        self._headline, self._tabs, self._body = Static(id="headline"), Static(id="tabs"), Container(id="body")
+        self._headline, self._tabs, self._body = Told(id="headline"), Static(id="tabs"), Container(id="body")
         self.runs_pane, self.curves_pane, self.status_pane = RunsPane(pattern), CurvesPane(), StatusPane()
-        self.pictures_pane = PicturesPane(image_type)
+        self.pictures_pane = PicturesPane(drawing)
         self.panes = {
             str(pane.id): pane for pane in (self.runs_pane, self.curves_pane, self.status_pane, self.pictures_pane)
         }
@@ -108,10 +110,10 @@ class Monitor(App[None]):
         for name, pane in self.panes.items():
             pane.set_class(name == self.pane, "active")
         tabs = [
-            Text(f" {key} {label} ", style="reverse" if name == self.pane else "")
+            f"[{'reverse ' if name == self.pane else ''}@click=app.pane('{name}')] {key} {label} [/]"
             for key, (name, label) in PANES.items()
         ]
-        self._tabs.update(Text(" ").join(tabs))
+        self._tabs.update(" ".join(tabs))
 
     def _scan(self) -> None:
         """Take up runs that have come; the newest is looked at until another is chosen."""
@@ -163,7 +165,7 @@ class Monitor(App[None]):
         self._head()
         if has_more and not self._is_reading:
             self._is_reading = True
-            self.set_timer(SLICE, self._read_on)
+            self.set_timer(GAP, self._read_on)
 
     def _read_on(self) -> None:
         """Read more of a long history, in slices that leave time for keys."""
@@ -172,13 +174,13 @@ class Monitor(App[None]):
             history.advance(SLICE)
         self._is_reading = any(history.share < 1 for history in pending)
         if self._is_reading:
-            self.set_timer(SLICE, self._read_on)
+            self.set_timer(GAP, self._read_on)
 
     def _head(self) -> None:
         line = (
             words.headline(self.current, self.size.width - 2) if self.current else Text(f"no runs in {self.root}/ yet")
         )
-        self._headline.update(line)
+        self._headline.tell(line)
 
     @on(RunsPane.Chosen)
     def _chosen(self, message: RunsPane.Chosen) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -11,9 +12,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widget import Widget
-from textual.widgets import Static
 
 from colddiff_cli.monitor import chart, history
+from colddiff_cli.monitor.told import Told, entitle
 from colddiff_cli.monitor.watched import Watched
 
 TITLES = {
@@ -27,6 +28,7 @@ FIRST = tuple(TITLES)  # the order of quantities; what else is logged comes afte
 SMOOTHING = (0.0, 0.6, 0.9, 0.99)
 DARK = ("#5fd7ff", "#ffaf5f", "#87d787", "#ff87af", "#d7d75f", "#af87ff", "#5fafaf", "#ff5f5f")
 LIGHT = ("#005faf", "#af5f00", "#00875f", "#af0057", "#878700", "#5f00af", "#005f5f", "#af0000")
+SPARE = 150.0  # times as long as a drawing took, growth alone has none drawn: it costs little of a core at any length
 LEAST_STEPS = 2.0  # of a view
 
 
@@ -101,9 +103,11 @@ class CurvesPane(Vertical):
         self.cursor: float | None = None
         self.window: tuple[float, float] | None = None  # steps in view; None for all
         self.runs: list[Watched] = []
+        self._shown: tuple[tuple[int, float], ...] = ()  # lines and share read of each run, as drawn
+        self._drawn = self._cost = 0.0  # when, and how long it took
 
     def compose(self) -> ComposeResult:
-        yield Static(id="legend")
+        yield Told(id="legend")
         yield Plot()
 
     def focus(self, scroll_visible: bool = True) -> CurvesPane:
@@ -111,9 +115,13 @@ class CurvesPane(Vertical):
         return self
 
     def show(self, runs: Sequence[Watched]) -> None:
-        """Show these runs, the one that is looked at first."""
-        self.runs = list(runs)
-        self.redraw()
+        """Show these runs, the one that is looked at first; drawn anew where there is something new."""
+        had, self.runs = self.runs, list(runs)
+        now = tuple((watched.history.lines, watched.history.share) for watched in runs if watched.history)
+        is_due = time.perf_counter() - self._drawn > SPARE * self._cost
+        if self.runs != had or (now != self._shown and is_due):
+            self._shown = now
+            self.redraw()
 
     @property
     def whole(self) -> tuple[float, float]:
@@ -135,6 +143,7 @@ class CurvesPane(Vertical):
         plot = self.query_one(Plot)
         if not plot.size.width:
             return
+        began = time.perf_counter()
         view, series = self.view, self._series()
         lines, faint = [], []
         for label, points, style in series:
@@ -144,13 +153,14 @@ class CurvesPane(Vertical):
             lines.append(chart.Line(points, style, label.partition(" ")[0] if len(series) > 1 else ""))
         plot.text = chart.draw([*faint, *lines], view, plot.size.width, plot.size.height, cursor=self.cursor)
         plot.refresh()
-        self.query_one("#legend", Static).update(self._legend(series, lines, view))
+        self.query_one(Told).tell(self._legend(series, lines, view))
         how = ["log" if self.is_log else "linear"] + ([f"smoothed {self.weight:g}"] if self.weight else [])
         title = TITLES.get(self.quantity, self.quantity)
-        self.border_title = f"2 Curves: {title}"
         unread = [watched.history.share for watched in self.runs if watched.history and watched.history.share < 1]
         how += [f"{min(unread):.0%} read"] if unread else []
-        self.border_subtitle = ", ".join(how)
+        entitle(self, title=f"2 Curves: {title}", subtitle=", ".join(how))
+        self._drawn = time.perf_counter()
+        self._cost = self._drawn - began
 
     def _series(self) -> list[tuple[str, list[history.Point], str]]:
         """Return label, points and style of each line to draw, newest steps of each run included."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from colddiff_core.runs import Holder
 
-
 FIRST = 0.02  # seconds that the first reading of the processor looks at
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.text import Text
 from textual import events
@@ -12,13 +12,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Static
 
-from colddiff_cli.monitor.sheets import GAP, SCREEN_GAP, Arranged, Sheet, arrange
+from colddiff_cli.monitor.drawing import Drawing
+from colddiff_cli.monitor.sheets import BETWEEN, GAP, SCREEN_GAP, Arranged, Sheet, arrange
+from colddiff_cli.monitor.told import Told, entitle
 from colddiff_cli.monitor.watched import Watched
 
 FRAME = 0.35  # seconds of a film
-CELL = (10, 20)  # pixels of a cell where the terminal draws pixels, about
 
 
 class PicturesPane(Vertical, can_focus=True):
@@ -32,24 +32,19 @@ class PicturesPane(Vertical, can_focus=True):
         Binding("end", "newest", show=False),
     ]
 
-    def __init__(self, image_type: type[Any]) -> None:
+    def __init__(self, drawing: Drawing) -> None:
         super().__init__(id="pictures", classes="pane")
         self.border_title = "3 Pictures"
         self.watched: Watched | None = None
         self.name_shown: str | None = None  # of the sheet chosen; None for the newest
-        self._image_type = image_type
+        self._drawing = drawing
         self._drawn: tuple[object, ...] = ()
         self._film: Timer | None = None
         self._names: list[str] = []
 
     def compose(self) -> ComposeResult:
-        yield Static(id="heads")
-        yield Static(id="caption")
-
-    @property
-    def is_cells(self) -> bool:
-        """Whether pictures are drawn with half-blocks: two pixels a cell."""
-        return "Halfcell" in self._image_type.__name__ or "Half" in self._image_type._Renderable.__module__
+        yield Told(id="heads")
+        yield Told(id="caption")
 
     def show(self, watched: Watched | None) -> None:
         """Show that run's sheets as they stand now."""
@@ -72,9 +67,9 @@ class PicturesPane(Vertical, can_focus=True):
         name = self._names[self.place]
         sheet = self.watched.sheets.load(name)
         if sheet is None:
-            self.border_subtitle = f"{name} cannot be read, or not yet"
+            entitle(self, subtitle=f"{name} cannot be read, or not yet")
             return
-        self.border_subtitle = f"{self.place + 1} of {len(self._names)}"
+        entitle(self, subtitle=f"{self.place + 1} of {len(self._names)}")
         # A border, a line of names and one of figures.
         room = self.content_size.width, self.content_size.height - 2
         key = (name, id(sheet.picture), bool(sheet.note), room, self._film is not None)
@@ -84,21 +79,24 @@ class PicturesPane(Vertical, can_focus=True):
         self._draw(sheet, room)
 
     def _draw(self, sheet: Sheet, room: tuple[int, int]) -> None:
-        wide, high = (1, 2) if self.is_cells else CELL
-        made = arrange(sheet, room[0] * wide, room[1] * high, gap=GAP if self.is_cells else SCREEN_GAP)
-        picture = made.picture
-        if self.is_cells and picture.height % 2:
-            from PIL import ImageOps
+        from PIL import Image  # as late as this: the dashboard opens without it
 
-            picture = ImageOps.expand(picture, (0, 0, 0, 1))
+        wide, high = self._drawing.cell
+        gap = GAP if self._drawing.is_half_blocks else SCREEN_GAP
+        made = arrange(sheet, room[0] * wide, room[1] * high, gap=gap)
+        picture = made.picture
+        if picture.height % high:  # to whole cells, so that nothing is scaled
+            whole = Image.new("RGB", (picture.width, math.ceil(picture.height / high) * high), BETWEEN)
+            whole.paste(picture)
+            picture = whole
         for old in self.query(".sheet"):
             old.remove()
-        image: Widget = self._image_type(picture, classes="sheet")
+        image: Widget = self._drawing.widget(picture, classes="sheet")
         image.styles.width = math.ceil(picture.width / wide)
         image.styles.height = math.ceil(picture.height / high)
         self.mount(image, before="#caption")
-        self.query_one("#heads", Static).update(self._heads(made, wide))
-        self.query_one("#caption", Static).update(self._caption(sheet))
+        self.query_one("#heads", Told).tell(self._heads(made, wide))
+        self.query_one("#caption", Told).tell(self._caption(sheet))
 
     @staticmethod
     def _heads(made: Arranged, wide: int) -> Text:
@@ -126,9 +124,9 @@ class PicturesPane(Vertical, can_focus=True):
             self._drawn = (text,)
             for old in self.query(".sheet"):
                 old.remove()
-            self.query_one("#heads", Static).update(Text(text, style="dim"))
-            self.query_one("#caption", Static).update("")
-            self.border_subtitle = ""
+            self.query_one("#heads", Told).tell(Text(text, style="dim"))
+            self.query_one("#caption", Told).tell(Text())
+            entitle(self, subtitle="")
 
     def on_resize(self, event: events.Resize) -> None:
         self.redraw()

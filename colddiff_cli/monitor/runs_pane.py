@@ -15,10 +15,12 @@ from textual.message import Message
 from textual.widgets import DataTable, Input
 
 from colddiff_cli.monitor import words
+from colddiff_cli.monitor.told import entitle
 from colddiff_cli.monitor.watched import Watched
 
 MARK = "◆"
 NAME_CELLS = 24
+COLUMNS = {"mark": 2, "name": NAME_CELLS + 1, "state": 11, "done": 6, "reason": 80}  # the last one as far as it shows
 
 
 class RunsPane(Vertical):
@@ -51,7 +53,7 @@ class RunsPane(Vertical):
 
     def on_mount(self) -> None:
         table = self.query_one(DataTable)
-        for key, width in (("mark", 2), ("name", NAME_CELLS + 1), ("state", 11), ("done", 4)):
+        for key, width in COLUMNS.items():
             table.add_column(key, key=key, width=width)
         self.query_one("#filter").display = False
 
@@ -85,18 +87,18 @@ class RunsPane(Vertical):
         for key, watched in zip(keys, matching, strict=True):
             row = self._row(key, watched)
             if row != self._shown[key]:
-                for column, old, new in zip(("mark", "name", "state", "done"), self._shown[key], row, strict=True):
+                for column, old, new in zip(COLUMNS, self._shown[key], row, strict=True):
                     if old != new:
                         table.update_cell(key, column, new)
                 self._shown[key] = row
         hidden = len(self.runs) - len(matching)
-        self.border_subtitle = f"{self.pattern}: {hidden} hidden" if hidden else f"{len(self.runs)}"
+        entitle(self, subtitle=f"{self.pattern}: {hidden} hidden" if hidden else f"{len(self.runs)}")
 
-    def _row(self, key: str, watched: Watched) -> tuple[Text, Text, Text, Text]:
+    def _row(self, key: str, watched: Watched) -> tuple[Text, ...]:
         name = watched.name if len(watched.name) <= NAME_CELLS else f"{watched.name[: NAME_CELLS - 1]}…"
         done = f"{min(watched.step / watched.steps, 1):.0%}" if watched.steps else ""
         mark = MARK if key in self.marked else " "
-        return Text(mark), Text(name), words.sign(watched), Text(f"{done:>4}")
+        return Text(mark), Text(name), words.sign(watched), Text(f"{done:>4}"), Text(watched.reason, style="dim")
 
     @on(DataTable.RowHighlighted)
     def _highlight(self, event: DataTable.RowHighlighted) -> None:

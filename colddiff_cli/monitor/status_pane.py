@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.widgets import Static
 
 from colddiff_cli.monitor import words
+from colddiff_cli.monitor.told import Told
 from colddiff_cli.monitor.watched import Watched
 
 
@@ -19,10 +19,9 @@ class StatusPane(VerticalScroll, can_focus=True):
     def __init__(self) -> None:
         super().__init__(id="status", classes="pane")
         self.border_title = "4 Status"
-        self._shown: Text | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static(id="told")
+        yield Told(id="told")
 
     def show(self, watched: Watched | None, machine: Iterable[tuple[str, str]], waiting: Iterable[str]) -> None:
         """Show that run as it stands now; `waiting` is what its trainer has not answered yet."""
@@ -35,10 +34,7 @@ class StatusPane(VerticalScroll, can_focus=True):
         if watched.oddities:
             parts.append(words.oddities(watched))
         parts += [_under("Events", words.events(watched)), _under("Configuration", words.configuration(watched))]
-        text = Text("\n\n").join(parts)
-        if self._shown is None or text != self._shown or text.spans != self._shown.spans:
-            self._shown = text
-            self.query_one("#told", Static).update(text)
+        self.query_one(Told).tell(Text("\n\n").join(parts))
 
 
 def _under(heading: str, text: Text) -> Text:

@@ -1,0 +1,34 @@
+"""A piece of text on the screen that costs nothing while it says the same."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.widget import Widget
+from textual.widgets import Static
+
+
+class Told(Static):
+    """Text that is drawn anew where it has changed, and laid out anew where it may need other room."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self._told = Text()
+        self._lines: list[int] = []
+
+    def tell(self, text: Text) -> None:
+        """Show that text."""
+        if text == self._told and text.spans == self._told.spans and text.style == self._told.style:
+            return
+        # Laying out costs the whole screen: only for another number of lines, as they are folded.
+        width = max(1, self.size.width)
+        lines = [len(line) // width for line in text.plain.split("\n")]
+        self.update(text, layout=lines != self._lines)
+        self._told, self._lines = text, lines
+
+
+def entitle(pane: Widget, *, title: str | None = None, subtitle: str | None = None) -> None:
+    """Set what stands in a pane's border, which costs a drawing of all of the pane, where it is another."""
+    if title is not None and pane.border_title != title:
+        pane.border_title = Text(title)  # not a string, whose brackets would be markup
+    if subtitle is not None and (pane.border_subtitle or "") != subtitle:
+        pane.border_subtitle = Text(subtitle)

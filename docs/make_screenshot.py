@@ -1,0 +1,41 @@
+"""The dashboard's picture in the README: python docs/make_screenshot.py RUNS [KEY...]
+
+RUNS is a folder of runs, the newest of them live; the keys are pressed before the picture is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import resvg_py
+
+from colddiff_cli.monitor import drawing
+from colddiff_cli.monitor.app import Monitor
+from colddiff_cli.monitor.machine import Machine
+
+SIZE = (150, 44)
+WIDTH = 1500  # pixels
+FONT = "DejaVu Sans Mono"
+
+
+async def shoot(root: Path, keys: list[str]) -> str:
+    app = Monitor(root, drawing=drawing.half_blocks(), machine=Machine())
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.pause(2)
+        for key in keys:
+            await pilot.press(key)
+        await pilot.pause(2)
+        return app.export_screenshot(title="colddiff monitor")
+
+
+def main() -> None:
+    picture = asyncio.run(shoot(Path(sys.argv[1]), sys.argv[2:])).replace("Fira Code", FONT)
+    path = Path(__file__).parent / "images" / "monitor.png"
+    path.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=picture, width=WIDTH)))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
