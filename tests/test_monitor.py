@@ -220,7 +220,8 @@ def test_the_mouse_points_zooms_and_chooses(folder):
         await pilot.click(PicturesPane)
         assert app.pane == "pictures"
         await pilot.resize_terminal(80, 24)
-        await pilot.click("#tabs", offset=(45, 0))
+        await pilot.pause()
+        await pilot.click("#tabs", offset=(36, 0))
         await pilot.pause()
         assert app.pane == "status"
         assert "4 Status ─" in text_of(app)
