@@ -4,7 +4,8 @@ Usage: python benchmarks/monitor.py open [LINES] | follow [LINES] | training [SE
 open: seconds until the screen stands and until the newest step is on it, for a run of 400 lines and one of
 LINES (1,000,000), and until all of the curve is read; medians of 5. follow: the dashboard's processor time in
 percent of one core while lines are added to a run of LINES. training: steps per second of digits-blur with the
-dashboard open and closed, in turn. sheet: seconds from a sample sheet's event to its step on the screen.
+dashboard at work and stopped, in turn, and the 95 % interval of the mean ratio. sheet: seconds from a sample
+sheet's event to its step on the screen.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import fcntl
 import json
 import os
 import pty
+import random
 import select
 import shutil
 import signal
@@ -34,7 +36,7 @@ from golden_runs import metrics, write_run, write_sheet
 REPEATS = 5
 ROWS, COLUMNS = 48, 160
 FOLLOWED = 20.0  # seconds
-TURNS = 5
+TURNS = 40  # pairs of spells with the dashboard at work and stopped
 
 
 class Terminal:
@@ -149,31 +151,35 @@ def train(root: Path, *changes: str) -> subprocess.Popen[bytes]:
 
 
 def training(root: Path, seconds: float) -> None:
-    changes = ("train.steps=100000", "train.log_every=5", "train.sample_every=0", "train.checkpoint_every=100000")
-    trainer = train(root, *changes)
+    trainer = train(root, "train.steps=100000", "train.log_every=5", "train.sample_every=0")
     path = root / "runs" / "digits-blur" / "metrics.jsonl"
 
     def pace() -> float:
         """Return steps per second over the next seconds, by the trainer's own clock."""
-        lines = [json.loads(line) for line in path.read_bytes().splitlines()[-1:]]
-        time.sleep(seconds)
-        lines += [json.loads(line) for line in path.read_bytes().splitlines()[-1:]]
-        return (lines[1]["step"] - lines[0]["step"]) / (lines[1]["elapsed"] - lines[0]["elapsed"])
+        ends = []
+        for wait in (0.0, seconds):
+            terminal.wait(wait)
+            ends.append(json.loads(path.read_bytes().split(b"\n")[-2]))  # the last may be half a line
+        return (ends[1]["step"] - ends[0]["step"]) / (ends[1]["elapsed"] - ends[0]["elapsed"])
 
-    time.sleep(10)
     ratios = []
-    for _ in range(TURNS):
-        before = pace()
-        reader = subprocess.Popen([sys.executable, __file__, "hold", str(root), str(seconds + 8)])
-        time.sleep(6)  # it opens
-        opened = pace()
-        reader.wait()
-        after = pace()
-        ratios.append(2 * opened / (before + after))
-        print(f"closed {before:.2f}, open {opened:.2f}, closed {after:.2f} steps/s: ratio {ratios[-1]:.3f}")
-    trainer.kill()
-    middle = statistics.median(ratios)
-    print(f"training with the dashboard open: {middle:.3f} of its pace without (median of {TURNS})")
+    terminal = Terminal(root)
+    try:
+        terminal.wait(10)
+        for turn in range(TURNS):
+            found = {}
+            # Stopped, it costs nothing; in turns, for this machine's own pace wanders by a tenth.
+            for sign in (signal.SIGCONT, signal.SIGSTOP) if turn % 2 else (signal.SIGSTOP, signal.SIGCONT):
+                os.kill(terminal.pid, sign)
+                found[sign] = pace()
+            ratios.append(found[signal.SIGCONT] / found[signal.SIGSTOP])
+    finally:
+        terminal.close()
+        trainer.kill()
+    numbers = random.Random(0)
+    means = sorted(statistics.mean(numbers.choices(ratios, k=len(ratios))) for _ in range(2000))
+    said = f"{statistics.mean(ratios):.3f} ({means[50]:.3f} to {means[-51]:.3f}, {TURNS} pairs)"
+    print(f"training's pace with the dashboard at work over its pace with it stopped: {said}")
 
 
 def sheet(root: Path) -> None:
@@ -196,14 +202,9 @@ def sheet(root: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["open", "follow", "training", "sheet", "hold"])
+    parser.add_argument("what", choices=["open", "follow", "training", "sheet"])
     parser.add_argument("values", nargs="*")
     given = parser.parse_args()
-    if given.what == "hold":  # a dashboard for so long, for `training`
-        terminal = Terminal(Path(given.values[0]))
-        terminal.wait(float(given.values[1]))
-        terminal.close()
-        return
     root = Path(tempfile.mkdtemp(prefix="colddiff-bench-"))
     number = float(given.values[0]) if given.values else None
     try:
@@ -212,7 +213,7 @@ def main() -> None:
         elif given.what == "follow":
             following(root, int(number or 1_000_000))
         elif given.what == "training":
-            training(root, number or 20.0)
+            training(root, number or 5.0)
         else:
             sheet(root)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,19 @@ from colddiff_core.files import refusals
 
 POLL = 0.1  # seconds between looks at a trainer that starts
 LOG = "train.log"  # in the run: what the trainer would have said on a terminal
+BEGINNINGS = frozenset({"started", "resumed"})
 
 
 def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Popen[bytes]:
-    """Start `colddiff train` with these arguments and wait until it holds the run.
+    """Start `colddiff train` with these arguments and wait until it trains the run.
 
-    What it says goes to train.log in the run. Where it ends before that, its own words are shown and this
-    command ends with its exit code.
+    What it says goes to train.log in the run. Where it ends before it trains, its own words are shown and
+    this command ends with its exit code.
     """
-    with _draft(run) as log:
+    before = len(_beginnings(run))
+    with _log(run) as log:
         with refusals(log), log.open("ab") as file:
+            said = file.tell()
             child = subprocess.Popen(
                 [sys.executable, "-m", "colddiff_cli", "train", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -35,29 +39,32 @@ def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Pop
                 stderr=file,
                 start_new_session=True,  # Ctrl-C here and the end of this terminal are not its business
             )
+        # Waited for, so that it does not seem to be there still when it is gone.
+        threading.Thread(target=child.wait, daemon=True).start()
         try:
             with screen.console.status("starting the trainer ..."):
-                while not _holds(child.pid, run) and child.poll() is None:
+                while len(_beginnings(run)) == before and child.returncode is None:
                     time.sleep(POLL)
         except KeyboardInterrupt:
             child.terminate()
             child.wait()
             raise
-        if child.poll() is not None and not _holds(child.pid, run):
-            sys.stderr.write(log.read_text(encoding="utf-8", errors="replace"))
-            raise typer.Exit(child.returncode)
-        log.replace(run / LOG)
+        if len(_beginnings(run)) == before:
+            sys.stderr.write(log.read_bytes()[said:].decode(errors="replace"))
+            raise typer.Exit(child.returncode if child.returncode > 0 else 1)
     return child
 
 
-def _holds(pid: int, run: Path) -> bool:
-    holder = runs.Run(run).holder()
-    return holder is not None and holder.pid == pid and holder.is_here
+def _beginnings(run: Path) -> list[object]:
+    return [event for event in runs.Run(run).events() if event.get("event") in BEGINNINGS]
 
 
 @contextlib.contextmanager
-def _draft(run: Path) -> Iterator[Path]:
-    """Yield a place for the log beside the run, which need not be there yet; nothing stays if it is not taken."""
+def _log(run: Path) -> Iterator[Path]:
+    """Yield the run's log: beside the run as long as that is not there, and gone again if it never is."""
+    if run.is_dir():
+        yield run / LOG
+        return
     made = [folder for folder in (run.parent, *run.parent.parents) if not folder.exists()]
     with refusals(run):
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,11 @@ def _draft(run: Path) -> Iterator[Path]:
     try:
         yield log
     finally:
-        log.unlink(missing_ok=True)
+        if run.is_dir():
+            with refusals(run / LOG):
+                log.replace(run / LOG)
+        else:
+            log.unlink(missing_ok=True)
         for folder in made:
             with contextlib.suppress(OSError):  # it is no longer empty
                 folder.rmdir()

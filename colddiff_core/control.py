@@ -7,6 +7,7 @@ A reader makes an empty file `control/<request>`, with anything after a dot to t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -50,12 +51,16 @@ def word(name: str) -> str:
 
 
 def take(run: Path) -> list[str]:
-    """Return the names of all requests and remove them, by what they ask for; files without a name are left."""
-    try:
+    """Return the names of all requests and remove them, in alphabetical order.
+
+    Hidden files are left, and so is what cannot be removed: nothing that lies there may harm the training.
+    """
+    taken = []
+    with contextlib.suppress(OSError):  # an older run without the folder, or someone cleaned up
         # Cheap enough for every step; a folder's time of change is too coarse to go by.
-        found = [name for name in os.listdir(run / FOLDER) if not name.startswith(".")]
-    except FileNotFoundError:  # an older run, or someone cleaned up
-        return []
-    for name in found:
-        (run / FOLDER / name).unlink(missing_ok=True)
-    return sorted(found)
+        for name in sorted(os.listdir(run / FOLDER)):
+            if not name.startswith("."):
+                with contextlib.suppress(OSError):
+                    (run / FOLDER / name).unlink()
+                    taken.append(name)
+    return taken

@@ -27,6 +27,7 @@ from colddiff_core.presets import Config, dump, from_table, read_toml
 
 ROOT = Path("runs")
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+LARGEST_PID = 2**31
 BEAT = 1.0  # seconds between signs of life of a trainer, at the most often
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -58,6 +59,9 @@ class Holder:
             return True
         except OSError:  # another user's
             return False
+        with contextlib.suppress(OSError, IndexError):  # where there is no /proc, nothing more is known
+            # Ended, and not yet waited for by whoever started it.
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         return False
 
 
@@ -95,14 +99,15 @@ class Run:
     def holder(self) -> Holder | None:
         """Return the process that trains the run, or did last; None where none ever held it."""
         try:
-            with (self.path / "lock").open(encoding="utf-8") as file:
+            with (self.path / "lock").open(encoding="utf-8", errors="replace") as file:
                 text, beat = file.read(1000), os.fstat(file.fileno()).st_mtime
         except OSError:
             return None
         try:
             told = json.loads(text)
-            return Holder(int(told["pid"]), str(told["host"]), beat)
-        except (ValueError, KeyError, TypeError):
+            pid = int(told["pid"])
+            return Holder(pid if 0 < pid < LARGEST_PID else 0, str(told["host"]), beat)
+        except (ValueError, KeyError, TypeError, OverflowError):
             return Holder(0, "", beat)
 
     def checkpoints(self) -> list[Path]:

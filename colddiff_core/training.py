@@ -99,15 +99,14 @@ class Trainer:
         except GeneratorExit:
             raise
         except BaseException as error:
-            reason = error.what if isinstance(error, ColddiffError) else f"{type(error).__name__}: {error}"
-            self.run.event("failed", step=self.step, why=reason)
+            self.run.event("failed", step=self.step, why=_reason(error))
             raise
 
     def _loop(self) -> Iterator[Tick]:
         settings = self.settings
         logged = self.run.metrics()
         meter = _Meter(self.experiment.device, elapsed=float(logged[-1].get("elapsed", 0)) if logged else 0.0)
-        if not self.run.events():
+        if not any(event.get("event") == "started" for event in self.run.events()):
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         self._saved = self.step
         while self.step < settings.steps and not self.is_stopping:
@@ -143,10 +142,8 @@ class Trainer:
         while True:
             for name in self.run.requests():
                 request, answer = control.word(name), _answering([name])
-                if request == "sample":
-                    self.write_sheet(**answer)
-                elif request == "checkpoint":
-                    self.save(**answer)
+                if request in ("sample", "checkpoint"):
+                    self._oblige(request, answer)
                 elif request == "pause":
                     began = began or time.monotonic()
                     self.run.event("paused", step=self.step, **answer)
@@ -167,6 +164,16 @@ class Trainer:
                 return
             self.run.beat()
             time.sleep(PAUSE_POLL)
+
+    def _oblige(self, request: str, answer: dict[str, Any]) -> None:
+        """Sample or save as a reader asks; what goes wrong with that is no reason to end the training."""
+        try:
+            if request == "sample":
+                self.write_sheet(**answer)
+            else:
+                self.save(**answer)
+        except Exception as error:
+            self.run.event("warning", step=self.step, message=f"no {request} as asked: {_reason(error)}", **answer)
 
     def _take_step(self, meter: _Meter) -> None:
         """Take one optimizer step: `accumulate` forward and backward passes, then the update."""
@@ -262,7 +269,6 @@ class Trainer:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
         self.last_sheet = columns, figures = self.restore_tests()
         path = self.run.samples / f"step-{self.step:06d}.png"
-        write(sheet(columns, blocks=SHEET_BLOCKS), path)
         layout = lay_out(columns, blocks=SHEET_BLOCKS)
         note = {
             "step": self.step,
@@ -276,6 +282,7 @@ class Trainer:
         }
         with whole(path.with_suffix(".json")) as draft:
             draft.write_text(json.dumps(note) + "\n", encoding="utf-8")
+        write(sheet(columns, blocks=SHEET_BLOCKS), path)  # last: a reader that finds it finds its layout
         self.run.event("sample", step=self.step, file=path.name, **details)
 
     def restore_tests(self) -> Sheet:
@@ -307,6 +314,10 @@ class Trainer:
 def _answering(requests: list[str]) -> dict[str, Any]:
     """Return the part of an event that names the requests it answers."""
     return {"answers": requests} if requests else {}
+
+
+def _reason(error: BaseException) -> str:
+    return error.what if isinstance(error, ColddiffError) else f"{type(error).__name__}: {error}"
 
 
 class _Meter:

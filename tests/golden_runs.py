@@ -64,7 +64,7 @@ def metrics(step: int, phase: int = 0) -> dict[str, object]:
 
 
 def write_sheet(path: Path, step: int) -> None:
-    """Write a sample sheet as the trainer does: bars that sharpen with the steps."""
+    """Write a sample sheet and its event as the trainer does: bars that sharpen with the steps."""
     place = torch.arange(SIZE).float()
     columns = {}
     for kind, name in enumerate(COLUMNS):
@@ -73,7 +73,8 @@ def write_sheet(path: Path, step: int) -> None:
         bar = torch.exp(-((place - centres) ** 2) / (2 * width**2)) * 2 - 1
         columns[name] = bar.view(8, 1, 1, SIZE).expand(8, 1, SIZE, SIZE)
     layout = images.lay_out(columns, blocks=2)
-    images.write(images.sheet(columns, blocks=2), path / "samples" / f"step-{step:06d}.png")
+    name = f"step-{step:06d}.png"
+    images.write(images.sheet(columns, blocks=2), path / "samples" / name)
     note = {
         "step": step,
         "t": 20,
@@ -84,7 +85,9 @@ def write_sheet(path: Path, step: int) -> None:
         "scale": layout.scale,
         "corners": layout.corners,
     }
-    (path / "samples" / f"step-{step:06d}.json").write_text(json.dumps(note))
+    (path / "samples" / name).with_suffix(".json").write_text(json.dumps(note))
+    with (path / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "sample", "time": NOW - 20, "step": step, "file": name}) + "\n")
 
 
 def write_runs(folder: Path) -> Path:
@@ -94,12 +97,12 @@ def write_runs(folder: Path) -> Path:
         "digits-blur",
         events=(
             {"event": "checkpoint", "time": NOW - 60, "step": 400},
-            {"event": "sample", "time": NOW - 60, "step": 400, "file": "step-000400.png"},
             {"event": "warning", "time": NOW - 30, "message": "left out 2 training files that could not be read"},
         ),
     )
     for step in (200, 400, 600):
         write_sheet(live, step)
+    touch(live, 1)
     write_run(
         folder, "digits-noise", step=1200, events=({"event": "finished", "time": NOW - 5000, "step": 1200},), age=5000
     )

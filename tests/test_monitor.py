@@ -13,7 +13,7 @@ import pytest
 import textual
 from golden_runs import NOW, metrics, write_run, write_runs, write_sheet
 from textual.widgets import DataTable, Static
-from textual_image.widget import SixelImage, TGPImage
+from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
 from colddiff_cli.monitor import drawing
 from colddiff_cli.monitor.app import Monitor
@@ -41,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("colddiff_cli.monitor.app.POLL", 3600)  # it looks when the test says
     yield write_runs(tmp_path / "runs")
     monkeypatch.undo()
     time.tzset()
@@ -176,6 +177,111 @@ def test_runs_are_filtered_by_glob_and_by_a_part_of_the_name(folder):
         await pilot.press("enter", "escape")
         await pilot.pause()
         assert table.row_count == 6
+
+
+def test_a_filter_leaves_no_hidden_run_to_be_acted_on(folder):
+    app = make(folder)
+
+    @drive(app, keys="1 slash n o i s e enter")
+    async def _(pilot):
+        assert app.current.name == "digits-noise"
+        assert text_of(app).startswith(" digits-noise")
+        await pilot.press("escape")
+        await pilot.pause()
+        assert app.current.name == "digits-noise"
+        assert app.query_one(DataTable).cursor_row == 2
+        await pilot.press("slash", *"digits-m", "enter")
+        await pilot.pause()
+        assert app.current.name == "digits-mask"
+
+
+def test_a_reason_with_brackets_is_text(folder):
+    path = write_run(
+        folder, "odd", events=({"event": "failed", "time": NOW, "why": "RuntimeError: bad [/usr/lib/x.so]"},)
+    )
+    assert path.exists()
+    app = make(folder, pattern="odd")
+
+    @drive(app, keys="1 p 4 x f f 1 slash [ a ]")
+    async def _(pilot):
+        assert "[/usr/lib/x.so]" in next(iter(app._notifications)).message
+
+
+def test_a_run_that_stumbles_does_not_take_the_others_along(folder, monkeypatch):
+    app = make(folder)
+
+    @drive(app)
+    async def _(pilot):
+        def stumble():
+            raise RuntimeError("of a kind nobody thought of")
+
+        monkeypatch.setattr(app.watched[folder / "digits-blur"], "_check_times", stumble)
+        await looked(pilot, app)
+        assert "nobody thought" in " ".join(text_of(app).split())
+        monkeypatch.undo()
+
+
+def test_a_gone_run_does_not_show_anothers_picture(folder):
+    import shutil
+
+    app = make(folder)
+
+    @drive(app, keys="3")
+    async def _(pilot):
+        assert "step 600" in text_of(app)
+        shutil.rmtree(folder / "digits-mask")
+        await pilot.press("1", "down", "3")
+        await looked(pilot, app)
+        assert app.current.name == "digits-mask"
+        assert "RMSE" not in text_of(app)
+
+
+def test_a_sheet_is_drawn_once(folder):
+    app = make(folder)
+    (folder / "digits-blur" / "samples" / "step-000600.json").unlink()
+
+    @drive(app, keys="3")
+    async def _(pilot):
+        (image,) = app.pictures_pane.query(HalfcellImage)
+        for _ in range(3):
+            await looked(pilot, app)
+        assert list(app.pictures_pane.query(HalfcellImage)) == [image]
+
+
+def test_smoothing_does_not_hang_on_the_zoom(folder):
+    app = make(folder)
+
+    @drive(app, keys="2 s s")
+    async def _(pilot):
+        pane = app.curves_pane
+        pane.point_at(500)
+        whole = str(app.query_one("#legend", Static).render())
+        await pilot.press("plus", "plus", "plus")
+        assert pane.window is not None
+        assert str(app.query_one("#legend", Static).render()).split()[:5] == whole.split()[:5]
+
+
+def test_a_cursor_and_a_window_of_another_place_do_no_harm(folder):
+    write_run(folder, "short", step=50)
+    app = make(folder)
+
+    @drive(app, keys="2 plus plus")
+    async def _(pilot):
+        pane = app.curves_pane
+        pane.point_at(20)  # left of what is in view
+        first, last = pane.window
+        await pilot.press("plus")
+        assert first <= pane.window[0] <= pane.window[1] <= last
+        app.current = app.watched[folder / "short"]
+        app._show()
+        assert pane.window is None
+        pane.point_at(pane.view.last)
+        assert "│" in pane.query_one(Plot).text.plain.split("\n")[0][10:]
+        app.runs_pane.marked = {str(folder / "digits-blur")}
+        app._show()
+        pane.point_at(400)
+        legend = str(app.query_one("#legend", Static).render())
+        assert "1 short -" in legend
 
 
 def test_curves_zoom_pan_and_tell_values(folder):
@@ -461,11 +567,19 @@ def test_help_names_every_key(folder):
         assert not isinstance(app.screen, Help)
         told = Help._text().plain
         bound = [*Monitor.BINDINGS, *RunsPane.BINDINGS, *CurvesPane.BINDINGS, *PicturesPane.BINDINGS]
-        shown = [binding for binding in bound if binding.show]
-        for binding in shown:
-            key = (binding.key_display or binding.key.split(",")[0]).replace("slash", "/")
-            key = {"left": "←", "right": "→", "space": "Space"}.get(key, key)
-            assert re.search(rf"(^|\s){re.escape(key)}\s", told), binding
+        names = {
+            "slash": "/",
+            "left": "←",
+            "right": "→",
+            "space": "Space",
+            "minus": "-",
+            "escape": "Esc",
+            "home": "Home",
+        }
+        names |= {"left_square_bracket": "[", "right_square_bracket": "]", "end": "End"}
+        for binding in bound:
+            key = binding.key_display or binding.key.split(",")[0]
+            assert re.search(rf"(^|\s){re.escape(names.get(key, key))}\s", told), binding
 
 
 def test_a_named_run_is_watched_alone(folder):

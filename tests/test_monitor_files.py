@@ -18,7 +18,7 @@ from colddiff_cli.monitor.desk import LONG, Desk
 from colddiff_cli.monitor.feed import Feed, newest
 from colddiff_cli.monitor.history import MOST_BINS, TAIL, History, Point, points, smoothed
 from colddiff_cli.monitor.sheets import Sheets, arrange
-from colddiff_cli.monitor.watched import STALLED_AFTER, Clock, Watched, duration
+from colddiff_cli.monitor.watched import HUNG_AFTER, STALLED_AFTER, Clock, Watched, duration
 from colddiff_core import runs
 
 
@@ -97,10 +97,11 @@ def long_file(path, lines, spikes=()):
 
 
 def read_all(found):
-    while True:
+    for _ in range(1000):
         found.advance(0.05)
         if found.share == 1:
             return found
+    raise AssertionError("it does not come to an end")
 
 
 def test_a_long_history_keeps_every_spike_and_every_line(tmp_path):
@@ -129,10 +130,11 @@ def test_a_long_history_shows_its_end_at_once_and_its_whole_course_early(tmp_pat
     long_file(tmp_path / "m", 30_000)
     found = History(tmp_path / "m")
     found.advance(0)
-    assert found.last_row["step"] == 30_000
+    assert found.span()[1] == 30_000
     assert TAIL / 2 < sum(bin.end - bin.start for bin in found.bins) <= 2 * TAIL
-    while found.share < 0.1:
-        found.advance(0.001)
+    for _ in range(1000):
+        if found.share < 0.1:
+            found.advance(0.001)
     gaps = [b.first - a.last for a, b in zip(found.bins, found.bins[1:], strict=False)]
     assert max(gaps) < 30_000 / 4  # a tenth of it, spread over all
 
@@ -260,11 +262,14 @@ def test_a_trainer_that_is_killed_is_shown_as_stalled_within_thirty_seconds(tmp_
     os.utime(path / "lock", (NOW + 1, NOW + 1))
     watched.poll()
     trainer.kill()
-    trainer.wait()
+    os.waitid(os.P_PID, trainer.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked after it
     hands.pass_by(4)
     watched.poll()
-    assert watched.state == "stalled"
+    assert (watched.state, watched.has_trainer) == ("stalled", False)
     assert f"process {trainer.pid} is gone" in watched.reason
+    trainer.wait()
+    watched.poll()
+    assert watched.state == "stalled"
 
 
 def test_a_trainer_of_another_machine_is_judged_by_its_signs_of_life(tmp_path, watch, hands):
@@ -302,6 +307,22 @@ def test_a_clock_that_is_set_does_not_change_who_lives(tmp_path, watch, hands, j
 
 def test_files_ahead_of_the_clock_are_told_of(tmp_path, watch):
     assert any("ahead of this machine's clock" in told for told in watch(write_run(tmp_path, "a", age=-500)).oddities)
+
+
+def test_a_trainer_that_is_known_to_be_there_is_given_longer(tmp_path, watch, hands):
+    path = write_run(tmp_path, "a")
+    (path / "lock").write_text(json.dumps({"pid": os.getpid(), "host": runs.socket.gethostname()}))
+    touch(path, 0)
+    watched = watch(path)
+    hands.pass_by(HUNG_AFTER - 1)
+    watched.poll()
+    assert watched.state == "live"
+    hands.pass_by(2)
+    watched.poll()
+    assert (watched.state, watched.has_trainer) == ("stalled", True)  # it may still answer
+    hands.pass_by(10 * HUNG_AFTER)
+    watched.poll()
+    assert (watched.state, watched.has_trainer) == ("stalled", False)
 
 
 def test_slow_steps_are_given_time(tmp_path, watch, hands):
@@ -356,10 +377,128 @@ def test_events_of_wrong_types_are_lived_with(tmp_path, watch):
     path = write_run(tmp_path, "a")
     append(path / "events.jsonl", {"event": 7, "time": "noon", "step": "x"}, {"event": "sample", "answers": "no"}, {})
     append(path / "metrics.jsonl", {"step": "x"}, {"step": True, "loss": "y", "elapsed": None})
-    watched = watch(path)
-    Desk().settle()
+    watched, desk = watch(path), Desk()
+    desk.ask(watched, "pause")
+    append(path / "events.jsonl", {"event": "sample", "answers": {"pause": 1}}, {"event": "paused", "answers": 7})
+    watched.poll()
+    assert desk.settle() == []
     assert "noon" not in paper.frame(watched, [watched], 80).plain
     json.dumps(watched.state_table(), allow_nan=False)
+
+
+ODD = [
+    '{"event": ["a"], "time": 1}',
+    '{"event": "started", "images": 0}',
+    '{"event": "started", "images": -3, "time": Infinity}',
+    '{"event": "checkpoint", "step": 1e400}',
+    '{"event": "sample", "file": ["x"], "step": true}',
+    '{"event": "warning", "message": {"a": [1]}}',
+    '{"event": "failed", "why": ["[/x]", null]}',
+    '{"step": 700, "loss": NaN, "elapsed": NaN}',
+    '{"step": 700, "loss": -Infinity, "elapsed": 1e999}',
+    '{"step": 700, "loss": ' + "9" * 400 + ', "images_per_second": 0}',
+    '{"step": ' + "9" * 400 + ', "loss": 1}',
+    '{"step": 700, "loss": [[1], "x", {}]}',
+    "[" * 100_000,
+    "9" * 5000,
+]
+
+
+@pytest.mark.parametrize("file", ["events.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize("line", ODD)
+def test_lines_of_odd_values_are_lived_with(tmp_path, watch, file, line):
+    path = write_run(tmp_path, "a")
+    append(path / file, line + "\n", line + "\n")
+    watched = watch(path)
+    frame = paper.frame(watched, [watched], 100)
+    assert "⠉" in frame.plain
+    chart.draw([chart.Line(points(watched.history.bins, "loss"), "red")], chart.View(0, 700, True), 80, 12)
+    json.dumps(watched.state_table(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe", b'{"pid": 1000000000000, "host": "x"}', b'{"pid": NaN, "host": 3}', b"[]", b'"']
+)
+def test_a_lock_of_odd_content_is_lived_with(tmp_path, watch, text):
+    path = write_run(tmp_path, "a")
+    text = text.replace(b'"x"', json.dumps(runs.socket.gethostname()).encode())
+    (path / "lock").write_bytes(text)
+    touch(path, 1)
+    assert watch(path).state == "live"
+
+
+def test_what_is_drawn_does_not_hang_on_the_newest_line(tmp_path):
+    long_file(tmp_path / "m", 20)
+    append(tmp_path / "m", metrics(21) | {"loss_by_severity": [1.0, None, 3.0, 4.0], "grad_norm": None}, "rubbish\n")
+    found = History(tmp_path / "m")
+    found.advance(1)
+    assert found.series()[:5] == ["loss", *[f"loss_by_severity/{band}" for band in (1, 2, 3, 4)]]
+    assert "grad_norm" in found.series()
+    fresh = History(tmp_path / "late")
+    rows = [metrics(n) | {"loss_by_severity": [1.0, None if n < 3 else 2.0, 3.0, None]} for n in range(5)]
+    append(tmp_path / "late", *rows)
+    fresh.advance(1)
+    assert [name for name in fresh.series() if "/" in name] == [f"loss_by_severity/{band}" for band in (1, 2, 3)]
+
+
+def test_garbage_between_lines_does_not_make_bins_many(tmp_path):
+    found = History(tmp_path / "m")
+    for part in range(30):
+        lines = [line for n in range(200) for line in ({"step": part * 200 + n, "loss": 1.0}, "rubbish\n")]
+        append(tmp_path / "m", *lines)
+        found.advance(1)
+    assert (found.lines, found.bad) == (6000, 6000)
+    assert len(found.bins) <= MOST_BINS * 3 // 2
+
+
+def test_a_history_stays_when_its_file_goes(tmp_path):
+    long_file(tmp_path / "m", 20)
+    found = History(tmp_path / "m")
+    found.advance(1)
+    (tmp_path / "m").unlink()
+    assert not found.advance(1)
+    assert found.lines == 20
+
+
+def test_the_newest_sheet_is_the_one_told_of_last(tmp_path, watch):
+    path = write_run(tmp_path, "a")
+    for step in (200, 900, 300):  # as after a resume from before step 300
+        write_sheet(path, step)
+    touch(path, 1)
+    assert watch(path).newest_sheet == "step-000300.png"
+    (path / "samples" / "step-000300.png").unlink()
+    assert watch(path).newest_sheet == "step-000900.png"
+
+
+def test_a_request_to_a_trainer_that_was_replaced_is_settled(tmp_path, watch):
+    path = write_run(tmp_path, "a")
+    watched, desk = watch(path), Desk()
+    desk.ask(watched, "sample")
+    append(path / "events.jsonl", {"event": "resumed", "time": NOW, "step": 500})
+    watched.poll()
+    (outcome,) = desk.settle()
+    assert "another trainer" in outcome.text
+    assert desk.open == []
+
+
+def test_a_request_that_went_wrong_is_told_as_that(tmp_path, watch):
+    path = write_run(tmp_path, "a")
+    watched, desk = watch(path), Desk()
+    request = desk.ask(watched, "sample")
+    append(path / "events.jsonl", {"event": "warning", "message": "no sample as asked: x", "answers": [request.name]})
+    watched.poll()
+    (outcome,) = desk.settle()
+    assert (outcome.is_good, outcome.text) == (False, "a: no sample as asked: x")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0052, 0.0097), (0.05, 0.3), (1e-5, 1e3), (0.0611, 0.0612)])
+@pytest.mark.parametrize("is_log", [True, False])
+def test_the_axis_tells_at_least_two_values(low, high, is_log):
+    series = [Point(0, 0, low, low, low, 1), Point(9, 9, high, high, high, 1)]
+    rows = chart.draw([chart.Line(series, "red")], chart.View(0, 9, is_log), 60, 16).plain.split("\n")
+    labels = [row[: chart.AXIS - 1].strip() for row in rows[:-1] if row[chart.AXIS - 1] == "┤"]
+    assert len(set(labels)) >= 2
+    assert all(len(label) <= 7 for label in labels)
 
 
 def test_sheets_are_found_by_step_and_half_a_one_waits(tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import load, save_file
 
 from colddiff_core import control, experiment, presets, runs, seeds
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.training import Trainer
 
 WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
@@ -360,6 +361,48 @@ def test_a_file_that_is_no_request_is_told_of_and_goes(tmp_path):
     assert left_behind(tmp_path / "run" / "control") == [".draft"]
     with pytest.raises(UsageError, match="No such request"):
         control.ask(tmp_path / "run", "puase")
+
+
+def test_nothing_in_the_control_folder_harms_the_training(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    control_folder = tmp_path / "run" / "control"
+    (control_folder / "notes").mkdir()
+    (control_folder / "notes" / "todo").touch()
+    steps = trainer.steps()
+    next(steps)
+    (control_folder / "checkpoint").touch()
+    next(steps)
+    assert [path.name for path in trainer.run.checkpoints()] == ["step-000001"]
+    (control_folder / "notes" / "todo").unlink()
+    (control_folder / "notes").rmdir()
+    control_folder.rmdir()
+    control_folder.touch()  # a file in its place
+    assert finish(trainer).step == 6
+
+
+@pytest.mark.parametrize("request_word", ["sample", "checkpoint"])
+def test_a_request_that_fails_does_not_end_the_training(tmp_path, monkeypatch, request_word):
+    trainer = make_trainer(tmp_path / "run")
+    steps = trainer.steps()
+    next(steps)
+
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "write_sheet" if request_word == "sample" else "save", fail)
+    name = control.ask(tmp_path / "run", request_word)
+    next(steps)
+    told = trainer.run.events()[-1]
+    assert (told["event"], told["answers"]) == ("warning", [name])
+    assert "CUDA out of memory" in told["message"]
+    monkeypatch.undo()
+    assert finish(trainer).step == 6
+
+
+def test_a_run_that_begins_with_a_warning_is_started_all_the_same(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    trainer.run.event("warning", message="left out 1 training file that could not be read")
+    assert [event["event"] for event in finish(trainer).run.events()][:2] == ["warning", "started"]
 
 
 def test_a_request_can_be_made_by_touching_a_file_and_a_run_without_the_folder_trains(tmp_path):

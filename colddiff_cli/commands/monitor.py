@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,8 @@ from colddiff_cli import options
 from colddiff_cli.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
+
+NICENESS = 10
 
 if TYPE_CHECKING:
     from colddiff_cli.monitor.watched import Watched
@@ -34,7 +36,9 @@ def monitor(
     found = named or runs.listed()
     if not found:
         runs.find(None)  # says what to do
-    shown = [path for path in found if fnmatch.fnmatch(path.name, pattern)]
+    from colddiff_cli.monitor.watched import is_named
+
+    shown = [path for path in found if is_named(path.name, pattern)]
     if not shown:
         raise UsageError(
             f"No run is named like {pattern}.", f"There are: {', '.join(path.name for path in found[:8])}."
@@ -59,6 +63,7 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     Raises UsageError where there is no terminal.
     """
     check_terminal()
+    os.nice(NICENESS)  # a trainer on the same cores goes first
     from colddiff_cli.monitor import drawing
     from colddiff_cli.monitor.app import Monitor
     from colddiff_cli.monitor.machine import Machine

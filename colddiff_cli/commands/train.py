@@ -47,14 +47,15 @@ def train(
     screen = Screen(json)
     if (preset is None) == (resume is None):
         raise UsageError("Name either a --preset or a run to --resume.", "List the presets with: colddiff presets")
-    changes = [*(overrides or []), *options.data_override(data_dir)]
+    changes = list(overrides or [])
     if seed is not None:
         changes.append(f"train.seed={seed}")
     if monitor:
         if dry_run or json:
             raise UsageError(f"--monitor does not go with {'--dry-run' if dry_run else '--json'}.", "Leave one out.")
-        _train_watched(screen, preset, resume, changes, out, device)
+        _train_watched(screen, preset, resume, changes, out, data_dir, device)
         return
+    changes += options.data_override(data_dir)
     if resume is not None:
         if dry_run:
             raise UsageError("--dry-run does not go with --resume.", f"The configuration is in {resume}/run.toml.")
@@ -75,7 +76,13 @@ def train(
 
 
 def _train_watched(
-    screen: Screen, preset: str | None, resume: str | None, changes: list[str], out: Path | None, device: str
+    screen: Screen,
+    preset: str | None,
+    resume: str | None,
+    changes: list[str],
+    out: Path | None,
+    data_dir: Path | None,
+    device: str,
 ) -> None:
     """Train in a process of its own and open the dashboard on it."""
     from colddiff_cli import background
@@ -87,22 +94,25 @@ def _train_watched(
         arguments = ["--resume", str(path)] + (["--out", str(out)] if out else [])
     else:
         assert preset is not None
-        config = presets.load(preset, changes)
-        _check_names(config)
-        path = out or runs.free_name(config.name)
+        path = out or runs.free_name(presets.load(preset, changes).name)
         if path.exists():
             raise _taken(path)
         arguments = ["--preset", preset, "--out", str(path)]
     arguments += ["--device", device, *(word for change in changes for word in ("--set", change))]
+    arguments += ["--data-dir", str(data_dir)] if data_dir else []
     trainer = background.start(screen, arguments, path)
-    watch([path])
-    if trainer.poll() is None:
-        screen.say(f"Training goes on (process {trainer.pid}). Watch it again with: colddiff monitor {path}")
-    elif trainer.returncode == 0:
-        screen.say(f"{path} is trained. What it said is in {path / background.LOG}")
-    else:
-        screen.say(f"{path} has ended; its words are in {path / background.LOG}")
-        screen.say(f"Go on with: colddiff train --resume {path}")
+    try:
+        watch([path])
+    finally:
+        log = path / background.LOG
+        if trainer.returncode is None:
+            screen.say(f"Training goes on (process {trainer.pid}). Watch it again with: colddiff monitor {path}")
+        elif trainer.returncode == 0:
+            screen.say(f"{path} is trained. What it said is in {log}")
+        else:
+            screen.say(f"{path} has ended; its words are in {log}. Go on with: colddiff train --resume {path}")
+    if trainer.returncode:
+        raise typer.Exit(trainer.returncode if trainer.returncode > 0 else 1)
 
 
 def _taken(path: Path) -> UsageError:

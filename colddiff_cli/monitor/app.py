@@ -23,7 +23,7 @@ from colddiff_cli.monitor.runs_pane import RunsPane
 from colddiff_cli.monitor.screens import Help, Question
 from colddiff_cli.monitor.status_pane import StatusPane
 from colddiff_cli.monitor.told import Told
-from colddiff_cli.monitor.watched import LIVES, Clock, Watched
+from colddiff_cli.monitor.watched import Clock, Watched
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
 
@@ -120,10 +120,18 @@ class Monitor(App[None]):
         for path in self.named or runs.listed(self.root):
             if path not in self.watched:
                 self.watched[path] = Watched(runs.Run(path), self.clock)
-                self.watched[path].poll()
+                self._look(self.watched[path])
         if self.current is None:
             matching = self.runs_pane.matching(self.watched.values())
             self.current = max(matching, key=lambda watched: runs.last_written(watched.run.path), default=None)
+
+    @staticmethod
+    def _look(watched: Watched) -> None:
+        """Read what is new of a run; whatever its files hold, the dashboard goes on."""
+        try:
+            watched.poll()
+        except Exception as error:
+            watched.note("reading", f"cannot be read: {type(error).__name__}: {error}")
 
     def _shown(self) -> list[Watched]:
         """Return the run that is looked at, and those laid over it."""
@@ -142,10 +150,10 @@ class Monitor(App[None]):
             self._others = [watched for watched in self.watched.values() if watched not in shown]
         asked = [request.watched for request in self.desk.open]
         for watched in {id(w): w for w in [*shown, *asked, *self._others[:OTHERS]]}.values():
-            watched.poll()
+            self._look(watched)
         del self._others[:OTHERS]
         for outcome in self.desk.settle():
-            self.notify(outcome.text, severity="information" if outcome.is_good else "warning")
+            self.notify(outcome.text, severity="information" if outcome.is_good else "warning", markup=False)
         self._show()
 
     def _show(self) -> None:
@@ -185,7 +193,7 @@ class Monitor(App[None]):
     @on(RunsPane.Chosen)
     def _chosen(self, message: RunsPane.Chosen) -> None:
         if message.watched is not None:
-            message.watched.poll()
+            self._look(message.watched)
             self.current = message.watched
         self._show()
 
@@ -238,16 +246,20 @@ class Monitor(App[None]):
             self._ask(self.current, word)
 
     def _is_there(self, watched: Watched, word: str) -> bool:
-        watched.poll()
-        if watched.state in LIVES.values():
+        self._look(watched)
+        if watched.has_trainer:
             return True
         reason = f" ({watched.reason})" if watched.reason else ""
-        self.notify(f"No trainer to ask for {word}: {watched.name} is {watched.state}{reason}.", severity="warning")
+        self.notify(
+            f"No trainer to ask for {word}: {watched.name} is {watched.state}{reason}.",
+            severity="warning",
+            markup=False,
+        )
         return False
 
     def _ask(self, watched: Watched, word: str) -> None:
         try:
             self.desk.ask(watched, word)
         except ColddiffError as error:
-            self.notify(error.what, severity="error")
+            self.notify(error.what, severity="error", markup=False)
         self._show()

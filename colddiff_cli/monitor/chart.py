@@ -62,7 +62,7 @@ def draw(
     for line in lines:
         canvas.add(line, _columns(line.points, view, span, cells_x * 2, cells_y * 4))
     labels = _labels(span, view.is_log, cells_y)
-    at = view.cell_of(cursor, cells_x) if cursor is not None else -1
+    at = min(view.cell_of(cursor, cells_x), cells_x - 1) if cursor is not None else -1
     rows = []
     for row in range(cells_y):
         text = Text.assemble((f"{labels.get(row, ''):>{AXIS - 1}}" + ("┤" if row in labels else "│"), axis_style))
@@ -186,6 +186,9 @@ def _labels(span: tuple[float, float], is_log: bool, cells: int) -> dict[int, st
     else:
         gap = nice((high - low) / max(1, cells / 3))
         ticks = [gap * number for number in range(math.ceil(low / gap), math.floor(high / gap) + 1)]
+    if is_log and len([tick for tick in ticks if low <= tick <= high]) < 2:  # less than an octave
+        gap = nice((10**high - 10**low) / max(1, cells / 3))
+        ticks = [math.log10(gap * n) for n in range(max(1, math.ceil(10**low / gap)), math.floor(10**high / gap) + 1)]
     labels: dict[int, str] = {}
     for tick in ticks:
         if low <= tick <= high:
@@ -226,7 +229,7 @@ def short(value: float) -> str:
     for limit, unit in ((1e6, "M"), (1e4, "k")):
         if size >= limit:
             return f"{value / (1e6 if unit == 'M' else 1e3):.4g}{unit}"
-    return f"{value:.4g}"
+    return f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
 
 
 def nearest(points: Sequence[Point], step: float) -> Point | None:

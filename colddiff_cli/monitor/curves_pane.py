@@ -28,7 +28,9 @@ FIRST = tuple(TITLES)  # the order of quantities; what else is logged comes afte
 SMOOTHING = (0.0, 0.6, 0.9, 0.99)
 DARK = ("#5fd7ff", "#ffaf5f", "#87d787", "#ff87af", "#d7d75f", "#af87ff", "#5fafaf", "#ff5f5f")
 LIGHT = ("#005faf", "#af5f00", "#00875f", "#af0057", "#878700", "#5f00af", "#005f5f", "#af0000")
-SPARE = 150.0  # times as long as a drawing took, growth alone has none drawn: it costs little of a core at any length
+SPARE = 300.0  # times as long as a drawing took, growth alone has none drawn: it costs little of a core at any length
+LONGEST = 4.0  # seconds until growth is drawn, at the most
+MEMORY = 5  # times 1 / (1 - weight) lines, after which an average has forgotten
 LEAST_STEPS = 2.0  # of a view
 
 
@@ -37,7 +39,7 @@ def quantities(runs: Sequence[Watched]) -> list[str]:
     found: dict[str, None] = {}
     for watched in runs:
         for name in watched.history.series() if watched.history else []:
-            found.setdefault(name.partition("/")[0])
+            found.setdefault(history.quantity(name))
     return [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
 
 
@@ -117,8 +119,10 @@ class CurvesPane(Vertical):
     def show(self, runs: Sequence[Watched]) -> None:
         """Show these runs, the one that is looked at first; drawn anew where there is something new."""
         had, self.runs = self.runs, list(runs)
+        if self.window and not (self.window[0] < self.whole[1] and self.window[1] > self.whole[0]):
+            self.window = None  # of another run's steps
         now = tuple((watched.history.lines, watched.history.share) for watched in runs if watched.history)
-        is_due = time.perf_counter() - self._drawn > SPARE * self._cost
+        is_due = time.perf_counter() - self._drawn > min(SPARE * self._cost, LONGEST)
         if self.runs != had or (now != self._shown and is_due):
             self._shown = now
             self.redraw()
@@ -143,7 +147,7 @@ class CurvesPane(Vertical):
         plot = self.query_one(Plot)
         if not plot.size.width:
             return
-        began = time.perf_counter()
+        began = time.process_time()  # not what a trainer on the same cores takes
         view, series = self.view, self._series()
         lines, faint = [], []
         for label, points, style in series:
@@ -159,32 +163,32 @@ class CurvesPane(Vertical):
         unread = [watched.history.share for watched in self.runs if watched.history and watched.history.share < 1]
         how += [f"{min(unread):.0%} read"] if unread else []
         entitle(self, title=f"2 Curves: {title}", subtitle=", ".join(how))
-        self._drawn = time.perf_counter()
-        self._cost = self._drawn - began
+        self._drawn, self._cost = time.perf_counter(), time.process_time() - began
 
     def _series(self) -> list[tuple[str, list[history.Point], str]]:
         """Return label, points and style of each line to draw, newest steps of each run included."""
         colours = DARK if self.app.current_theme.dark else LIGHT
         found = []
         view = self.view
-        margin = (view.last - view.first) if self.weight else 0.0  # an average needs what came before
         for place, watched in enumerate(self.runs):
             if watched.history is None:
                 continue
+            first, last = watched.history.span()
+            # An average remembers what came before the view.
+            lines = MEMORY / (1 - self.weight) if self.weight else 0
+            margin = lines * (last - first) / max(1, watched.history.lines)
             bins = watched.history.between(view.first - margin, view.last)
-            names = [name for name in watched.history.series() if name.partition("/")[0] == self.quantity]
-            for band, name in enumerate(names):
-                several = len(names) > 1
-                colour = colours[(band if several and len(self.runs) == 1 else place) % len(colours)]
-                number = band + 1 if several else place + 1
-                label = f"{number} {self._band(band, len(names)) if several else watched.name}"
-                if several and len(self.runs) > 1:
-                    label = f"{number} {watched.name} {self._band(band, len(names))}"
-                found.append((label, history.points(bins, name), colour))
+            names = [name for name in watched.history.series() if history.quantity(name) == self.quantity]
+            count = max(map(history.band, names), default=0)
+            for name in names:
+                band = history.band(name)
+                is_alone = len(self.runs) == 1
+                parts = [watched.name] if not band or not is_alone else []
+                if band:
+                    parts.append(f"t to {band / count:.2g} T" if self.quantity == "loss_by_severity" else f"/{band}")
+                colour = colours[(band - 1 if band and is_alone else place) % len(colours)]
+                found.append((" ".join([str(band or place + 1), *parts]), history.points(bins, name), colour))
         return found
-
-    def _band(self, band: int, count: int) -> str:
-        return f"t to {(band + 1) / count:.2g} T" if self.quantity == "loss_by_severity" else f"/{band + 1}"
 
     def _legend(
         self, series: Sequence[tuple[str, list[history.Point], str]], lines: Sequence[chart.Line], view: chart.View
@@ -192,12 +196,14 @@ class CurvesPane(Vertical):
         """Return the names of the lines with their values under the cursor, else the newest ones."""
         at = view.last if self.cursor is None else self.cursor
         parts = []
-        step: int | None = None
+        step: int | None = None  # of the run that is looked at, which comes first
         for (label, points, style), line in zip(series, lines, strict=True):
             raw, drawn = chart.nearest(points, at), chart.nearest(line.points, at)
             text = Text.assemble((label, style))
-            if raw is not None and drawn is not None:
-                step = raw.last
+            if self.cursor is not None and points and not points[0].first <= at <= points[-1].last:
+                text.append(" -")
+            elif raw is not None and drawn is not None:
+                step = step or raw.last
                 text.append(f" {chart.short(drawn.mean)}", style="bold")
                 if raw.high > raw.low:
                     text.append(f" ({chart.short(raw.low)} to {chart.short(raw.high)})", style="dim")
@@ -239,6 +245,7 @@ class CurvesPane(Vertical):
             self.window = None
         else:
             share = 1.0 if self.cursor is None else (self.cursor - first) / max(last - first, 1e-9)
+            share = min(max(share, 0.0), 1.0)
             middle = first + share * (last - first)
             self._see(middle - share * width, width)
         self.redraw()

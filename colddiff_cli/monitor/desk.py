@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 
-from colddiff_cli.monitor.watched import ENDS, Watched
+from colddiff_cli.monitor.watched import Watched
 from colddiff_core import control
 
+BEGINNINGS = frozenset({"started", "resumed"})
 LONG = 10.0  # seconds after which a request without an answer is told of
 
 
@@ -65,14 +66,19 @@ class Desk:
 
     def _outcome(self, request: Request) -> Outcome | None:
         watched = request.watched
-        for event in watched.events:
+        is_another = False  # trainer, who throws away what its predecessor was asked
+        for event in watched.events[request.after :]:
             answers = event.get("answers")
             if isinstance(answers, list) and request.name in answers:
                 request.is_late = False
-                return Outcome(f"{watched.name}: {event.get('event')} at step {event.get('step', '?')}", True)
-        if watched.state in {*ENDS.values(), "stalled", "gone"}:
+                if event["event"] == "warning":
+                    return Outcome(f"{watched.name}: {event.get('message')}", False)
+                return Outcome(f"{watched.name}: {event['event']} at step {event.get('step', '?')}", True)
+            is_another = is_another or (event["event"] in BEGINNINGS and not answers)
+        if not watched.has_trainer or is_another:
             request.is_late = False
-            return Outcome(f"{watched.name}: no answer to {request.word}; the run is {watched.state}", False)
+            why = "another trainer has the run now" if is_another else f"the run is {watched.state}"
+            return Outcome(f"{watched.name}: no answer to {request.word}; {why}", False)
         if not request.is_late and watched.clock.ticking() - request.asked > LONG:
             request.is_late = True
             return Outcome(f"{watched.name}: still no answer to {request.word}; the step in hand may be long", False)

@@ -17,8 +17,8 @@ def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line, parse_constant=lambda _: None)  # NaN and the infinities are no numbers
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -46,9 +46,10 @@ class Growing:
             identity, size = (stat.st_dev, stat.st_ino), stat.st_size
         except OSError:
             identity, size = None, 0
+        if identity is None:  # deleted, or a network that is slow: what was read stays
+            return False, 0
         is_new = self._identity is not None and (identity != self._identity or size < self.offset)
-        if identity is not None or is_new:
-            self._identity = identity
+        self._identity = identity
         if is_new:
             self.offset = 0
         return is_new, size

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ LEAST_BLOCK = 1 << 14  # bytes of a bin of the older part
 DETAIL = 1 << 21  # bytes that are read again for a closer look
 NEVER_DRAWN = frozenset({"step", "elapsed"})
 NUMBERS = (int, float)  # by type: True is an int
+LARGEST_STEP = 10**15
+LARGEST = 1e300  # what is drawn is smaller: JSON has 1e999, and whole numbers of any length
 Extremes = tuple[float, float, float, int]  # least, greatest, sum and count
 
 
@@ -77,10 +78,26 @@ def extremes(rows: Sequence[dict[str, Any]]) -> dict[str, Extremes]:
             f"{key}/{place}": entries for place, entries in enumerate(zip(*lists, strict=False), 1)
         }
         for name, entries in (named or {key: values}).items():
-            found = [entry for entry in entries if type(entry) in NUMBERS and math.isfinite(entry)]
+            found = [entry for entry in entries if type(entry) in NUMBERS and -LARGEST < entry < LARGEST]
             if found:
                 series[name] = (min(found), max(found), sum(found), len(found))
     return series
+
+
+def is_step(value: Any) -> bool:
+    """Tell whether a value can be the step of a line."""
+    return type(value) is int and 0 <= value < LARGEST_STEP
+
+
+def quantity(series: str) -> str:
+    """Return what a series belongs to: its name without its place in a list."""
+    return series.partition("/")[0]
+
+
+def band(series: str) -> int:
+    """Return the place of a series in its list, from 1; 0 where it is none."""
+    place = series.partition("/")[2]
+    return int(place) if place.isdigit() else 0
 
 
 class History:
@@ -95,7 +112,7 @@ class History:
         self.bins: list[Bin] = []
         self.bad = 0
         self.lines = 0
-        self.last_row: dict[str, Any] | None = None
+        self._names: dict[str, None] = {}  # of the series, in the order of their first lines
         self._pending: list[tuple[int, int]] = []  # blocks still to read, the next one last
         self._planned = 0
         self._is_open = False
@@ -120,7 +137,7 @@ class History:
             data = self._file.more(TAIL)
             if not data:
                 break
-            self._keep_each(start, data)
+            self.bins += self._bins(start, data)
             if time.perf_counter() > deadline:
                 break
         while self._pending and time.perf_counter() < deadline:
@@ -148,11 +165,12 @@ class History:
     def _read_block(self, start: int, end: int) -> None:
         data, start = self._whole_lines(start, end)
         rows, bad = parse(data)
-        rows = [row for row in rows if isinstance(row.get("step"), int)]
+        read, rows = len(rows), [row for row in rows if is_step(row.get("step"))]
         self.lines += len(rows)
-        self.bad += bad
+        self.bad += bad + read - len(rows)
         if rows:
             whole = Bin(start, start + len(data), rows[0]["step"], rows[-1]["step"], len(rows), extremes(rows))
+            self._names |= dict.fromkeys(whole.series)
             bisect.insort(self.bins, whole, key=lambda bin: bin.start)
 
     def _whole_lines(self, start: int, end: int) -> tuple[bytes, int]:
@@ -170,26 +188,26 @@ class History:
             return b"", start
         return data[: data.rfind(b"\n") + 1], start
 
-    def _keep_each(self, start: int, data: bytes) -> None:
-        rows, _ = parse(data[data.rfind(b"\n", 0, -1) + 1 :])
-        self.last_row = rows[-1] if rows else self.last_row
-        self.bins += self._bins(start, data)
-
     def _bins(self, start: int, data: bytes, *, is_again: bool = False) -> list[Bin]:
-        """Return a bin for each line."""
-        made = []
-        bad = 0
+        """Return a bin for each line; the bytes of one that is none belong to its neighbour."""
+        made: list[Bin] = []
+        bad, end = 0, start
         for line in data.splitlines(keepends=True):
+            end += len(line)
             rows, wrong = parse(line)
             step = rows[0].get("step") if rows else None
-            if isinstance(step, int):
-                made.append(Bin(start, start + len(line), step, step, 1, extremes(rows)))
+            if is_step(step):
+                made.append(Bin(start, end, step, step, 1, extremes(rows)))
+                start = end
             else:
                 bad += wrong or len(rows)
-            start += len(line)
+        if made:
+            made[-1].end = end
         if not is_again:
             self.lines += len(made)
             self.bad += bad
+            for bin in made:
+                self._names |= dict.fromkeys(bin.series)
         return made
 
     def _compact(self) -> None:
@@ -207,12 +225,14 @@ class History:
         self.bins = kept
 
     def series(self) -> list[str]:
-        """Return the names of what is logged, in the order of the newest line."""
-        return list(extremes([self.last_row])) if self.last_row else []
+        """Return the names of what is logged; the entries of a list stand together."""
+        order = {name: place for place, name in enumerate(dict.fromkeys(map(quantity, self._names)))}
+        return sorted(self._names, key=lambda name: (order[quantity(name)], band(name)))
 
     def span(self) -> tuple[int, int]:
-        """Return the first and the last step read so far."""
-        return (self.bins[0].first, self.bins[-1].last) if self.bins else (0, 0)
+        """Return the least and the greatest step read so far."""
+        # Not of the first and the last bin: a damaged line may tell any step.
+        return (min(bin.first for bin in self.bins), max(bin.last for bin in self.bins)) if self.bins else (0, 0)
 
     def between(self, first: float, last: float) -> list[Bin]:
         """Return the bins of those steps and the neighbours that lead there, line by line where they are few."""

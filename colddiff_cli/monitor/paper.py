@@ -34,9 +34,9 @@ def frame(current: Watched, runs: Sequence[Watched], width: int) -> Text:
         parts.append(words.oddities(current))
     if current.events:
         parts.append(words.events(current, EVENTS))
-    newest = current.sheets.names()
+    newest = current.newest_sheet
     if newest:
-        parts.append(Text(f"newest sheet: {current.run.samples / newest[-1]}"))
+        parts.append(Text(f"newest sheet: {current.run.samples / newest}"))
     if others:
         lines = [words.headline(watched, width) for watched in others[:OTHERS]]
         if len(others) > OTHERS:

@@ -39,6 +39,8 @@ class PicturesPane(Vertical, can_focus=True):
         self.name_shown: str | None = None  # of the sheet chosen; None for the newest
         self._drawing = drawing
         self._drawn: tuple[object, ...] = ()
+        self._sheet: Sheet | None = None  # the last one of this run that could be read
+        self._newest: str | None = None
         self._film: Timer | None = None
         self._names: list[str] = []
 
@@ -49,15 +51,17 @@ class PicturesPane(Vertical, can_focus=True):
     def show(self, watched: Watched | None) -> None:
         """Show that run's sheets as they stand now."""
         if watched is not self.watched:
-            self.watched, self.name_shown, self._drawn = watched, None, ()
+            self.watched, self.name_shown, self._names, self._sheet = watched, None, [], None
             self._stop()
-        self._names = watched.sheets.names() if watched and watched.state != "gone" else self._names if watched else []
+        if watched and watched.state != "gone":
+            self._names, self._newest = watched.sheets.names(), watched.newest_sheet
         self.redraw()
 
     @property
     def place(self) -> int:
-        """The place of the sheet shown among the run's."""
-        return self._names.index(self.name_shown) if self.name_shown in self._names else len(self._names) - 1
+        """The place of the sheet shown among the run's: of the one chosen, else of the newest."""
+        shown = self.name_shown if self.name_shown in self._names else self._newest
+        return self._names.index(shown) if shown in self._names else len(self._names) - 1
 
     def redraw(self) -> None:
         """Draw the sheet anew if it, or the space for it, is another."""
@@ -67,15 +71,17 @@ class PicturesPane(Vertical, can_focus=True):
         name = self._names[self.place]
         sheet = self.watched.sheets.load(name)
         if sheet is None:
+            if self._sheet is None:
+                self._say("")
             entitle(self, subtitle=f"{name} cannot be read, or not yet")
             return
+        self._sheet = sheet
         entitle(self, subtitle=f"{self.place + 1} of {len(self._names)}")
         # A border, a line of names and one of figures.
         room = self.content_size.width, self.content_size.height - 2
-        key = (name, id(sheet.picture), bool(sheet.note), room, self._film is not None)
-        if key == self._drawn or room[0] < 4 or room[1] < 2:
+        if (sheet, room) == self._drawn or room[0] < 4 or room[1] < 2:
             return
-        self._drawn = key
+        self._drawn = sheet, room
         self._draw(sheet, room)
 
     def _draw(self, sheet: Sheet, room: tuple[int, int]) -> None:
@@ -85,7 +91,7 @@ class PicturesPane(Vertical, can_focus=True):
         gap = GAP if self._drawing.is_half_blocks else SCREEN_GAP
         made = arrange(sheet, room[0] * wide, room[1] * high, gap=gap)
         picture = made.picture
-        if picture.height % high:  # to whole cells, so that nothing is scaled
+        if picture.height % high:  # to whole cells: half-blocks are then not scaled at all
             whole = Image.new("RGB", (picture.width, math.ceil(picture.height / high) * high), BETWEEN)
             whole.paste(picture)
             picture = whole
@@ -139,7 +145,8 @@ class PicturesPane(Vertical, can_focus=True):
     def _go(self, place: int) -> None:
         if self._names:
             place = max(0, place)
-            self.name_shown = self._names[place] if place < len(self._names) - 1 else None
+            name = self._names[min(place, len(self._names) - 1)]
+            self.name_shown = None if name == self._newest else name
             self.redraw()
 
     def action_first(self) -> None:
@@ -150,7 +157,8 @@ class PicturesPane(Vertical, can_focus=True):
     def action_newest(self) -> None:
         """Follow the newest sheet."""
         self._stop()
-        self._go(len(self._names))
+        self.name_shown = None
+        self.redraw()
 
     def action_film(self) -> None:
         """Play the sheets from the first to the newest, or stop."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -16,10 +15,10 @@ from textual.widgets import DataTable, Input
 
 from colddiff_cli.monitor import words
 from colddiff_cli.monitor.told import entitle
-from colddiff_cli.monitor.watched import Watched
+from colddiff_cli.monitor.watched import Watched, is_named
 
 MARK = "◆"
-NAME_CELLS = 24
+NAME_CELLS = 22
 COLUMNS = {"mark": 2, "name": NAME_CELLS + 1, "state": 11, "done": 6, "reason": 80}  # the last one as far as it shows
 
 
@@ -45,6 +44,7 @@ class RunsPane(Vertical):
         self.pattern = pattern
         self.marked: set[str] = set()
         self.runs: list[Watched] = []
+        self.current: Watched | None = None
         self._shown: dict[str, tuple[object, ...]] = {}
 
     def compose(self) -> ComposeResult:
@@ -56,21 +56,19 @@ class RunsPane(Vertical):
         for key, width in COLUMNS.items():
             table.add_column(key, key=key, width=width)
         self.query_one("#filter").display = False
+        self.query_one("#filter", Input).cursor_blink = False  # bytes over a slow line, for nothing
 
     def focus(self, scroll_visible: bool = True) -> RunsPane:
         self.query_one(DataTable).focus(scroll_visible)
         return self
 
     def matching(self, runs: Iterable[Watched]) -> list[Watched]:
-        """Return the runs that the filter lets through; a word without a wildcard may stand anywhere in the name."""
-        pattern = self.pattern or "*"
-        if not any(sign in pattern for sign in "*?["):
-            pattern = f"*{pattern}*"
-        return [watched for watched in runs if fnmatch.fnmatch(watched.name, pattern)]
+        """Return the runs that the filter lets through."""
+        return [watched for watched in runs if is_named(watched.name, self.pattern)]
 
     def show(self, runs: Iterable[Watched], current: Watched | None) -> None:
         """Show the runs as they stand now."""
-        self.runs = list(runs)
+        self.runs, self.current = list(runs), current
         matching = self.matching(self.runs)
         table = self.query_one(DataTable)
         keys = [str(watched.run.path) for watched in matching]
@@ -101,7 +99,8 @@ class RunsPane(Vertical):
         return Text(mark), Text(name), words.sign(watched), Text(f"{done:>4}"), Text(watched.reason, style="dim")
 
     @on(DataTable.RowHighlighted)
-    def _highlight(self, event: DataTable.RowHighlighted) -> None:
+    @on(DataTable.RowSelected)
+    def _highlight(self, event: DataTable.RowHighlighted | DataTable.RowSelected) -> None:
         key = event.row_key.value if event.row_key else None
         found = next((watched for watched in self.runs if str(watched.run.path) == key), None)
         if found is not None:
@@ -113,7 +112,7 @@ class RunsPane(Vertical):
         if table.row_count:
             key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value or ""
             self.marked ^= {key}
-            self.show(self.runs, None)
+            self.show(self.runs, self.current)
             self.post_message(self.Chosen(None))
 
     def action_filter(self) -> None:
@@ -129,8 +128,7 @@ class RunsPane(Vertical):
 
     @on(Input.Changed, "#filter")
     def _typed(self, event: Input.Changed) -> None:
-        self.pattern = event.value or "*"
-        self.show(self.runs, None)
+        self._apply(event.value)
 
     @on(Input.Submitted, "#filter")
     def _entered(self) -> None:
@@ -141,6 +139,14 @@ class RunsPane(Vertical):
         with self.prevent(Input.Changed):
             box.value = pattern
         box.display = False
-        self.pattern = pattern
-        self.show(self.runs, None)
+        self._apply(pattern)
         self.focus()
+
+    def _apply(self, pattern: str) -> None:
+        """Show the runs of a pattern; where the one that is looked at is none of them, the first is."""
+        self.pattern = pattern or "*"
+        matching = self.matching(self.runs)
+        if matching and self.current not in matching:
+            self.current = matching[0]
+            self.post_message(self.Chosen(self.current))
+        self.show(self.runs, self.current)

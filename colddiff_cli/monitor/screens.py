@@ -7,7 +7,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -60,6 +60,9 @@ class Help(ModalScreen[None]):
             box.border_subtitle = "Esc closes"
             yield Static(self._text())
 
+    def on_click(self) -> None:
+        self.dismiss()
+
     @staticmethod
     def _text() -> Text:
         lines = []
@@ -70,7 +73,7 @@ class Help(ModalScreen[None]):
 
 
 class Question(ModalScreen[bool]):
-    """A question that y or Enter affirms and anything else denies."""
+    """A question: y or Enter affirms, n or Esc denies, and so does the mouse."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,enter", "dismiss(True)", "Yes"),
@@ -82,4 +85,8 @@ class Question(ModalScreen[bool]):
         self._text = text
 
     def compose(self) -> ComposeResult:
-        yield Static(Text(self._text) + Text("\n\ny  yes     n  no", style="bold"), id="question")
+        with Vertical(id="question"):
+            yield Static(self._text, markup=False)
+            yield Static(
+                "\n[bold @click=screen.dismiss(True)] y  yes [/]   [bold @click=screen.dismiss(False)] n  no [/]"
+            )

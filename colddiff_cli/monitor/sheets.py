@@ -15,10 +15,11 @@ NAME = re.compile(r"step-(\d+)\.png")
 GAP = 1  # pixels between pictures, as drawn
 SCREEN_GAP = 4  # where the terminal has pixels of its own
 BETWEEN = (48, 48, 56)  # the colour of the gaps
+KEPT = 3  # decoded sheets: a large one takes megabytes
 LEAST_ROWS = 2  # images that should be seen, before they are enlarged
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sheet:
     """A sheet that was read: the whole picture, and the JSON beside it (empty where there is none)."""
 
@@ -41,7 +42,7 @@ class Sheets:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read: dict[str, tuple[tuple[int, int], Sheet]] = {}
+        self._read: dict[str, tuple[tuple[int, ...], Sheet]] = {}  # the last few, with their files' times and sizes
 
     def names(self) -> list[str]:
         """Return the file names, by step; drafts have others until they are whole."""
@@ -58,9 +59,10 @@ class Sheets:
         from PIL import Image  # as late as this: the dashboard opens without it
 
         path = self.folder / name
+        if not path.exists():
+            return None
         try:
-            stat = path.stat()
-            key = stat.st_mtime_ns, stat.st_size
+            key = _state(path) + _state(path.with_suffix(".json"))
             if name in self._read and self._read[name][0] == key:
                 return self._read[name][1]
             with Image.open(path) as opened:
@@ -69,8 +71,7 @@ class Sheets:
             return None
         match = NAME.fullmatch(name)
         sheet = Sheet(name, int(match[1]) if match else 0, picture, self._note(path))
-        if sheet.note:  # it is written after the picture
-            self._read = {**dict(list(self._read.items())[-63:]), name: (key, sheet)}
+        self._read = {**dict(list(self._read.items())[1 - KEPT :]), name: (key, sheet)}
         return sheet
 
     def _note(self, path: Path) -> dict[str, Any]:
@@ -79,6 +80,15 @@ class Sheets:
         except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) else {}
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file: nothing where it is absent."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_mtime_ns, stat.st_size
 
 
 def arrange(sheet: Sheet, width: int, height: int, *, gap: int = GAP) -> Arranged:
@@ -97,7 +107,7 @@ def arrange(sheet: Sheet, width: int, height: int, *, gap: int = GAP) -> Arrange
         count = min(len(places) for places in columns.values())
         if own_w < 1 or own_h < 1 or count < 1:
             raise ValueError("nothing on it")
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         shrunk = sheet.picture.copy()
         shrunk.thumbnail((width, height))
         return Arranged(shrunk, [])

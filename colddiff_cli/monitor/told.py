@@ -17,7 +17,7 @@ class Told(Static):
 
     def tell(self, text: Text) -> None:
         """Show that text."""
-        if text == self._told and text.spans == self._told.spans and text.style == self._told.style:
+        if text == self._told and text.style == self._told.style:
             return
         # Laying out costs the whole screen: only for another number of lines, as they are folded.
         width = max(1, self.size.width)

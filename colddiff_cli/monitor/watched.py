@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 import os
 import time
@@ -10,13 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from colddiff_cli.monitor.feed import Feed, newest
-from colddiff_cli.monitor.history import History
+from colddiff_cli.monitor.history import LARGEST, NUMBERS, History, is_step
 from colddiff_cli.monitor.sheets import Sheets
 from colddiff_core.errors import UsageError
-from colddiff_core.runs import Run
+from colddiff_core.runs import BEAT, Run
 
 STALLED_AFTER = 20.0  # seconds without a sign of life
+HUNG_AFTER = 60.0  # the same, where the process is there
+GIVEN_UP = 10.0  # times as long, after which nobody is there to be asked
 SLOW_STEPS = 3.0  # steps' worth of silence that a slow trainer is granted
+LATEST = 1e11  # seconds: the year 5138
 BACK = 1.0  # seconds by which times must fall to be told of
 LIVES = {"started": "live", "resumed": "live", "paused": "paused"}
 ENDS = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
@@ -41,6 +45,8 @@ class Watched:
         self.table: dict[str, Any] = {}
         self.state = "live"
         self.reason = ""
+        self.has_trainer = False  # as far as is known: a silent one may be in a long step
+        self.events: list[dict[str, Any]] = []  # oldest first
         self.rows: list[dict[str, Any]] = []  # the newest lines of metrics
         self.history: History | None = None  # once the run is looked at
         self.sheets = Sheets(run.samples)
@@ -52,11 +58,6 @@ class Watched:
         self._has_beaten = False  # while it was watched
 
     @property
-    def events(self) -> list[dict[str, Any]]:
-        """The events so far, oldest first."""
-        return self._feed.rows
-
-    @property
     def oddities(self) -> list[str]:
         """What is wrong with the run's files, in the user's words."""
         return list(self._oddities.values())
@@ -65,19 +66,27 @@ class Watched:
         """Read what is new of everything but the history of metrics, which `History.advance` reads."""
         if not self.run.path.is_dir():
             self.state, self.reason = "gone", "its folder is no longer there; shown is what was read before"
+            self.has_trainer = False
             return
         # Who trains first: a trainer that ends now has written its last event by then.
         is_gone = self._look_for_life()
-        self._feed.poll()
+        if self._feed.poll():
+            self.events = [_sound(event) for event in self._feed.rows if isinstance(event.get("event"), str)]
         self._oddity("events", self._feed.bad, "events.jsonl: {} that cannot be read, left out")
+        self._oddities.pop("reading", None)
         if self._is_changed("run.toml"):
             self._read_table()
         if self._is_changed("metrics.jsonl"):
-            self.rows = [row for row in newest(self.run.path / "metrics.jsonl") if isinstance(row.get("step"), int)]
+            rows = [_sound(row) for row in newest(self.run.path / "metrics.jsonl")]
+            self.rows = [row for row in rows if "step" in row] or self.rows
         if self.history is not None:
             self._oddity("metrics", self.history.bad, "metrics.jsonl: {} that cannot be read, left out")
         self._judge(is_gone)
         self._check_times()
+
+    def note(self, key: str, text: str) -> None:
+        """Note something odd about the run, under a key of its own."""
+        self._oddities[key] = text
 
     def _oddity(self, key: str, lines: int, text: str) -> None:
         if lines:
@@ -122,22 +131,27 @@ class Watched:
         """Tell the state from the last event of the trainer's life and the last sign of it."""
         told = next((event for event in reversed(self.events) if event.get("event") in LIVES | ENDS), None)
         word = str(told["event"]) if told else "started"
+        self.has_trainer = word in LIVES
         if word in ENDS:
-            self.state, self.reason = ENDS[word], str(told.get("why", "")) if told else ""
+            self.state, self.reason = ENDS[word], " ".join(str(told.get("why", "")).split()) if told else ""
             return
         silent = self.clock.ticking() - self._beaten
         holder = self.run.holder()
+        # Of one that is known to be there, silence says less: its step may be long.
+        is_known = holder is not None and holder.is_here and not is_gone
+        limit = max(HUNG_AFTER if is_known else STALLED_AFTER, SLOW_STEPS * self.step_seconds)
         # A process of another namespace may seem gone while it beats.
-        if is_gone and not (self._has_beaten and silent < 3):
-            self.state = "stalled"
+        if is_gone and not (self._has_beaten and silent < 3 * BEAT):
+            self.state, self.has_trainer = "stalled", False
             self.reason = f"process {holder.pid if holder else 0} is gone without a last word"
-        elif silent > max(STALLED_AFTER, SLOW_STEPS * self.step_seconds):
+        elif silent > limit:
             self.state, self.reason = "stalled", f"no sign of life for {duration(silent)}"
+            self.has_trainer = silent < GIVEN_UP * limit
         else:
             self.state, self.reason = LIVES[word], ""
 
     def _check_times(self) -> None:
-        times = [event["time"] for event in self.events if isinstance(event.get("time"), (int, float))]
+        times = [event["time"] for event in self.events if "time" in event]
         falls = [before - after for before, after in itertools.pairwise(times) if before - after > BACK]
         ahead = max(self._times, default=0.0) - self.clock.wall()
         if falls:
@@ -161,7 +175,7 @@ class Watched:
     @property
     def step(self) -> int:
         """The last step that the files tell of."""
-        steps = [event["step"] for event in self.events[-20:] if isinstance(event.get("step"), int)]
+        steps = [event["step"] for event in self.events[-20:] if "step" in event]
         return int(max([self.row.get("step", 0), *steps[-1:]]))
 
     @property
@@ -178,7 +192,8 @@ class Watched:
     def epoch(self) -> float | None:
         """How often every training image has been seen; None where their number is not told."""
         counts = [event.get("images") for event in self.events if event.get("event") == "started"]
-        return self.step * self.images_per_step / counts[-1] if counts and isinstance(counts[-1], int) else None
+        count = counts[-1] if counts else None
+        return self.step * self.images_per_step / count if isinstance(count, int) and count > 0 else None
 
     @property
     def step_seconds(self) -> float:
@@ -189,7 +204,7 @@ class Watched:
     @property
     def seconds_left(self) -> float | None:
         """Seconds of training left at the pace of the newest lines; None where there is no pace or nothing left."""
-        timed = [row for row in self.rows if isinstance(row.get("elapsed"), (int, float))]
+        timed = [row for row in self.rows if isinstance(row.get("elapsed"), float)]
         if self.state not in LIVES.values() or len(timed) < 2 or not self.steps:
             return None
         taken, seconds = timed[-1]["step"] - timed[0]["step"], timed[-1]["elapsed"] - timed[0]["elapsed"]
@@ -197,13 +212,20 @@ class Watched:
 
     def number(self, key: str) -> float | None:
         """Return a number of the newest line of metrics."""
-        value = self.row.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        value: Any = self.row.get(key)
+        return float(value) if type(value) in NUMBERS else None
+
+    @property
+    def newest_sheet(self) -> str | None:
+        """The sheet written last, by the trainer's own word: after a resume there may be older ones of later steps."""
+        names = self.sheets.names()
+        told = (event.get("file") for event in reversed(self.events) if event["event"] == "sample")
+        return next((file for file in told if file in names), names[-1] if names else None)
 
     def state_table(self) -> dict[str, Any]:
         """Return the state for programs."""
         holder = self.run.holder()
-        samples, saved = self.sheets.names(), self.run.checkpoints() if self.state != "gone" else []
+        newest, saved = self.newest_sheet, self.run.checkpoints() if self.state != "gone" else []
         return {
             "name": self.name,
             "path": str(self.run.path),
@@ -214,12 +236,33 @@ class Watched:
             "epoch": self.epoch,
             "seconds_left": self.seconds_left,
             "metrics": self.row or None,
-            "sample": str(self.run.samples / samples[-1]) if samples else None,
+            "sample": str(self.run.samples / newest) if newest else None,
             "checkpoint": str(saved[-1]) if saved else None,
-            "pid": holder.pid if holder and self.state in LIVES.values() else None,
+            "pid": holder.pid if holder and holder.pid and self.has_trainer else None,
             "warnings": [str(event.get("message")) for event in self.events if event.get("event") == "warning"],
             "oddities": self.oddities,
         }
+
+
+def _sound(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of a file without what cannot be: a step that is none, numbers beyond all bounds."""
+    kept = {key: value for key, value in entry.items() if type(value) not in NUMBERS or -LARGEST < value < LARGEST}
+    if not is_step(kept.get("step", 0)):
+        del kept["step"]
+    for key in ("time", "elapsed"):
+        if key in kept:
+            if type(kept[key]) in NUMBERS and -LATEST < kept[key] < LATEST:
+                kept[key] = float(kept[key])
+            else:
+                del kept[key]
+    return kept
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """Tell whether a run's name fits a pattern; one without a wildcard may stand anywhere in the name."""
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    return fnmatch.fnmatch(name, pattern)
 
 
 def duration(seconds: float) -> str:

@@ -46,7 +46,10 @@ def headline(watched: Watched, width: int) -> Text:
         if value is not None:
             parts.append(Text(label.format(f"{value:,.{digits}f}")))
     if watched.reason:
-        parts.insert(2, Text(watched.reason, style=LOOKS[watched.state][1]))
+        room = max(8, width - sum(part.cell_len + 2 for part in parts[:2]))
+        reason = Text(watched.reason, style=LOOKS[watched.state][1])
+        reason.truncate(room, overflow="ellipsis")
+        parts.insert(2, reason)
     line = parts[0]
     for part in parts[1:]:
         if line.cell_len + 2 + part.cell_len > width:
