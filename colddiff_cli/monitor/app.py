@@ -27,7 +27,8 @@ from colddiff_cli.monitor.watched import Clock, Watched
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
 
-POLL = 0.5  # seconds between looks at the files
+POLL = 1.0  # seconds between looks at the files
+SOON = 0.1  # the same, while a trainer has been asked for something
 RESCAN = 4  # polls between looks for new runs, and readings of the machine
 SLICE, GAP = 0.03, 0.02  # seconds of reading at a time, and between
 OTHERS = 16  # runs polled at a time that are not looked at
@@ -156,6 +157,12 @@ class Monitor(App[None]):
             self.notify(outcome.text, severity="information" if outcome.is_good else "warning", markup=False)
         self._show()
 
+    def _await(self) -> None:
+        """Look often until the trainer has answered."""
+        self._poll()
+        if self.desk.is_waiting:
+            self.set_timer(SOON, self._await)
+
     def _show(self) -> None:
         """Bring every pane up to date."""
         shown = self._shown()
@@ -260,6 +267,7 @@ class Monitor(App[None]):
     def _ask(self, watched: Watched, word: str) -> None:
         try:
             self.desk.ask(watched, word)
+            self.set_timer(SOON, self._await)
         except ColddiffError as error:
             self.notify(error.what, severity="error", markup=False)
         self._show()

@@ -29,7 +29,7 @@ SMOOTHING = (0.0, 0.6, 0.9, 0.99)
 DARK = ("#5fd7ff", "#ffaf5f", "#87d787", "#ff87af", "#d7d75f", "#af87ff", "#5fafaf", "#ff5f5f")
 LIGHT = ("#005faf", "#af5f00", "#00875f", "#af0057", "#878700", "#5f00af", "#005f5f", "#af0000")
 SPARE = 300.0  # times as long as a drawing took, growth alone has none drawn: it costs little of a core at any length
-LONGEST = 4.0  # seconds until growth is drawn, at the most
+SHORTEST, LONGEST = 1.5, 4.0  # bounds of that, in seconds
 MEMORY = 5  # times 1 / (1 - weight) lines, after which an average has forgotten
 LEAST_STEPS = 2.0  # of a view
 
@@ -122,7 +122,7 @@ class CurvesPane(Vertical):
         if self.window and not (self.window[0] < self.whole[1] and self.window[1] > self.whole[0]):
             self.window = None  # of another run's steps
         now = tuple((watched.history.lines, watched.history.share) for watched in runs if watched.history)
-        is_due = time.perf_counter() - self._drawn > min(SPARE * self._cost, LONGEST)
+        is_due = time.perf_counter() - self._drawn > min(max(SPARE * self._cost, SHORTEST), LONGEST)
         if self.runs != had or (now != self._shown and is_due):
             self._shown = now
             self.redraw()

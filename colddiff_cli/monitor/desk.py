@@ -47,6 +47,11 @@ class Desk:
         self.open.append(request)
         return request
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an answer may come any moment."""
+        return any(not request.is_late for request in self.open)
+
     def waiting(self, watched: Watched) -> list[str]:
         """Return what a run's trainer was asked for and has not answered yet."""
         return [request.word for request in self.open if request.watched is watched]

@@ -14,28 +14,34 @@ from colddiff_cli.monitor.watched import Watched
 
 
 class StatusPane(VerticalScroll, can_focus=True):
-    """All there is to know of the run that is looked at."""
+    """All there is to know of the run that is looked at; what changes with every line stands apart."""
 
     def __init__(self) -> None:
         super().__init__(id="status", classes="pane")
         self.border_title = "4 Status"
 
     def compose(self) -> ComposeResult:
-        yield Told(id="told")
+        yield Told(id="facts")
+        yield Told(id="attention")
+        yield Told(id="events")
+        yield Told(id="configuration")
 
     def show(self, watched: Watched | None, machine: Iterable[tuple[str, str]], waiting: Iterable[str]) -> None:
         """Show that run as it stands now; `waiting` is what its trainer has not answered yet."""
         if watched is None:
             return
-        parts = [words.pairs(words.facts(watched, machine))]
         asked = ", ".join(waiting)
-        if asked:
-            parts.append(Text(f"asked the trainer: {asked} ...", style="yellow"))
+        odd = [Text(f"\nasked the trainer: {asked} ...", style="yellow")] if asked else []
         if watched.oddities:
-            parts.append(words.oddities(watched))
-        parts += [_under("Events", words.events(watched)), _under("Configuration", words.configuration(watched))]
-        self.query_one(Told).tell(Text("\n\n").join(parts))
+            odd.append(Text.assemble("\n", words.oddities(watched)))
+        for name, text in (
+            ("facts", words.pairs(words.facts(watched, machine))),
+            ("attention", Text("\n").join(odd)),
+            ("events", _under("Events", words.events(watched))),
+            ("configuration", _under("Configuration", words.configuration(watched))),
+        ):
+            self.query_one(f"#{name}", Told).tell(text)
 
 
 def _under(heading: str, text: Text) -> Text:
-    return Text.assemble((f"{heading}\n", "bold underline"), text)
+    return Text.assemble("\n", (f"{heading}\n", "bold underline"), text)
