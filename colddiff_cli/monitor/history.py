@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from colddiff_cli.monitor.feed import Growing, parse
 
@@ -84,7 +84,7 @@ def extremes(rows: Sequence[dict[str, Any]]) -> dict[str, Extremes]:
     return series
 
 
-def is_step(value: Any) -> bool:
+def is_step(value: Any) -> TypeGuard[int]:
     """Tell whether a value can be the step of a line."""
     return type(value) is int and 0 <= value < LARGEST_STEP
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from colddiff_core.runs import Holder
 
-FIRST = 0.02  # seconds that the first reading of the processor looks at
+FIRST = 0.02  # seconds that the first reading looks at; later ones are of the time since the one before
 
 
 class Machine:
@@ -21,12 +21,12 @@ class Machine:
         """Return (what, reading) pairs; `holder` is the process that trains."""
         import psutil  # here and below: the dashboard is on the screen by now
 
+        interval = FIRST if self._gpus is None else None
         if self._gpus is None:
             self._gpus = _gpus()
-            psutil.cpu_percent(interval=FIRST)  # a reading is of the time since the one before
         memory = psutil.virtual_memory()
         lines = [
-            ("CPU", f"{psutil.cpu_percent():.0f} % of {psutil.cpu_count()} cores"),
+            ("CPU", f"{psutil.cpu_percent(interval):.0f} % of {psutil.cpu_count()} cores"),
             ("memory", f"{gigabytes(memory.total - memory.available)} of {gigabytes(memory.total)} GB"),
         ]
         lines += self._trainer(holder)
@@ -43,15 +43,13 @@ class Machine:
             return []
         import psutil
 
+        interval = None
         try:
             if self._process is None or self._process.pid != holder.pid:
                 self._process = psutil.Process(holder.pid)
-            with self._process.oneshot():
-                used = gigabytes(self._process.memory_info().rss)
-                return [
-                    ("trainer", f"{self._process.cpu_percent():.0f} % CPU, {used} GB"),
-                    ("process", f"{holder.pid}"),
-                ]
+                interval = FIRST
+            share, used = self._process.cpu_percent(interval), self._process.memory_info().rss
+            return [("trainer", f"{share:.0f} % CPU, {gigabytes(used)} GB"), ("process", f"{holder.pid}")]
         except psutil.Error:
             return []
 

@@ -13,17 +13,17 @@ class Told(Static):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self._told = Text()
-        self._lines: list[int] = []
+        self.display = False  # without a word it takes no line
 
     def tell(self, text: Text) -> None:
         """Show that text."""
         if text == self._told and text.style == self._told.style:
             return
         # Laying out costs the whole screen: only for another number of lines, as they are folded.
-        width = max(1, self.size.width)
-        lines = [len(line) // width for line in text.plain.split("\n")]
-        self.update(text, layout=lines != self._lines)
-        self._told, self._lines = text, lines
+        lines = len(text.wrap(self.app.console, self.size.width)) if self.size.width else 0
+        self.update(text, layout=not lines or lines != self.size.height)
+        self._told = text
+        self.display = bool(text)
 
 
 def entitle(pane: Widget, *, title: str | None = None, subtitle: str | None = None) -> None:
