@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from colddiff_cli.monitor import chart, history, paper
 from colddiff_cli.monitor.desk import LONG, Desk
 from colddiff_cli.monitor.feed import Feed, newest
 from colddiff_cli.monitor.history import MOST_BINS, TAIL, History, Point, points, smoothed
+from colddiff_cli.monitor.machine import Machine
 from colddiff_cli.monitor.sheets import Sheets, arrange
 from colddiff_cli.monitor.watched import HUNG_AFTER, STALLED_AFTER, Clock, Watched, duration
 from colddiff_core import runs
@@ -611,3 +613,16 @@ def test_it_opens_without_torch():
     code += "print([name for name in ('torch', 'colddiff_core.experiment') if name in sys.modules])"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "[]"
+
+
+def test_the_machine_is_read_with_and_without_a_trainer_on_it():
+    machine = Machine()
+    here = runs.Holder(os.getpid(), runs.socket.gethostname(), 0.0)
+    for _ in range(2):
+        readings = dict(machine.read(here))
+        assert readings["process"] == str(os.getpid())
+        assert re.fullmatch(r"\d+ % CPU, \d+\.\d GB", readings["trainer"])
+        assert re.fullmatch(r"\d+ % of \d+ cores", readings["CPU"])
+        assert re.fullmatch(r"\d+\.\d of \d+\.\d GB", readings["memory"])
+    for nobody in (None, runs.Holder(os.getpid(), "elsewhere", 0.0), runs.Holder(2**22 + 7, here.host, 0.0)):
+        assert "trainer" not in dict(machine.read(nobody))
