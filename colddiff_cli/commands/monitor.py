@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     """
     check_terminal()
     os.nice(NICENESS)  # a trainer on the same cores goes first
+    gc.disable()  # until it is on the screen: what is made so far stays, and to look for what does not takes a tenth
     from colddiff_cli.monitor import drawing
     from colddiff_cli.monitor.app import Monitor
     from colddiff_cli.monitor.machine import Machine

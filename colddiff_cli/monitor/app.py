@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +100,7 @@ class Monitor(App[None]):
         self._show()
         self.action_pane("curves")
         self.set_interval(POLL, self._poll)
+        self.call_after_refresh(gc.enable)
 
     def on_resize(self, event: events.Resize) -> None:
         self._arrange(event.size.width, event.size.height)
