@@ -67,12 +67,12 @@ class Screen:
         """Draw a picture where there is a terminal: Kitty, Sixel, else half-blocks."""
         if not self.is_terminal:
             return
-        from textual_image.renderable import Image as Renderable  # importing it asks the terminal what it can do
+        from colddiff_cli import drawing
 
         # A cell is about twice as high as wide; a picture higher than the screen would scroll out of sight.
         fitting = 2 * (self.console.height - PROMPT_LINES) * picture.width // picture.height
         width = max(1, min(self.console.width, COLUMNS, fitting))
-        self.console.print(Renderable(picture, width=width, height="auto"))
+        self.console.print(drawing.renderable()(picture, width=width, height="auto"))
 
     def rows(self, columns: Mapping[str, Tensor]) -> None:
         """Draw the first images of a sheet where there is a terminal: a row each, a column per kind."""

@@ -98,6 +98,8 @@ class Run:
 
     def holder(self) -> Holder | None:
         """Return the process that trains the run, or did last; None where none ever held it."""
+        if not (self.path / "lock").is_file():
+            return None
         try:
             with (self.path / "lock").open(encoding="utf-8", errors="replace") as file:
                 text, beat = file.read(1000), os.fstat(file.fileno()).st_mtime

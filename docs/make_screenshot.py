@@ -11,7 +11,7 @@ from pathlib import Path
 
 import resvg_py
 
-from colddiff_cli.monitor import drawing
+from colddiff_cli import drawing
 from colddiff_cli.monitor.app import Monitor
 from colddiff_cli.monitor.machine import Machine
 

@@ -15,7 +15,7 @@ from golden_runs import NOW, metrics, write_run, write_runs, write_sheet
 from textual.widgets import DataTable, Static
 from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
-from colddiff_cli.monitor import drawing
+from colddiff_cli import drawing
 from colddiff_cli.monitor.app import Monitor
 from colddiff_cli.monitor.curves_pane import CurvesPane, Plot
 from colddiff_cli.monitor.pictures_pane import PicturesPane
@@ -442,6 +442,26 @@ def test_a_pause_is_shown_once_the_trainer_says_so(folder):
         answer(path, event="resumed", step=601, answers=[request.name])
         await looked(pilot, app)
         assert app.current.state == "live"
+
+
+def test_a_second_press_before_the_answer_asks_nothing(folder):
+    app, path = make(folder), folder / "digits-blur"
+
+    @drive(app, keys="p p p t t")
+    async def _(pilot):
+        assert sorted(name.name.partition(".")[0] for name in (path / "control").iterdir()) == ["pause", "sample"]
+        assert any("already asked for pause" in told.message for told in app._notifications)
+
+
+def test_escape_sequences_stay_text_on_every_pane(folder):
+    path = write_run(folder, "odd\x1b[31m", events=({"event": "failed", "time": NOW, "why": "\x1b[2J\x1b]0;x\x07"},))
+    assert path.exists()
+    app = make(folder, pattern="odd*")
+
+    @drive(app, keys="1 p 4 f f x")
+    async def _(pilot):
+        assert "\x1b" not in text_of(app)
+        assert "\x07" not in text_of(app)
 
 
 @pytest.mark.parametrize(

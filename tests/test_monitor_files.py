@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from golden_runs import NOW, metrics, touch, write_run, write_runs, write_sheet
@@ -520,7 +521,7 @@ def test_sheets_are_found_by_step_and_half_a_one_waits(tmp_path):
     assert sheets.load("step-000007.png") is None
 
 
-@pytest.mark.parametrize(("width", "height"), [(40, 20), (76, 36), (130, 60), (300, 200), (6, 3)])
+@pytest.mark.parametrize(("width", "height"), [(40, 20), (76, 36), (130, 60), (300, 200), (9, 4)])
 def test_a_sheet_is_laid_out_for_the_space_there_is(tmp_path, width, height):
     path = write_run(tmp_path, "a")
     write_sheet(path, 600)
@@ -544,7 +545,23 @@ def test_pictures_are_shown_pixel_for_pixel_where_they_fit(tmp_path):
     assert made.picture.crop((left, 0, left + 16, 16)).tobytes() == own.tobytes()
 
 
-@pytest.mark.parametrize("note", ["", "[]", '{"corners": 3}', '{"corners": {"a": [[0]]}, "tile": [8, 8], "scale": 0}'])
+ODD_NOTES = [
+    "",
+    "[]",
+    "[" * 100_000,
+    '{"corners": 3}',
+    '{"corners": {"a": [[0]]}, "tile": [8, 8], "scale": 0}',
+    '{"corners": {"a": [[0, 0]]}, "tile": [-64, -64], "scale": -4}',
+    '{"corners": {"a": [[1000000000000, 0]]}, "tile": [64, 64], "scale": 4}',
+    '{"corners": {"a": [[-9, 0]]}, "tile": [64, 64], "scale": 4}',
+    '{"corners": {"a": [[0, 0]]}, "tile": [1000000, 1000000], "scale": 1}',
+    '{"corners": {"a": [[0, 0]]}, "tile": [1000000, 1], "scale": 1}',
+    '{"corners": {"a": [[0, 0]]}, "tile": [200, 1], "scale": 1}',
+    json.dumps({"corners": {str(n): [[0, 0]] for n in range(5000)}, "tile": [64, 64], "scale": 4}),
+]
+
+
+@pytest.mark.parametrize("note", ODD_NOTES)
 def test_a_sheet_that_does_not_tell_its_layout_is_shown_whole(tmp_path, note):
     path = write_run(tmp_path, "a")
     write_sheet(path, 600)
@@ -613,6 +630,40 @@ def test_it_opens_without_torch():
     code += "print([name for name in ('torch', 'colddiff_core.experiment') if name in sys.modules])"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "lock", "run.toml", "samples/step-000600.png"])
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path, watch, name):
+    path = write_run(tmp_path, "a")
+    write_sheet(path, 600)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    watched = watch(path)
+    paper.frame(watched, [watched], 80)
+    watched.sheets.load("step-000600.png")
+    (path / "samples" / "step-000600.json").unlink()
+    os.mkfifo(path / "samples" / "step-000600.json")
+    assert watched.sheets.load("step-000600.png") is None
+
+
+def test_a_line_without_end_costs_little(tmp_path):
+    with (tmp_path / "m").open("wb") as file:
+        file.write(b"x" * 30_000_000 + b"\n" + json.dumps(metrics(7)).encode() + b"\n")
+    began = time.perf_counter()
+    found = read_all(History(tmp_path / "m"))
+    assert (found.lines, found.span()) == (1, (7, 7))
+    assert time.perf_counter() - began < 10
+    feed = Feed(tmp_path / "m")
+    feed.poll()
+    assert [row["step"] for row in feed.rows] == [7]
+
+
+def test_nothing_in_a_file_is_obeyed_by_the_terminal(tmp_path, watch):
+    path = write_run(tmp_path, "a\x1b[31m")
+    append(path / "events.jsonl", {"event": "warning", "message": "\x1b[2J \x9b31m \x07 \ud800 end"})
+    text = paper.frame(watch(path), [], 80).plain
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", text)
+    assert "end" in text
 
 
 def test_the_machine_is_read_with_and_without_a_trainer_on_it():

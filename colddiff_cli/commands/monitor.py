@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -66,11 +67,15 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     check_terminal()
     os.nice(NICENESS)  # a trainer on the same cores goes first
     gc.disable()  # until it is on the screen: what is made so far stays, and to look for what does not takes a tenth
-    from colddiff_cli.monitor import drawing
+    from colddiff_cli import drawing
     from colddiff_cli.monitor.app import Monitor
     from colddiff_cli.monitor.machine import Machine
 
-    Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, drawing=drawing.best(), machine=Machine()).run()
+    way = drawing.best()
+    app = Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, drawing=way, machine=Machine())
+    app.run()
+    if app.return_code:
+        raise typer.Exit(app.return_code)
 
 
 def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
@@ -81,6 +86,8 @@ def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
     for each in watched:
         each.poll()
     if is_frame:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a log may be of few characters
         current = max(watched, key=lambda each: runs.last_written(each.run.path))
         screen.console.print(paper.frame(current, watched, screen.console.width), soft_wrap=True)
     screen.result(paper.state(watched))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from rich.text import Text
 from textual import events, on
@@ -14,10 +14,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.widgets import Footer, Static
 
+from colddiff_cli.drawing import Drawing
 from colddiff_cli.monitor import words
 from colddiff_cli.monitor.curves_pane import CurvesPane
 from colddiff_cli.monitor.desk import Desk
-from colddiff_cli.monitor.drawing import Drawing
 from colddiff_cli.monitor.history import History
 from colddiff_cli.monitor.pictures_pane import PicturesPane
 from colddiff_cli.monitor.runs_pane import RunsPane
@@ -34,6 +34,8 @@ RESCAN = 4  # polls between looks for new runs, and readings of the machine
 SLICE, GAP = 0.03, 0.02  # seconds of reading at a time, and between
 OTHERS = 16  # runs polled at a time that are not looked at
 PANES = {"1": ("runs", "Runs"), "2": ("curves", "Curves"), "3": ("pictures", "Pictures"), "4": ("status", "Status")}
+TURNS = ("pause", "resume")  # one answer must come before the other is asked for
+Severity = Literal["information", "warning", "error"]
 WIDE, HIGH = 110, 30  # cells from which all panes are shown at once
 
 
@@ -156,7 +158,7 @@ class Monitor(App[None]):
             self._look(watched)
         del self._others[:OTHERS]
         for outcome in self.desk.settle():
-            self.notify(outcome.text, severity="information" if outcome.is_good else "warning", markup=False)
+            self._tell(outcome.text, severity="information" if outcome.is_good else "warning")
         self._show()
 
     def _await(self) -> None:
@@ -247,11 +249,21 @@ class Monitor(App[None]):
             if is_sure:
                 self._ask(watched, "stop")
 
-        self.push_screen(Question(f"Stop {watched.name}? It saves a checkpoint first; --resume goes on."), stop)
+        self.push_screen(
+            Question(
+                f"Stop {words.harmless(Text(watched.name)).plain}? It saves a checkpoint first; --resume goes on."
+            ),
+            stop,
+        )
 
     def action_ask(self, word: str) -> None:
         """Ask the trainer of the run that is looked at for something."""
-        if self.current is not None and self._is_there(self.current, word):
+        if self.current is None:
+            return
+        asked = self.desk.waiting(self.current)
+        if word in asked or (word in TURNS and any(turn in asked for turn in TURNS)):
+            self._tell(f"{self.current.name}: already asked for {', '.join(asked)}; no answer yet.", "warning")
+        elif self._is_there(self.current, word):
             self._ask(self.current, word)
 
     def _is_there(self, watched: Watched, word: str) -> bool:
@@ -259,17 +271,16 @@ class Monitor(App[None]):
         if watched.has_trainer:
             return True
         reason = f" ({watched.reason})" if watched.reason else ""
-        self.notify(
-            f"No trainer to ask for {word}: {watched.name} is {watched.state}{reason}.",
-            severity="warning",
-            markup=False,
-        )
+        self._tell(f"No trainer to ask for {word}: {watched.name} is {watched.state}{reason}.", "warning")
         return False
+
+    def _tell(self, text: str, severity: Severity) -> None:
+        self.notify(words.harmless(Text(text)).plain, severity=severity, markup=False)
 
     def _ask(self, watched: Watched, word: str) -> None:
         try:
             self.desk.ask(watched, word)
             self.set_timer(SOON, self._await)
         except ColddiffError as error:
-            self.notify(error.what, severity="error", markup=False)
+            self._tell(error.what, severity="error")
         self._show()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,12 @@ class Growing:
     def look(self) -> tuple[bool, int]:
         """Return whether the file began anew since the last look, and its size in bytes; 0 where it is absent."""
         try:
-            stat = os.stat(self.path)
-            identity, size = (stat.st_dev, stat.st_ino), stat.st_size
-        except OSError:
-            identity, size = None, 0
-        if identity is None:  # deleted, or a network that is slow: what was read stays
+            found = os.stat(self.path)
+        except OSError:  # deleted, or a network that is slow: what was read stays
             return False, 0
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            return False, 0
+        identity, size = (found.st_dev, found.st_ino), found.st_size
         is_new = self._identity is not None and (identity != self._identity or size < self.offset)
         self._identity = identity
         if is_new:
@@ -61,11 +62,11 @@ class Growing:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(most)
-                if len(data) == most and b"\n" not in data:  # a line longer than that
-                    data += file.readline()
         except OSError:
             return b""
-        data = data[: data.rfind(b"\n") + 1]
+        if len(data) < most or b"\n" in data:
+            data = data[: data.rfind(b"\n") + 1]
+        # Else a line longer than all that are written: it is taken in pieces, which are no lines to anyone.
         self.offset += len(data)
         return data
 
@@ -96,6 +97,8 @@ class Feed:
 
 def newest(path: Path, most: int = 8192) -> list[dict[str, Any]]:
     """Return the last few lines of a file, oldest first, without reading the rest."""
+    if not path.is_file():
+        return []
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

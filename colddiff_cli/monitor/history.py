@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from colddiff_cli.monitor.feed import Growing, parse
+from colddiff_cli.monitor.feed import MOST, Growing, parse
 
 MOST_BINS = 2048
 TAIL = 1 << 18  # bytes at the end that are read first
@@ -97,7 +97,7 @@ def quantity(series: str) -> str:
 def band(series: str) -> int:
     """Return the place of a series in its list, from 1; 0 where it is none."""
     place = series.partition("/")[2]
-    return int(place) if place.isdigit() else 0
+    return int(place) if place.isdecimal() and len(place) < 6 else 0
 
 
 class History:
@@ -153,7 +153,7 @@ class History:
         try:
             with self.path.open("rb") as file:
                 file.seek(size - TAIL)
-                file.readline()
+                file.readline(MOST)
                 self._file.offset = file.tell()
         except OSError:
             return
@@ -179,11 +179,11 @@ class History:
             with self.path.open("rb") as file:
                 if start:
                     file.seek(start - 1)
-                    file.readline()
+                    file.readline(MOST)
                     start = file.tell()
                 data = file.read(max(0, end - start))
                 if data and not data.endswith(b"\n"):
-                    data += file.readline()
+                    data += file.readline(MOST)
         except OSError:
             return b"", start
         return data[: data.rfind(b"\n") + 1], start

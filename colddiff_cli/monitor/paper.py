@@ -42,7 +42,7 @@ def frame(current: Watched, runs: Sequence[Watched], width: int) -> Text:
         if len(others) > OTHERS:
             lines.append(Text(f"and {len(others) - OTHERS} more", style="dim"))
         parts.append(Text("\n").join(lines))
-    return Text("\n\n").join(parts)
+    return words.harmless(Text("\n\n").join(parts))
 
 
 def state(runs: Sequence[Watched]) -> dict[str, Any]:

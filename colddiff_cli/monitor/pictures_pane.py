@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.timer import Timer
 from textual.widget import Widget
 
-from colddiff_cli.monitor.drawing import Drawing
+from colddiff_cli.drawing import Drawing
 from colddiff_cli.monitor.sheets import BETWEEN, GAP, SCREEN_GAP, Arranged, Sheet, arrange
 from colddiff_cli.monitor.told import Told, entitle
 from colddiff_cli.monitor.watched import Watched
@@ -121,8 +121,8 @@ class PicturesPane(Vertical, can_focus=True):
         figures = [(name, entry.get("rmse")) for name, entry in told if isinstance(entry, dict)]
         shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
         if shown:
-            text.append(f"  RMSE of {sheet.note.get('n', '?')} test images: ", style="dim")
-            text.append("  ".join(shown))
+            text.append(f"  RMSE ({sheet.note.get('n', '?')} images) ", style="dim")
+            text.append(" ".join(shown))
         return text
 
     def _say(self, text: str) -> None:

@@ -96,7 +96,13 @@ class RunsPane(Vertical):
         name = watched.name if len(watched.name) <= NAME_CELLS else f"{watched.name[: NAME_CELLS - 1]}…"
         done = f"{min(watched.step / watched.steps, 1):.0%}" if watched.steps else ""
         mark = MARK if key in self.marked else " "
-        return Text(mark), Text(name), words.sign(watched), Text(f"{done:>4}"), Text(watched.reason, style="dim")
+        return (
+            Text(mark),
+            words.harmless(Text(name)),
+            words.sign(watched),
+            Text(f"{done:>4}"),
+            words.harmless(Text(watched.reason, style="dim")),
+        )
 
     @on(DataTable.RowHighlighted)
     @on(DataTable.RowSelected)

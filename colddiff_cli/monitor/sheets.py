@@ -59,7 +59,7 @@ class Sheets:
         from PIL import Image  # as late as this: the dashboard opens without it
 
         path = self.folder / name
-        if not path.exists():
+        if not path.is_file() or path.with_suffix(".json").is_fifo():  # reading a pipe would wait for ever
             return None
         try:
             key = _state(path) + _state(path.with_suffix(".json"))
@@ -77,7 +77,7 @@ class Sheets:
     def _note(self, path: Path) -> dict[str, Any]:
         try:
             note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return note if isinstance(note, dict) else {}
 
@@ -99,18 +99,30 @@ def arrange(sheet: Sheet, width: int, height: int, *, gap: int = GAP) -> Arrange
     from PIL import Image
 
     width, height = max(4, width), max(2, height)
-    corners, scale = sheet.note.get("corners"), sheet.note.get("scale")
     try:
-        tile_w, tile_h = (int(side) for side in sheet.note["tile"])
-        own_w, own_h = tile_w // int(scale), tile_h // int(scale)  # type: ignore[arg-type]
-        columns = {str(name): [(int(x), int(y)) for x, y in places] for name, places in corners.items()}  # type: ignore[union-attr]
-        count = min(len(places) for places in columns.values())
-        if own_w < 1 or own_h < 1 or count < 1:
-            raise ValueError("nothing on it")
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return _taken_out(sheet, width, height, gap)
+    except Exception:  # its JSON tells what cannot be
+        from PIL import Image
+
         shrunk = sheet.picture.copy()
-        shrunk.thumbnail((width, height))
+        shrunk.thumbnail((width, height), Image.Resampling.BOX)
         return Arranged(shrunk, [])
+
+
+def _taken_out(sheet: Sheet, width: int, height: int, gap: int) -> Arranged:
+    """Return the pictures of a sheet by its JSON; raises what Python and Pillow raise where that is odd."""
+    from PIL import Image
+
+    tile_w, tile_h = (int(side) for side in sheet.note["tile"])
+    scale = int(sheet.note["scale"])
+    columns = {str(name): [(int(x), int(y)) for x, y in places] for name, places in sheet.note["corners"].items()}
+    own_w, own_h = tile_w // scale, tile_h // scale
+    count = min(len(places) for places in columns.values())
+    inner = sheet.picture.width - tile_w, sheet.picture.height - tile_h
+    if own_w < 1 or own_h < 1 or count < 1 or len(columns) * 2 > width:
+        raise ValueError("nothing that could be shown")
+    if not all(0 <= x <= inner[0] and 0 <= y <= inner[1] for places in columns.values() for x, y in places):
+        raise ValueError("places that are not on the sheet")
     across = len(columns)
     zoom = min(((width + gap) / across - gap) / own_w, (height + gap) / min(LEAST_ROWS, count) / own_h - gap / own_h)
     zoom = int(zoom) if zoom >= 1 else max(zoom, 1 / min(own_w, own_h))
@@ -121,7 +133,10 @@ def arrange(sheet: Sheet, width: int, height: int, *, gap: int = GAP) -> Arrange
     rows = max(1, min(count, (height + gap) // (side_h + gap)))
     block_w = across * (side_w + gap)
     blocks = max(1, min(-(-count // rows), (width + 2 * gap) // (block_w + gap)))
-    canvas = Image.new("RGB", (blocks * (block_w + gap) - 2 * gap, rows * (side_h + gap) - gap), BETWEEN)
+    size = blocks * (block_w + gap) - 2 * gap, rows * (side_h + gap) - gap
+    if size[0] > width + across * gap or size[1] > height + rows * gap:
+        raise ValueError("pictures too thin for the space")
+    canvas = Image.new("RGB", size, BETWEEN)
     heads = []
     how = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX
     for block in range(blocks):

@@ -6,6 +6,8 @@ from rich.text import Text
 from textual.widget import Widget
 from textual.widgets import Static
 
+from colddiff_cli.monitor.words import harmless
+
 
 class Told(Static):
     """Text that is drawn anew where it has changed, and laid out anew where it may need other room."""
@@ -17,6 +19,7 @@ class Told(Static):
 
     def tell(self, text: Text) -> None:
         """Show that text."""
+        text = harmless(text)
         if text == self._told and text.style == self._told.style:
             return
         # Laying out costs the whole screen: only for another number of lines, as they are folded.
@@ -29,6 +32,6 @@ class Told(Static):
 def entitle(pane: Widget, *, title: str | None = None, subtitle: str | None = None) -> None:
     """Set what stands in a pane's border, which costs a drawing of all of the pane, where it is another."""
     if title is not None and pane.border_title != title:
-        pane.border_title = Text(title)  # not a string, whose brackets would be markup
+        pane.border_title = harmless(Text(title))  # not a string, whose brackets would be markup
     if subtitle is not None and (pane.border_subtitle or "") != subtitle:
-        pane.border_subtitle = Text(subtitle)
+        pane.border_subtitle = harmless(Text(subtitle))

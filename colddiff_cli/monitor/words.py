@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,13 +17,24 @@ LOOKS = {  # a sign and a Rich style for each state; the sign tells it where the
     "paused": ("‖", "yellow"),
     "stalled": ("!", "bold red"),
     "finished": ("✓", "blue"),
-    "stopped": ("■", "magenta"),
+    "stopped": ("■", "cyan"),
     "failed": ("✗", "bold red"),
     "gone": ("∅", "dim"),
 }
 ATTENTION = frozenset({"warning", "failed"})
 UNTOLD = frozenset({"event", "time", "answers", "file"})  # of an event, or told in another way
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but the end of a line
+MARK = "\N{REPLACEMENT CHARACTER}"
 EVENTS = 100  # newest ones listed
+
+
+def harmless(text: Text) -> Text:
+    """Return a text of someone's files without what a terminal would obey: each such sign becomes a mark."""
+    cleaned = CONTROLS.sub(MARK, text.plain)
+    if cleaned != text.plain:
+        text = text.copy()
+        text.plain = cleaned
+    return text
 
 
 def sign(watched: Watched) -> Text:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from typing import Any
 
 HALF_BLOCK = (1, 2)  # pixels that a cell shows, across and down
@@ -30,8 +32,24 @@ def half_blocks() -> Drawing:
 
 def best() -> Drawing:
     """Return the best way of this terminal; asks it, so this comes before the dashboard takes it."""
-    from textual_image import renderable, widget
+    chosen = renderable()
+    from textual_image import renderable as known
+    from textual_image import widget
 
-    if renderable.Image in (renderable.SixelImage, renderable.TGPImage):
-        return Drawing(widget.Image, CELL)
-    return half_blocks()
+    return Drawing(widget.Image, CELL) if chosen in (known.SixelImage, known.TGPImage) else half_blocks()
+
+
+def renderable() -> type[Any]:
+    """Return what Rich prints a picture with on this terminal."""
+    is_shared = bool(os.environ.get("TMUX") or os.environ.get("STY"))
+    if not is_shared:
+        from textual_image.renderable import Image
+
+        return Image
+    # The import asks the terminal, and tmux and screen take the question for a new title of the window.
+    stdout, sys.__stdout__ = sys.__stdout__, None  # type: ignore[misc]
+    try:
+        from textual_image.renderable import HalfcellImage
+    finally:
+        sys.__stdout__ = stdout  # type: ignore[misc]
+    return HalfcellImage
