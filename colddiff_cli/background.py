@@ -19,7 +19,6 @@ from colddiff_core.files import refusals
 
 POLL = 0.1  # seconds between looks at a trainer that starts
 LOG = "train.log"  # in the run: what the trainer would have said on a terminal
-BEGINNINGS = frozenset({"started", "resumed"})
 
 
 def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Popen[bytes]:
@@ -56,7 +55,7 @@ def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Pop
 
 
 def _beginnings(run: Path) -> list[object]:
-    return [event for event in runs.Run(run).events() if event.get("event") in BEGINNINGS]
+    return [event for event in runs.Run(run).events() if event.get("event") in runs.BEGINNINGS]
 
 
 @contextlib.contextmanager

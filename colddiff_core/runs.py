@@ -27,6 +27,7 @@ from colddiff_core.presets import Config, dump, from_table, read_toml
 
 ROOT = Path("runs")
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just taken the run
 LARGEST_PID = 2**31
 BEAT = 1.0  # seconds between signs of life of a trainer, at the most often
 _CHECKPOINT = re.compile(r"step-(\d{6,})")

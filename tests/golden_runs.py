@@ -112,3 +112,9 @@ def write_runs(folder: Path) -> Path:
     write_run(folder, "mnist-snow", step=90, events=(failed,), age=900)
     write_run(folder, "faces", step=500, events=({"event": "stopped", "time": NOW - 800, "step": 500},), age=800)
     return folder
+
+
+def append(path: Path, *lines: object) -> None:
+    """Add lines to a file: texts as they are, anything else as a line of JSON."""
+    with path.open("a") as file:
+        file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)

@@ -1,24 +1,20 @@
-"""What the dashboard reads: files that grow, tear, vanish and lie, and histories of any length."""
+"""What the dashboard reads of a run: files that tear, vanish and lie, clocks that are set, trainers that are gone."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import random
 import re
 import subprocess
 import sys
-import time
 
 import pytest
-from golden_runs import NOW, metrics, touch, write_run, write_runs, write_sheet
+from golden_runs import NOW, append, metrics, touch, write_run, write_runs, write_sheet
 from PIL import Image
 
-from colddiff_cli.monitor import chart, history, paper
+from colddiff_cli.monitor import chart, paper
 from colddiff_cli.monitor.desk import LONG, Desk
-from colddiff_cli.monitor.feed import Feed, newest
-from colddiff_cli.monitor.history import MOST_BINS, TAIL, History, Point, points, smoothed
+from colddiff_cli.monitor.history import History, points
 from colddiff_cli.monitor.machine import Machine
 from colddiff_cli.monitor.sheets import Sheets, arrange
 from colddiff_cli.monitor.watched import HUNG_AFTER, STALLED_AFTER, Clock, Watched, duration
@@ -49,188 +45,6 @@ def watch(hands):
         return watched
 
     return make
-
-
-def append(path, *lines):
-    with path.open("a") as file:
-        file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
-
-
-def test_a_feed_takes_whole_lines_only_and_counts_what_is_none(tmp_path):
-    path = tmp_path / "events.jsonl"
-    feed = Feed(path)
-    assert feed.poll() == 0
-    append(path, {"event": "started"}, '{"event": "samp')
-    assert feed.poll() == 1
-    append(path, 'le"}\n', "\x00\x00 garbage\n", "[1, 2]\n")
-    assert feed.poll() == 1
-    assert [row["event"] for row in feed.rows] == ["started", "sample"]
-    assert feed.bad == 2
-    assert feed.poll() == 0
-
-
-@pytest.mark.parametrize("how", ["shorter", "another"])
-def test_a_file_that_began_anew_is_read_anew(tmp_path, how):
-    path = tmp_path / "events.jsonl"
-    append(path, {"event": "a"}, {"event": "b"})
-    feed = Feed(path)
-    feed.poll()
-    if how == "shorter":
-        path.write_text('{"event": "c"}\n')
-    else:  # as long as before, but another file
-        (tmp_path / "draft").write_text('{"event": "c"}\n{"event": "d"}\n')
-        (tmp_path / "draft").replace(path)
-    feed.poll()
-    assert feed.rows[0] == {"event": "c"}
-    assert {"event": "a"} not in feed.rows
-
-
-def test_the_newest_lines_of_a_long_file(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    append(path, *[{"step": step} for step in range(5000)], '{"step": 50')
-    found = newest(path)
-    assert found[-1] == {"step": 4999}
-    assert [row["step"] for row in found] == list(range(5000 - len(found), 5000))
-    assert newest(tmp_path / "nothing") == []
-
-
-def long_file(path, lines, spikes=()):
-    rows = (metrics(step) | ({"loss": 9.0} if step in spikes else {}) for step in range(1, lines + 1))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_all(found):
-    for _ in range(1000):
-        found.advance(0.05)
-        if found.share == 1:
-            return found
-    raise AssertionError("it does not come to an end")
-
-
-def test_a_long_history_keeps_every_spike_and_every_line(tmp_path):
-    spikes = {777, 12_345, 19_990}
-    long_file(tmp_path / "m", 20_000, spikes)
-    found = read_all(History(tmp_path / "m"))
-    assert found.lines == 20_000
-    assert found.span() == (1, 20_000)
-    assert len(found.bins) <= MOST_BINS * 3 // 2
-    high = [point for point in points(found.bins, "loss") if point.high == 9.0]
-    assert len(high) == 3
-    assert all(any(point.first <= spike <= point.last for spike in spikes) for point in high)
-    assert all(a.last < b.first and a.end == b.start for a, b in zip(found.bins, found.bins[1:], strict=False))
-    total = sum(point.mean * point.lines for point in points(found.bins, "grad_norm"))
-    assert total == pytest.approx(sum(metrics(step)["grad_norm"] for step in range(1, 20_001)), rel=1e-9)
-    assert found.series() == [
-        "loss",
-        *[f"loss_by_severity/{n}" for n in (1, 2, 3, 4)],
-        "grad_norm",
-        "images_per_second",
-        "lr",
-    ]
-
-
-def test_a_long_history_shows_its_end_at_once_and_its_whole_course_early(tmp_path):
-    long_file(tmp_path / "m", 30_000)
-    found = History(tmp_path / "m")
-    found.advance(0)
-    assert found.span()[1] == 30_000
-    assert TAIL / 2 < sum(bin.end - bin.start for bin in found.bins) <= 2 * TAIL
-    for _ in range(1000):
-        if found.share < 0.1:
-            found.advance(0.001)
-    gaps = [b.first - a.last for a, b in zip(found.bins, found.bins[1:], strict=False)]
-    assert max(gaps) < 30_000 / 4  # a tenth of it, spread over all
-
-
-def test_a_closer_look_reads_the_lines_themselves(tmp_path):
-    long_file(tmp_path / "m", 20_000, spikes={5005})
-    found = read_all(History(tmp_path / "m"))
-    near = points(found.between(5000, 5010), "loss")
-    assert {point.first for point in near} >= set(range(5000, 5011))
-    assert [point.first for point in near if point.high == 9.0] == [5005]
-    assert all(point.first == point.last for point in near)
-
-
-def test_a_history_follows_and_starts_anew_with_its_file(tmp_path):
-    path = tmp_path / "m"
-    found = History(path)
-    assert not found.advance(1)
-    long_file(path, 10)
-    assert found.advance(1)
-    append(path, metrics(11), '{"step": 12, "loss"')
-    assert found.advance(1)
-    assert found.span() == (1, 11)
-    append(path, ": 0.5}\nrubbish\n", {"loss": 1.0})
-    found.advance(1)
-    assert (found.span(), found.lines, found.bad) == ((1, 12), 12, 2)
-    long_file(tmp_path / "draft", 5)
-    (tmp_path / "draft").replace(path)  # as a resumed trainer does
-    found.advance(1)
-    assert (found.span(), found.lines) == ((1, 5), 5)
-
-
-def test_following_for_long_keeps_bins_few_and_even(tmp_path):
-    path = tmp_path / "m"
-    found = History(path)
-    for part in range(60):
-        append(path, *[{"step": part * 200 + n, "loss": 1.0} for n in range(200)])
-        found.advance(1)
-    assert found.lines == 12_000
-    assert len(found.bins) <= MOST_BINS * 3 // 2
-    assert max(bin.lines for bin in found.bins) <= 4 * 12_000 / len(found.bins)
-
-
-def test_what_is_no_number_is_left_out():
-    rows = [
-        {"step": 1, "loss": math.nan, "a": True, "b": None, "c": "x", "d": [1, None]},
-        {"step": 2, "loss": 3, "d": [2, 5]},
-    ]
-    assert history.extremes(rows) == {"loss": (3, 3, 3, 1), "d/1": (1, 2, 3, 2), "d/2": (5, 5, 5, 1)}
-
-
-def test_smoothing_is_the_debiased_average():
-    series = [Point(n, n, v, v, v, 1) for n, v in enumerate([1.0, 3.0, 5.0])]
-    kept = [point.mean for point in smoothed(series, 0.5)]
-    assert kept == pytest.approx([1.0, (0.25 * 1 + 0.5 * 3) / 0.75, (0.125 + 0.75 + 2.5) / 0.875])
-    assert [point.mean for point in smoothed(series, 0.0)] == [1.0, 3.0, 5.0]
-
-
-def dots(text):
-    return [
-        [ord(sign) - chart.BRAILLE if ord(sign) >= chart.BRAILLE else 0 for sign in row]
-        for row in text.plain.split("\n")
-    ]
-
-
-@pytest.mark.parametrize(("width", "height"), [(17, 5), (80, 12), (300, 60)])
-@pytest.mark.parametrize("is_log", [False, True])
-def test_a_chart_fills_its_space_and_shows_every_spike(width, height, is_log):
-    numbers = random.Random(0)
-    series = [Point(n, n, v, v, v, 1) for n in range(5000) for v in [9.0 if n == 3210 else 0.1 + numbers.random() / 50]]
-    text = chart.draw([chart.Line(series, "red", "1")], chart.View(0, 4999, is_log), width, height)
-    rows = text.plain.split("\n")
-    assert len(rows) == height
-    assert all(len(row) <= width for row in rows)
-    top = dots(text)[0]
-    assert [place for place, bits in enumerate(top) if bits] == pytest.approx(
-        [chart.AXIS + 3210 / 5000 * (width - chart.AXIS)], abs=1
-    )
-
-
-def test_a_chart_of_nothing_and_of_one_point_stands():
-    assert "nothing logged" in chart.draw([], chart.View(0, 10), 60, 8).plain
-    one = [Point(5, 5, 0.5, 0.5, 0.5, 1)]
-    assert any(any(row) for row in dots(chart.draw([chart.Line(one, "red")], chart.View(0, 10), 60, 8)))
-    assert "nothing" in chart.draw([chart.Line([Point(5, 5, 0, 0, 0, 1)], "red")], chart.View(0, 10, True), 60, 8).plain
-    chart.draw([chart.Line(one, "red")], chart.View(0, 10), 3, 2)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (0.05, "0.05"), (1234, "1234"), (12345, "12.35k"), (2.5e6, "2.5M"), (1e-5, "1e-5"), (3e9, "3e9")],
-)
-def test_short_numbers(value, text):
-    assert chart.short(value) == text
 
 
 def test_every_state_is_told_as_it_is(tmp_path, watch):
@@ -430,39 +244,6 @@ def test_a_lock_of_odd_content_is_lived_with(tmp_path, watch, text):
     assert watch(path).state == "live"
 
 
-def test_what_is_drawn_does_not_hang_on_the_newest_line(tmp_path):
-    long_file(tmp_path / "m", 20)
-    append(tmp_path / "m", metrics(21) | {"loss_by_severity": [1.0, None, 3.0, 4.0], "grad_norm": None}, "rubbish\n")
-    found = History(tmp_path / "m")
-    found.advance(1)
-    assert found.series()[:5] == ["loss", *[f"loss_by_severity/{band}" for band in (1, 2, 3, 4)]]
-    assert "grad_norm" in found.series()
-    fresh = History(tmp_path / "late")
-    rows = [metrics(n) | {"loss_by_severity": [1.0, None if n < 3 else 2.0, 3.0, None]} for n in range(5)]
-    append(tmp_path / "late", *rows)
-    fresh.advance(1)
-    assert [name for name in fresh.series() if "/" in name] == [f"loss_by_severity/{band}" for band in (1, 2, 3)]
-
-
-def test_garbage_between_lines_does_not_make_bins_many(tmp_path):
-    found = History(tmp_path / "m")
-    for part in range(30):
-        lines = [line for n in range(200) for line in ({"step": part * 200 + n, "loss": 1.0}, "rubbish\n")]
-        append(tmp_path / "m", *lines)
-        found.advance(1)
-    assert (found.lines, found.bad) == (6000, 6000)
-    assert len(found.bins) <= MOST_BINS * 3 // 2
-
-
-def test_a_history_stays_when_its_file_goes(tmp_path):
-    long_file(tmp_path / "m", 20)
-    found = History(tmp_path / "m")
-    found.advance(1)
-    (tmp_path / "m").unlink()
-    assert not found.advance(1)
-    assert found.lines == 20
-
-
 def test_the_newest_sheet_is_the_one_told_of_last(tmp_path, watch):
     path = write_run(tmp_path, "a")
     for step in (200, 900, 300):  # as after a resume from before step 300
@@ -492,16 +273,6 @@ def test_a_request_that_went_wrong_is_told_as_that(tmp_path, watch):
     watched.poll()
     (outcome,) = desk.settle()
     assert (outcome.is_good, outcome.text) == (False, "a: no sample as asked: x")
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0052, 0.0097), (0.05, 0.3), (1e-5, 1e3), (0.0611, 0.0612)])
-@pytest.mark.parametrize("is_log", [True, False])
-def test_the_axis_tells_at_least_two_values(low, high, is_log):
-    series = [Point(0, 0, low, low, low, 1), Point(9, 9, high, high, high, 1)]
-    rows = chart.draw([chart.Line(series, "red")], chart.View(0, 9, is_log), 60, 16).plain.split("\n")
-    labels = [row[: chart.AXIS - 1].strip() for row in rows[:-1] if row[chart.AXIS - 1] == "┤"]
-    assert len(set(labels)) >= 2
-    assert all(len(label) <= 7 for label in labels)
 
 
 def test_sheets_are_found_by_step_and_half_a_one_waits(tmp_path):
@@ -644,18 +415,6 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path, watch, name):
     (path / "samples" / "step-000600.json").unlink()
     os.mkfifo(path / "samples" / "step-000600.json")
     assert watched.sheets.load("step-000600.png") is None
-
-
-def test_a_line_without_end_costs_little(tmp_path):
-    with (tmp_path / "m").open("wb") as file:
-        file.write(b"x" * 30_000_000 + b"\n" + json.dumps(metrics(7)).encode() + b"\n")
-    began = time.perf_counter()
-    found = read_all(History(tmp_path / "m"))
-    assert (found.lines, found.span()) == (1, (7, 7))
-    assert time.perf_counter() - began < 10
-    feed = Feed(tmp_path / "m")
-    feed.poll()
-    assert [row["step"] for row in feed.rows] == [7]
 
 
 def test_nothing_in_a_file_is_obeyed_by_the_terminal(tmp_path, watch):

@@ -7,8 +7,8 @@ import dataclasses
 
 from colddiff_cli.monitor.watched import Watched
 from colddiff_core import control
+from colddiff_core.runs import BEGINNINGS
 
-BEGINNINGS = frozenset({"started", "resumed"})
 LONG = 10.0  # seconds after which a request without an answer is told of
 
 

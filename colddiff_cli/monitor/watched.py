@@ -25,7 +25,6 @@ LATEST = 1e11  # seconds: the year 5138
 BACK = 1.0  # seconds by which times must fall to be told of
 LIVES = {"started": "live", "resumed": "live", "paused": "paused"}
 ENDS = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
-STATES = (*dict.fromkeys(LIVES.values()), "stalled", *ENDS.values(), "gone")
 
 
 @dataclasses.dataclass(frozen=True)
