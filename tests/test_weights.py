@@ -1,19 +1,31 @@
-"""Published weights: no network and no real ones."""
+"""Published weights and what is measured with them: no network and no real weights, networks of random ones."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import io
 import pickle
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
-from colddiff_core import weights
+from colddiff_core import inception, weights
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.images import read, to_pillow
+from colddiff_core.inception import Inception
 from colddiff_core.weights import ALEXNET, INCEPTION, Published
+
+CPU = torch.device("cpu")
+needs_fidelity = pytest.mark.skipif(
+    importlib.util.find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed"
+)
 
 
 class Evil:
@@ -144,3 +156,116 @@ def test_a_truncated_file_is_refused(tmp_path, published, suffix):
     with pytest.raises(UsageError) as error:
         weights.read(published, path)
     assert str(path) in _two_lines(error.value)
+
+
+def test_the_modules_import_nothing_slow():
+    code = (
+        "import sys, colddiff_core.weights, colddiff_core.inception;"
+        "print([name for name in ('torchvision', 'torchmetrics', 'torch_fidelity') if name in sys.modules])"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def inception_state():
+    """A state of Inception-v3 whose features are of the size of real ones."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Blank(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict, strict=True, assign=False):
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Blank("blank", ["2048"], empty).state_dict()
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory, inception_state):
+    path = tmp_path_factory.mktemp("inception") / "inception.safetensors"
+    safetensors.torch.save_file(inception_state, path)
+    before = torch.random.get_rng_state()
+    made = Inception(weights.read(INCEPTION, path), CPU)
+    assert torch.equal(torch.random.get_rng_state(), before), "building it draws from the global generator"
+    return made
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Three pictures of 16 pixels, some of it out of range."""
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
+
+
+@needs_fidelity
+def test_inception_gives_the_features_of_torchmetrics_whatever_the_batch(
+    tmp_path, inception_state, features, pictures, monkeypatch
+):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    torch.save(inception_state, tmp_path / "inception.pth")
+    metric = FrechetInceptionDistance(feature_extractor_weights_path=str(tmp_path / "inception.pth"))
+    for number, picture in enumerate(pictures):
+        to_pillow(picture).save(tmp_path / f"{number}.png")
+    saved = torch.stack([read(tmp_path / f"{number}.png") for number in range(3)])
+    wanted = metric.inception(((saved + 1) * 127.5).round().to(torch.uint8))
+    monkeypatch.setattr(inception, "PART", 2)
+    found = features(pictures)
+    assert found.shape == (3, features.size)
+    assert found.dtype == torch.float32
+    assert wanted.std() > 0.1, "the random network tells pictures apart"
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@needs_fidelity
+def test_inception_takes_gray_as_repeated_colour_and_any_shape(features, pictures):
+    gray = pictures[:1, :1, :5]
+    assert torch.equal(features(gray), features(gray.repeat(1, 3, 1, 1)))
+
+
+@needs_fidelity
+def test_inception_resizes_as_the_paper_did(features, pictures, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        features._network.Conv2d_1a_3x3, "forward", lambda x: seen.append(x) or torch.zeros(len(x), 32, 149, 149)
+    )
+    features(pictures[:1])
+    bytes_ = ((pictures[:1].clamp(-1, 1) + 1) * 127.5).round()
+    plain = nn.functional.interpolate(bytes_, size=(299, 299), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(seen[0], (plain - 128) / 128, rtol=0, atol=1e-4)
+
+
+@needs_fidelity
+def test_inception_says_which_weights_it_has(features):
+    about = features.about()
+    assert about["weights"] == "inception.safetensors"
+    assert len(about["sha256"]) == 64
+
+
+@needs_fidelity
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
+def test_inception_refuses_the_weights_of_another_network(tmp_path, inception_state, change):
+    state = dict(inception_state)
+    if change == "missing":
+        del state["fc.bias"]
+    elif change == "unknown":
+        state["fc.other"] = torch.zeros(1)
+    else:
+        state["fc.bias"] = torch.zeros(1000)
+    with pytest.raises(UsageError) as error:
+        Inception(weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
+    assert "other.safetensors" in _two_lines(error.value)
+
+
+def test_without_torch_fidelity_the_message_names_the_extra_and_the_way_around(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(UsageError) as error:
+        Inception(weights.Weights(tmp_path / "any.safetensors", "", {}), CPU)
+    told = _two_lines(error.value)
+    assert "pip install 'colddiff[fid]'" in told
+    assert "--features classifier" in told

@@ -1,0 +1,68 @@
+"""FID's features of images: what the Frechet inception distance is taken between."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from colddiff_core.errors import UsageError
+from colddiff_core.images import to_bytes
+from colddiff_core.weights import INCEPTION, Weights, misfit
+
+PART = 50  # images that go through the network at a time
+
+
+class Inception:
+    """Images (B, C, H, W) float32 in [-1, 1], C = 1 or 3, any size -> features (B, 2048) float32 on the CPU.
+
+    FID is defined on pictures of 8 bits: images are clamped and rounded as a saved PNG is, gray is repeated to three
+    channels, and the network's own bilinear resizing brings them to 299 pixels.
+
+    Source: Heusel et al. 2017; Szegedy et al. 2016 for the network, its features those of the last pooling.
+    """
+
+    name = "FID"
+    size = 2048
+
+    def __init__(self, weights: Weights, device: torch.device) -> None:
+        """Build the network; raises UsageError without torch-fidelity, and for the weights of another network."""
+        check_installed()
+        from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415 - seconds that only this needs
+
+        # torch-fidelity downloads its weights unless it is named a file. It hands that on to torch.load, which takes an
+        # open one too: here a copy of the weights in memory.
+        file: Any = io.BytesIO()
+        torch.save(dict(weights.tensors), file)
+        file.seek(0)
+        try:
+            with torch.random.fork_rng(devices=[]):  # the layers draw weights before they get them
+                # Without antialiasing torchmetrics resizes as TensorFlow 1 did. With it, enlarged images are those of
+                # pytorch-fid, which the paper's figures were taken with.
+                self._network = NoTrainInceptionV3("inception-v3-compat", [str(self.size)], file, antialias=True)
+        except RuntimeError:
+            raise misfit(INCEPTION, weights) from None
+        self._network.to(device)
+        self._device = device
+        self._about = weights.about()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        colour = to_bytes(images).expand(-1, 3, -1, -1)
+        return torch.cat([self._network(part.to(self._device)).cpu() for part in colour.split(PART)])
+
+    def about(self) -> dict[str, str]:
+        """Return the name and digest of the file of weights, for the record of a result."""
+        return self._about
+
+
+def check_installed() -> None:
+    """Raise UsageError where torch-fidelity is missing; to be asked before its weights are fetched."""
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise UsageError(
+            "FID needs torch-fidelity, which is not installed.",
+            "Run: pip install 'colddiff[fid]', or use --features classifier, which needs no download.",
+        )
