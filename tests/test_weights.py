@@ -20,6 +20,7 @@ from colddiff_core import inception, weights
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.images import read, to_pillow
 from colddiff_core.inception import Inception
+from colddiff_core.perceptual import LEAST_SIDE, Perceptual
 from colddiff_core.weights import ALEXNET, INCEPTION, Published
 
 CPU = torch.device("cpu")
@@ -160,7 +161,7 @@ def test_a_truncated_file_is_refused(tmp_path, published, suffix):
 
 def test_the_modules_import_nothing_slow():
     code = (
-        "import sys, colddiff_core.weights, colddiff_core.inception;"
+        "import sys, colddiff_core.weights, colddiff_core.inception, colddiff_core.perceptual;"
         "print([name for name in ('torchvision', 'torchmetrics', 'torch_fidelity') if name in sys.modules])"
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -269,3 +270,82 @@ def test_without_torch_fidelity_the_message_names_the_extra_and_the_way_around(t
     told = _two_lines(error.value)
     assert "pip install 'colddiff[fid]'" in told
     assert "--features classifier" in told
+
+
+@pytest.fixture(scope="module")
+def alexnet_state():
+    """A state of torchvision's AlexNet; the layers that LPIPS leaves out are zeros that take no room."""
+    import torchvision
+
+    with torch.device("meta"):
+        shapes = {key: t.shape for key, t in torchvision.models.alexnet(weights=None).state_dict().items()}
+    numbers = torch.Generator().manual_seed(2)
+    return {
+        key: torch.randn(shape, generator=numbers) * (2 / shape[1:].numel()) ** 0.5
+        if key.startswith("features.")
+        else torch.zeros(()).expand(shape)
+        for key, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def lpips(tmp_path_factory, alexnet_state):
+    path = tmp_path_factory.mktemp("alexnet") / "alexnet.safetensors"
+    safetensors.torch.save_file({key: t for key, t in alexnet_state.items() if key.startswith("features.")}, path)
+    before = torch.random.get_rng_state()
+    made = Perceptual(weights.read(ALEXNET, path), CPU)
+    assert torch.equal(torch.random.get_rng_state(), before), "building it draws from the global generator"
+    return made
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Four images of 32 pixels and their originals, some of it out of range."""
+    numbers = torch.Generator().manual_seed(3)
+    return [torch.rand(4, 3, 32, 32, generator=numbers) * 2.4 - 1.2 for _ in range(2)]
+
+
+def test_lpips_is_that_of_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    hub = tmp_path / "torch" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    torch.save(alexnet_state, hub / ALEXNET.file)  # where torchvision looks before it downloads
+    metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")
+    inside = [x.clamp(-1, 1).split(1) for x in pairs]
+    wanted = torch.stack([metric(image, original) for image, original in zip(*inside, strict=True)])
+    found = lpips(*pairs)
+    assert found.shape == (4,)
+    assert (found > 0).all()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_lpips_reads_the_whole_of_torchvisions_file(tmp_path, alexnet_state, lpips, pairs):
+    made = Perceptual(weights.Weights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
+    assert torch.equal(made(*pairs), lpips(*pairs))
+    assert made.about() == {"weights": ALEXNET.file, "sha256": ALEXNET.sha256}
+
+
+def test_lpips_of_each_image_is_its_own(lpips, pairs):
+    alone = torch.cat([lpips(image[None], original[None]) for image, original in zip(*pairs, strict=True)])
+    torch.testing.assert_close(lpips(*pairs), alone)
+    assert torch.equal(lpips(pairs[0], pairs[0]), torch.zeros(4))
+
+
+def test_lpips_takes_gray_as_repeated_colour(lpips, pairs):
+    gray = [x[:, :1] for x in pairs]
+    assert torch.equal(lpips(*gray), lpips(*(x.repeat(1, 3, 1, 1) for x in gray)))
+
+
+def test_lpips_says_how_small_is_too_small(lpips):
+    least = torch.zeros(1, 1, LEAST_SIDE, LEAST_SIDE)
+    assert lpips(least, least).shape == (1,)
+    with pytest.raises(UsageError, match=f"{LEAST_SIDE} pixels"):
+        lpips(least[..., 1:], least[..., 1:])
+
+
+def test_lpips_refuses_the_weights_of_another_network(tmp_path, alexnet_state):
+    state = {key: t for key, t in alexnet_state.items() if key != "features.3.bias"}
+    with pytest.raises(UsageError) as error:
+        Perceptual(weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
+    assert "other.safetensors" in _two_lines(error.value)
