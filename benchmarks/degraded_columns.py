@@ -12,7 +12,7 @@ from pathlib import Path
 
 from colddiff_core import datasets, degradations, presets, seeds
 from colddiff_core.errors import ColddiffError
-from colddiff_core.evaluation import Fidelity
+from colddiff_core.fidelity import Fidelity
 
 BATCH = 250
 

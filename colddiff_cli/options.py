@@ -34,6 +34,17 @@ Noise = Annotated[
 Severity = Annotated[
     int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")
 ]
+Features = Annotated[
+    str,
+    typer.Option(
+        "--features",
+        help="What distances are measured on: classifier (of the data set), inception (FID), none.",
+        metavar="NAME",
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="Inception's weights (fetched if left out).", metavar="FILE")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that exists.")]
 
 

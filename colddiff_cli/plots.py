@@ -21,6 +21,8 @@ LABELS = {
     "ssim": ("SSIM", "blue+", "bright_blue"),
 }
 
+COLOURS = (("red+", "bright_red"), ("cyan+", "bright_cyan"), ("green+", "bright_green"), ("orange+", "bright_yellow"))
+
 
 def show_remains(screen: Screen, rows: Sequence[dict[str, Any]]) -> None:
     """Plot what an operator leaves against t, and list some severities."""
@@ -44,3 +46,20 @@ def show_remains(screen: Screen, rows: Sequence[dict[str, Any]]) -> None:
         row = rows[index]
         table.add_row(str(row["t"]), f"{row['rmse']:.4f}", *(f"{row[key]:.3f}" for key in shown))
     screen.show(table)
+
+
+def show_severities(screen: Screen, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Plot the RMSE of each kind of image against t."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(min(screen.console.width, COLUMNS), LINES)
+    plotext.xlabel("t")
+    plotext.ylabel("RMSE")
+    for kind, (colour, _) in zip(columns, COLOURS, strict=False):
+        values = [row["metrics"][kind]["rmse"] for row in rows]
+        plotext.plot([row["t"] for row in rows], values, color=colour, marker="braille")
+    legend = (Text(f"── {kind}", style=style) for kind, (_, style) in zip(columns, COLOURS, strict=False))
+    screen.console.print(Text("   ").join(legend))
+    screen.console.print(Text.from_ansi(plotext.build()))

@@ -1,30 +1,47 @@
-"""What generated and compared images are held against, loaded with a word about what takes time."""
+"""What images are held against, loaded with a word about what takes time."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
 from colddiff_cli.screen import Screen
+from colddiff_core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from colddiff_core.comparison import Reference
+    from colddiff_core.classifier import Classifier
     from colddiff_core.datasets import ImageSet
+    from colddiff_core.distribution import Features
+    from colddiff_core.evaluation import Reference
     from colddiff_core.experiment import Experiment
+    from colddiff_core.fidelity import Perceptual
+    from colddiff_core.inception import Inception
+
+FEATURES = ("classifier", "inception", "none")
 
 
-def load(screen: Screen, built: Experiment) -> Reference:
-    """Return the test images of a run's data set, and a classifier of them where they have labels.
+def check(features: str, weights: Path | None) -> None:
+    """Raise UsageError where --features and --weights name nothing that could be measured on."""
+    if features not in FEATURES:
+        raise UsageError(f"No features '{features}'.", nearest(features, FEATURES))
+    if weights is not None and features != "inception":
+        raise UsageError("--weights are Inception's.", "Add --features inception, or leave --weights out.")
 
-    The classifier is trained once for a data set at a size and kept in the user's cache folder.
+
+def load(screen: Screen, built: Experiment, *, features: str = "classifier", weights: Path | None = None) -> Reference:
+    """Return the test images of a run's data set, a classifier of them where they have labels, and their distribution.
+
+    The classifier is trained once for a data set at a size and kept in the user's cache folder. Raises UsageError
+    and MachineError as the data set says, and for weights that cannot be had.
     """
-    import platformdirs
+    from colddiff_core import classifier, distribution, evaluation, experiment
 
-    from colddiff_core import classifier, comparison, experiment
-
+    check(features, weights)
     config = built.config
     test = experiment.load_images(config, "test", built.channels)
 
@@ -32,17 +49,109 @@ def load(screen: Screen, built: Experiment) -> Reference:
     def train() -> ImageSet:
         return experiment.load_images(config, "train", built.channels)
 
-    if test.labels is None or train().labels is None or test.classes != train().classes:
-        return comparison.Reference(train, test, None)
-    folder = Path(platformdirs.user_cache_dir("colddiff")) / "classifiers"
+    if features == "none":
+        return evaluation.Reference(test, train)
+    has_classes = test.labels is not None and train().labels is not None and test.classes == train().classes
+    judge = _classifier(screen, built, train(), test) if has_classes else None
+    seen: Features
+    if features == "inception":
+        seen = _inception(screen, weights, built)
+    elif judge is not None:
+        seen = classifier.ClassifierFeatures(judge, f"FD-{config.data.dataset}", "classes")
+    else:
+        turned = _classifier(screen, built, classifier.turned(train()), classifier.turned(test))
+        seen = classifier.ClassifierFeatures(turned, f"FD-{config.data.dataset}", "quarter turns")
+    with _advancing(screen, f"{seen.name}: features of the test images") as advance:
+        target = distribution.target(seen, test, lambda done: advance(done, len(test)))
+    return evaluation.Reference(test, train, judge, target, _perceptual(built))
+
+
+def labels(reference: Reference) -> dict[str, str]:
+    """Return what the distances are called, by the key of the figure."""
+    from colddiff_core import distribution
+
+    return distribution.labels(reference.target.features) if reference.target else {}
+
+
+def about(reference: Reference) -> dict[str, Any] | None:
+    """Return what a record says of the features that distances are measured on, None where there are none."""
+    target = reference.target
+    if target is None:
+        return None
+    named = {"name": target.features.name, "size": target.features.size, "images": target.count}
+    return named | target.features.about()
+
+
+def explain(screen: Screen, reference: Reference, shown: Collection[str], *, is_scarce: bool) -> None:
+    """Say what the columns mean whose keys are shown, and warn of a distance that cannot be relied on."""
+    if reference.target is None:
+        return
+    features = reference.target.features
+    names = [name for key, name in labels(reference).items() if key in shown]
+    told = names + [key for key in ("accuracy", "confidence", "classes") if key in shown]
+    by = "Inception-v3"
+    if told and features.name != "FID":
+        said = features.about()
+        of = "which class an image is of" if said["of"] == "classes" else f"by how many {said['of']} an image is turned"
+        by = f"a small classifier, right about {of} in {said['accuracy']:.1%} of the test images"
+    if told:
+        screen.say(f"{', '.join(told)}: by {by}")
+    if names:
+        screen.say(f"{', '.join(names)}: to all {reference.target.count:,} test images")
+    if is_scarce and names:
+        screen.warn(f"{names[0]}: too few images for {features.size:,} features; it says little")
+
+
+def _classifier(screen: Screen, built: Experiment, train: ImageSet, test: ImageSet) -> Classifier:
+    from colddiff_core import classifier
+
+    name = built.config.data.dataset
+    folder = _cache("classifiers")
+    with _advancing(screen, f"a classifier of {name}") as advance:
+        return classifier.load_or_train(train, test, folder, name, built.device, lambda step, steps: advance(1, steps))
+
+
+def _inception(screen: Screen, given: Path | None, built: Experiment) -> Inception:
+    """Return Inception with the weights given, else with those published, fetched once."""
+    from colddiff_core import inception, weights
+
+    inception.check_installed()
+    path = given
+    if path is None:
+        with _advancing(screen, "Inception's weights") as advance:
+            done = 0
+
+            def tell(so_far: int, total: int) -> None:
+                nonlocal done
+                advance(so_far - done, total)
+                done = so_far
+
+            path = weights.fetch(weights.INCEPTION, _cache("weights"), tell)
+    return inception.Inception(weights.read(weights.INCEPTION, path), built.device)
+
+
+def _perceptual(built: Experiment) -> Perceptual | None:
+    """Return LPIPS where its weights are on the disk and the images are large enough for it."""
+    from colddiff_core import perceptual, weights
+
+    if built.config.data.size < perceptual.LEAST_SIDE:
+        return None
+    try:
+        path = weights.locate(weights.ALEXNET, _cache("weights"))
+    except UsageError:
+        return None
+    return perceptual.Perceptual(weights.read(weights.ALEXNET, path), built.device)
+
+
+def _cache(name: str) -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("colddiff")) / name
+
+
+@contextlib.contextmanager
+def _advancing(screen: Screen, words: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what advances a progress bar by so much of so much; the bar is shown once there is something to tell."""
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(f"a classifier of {config.data.dataset}", total=None, visible=False)
-        network = classifier.load_or_train(
-            train(),
-            test,
-            folder,
-            config.data.dataset,
-            built.device,
-            lambda step, steps: progress.update(task, completed=step, total=steps, visible=True),
-        )
-    return comparison.Reference(train, test, network)
+        task = progress.add_task(words, total=None, visible=False)
+        yield lambda done, total: progress.update(task, advance=done, total=total, visible=True)

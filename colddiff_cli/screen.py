@@ -16,20 +16,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-Columns = Mapping[str, tuple[str, int]]  # label and digits, by the figure's name
-METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
-DIVERSITY = {
-    "distance": ("FD-{data}", 3),
-    "confidence": ("confidence", 3),
-    "nearest": ("nearest", 3),
-    "pairwise": ("pairwise", 3),
-    "classes": ("classes", 0),
-}
-COMPARED = {"rmse": METRICS["rmse"], "ssim": METRICS["ssim"], "distance": DIVERSITY["distance"]}
-COMPARED |= {"accuracy": ("accuracy", 3)} | DIVERSITY
-COST = {"evaluations": ("steps", 0), "milliseconds": ("ms", 1)}
-PUBLISHED = {"rmse": ("paper RMSE", 3), "ssim": ("paper SSIM", 3), "fid": ("paper FID", 2)}
-BARS = " ▁▂▃▄▅▆▇█"
 COLUMNS = 80
 LOG_COLUMNS = 120  # where there is no terminal to fit
 SHOWN = 4  # images on a terminal with room for them
@@ -105,56 +91,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def fidelity_table(title: str, rows: Mapping[str, Mapping[str, float | None]], paper: Mapping[str, Any]) -> Table:
-    """Return a table of metrics by kind of image, the paper's figures beside ours where there are any."""
-    published = {kind: paper[kind] for kind in rows if isinstance(paper.get(kind), Mapping)}
-    shown = {key: PUBLISHED[key] for key in ("rmse", "ssim")} if published else {}
-    return _table(title, rows, METRICS, published, shown)
-
-
-def comparison_table(
-    title: str, rows: Mapping[str, Mapping[str, Any]], paper: Mapping[str, Mapping[str, Any]], data: str
-) -> Table:
-    """Return a table of contenders: what was measured of any of them, what it cost, and the paper's figures."""
-    published = {key: label for key, label in PUBLISHED.items() if key != "ssim"}
-    shown = {key: label for key, label in published.items() if any(key in row for row in paper.values())}
-    return _table(title, rows, _named(measured(rows, COMPARED | COST), data), paper, shown)
-
-
-def diversity_table(title: str, rows: Mapping[str, Mapping[str, Any]], data: str) -> Table:
-    """Return a table of what images that answer to no original are like."""
-    return _table(title, rows, _named(measured(rows, DIVERSITY), data), {}, {})
-
-
-def measured(rows: Mapping[str, Mapping[str, Any]], columns: Columns) -> Columns:
-    """Return the columns that any row has a figure for."""
-    return {key: label for key, label in columns.items() if any(row.get(key) is not None for row in rows.values())}
-
-
-def _named(columns: Columns, data: str) -> Columns:
-    return {key: (label.format(data=data), digits) for key, (label, digits) in columns.items()}
-
-
-def _table(
-    title: str, rows: Mapping[str, Mapping[str, Any]], columns: Columns, paper: Mapping[str, Any], published: Columns
-) -> Table:
-    # Narrow enough for 80 columns with every figure.
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for label, _ in columns.values():
-        table.add_column(label, justify="right", no_wrap=True)
-    for label, _ in published.values():
-        table.add_column(label, justify="right", style="dim")
-    for kind, figures in rows.items():
-        ours = [_cell(figures.get(key), digits) for key, (_, digits) in columns.items()]
-        theirs = [_cell(paper.get(kind, {}).get(key), digits) for key, (_, digits) in published.items()]
-        table.add_row(kind, *ours, *theirs)
-    return table
-
-
-def _cell(value: Any, digits: int) -> str:
-    if isinstance(value, list):  # a histogram
-        return "".join(BARS[round(count / max(value) * (len(BARS) - 1))] if max(value) else BARS[0] for count in value)
-    return "-" if value is None else f"{value:.{digits}f}"

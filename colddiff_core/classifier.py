@@ -1,13 +1,16 @@
 """A small classifier trained on the data at hand: what class an image is of, and features to measure distances by.
 
-It needs no download. Distances between its features are named after the data set (`FD-digits`), never FID.
+It needs no download. Distances between its features are named after the data set (`FD-digits`), never FID. Images
+without labels get a task that needs none: by how many quarter turns one was turned (Gidaris et al. 2018).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -23,6 +26,7 @@ FEATURES = 48  # below the number of test digits, so that a covariance of theirs
 STEPS, BATCH, RATE = 1000, 128, 2e-3
 MOST_PIXELS = 32  # of a side: larger images are scaled down, so that a classifier takes a minute, not an hour
 SHIFT = 16  # training images are moved by up to side / SHIFT pixels
+TURNS = 4
 VERSION = 1  # of what a kept classifier is trained like
 
 
@@ -51,10 +55,44 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
 
 def _block(channels_in: int, channels_out: int) -> nn.Module:
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     return nn.Sequential(convolution, nn.GroupNorm(8, channels_out), nn.SiLU(), nn.AvgPool2d(2, ceil_mode=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFeatures:
+    """The classifier's features as `distribution.Features`, named after its data set."""
+
+    network: Classifier
+    name: str
+    task: str  # what it tells apart: "classes" or "quarter turns"
+    size: int = FEATURES
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network.features(images.to(self.network.accuracy.device)).float().cpu()
+
+    def about(self) -> dict[str, Any]:
+        accuracy = float(self.network.accuracy)
+        return {"kind": "classifier", "of": self.task, "accuracy": accuracy, "sha256": self.network.digest()}
+
+
+def turned(images: ImageSet) -> ImageSet:
+    """Return image k of a set turned by k mod 4 quarter turns, which is its label."""
+    pixels = images.pixels.clone()
+    for turns in range(TURNS):
+        pixels[turns::TURNS] = pixels[turns::TURNS].rot90(turns, (2, 3))
+    labels = torch.arange(len(pixels), device=pixels.device) % TURNS
+    return ImageSet(pixels, labels, tuple(f"{90 * turns} degrees" for turns in range(TURNS)))
 
 
 def load_or_train(

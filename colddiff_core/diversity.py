@@ -48,23 +48,5 @@ def pairwise_distance(images: Tensor) -> float:
     return float(distances.sum()) / (len(flat) * (len(flat) - 1)) / flat.shape[1] ** 0.5
 
 
-def frechet_distance(found: Tensor, wanted: Tensor) -> float:
-    """Return the Frechet distance between Gaussians fitted to features (N, D) and (M, D).
-
-    |mean - mean'|^2 + tr(S + S' - 2 (S^(1/2) S' S^(1/2))^(1/2)). Source: Heusel et al. 2017, equation 6.
-    """
-    found, wanted = found.double(), wanted.double()
-    first, second = found.T.cov(), wanted.T.cov()
-    root = _root(first)
-    trace = first.trace() + second.trace() - 2 * _root(root @ second @ root).trace()
-    return float((found.mean(0) - wanted.mean(0)).square().sum() + trace)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """Return the square root of a symmetric matrix without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-
-
 def _flat(images: Tensor) -> Tensor:
     return (images.detach().cpu().clamp(-1, 1).flatten(1) + 1) / 2

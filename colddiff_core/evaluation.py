@@ -1,107 +1,207 @@
-"""How close restored images come to the originals, by the paper's definitions."""
+"""What a run's restorations are worth: held against the originals, and as a whole against all test images."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from colddiff_core import seeds
+from colddiff_core import figures, sampling, seeds
+from colddiff_core.classifier import Classifier
 from colddiff_core.datasets import ImageSet
+from colddiff_core.distribution import Distances, Target
 from colddiff_core.experiment import Experiment
-from colddiff_core.sampling import final
-
-SSIM_WINDOW = 11
-PSNR_LIMIT = 100.0  # dB: an exact copy has no finite PSNR
-
-
-@dataclasses.dataclass
-class Fidelity:
-    """RMSE, PSNR and SSIM of a stream of image pairs; outputs are clamped to the pixel range first.
-
-    rmse: root of the mean squared error over all pixels of all images, on [0, 1]; psnr: mean over
-    images, in dB; ssim: mean over images, 11 x 11 Gaussian window of sigma 1.5, no padding, or None
-    for images smaller than the window.
-
-    Source: Bansal et al. 2022, Table 1; Wang et al. 2004 for SSIM.
-    """
-
-    count: int = 0
-    pixels: int = 0
-    squared: float = 0.0
-    psnr_sum: float = 0.0
-    ssim_sum: float = 0.0
-    has_ssim: bool = True
-
-    def update(self, images: Tensor, originals: Tensor) -> None:
-        """Add a batch: both (B, C, H, W) float32 in [-1, 1]."""
-        from torchmetrics.functional.image import (  # noqa: PLC0415 - a second that only this needs
-            peak_signal_noise_ratio,
-            structural_similarity_index_measure,
-        )
-
-        found, wanted = ((x.float().clamp(-1, 1) + 1) / 2 for x in (images, originals))
-        self.count += len(found)
-        self.pixels += found.numel()
-        self.squared += float((found - wanted).double().square().sum())
-        psnr = peak_signal_noise_ratio(found, wanted, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        self.psnr_sum += float(psnr.clamp(max=PSNR_LIMIT).sum())
-        if min(found.shape[-2:]) < SSIM_WINDOW:
-            self.has_ssim = False
-            return
-        found_ssim = structural_similarity_index_measure(
-            found, wanted, sigma=1.5, kernel_size=SSIM_WINDOW, data_range=1.0, reduction="none", return_full_image=True
-        )
-        # torchmetrics mirrors the border; the paper's figures take only windows that lie within the picture.
-        inner = slice(SSIM_WINDOW // 2, -(SSIM_WINDOW // 2))
-        self.ssim_sum += float(found_ssim[1][..., inner, inner].mean((1, 2, 3)).sum())
-
-    def result(self) -> dict[str, float | None]:
-        """Return the figures so far."""
-        return {
-            "rmse": (self.squared / self.pixels) ** 0.5,
-            "psnr": self.psnr_sum / self.count,
-            "ssim": self.ssim_sum / self.count if self.has_ssim else None,
-        }
-
+from colddiff_core.fidelity import Fidelity, Perceptual
+from colddiff_core.figures import Interval
+from colddiff_core.images import quantize
+from colddiff_core.sampling import Step
 
 COLUMNS = ("degraded", "direct", "sampled", "naive")
+PHOTOGRAPH_BITS = 8
+Figures = dict[str, Any]
+Intervals = dict[str, Interval | None]
 
 
-def evaluate(
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What images are held against.
+
+    test: the originals; train: loads the training images; classifier: of the classes, where the images have labels;
+    target: what distances between distributions are measured to; perceptual: LPIPS, where its weights are there.
+    """
+
+    test: ImageSet
+    train: Callable[[], ImageSet]
+    classifier: Classifier | None = None
+    target: Target | None = None
+    perceptual: Perceptual | None = None
+
+    def title(self, dataset: str) -> str:
+        """Return what the images are to be called: "cifar10 (JPEG)" where they are not the data set as published."""
+        return f"{dataset} ({self.test.note})" if self.test.note else dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What images came to: figures by name, their 95 % intervals, and the first of them.
+
+    is_scarce: they are too few for a Frechet distance that can be relied on; shown: (K, C, H, W) float32 in [-1, 1];
+    degraded: what those were restored from.
+    """
+
+    figures: Figures
+    intervals: Intervals
+    is_scarce: bool
+    shown: Tensor
+    degraded: Tensor | None = None
+
+
+class Meter:
+    """Measures a stream of images, in memory that does not grow with their number but for a few figures an image.
+
+    With originals: rmse, psnr, ssim, lpips as `Fidelity` has them, and accuracy: how many the classifier still takes
+    for their class. Without: confidence, the mean of its highest probability, and classes: how many it takes for each.
+    Both: the distances of `Distances`. None is a figure that cannot be had.
+    """
+
+    def __init__(self, reference: Reference, *, has_originals: bool) -> None:
+        self.reference = reference
+        self.fidelity = Fidelity(reference.perceptual) if has_originals else None
+        self.distances = Distances(reference.target) if reference.target else None
+        self.judged: list[Tensor] = []  # right or not, or the highest probability
+        self.predicted: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self, images: Tensor, originals: Tensor | None = None, labels: Tensor | None = None) -> None:
+        """Add images (B, C, H, W) float32 in [-1, 1], their originals alike, and labels (B,) int64 where known."""
+        images = images.clamp(-1, 1)
+        if self.fidelity:
+            assert originals is not None
+            self.fidelity.update(images, originals)
+        if self.distances:
+            self.distances.update(images)
+        network = self.reference.classifier
+        if network is None:
+            return
+        scores = network(images.to(network.accuracy.device)).cpu()
+        self.predicted.append(scores.argmax(1))
+        self.judged.append(scores.softmax(1).amax(1) if labels is None else self.predicted[-1] == labels.cpu())
+
+    @property
+    def is_scarce(self) -> bool:
+        return self.distances is not None and self.distances.is_scarce
+
+    def figures(self) -> Figures:
+        """Return the figures so far."""
+        found: Figures = dict(self.fidelity.result()) if self.fidelity else {}
+        found |= self.distances.result() if self.distances else {}
+        network = self.reference.classifier
+        if network is None:
+            return found
+        found[self._judgement] = float(torch.cat(self.judged).double().mean())
+        if not self.fidelity:
+            classes = network.head.out_features
+            found["classes"] = torch.cat(self.predicted).bincount(minlength=classes).tolist()
+        return found
+
+    def intervals(self) -> Intervals:
+        """Return the 95 % interval of each figure that has one."""
+        found: Intervals = dict(self.fidelity.intervals()) if self.fidelity else {}
+        found |= self.distances.intervals() if self.distances else {}
+        if self.judged:
+            judged = torch.cat(self.judged).double().unsqueeze(1)
+            found[self._judgement] = figures.intervals(judged, lambda means: means)[0]
+        return found
+
+    @property
+    def _judgement(self) -> str:
+        return "accuracy" if self.fidelity else "confidence"
+
+
+def restore(
     experiment: Experiment,
-    images: ImageSet,
+    reference: Reference,
     *,
+    sampler: str | None,
     t: int,
     count: int,
     seed: int = 0,
     stride: int = 1,
     batch_size: int = 100,
-    columns: Sequence[str] = COLUMNS,
+    is_8bit: bool = False,
+    shown: int = 0,
     progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, dict[str, float | None]]:
-    """Return {column: {metric: value}} over the first `count` images restored from severity t.
+) -> Outcome:
+    """Return how the first `count` test images come back from severity t, or with sampler None how they are there.
 
-    "sampled" is the configured sampler. `progress` is told of every batch-and-column's images.
+    is_8bit: round the degraded images to 8 bits first, as a photograph is, whatever the preset does. Beside the figures
+    of `Meter`: evaluations of the network, and milliseconds an image. `progress` is told of every batch's images.
     """
-    fidelity = {column: Fidelity() for column in columns}
-    for first, x0 in _batches(images, count, batch_size, experiment.device):
-        numbers = range(first, first + len(x0))
+    meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
+    made, inputs = [], []
+    for first in range(0, count, batch_size):
+        numbers = range(first, min(first + batch_size, count))
+        part = slice(numbers.start, numbers.stop)
+        x0 = reference.test.images(part).to(experiment.device)
         x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
-        for column in columns:
-            restored = x_t
-            if column != "degraded":
-                sampler = experiment.config.sample.sampler if column == "sampled" else column
-                restored = final(
-                    experiment.restore(x_t, t, frozen, sampler=sampler, stride=stride, seed=seed, numbers=numbers)
-                )
-            fidelity[column].update(restored, x0)
-            progress(len(x0))
-    return {column: meter.result() for column, meter in fidelity.items()}
+        x_t = quantize(x_t, PHOTOGRAPH_BITS) if is_8bit else x_t
+        x = x_t
+        if sampler is not None:
+            way: dict[str, Any] = {"sampler": sampler, "stride": stride, "seed": seed, "numbers": numbers}
+            if not first:  # tables, memory and kernels are made ready when they are first needed: not on the clock
+                next(experiment.restore(x_t, t, frozen, **way))
+            x = clock.finish(experiment.restore(x_t, t, frozen, **way))
+        meter.update(x, x0, None if reference.test.labels is None else reference.test.labels[part])
+        if first < shown:
+            made.append(x.clamp(-1, 1).cpu())
+            inputs.append(x_t.cpu())
+        progress(len(x0))
+    measured = meter.figures() | clock.figures()
+    pictures = [torch.cat(parts)[:shown] if parts else torch.empty(0) for parts in (made, inputs)]
+    return Outcome(measured, meter.intervals(), meter.is_scarce, *pictures)
 
 
-def _batches(images: ImageSet, count: int, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    for first in range(0, count, size):
-        yield first, images.images(slice(first, min(first + size, count))).to(device)
+def evaluate(
+    experiment: Experiment, reference: Reference, *, columns: Sequence[str] = COLUMNS, **common: Any
+) -> dict[str, Outcome]:
+    """Return how the same test images come back in several ways; `common` is as `restore` takes it.
+
+    "sampled" is the configured sampler, any other column but "degraded" a sampler's name.
+    """
+    named: dict[str, str | None] = {"degraded": None, "sampled": experiment.config.sample.sampler}
+    return {column: restore(experiment, reference, sampler=named.get(column, column), **common) for column in columns}
+
+
+class Clock:
+    """Counts the network's evaluations and the seconds of sampling alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+        self.images = 0
+        self.evaluations = 0
+
+    def finish(self, steps: Iterator[Step]) -> Tensor:
+        """Run a sampler to its end and return x_0."""
+        self._wait()
+        started = time.perf_counter()
+        last = sampling.last(steps)
+        self._wait()
+        self.seconds += time.perf_counter() - started
+        self.images += len(last.x)
+        self.evaluations = last.count
+        return last.x
+
+    def figures(self) -> Figures:
+        """Return both, nothing where nothing was sampled."""
+        if not self.images:
+            return {}
+        return {"evaluations": self.evaluations, "milliseconds": 1000 * self.seconds / self.images}
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

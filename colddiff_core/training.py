@@ -19,8 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from colddiff_core import checkpoint, control, devices, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import ColddiffError, MachineError
-from colddiff_core.evaluation import Fidelity
 from colddiff_core.experiment import Experiment
+from colddiff_core.fidelity import Fidelity
 from colddiff_core.files import whole
 from colddiff_core.images import lay_out, sheet, write
 from colddiff_core.presets import TrainConfig

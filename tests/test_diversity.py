@@ -23,16 +23,6 @@ def test_pairwise_distance_of_three_flat_images():
     assert diversity.pairwise_distance(images[:1]) == 0
 
 
-def test_frechet_distance_of_gaussians_in_closed_form():
-    numbers = torch.randn(200_000, 2, generator=seeds.generator(1))
-    near, far = numbers * torch.tensor([1.0, 2.0]), numbers * torch.tensor([3.0, 1.0]) + torch.tensor([1.0, -2.0])
-    # Diagonal covariances: |m - m'|^2 + sum (s - s')^2.
-    assert diversity.frechet_distance(near, far) == pytest.approx(5 + 4 + 1, rel=0.02)
-    assert diversity.frechet_distance(near, near) == pytest.approx(0, abs=1e-6)
-    turned = near @ torch.linalg.qr(torch.randn(2, 2, generator=seeds.generator(2))).Q
-    assert diversity.frechet_distance(turned, turned + 3) == pytest.approx(18, rel=1e-5)
-
-
 def test_a_classifier_learns_the_digits_and_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 250)
     splits = [datasets.load("digits", datasets.Request(split, 12)) for split in ("train", "test")]

@@ -1,72 +1,177 @@
-"""The figures: by the paper's definitions, over all images, whatever the batch."""
+"""Evaluation as a whole: over all images, of the sampled x_0, whatever the batch; and that known flaws would show."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import finish, make_trainer
+from test_fidelity import ssim_by_hand
 
-from colddiff_core import datasets, evaluation, experiment, runs, seeds
-from colddiff_core.evaluation import PSNR_LIMIT, Fidelity
+from colddiff_core import datasets, distribution, evaluation, experiment, images, runs, sampling, seeds
+from colddiff_core.evaluation import Reference
 
-
-def pair(count: int = 5, size: int = 20):
-    numbers = seeds.generator(0)
-    a = torch.rand(count, 3, size, size, generator=numbers) * 2 - 1
-    return a, (a + 0.3 * torch.randn(a.shape, generator=numbers)).clamp(-1, 1)
+COUNT, T = 30, 5
 
 
-def ssim_by_hand(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Wang et al. 2004 on [0, 1]: 11 x 11 Gaussian window, sigma 1.5, no padding."""
-    a, b = (a.double() + 1) / 2, (b.double() + 1) / 2
-    line = torch.exp(-((torch.arange(11).double() - 5) ** 2) / (2 * 1.5**2))
-    window = torch.outer(line, line) / line.sum() ** 2
+class Pixels:
+    """Features that can be worked out by hand: the first pixels of an image."""
 
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, window.expand(x.shape[1], 1, 11, 11), groups=x.shape[1])
+    name, size = "FD-pixels", 6
 
-    mu_a, mu_b = mean(a), mean(b)
-    var_a, var_b, cov = mean(a * a) - mu_a**2, mean(b * b) - mu_b**2, mean(a * b) - mu_a * mu_b
-    c1, c2 = 0.01**2, 0.03**2
-    return float(((2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean())
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, 70 : 70 + self.size].cpu()
+
+    def about(self) -> dict:
+        return {"kind": "pixels"}
 
 
-def test_definitions():
-    a, b = pair()
-    meter = Fidelity()
-    meter.update(a[:2], b[:2])
-    meter.update(a[2:], b[2:])
-    found = meter.result()
-    squared = ((a - b) / 2).double().square()
-    assert found["rmse"] == pytest.approx(squared.mean().sqrt().item(), rel=1e-6)
-    per_image = -10 * squared.mean((1, 2, 3)).log10()
-    assert found["psnr"] == pytest.approx(per_image.mean().item(), rel=1e-5)
-    assert found["ssim"] == pytest.approx(ssim_by_hand(a, b), abs=1e-5)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A network that x_t alone goes into, so that its last x0_hat is far from the sampled x_0."""
+    path = tmp_path_factory.mktemp("plain") / "run"
+    finish(make_trainer(path, "model.inputs=plain", "model.consistent=false", "train.precision=float32"))
+    made, _ = experiment.open_run(runs.Run(path), torch.device("cpu"))
+    return made
 
 
-def test_perfect_images_and_images_smaller_than_the_window():
-    a, _ = pair(size=8)
-    meter = Fidelity()
-    meter.update(a, a)
-    assert meter.result() == {"rmse": 0.0, "psnr": PSNR_LIMIT, "ssim": None}
+@pytest.fixture(scope="module")
+def reference(built):
+    test = datasets.load("digits", datasets.Request("test", built.config.data.size))
+    return Reference(test, lambda: test, target=distribution.target(Pixels(), test))
 
 
-def test_outputs_are_clamped_to_the_pixel_range():
-    meter = Fidelity()
-    meter.update(torch.full((1, 1, 12, 12), 7.0), torch.ones(1, 1, 12, 12))
-    assert meter.result()["rmse"] == 0
+def frechet_by_hand(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Heusel et al. 2017, with the eigenvalues of the product itself."""
+    s, s_ = np.cov(found.T), np.cov(wanted.T)
+    cross = np.sqrt(np.linalg.eigvals(s @ s_).astype(complex)).real.sum()
+    return float(((found.mean(0) - wanted.mean(0)) ** 2).sum() + np.trace(s) + np.trace(s_) - 2 * cross)
 
 
-def test_no_figure_depends_on_the_batch(tiny_run):
-    run = runs.Run(tiny_run)
-    built, _ = experiment.open_run(run, torch.device("cpu"))
-    images = datasets.load("digits", datasets.Request("test", built.config.data.size))
-    found = [evaluation.evaluate(built, images, t=5, count=7, batch_size=size) for size in (7, 3)]
+@pytest.fixture(scope="module")
+def by_hand(built, reference):
+    """What TACoS comes to, written out: one image at a time, Algorithm 2, clamped, then the definitions."""
+    made, originals = [], []
+    for k in range(COUNT):
+        x0 = reference.test.images(slice(k, k + 1))
+        frozen = built.operator.freeze(x0, generator=seeds.image_generators(0, [k]))
+        x = built.operator(x0, T, frozen)
+        for s in range(T, 0, -1):
+            with torch.no_grad():
+                x0_hat = built.restorer(x, s, frozen)
+            x = x - built.operator(x0_hat, s, frozen) + built.operator(x0_hat, s - 1, frozen)
+        made.append(x)
+        originals.append(x0)
+    raw, x0 = torch.cat(made), torch.cat(originals)
+    assert raw.abs().max() > 1.02, "a run whose outputs stay in the range could not show that they are clamped"
+    x = raw.clamp(-1, 1)
+    pixels = Pixels()
+    every = reference.test.images(slice(None))
+    return {
+        "rmse": float(((x - x0) / 2).double().square().mean().sqrt()),
+        "ssim": ssim_by_hand(x, x0),
+        "fd": frechet_by_hand(pixels(x).double().numpy(), pixels(every).double().numpy()),
+    }
+
+
+def check(built, reference, by_hand, batch_size: int = 8) -> None:
+    """Assert that an evaluation of sampled images agrees with the figures worked out by hand."""
+    outcome = evaluation.evaluate(
+        built, reference, columns=("sampled",), t=T, count=COUNT, seed=0, batch_size=batch_size
+    )["sampled"]
+    for key, value in by_hand.items():
+        assert outcome.figures[key] == pytest.approx(value, rel=1e-3), key
+
+
+def test_the_sampled_images_are_what_is_measured(built, reference, by_hand):
+    check(built, reference, by_hand)
+
+
+def _last_x0_hat(monkeypatch):
+    true = sampling.last
+
+    def last(steps):
+        step = true(steps)
+        return dataclasses.replace(step, x=step.x0_hat)
+
+    monkeypatch.setattr(sampling, "last", last)
+
+
+def _no_first_image(monkeypatch):
+    true, seen = evaluation.Meter.update, []
+
+    def update(self, x, originals=None, labels=None):
+        drop = 0 if seen else 1
+        seen.append(True)
+        true(self, x[drop:], originals[drop:], None)
+
+    monkeypatch.setattr(evaluation.Meter, "update", update)
+
+
+def _uninitialised_rows(monkeypatch):
+    true = distribution.Moments.update
+
+    def update(self, features):
+        rows = torch.full((8, features.shape[1]), 1e-3)
+        rows[: len(features)] = features[:6]
+        true(self, rows)
+
+    monkeypatch.setattr(distribution.Moments, "update", update)
+
+
+def _unclamped(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "clamp", lambda self, *bounds, **named: self)
+
+
+@pytest.mark.parametrize("flaw", [_last_x0_hat, _no_first_image, _uninitialised_rows, _unclamped])
+def test_flaws_of_published_evaluations_would_show(flaw, built, reference, by_hand, monkeypatch):
+    if flaw is _uninitialised_rows:  # batches of 8 of which only six rows are written
+        true = evaluation.Distances.update
+        monkeypatch.setattr(evaluation.Distances, "update", lambda self, x: true(self, x[:6]))
+    flaw(monkeypatch)
+    with pytest.raises(AssertionError):
+        check(built, reference, by_hand)
+
+
+def test_no_figure_depends_on_the_batch(built, reference):
+    found = [evaluation.evaluate(built, reference, t=T, count=COUNT, seed=0, batch_size=size) for size in (COUNT, 7)]
     assert set(found[0]) == {"degraded", "direct", "sampled", "naive"}
-    for column, figures in found[0].items():
-        for metric, value in figures.items():
+    for column, outcome in found[0].items():
+        for metric in ("rmse", "psnr", "ssim", "fd", "kd"):
+            value = outcome.figures[metric]
             assert math.isfinite(value)
-            assert value == pytest.approx(found[1][column][metric], rel=1e-2)
-    assert found[0]["degraded"] == pytest.approx(found[1]["degraded"], rel=1e-6)
+            assert value == pytest.approx(found[1][column].figures[metric], rel=1e-2, abs=1e-4)
+    exact = [outcomes["degraded"] for outcomes in found]
+    for metric in ("rmse", "psnr", "ssim", "fd", "kd"):
+        assert exact[0].figures[metric] == pytest.approx(exact[1].figures[metric], rel=1e-6)
+        if exact[0].intervals[metric]:
+            assert exact[0].intervals[metric] == pytest.approx(exact[1].intervals[metric], rel=1e-5)
+
+
+def test_images_of_a_photograph_have_8_bits(built, reference):
+    common = {"sampler": None, "t": T, "count": 4, "shown": 4}
+    rounded = evaluation.restore(built, reference, is_8bit=True, **common).degraded
+    exact = evaluation.restore(built, reference, **common).degraded
+    torch.testing.assert_close(rounded, images.to_floats(images.to_bytes(exact)), rtol=0, atol=1e-6)
+    assert not torch.equal(rounded, exact)
+
+
+def test_few_images_are_told(built, reference):
+    for count, is_scarce in ((Pixels.size, True), (Pixels.size + 1, False)):
+        assert evaluation.restore(built, reference, sampler=None, t=T, count=count).is_scarce == is_scarce
+
+
+def test_what_is_kept_does_not_grow_with_the_images(built, reference):
+    def kept(count: int) -> int:
+        meter = evaluation.Meter(dataclasses.replace(reference, test=reference.test), has_originals=True)
+        for first in range(0, count, 50):
+            x0 = reference.test.images(torch.arange(first, first + 50) % len(reference.test))
+            meter.update(x0 * 0.9, x0)
+        distances, rows = meter.distances, meter.fidelity.rows
+        tensors = [distances.moments.products, distances.moments.total, distances.pending, *rows]
+        return sum(tensor.numel() for tensor in tensors)
+
+    assert kept(2000) - kept(1000) <= 1000 * 3 + distribution.BLOCK * Pixels.size

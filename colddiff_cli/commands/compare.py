@@ -11,19 +11,21 @@ import typer
 from rich.progress import Progress
 
 from colddiff_cli import opening, options, outputs, references
-from colddiff_cli.screen import COMPARED, Screen, comparison_table, measured
+from colddiff_cli.screen import Screen
+from colddiff_cli.tables import COMPARED, comparison_table, measured
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
-    from colddiff_core.comparison import Contender, Outcome, Reference
+    from colddiff_core.comparison import Contender
+    from colddiff_core.datasets import ImageSet
+    from colddiff_core.evaluation import Outcome, Reference
     from colddiff_core.experiment import Experiment
     from colddiff_core.generation import Generator
 
 DEFAULT_IMAGES = 300
 SHOWN_ROWS, SHOWN_GRID, ACROSS = 16, 64, 8
 REAL = "(real images)"
-JUDGED = {"distance": "FD", "accuracy": "accuracy", "confidence": "confidence", "classes": "classes"}  # by a classifier
 MOST_COLUMNS = 6  # of a sheet that is laid out in two halves side by side
 
 
@@ -62,6 +64,8 @@ def compare(
         typer.Option("--out", help="The sheet to write (RUN/compared/...png).", parser=outputs.picture, metavar="PATH"),
     ] = None,
     force: options.Force = False,
+    features: options.Features = "classifier",
+    weights: options.Weights = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
@@ -79,6 +83,7 @@ def compare(
     if twice:
         raise UsageError(f"{twice[0]} is named twice.", "Name each run once.")
     overrides = tuple(options.data_override(data_dir))
+    references.check(features, weights)
 
     from colddiff_core import comparison, images, sampling
 
@@ -99,28 +104,27 @@ def compare(
             sampling.check(name, built.operator, stride, t)
         generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
         contenders += _contenders(label if len(found) > 1 else "", built, ways, t, generators or [None])
-    reference = references.load(screen, experiments[0])
+    reference = references.load(screen, experiments[0], features=features, weights=weights)
     config = experiments[0].config
     count = n if is_generating else min(n, len(reference.test))
     chosen_seed = config.train.seed if seed is None else seed
     outcomes = _measure(screen, contenders, reference, count, chosen_seed, batch_size)
-    shown = {label: outcome.shown for label, outcome in outcomes.items()}
     figures = {label: outcome.figures for label, outcome in outcomes.items()}
     if is_generating:
-        figures[REAL] = comparison.describe_real(count, reference)
-        images.write(images.album(shown, across=ACROSS), path)
-    else:
-        first = outcomes[contenders[0].label].degraded
-        columns = {"degraded": first} if len(found) == 1 and first is not None else {}
-        columns |= shown | {"original": reference.test.images(slice(0, min(count, SHOWN_ROWS)))}
-        images.write(images.sheet(columns, blocks=2 if len(columns) <= MOST_COLUMNS else 1), path)
+        figures[REAL] = comparison.describe_real(count, reference).figures
+    _draw(path, outcomes, None if is_generating else reference.test, is_alone=len(found) == 1)
     severities = sorted({contender.t for contender in contenders})
-    title = f"{counted(count, 'test image')} of {config.data.dataset} from t = {', '.join(map(str, severities))}"
+    data = reference.title(config.data.dataset)
+    title = f"{counted(count, 'test image')} of {data} from t = {', '.join(map(str, severities))}"
     published = {contender.label: _published(contender) for contender in contenders}
     title = f"{counted(count, 'image')} from nothing" if is_generating else title
-    screen.show(comparison_table(title, figures, published, config.data.dataset))
+    screen.show(comparison_table(title, figures, references.labels(reference), published))
     screen.say(", ".join(f"{run.path} at step {step}" for run, (_, step) in zip(found, opened, strict=True)))
-    _explain(screen, figures, reference)
+    screen.say("steps: evaluations of the network; ms: milliseconds an image")
+    is_scarce = any(outcome.is_scarce for outcome in outcomes.values())
+    references.explain(screen, reference, measured(figures, COMPARED), is_scarce=is_scarce)
+    if is_generating and reference.target:
+        screen.say(f"{REAL}: as many test images, their distances those of training images")
     for source in dict.fromkeys(c.experiment.config.paper["source"] for c in contenders if published[c.label]):
         screen.say(f"paper: {source}")
     outcome = {
@@ -130,8 +134,9 @@ def compare(
         "n": count,
         "t": None if is_generating else severities,
         "seed": chosen_seed,
-        "classifier_accuracy": float(reference.classifier.accuracy) if reference.classifier else None,
+        "features": references.about(reference),
         "metrics": figures,
+        "intervals": {label: outcome.intervals for label, outcome in outcomes.items()},
         "paper": published,
         "picture": str(path),
     }
@@ -199,6 +204,20 @@ def _measure(
                 outcome = comparison.generate(contender, reference, shown=SHOWN_GRID, **common)
             outcomes[contender.label] = outcome
     return outcomes
+
+
+def _draw(path: Path, outcomes: Mapping[str, Outcome], originals: ImageSet | None, *, is_alone: bool) -> None:
+    """Write the sheet: a grid for each contender, or with originals a row for each image."""
+    from colddiff_core import images
+
+    shown = {label: outcome.shown for label, outcome in outcomes.items()}
+    if originals is None:
+        images.write(images.album(shown, across=ACROSS), path)
+        return
+    first = next(iter(outcomes.values()))
+    columns = {"degraded": first.degraded} if is_alone and first.degraded is not None else {}
+    columns |= shown | {"original": originals.images(slice(0, len(first.shown)))}
+    images.write(images.sheet(columns, blocks=2 if len(columns) <= MOST_COLUMNS else 1), path)
 
 
 def _check_alike(experiments: list[Experiment]) -> None:
@@ -269,20 +288,3 @@ def _published(contender: Contender) -> Mapping[str, Any]:
     cold = "fid_broken_symmetry" if start.noise else "fid_perfect_symmetry"
     value = next((generated[key] for key in (hot, cold, "fid") if key in generated), None)
     return {} if value is None or sampler in ("direct", "naive", "ddpm") else {"fid": value}
-
-
-def _explain(screen: Screen, figures: Mapping[str, Mapping[str, Any]], reference: Reference) -> None:
-    """Say what the columns mean that the table has."""
-    from colddiff_core import classifier
-
-    screen.say("steps: evaluations of the network; ms: milliseconds an image")
-    if reference.classifier is None:
-        return
-    judged = [JUDGED[key] for key in measured(figures, COMPARED) if key in JUDGED]
-    accuracy = float(reference.classifier.accuracy)
-    screen.say(f"{', '.join(judged)}: by a classifier right about {accuracy:.1%} of the test images")
-    if JUDGED["distance"] in judged:
-        of_real = "; that of the real ones, of training images" if REAL in figures else ""
-        screen.say(f"FD is to all {len(reference.test):,} test images{of_real}")
-    else:
-        screen.say(f"no FD: unreliable without more images than the classifier has features ({classifier.FEATURES})")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, options
-from colddiff_cli.screen import Screen, fidelity_table
-from colddiff_core import runs
-from colddiff_core.errors import counted
+from colddiff_cli import opening, options, plots, references
+from colddiff_cli.screen import Screen
+from colddiff_cli.tables import EVALUATED, evaluation_table, measured, severity_table
+from colddiff_core import runs, tables
+from colddiff_core.errors import UsageError, counted
+
+if TYPE_CHECKING:
+    from colddiff_core.evaluation import Reference
+    from colddiff_core.experiment import Experiment
 
 DEFAULT_IMAGES = 1000
+SEVERITIES = 10  # of a curve
 
 
 def evaluate(
@@ -21,7 +27,15 @@ def evaluate(
         int, typer.Option("--n", help="Test images, from the first; all there are if fewer.", min=1)
     ] = DEFAULT_IMAGES,
     t: options.Severity = None,
+    by_severity: Annotated[
+        bool, typer.Option("--by-severity", help="A curve over t instead of one severity; no distances.")
+    ] = False,
     stride: options.Stride = None,
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="Round the degraded images to 8 bits first, as photographs are.")
+    ] = False,
+    features: options.Features = "classifier",
+    weights: options.Weights = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Images at a time; no result depends on it.", min=1)
     ] = 100,
@@ -30,35 +44,72 @@ def evaluate(
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
-    """Measure degraded, direct, sampled and naive restorations by RMSE, PSNR and SSIM."""
+    """Measure degraded, direct, sampled and naive restorations: RMSE, PSNR, SSIM, and their distance to real images."""
     screen = Screen(json)
+    references.check(features, weights)
+    if by_severity and t is not None:
+        raise UsageError("--by-severity measures at many t.", "Leave --t out, or --by-severity.")
     found = runs.find(run)
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
 
-    from colddiff_core import evaluation, experiment, sampling
+    from colddiff_core import sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
-    severity = built.operator.steps if t is None else t
+    last = built.operator.steps
+    severity = last if t is None else t
     pace = config.sample.stride if stride is None else stride
     sampling.check(config.sample.sampler, built.operator, pace, severity)
-    images = experiment.load_images(config, "test", built.channels)
-    count = min(n, len(images))
+    chosen = "none" if by_severity else features
+    reference = references.load(screen, built, features=chosen, weights=None if by_severity else weights)
+    count = min(n, len(reference.test))
+    common: dict[str, Any] = {"count": count, "seed": config.train.seed if seed is None else seed}
+    common |= {"stride": pace, "batch_size": batch_size, "is_8bit": uint8}
+    protocol = "uint8" if uint8 else "float"
+    rounded = ", degraded images rounded to 8 bits" if uint8 else ""
+    what = (
+        f"{found.path}, step {step}: {counted(count, 'test image')} of {reference.title(config.data.dataset)}{rounded}"
+    )
+    told = {"run": str(found.path), "step": step, "n": count, "seed": common["seed"], "protocol": protocol}
+    if by_severity:
+        rows = _curve(screen, built, reference, common)
+        columns = list(rows[0]["metrics"])
+        plots.show_severities(screen, rows, columns)
+        screen.show(severity_table(what, rows, columns))
+        screen.result(told | {"by_severity": rows})
+        return
+    outcomes = _measure(screen, built, reference, severity, common)
+    paper = {kind: tables.published(config, kind) for kind in outcomes} if severity == last and not uint8 else {}
+    screen.show(evaluation_table(f"{what} at t = {severity}", outcomes, references.labels(reference), paper))
+    figures = outcomes["direct"].figures
+    screen.say("±: half of the 95 % bootstrap interval over the images")
+    references.explain(screen, reference, measured({"": figures}, EVALUATED), is_scarce=outcomes["direct"].is_scarce)
+    if any(paper.values()):
+        screen.say(f"paper: {config.paper['source']}; same: it lies in our interval")
+        fids = ", ".join(f"{kind} {figures['fid']:g}" for kind, figures in paper.items() if "fid" in figures)
+        if fids and "fid" not in figures:
+            screen.say(f"the paper's FID, of Inception's features and not to be held against these: {fids}")
+    metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
+    told |= {"t": severity, "features": references.about(reference), "is_scarce": outcomes["direct"].is_scarce}
+    intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
+    screen.result(told | {"metrics": metrics, "intervals": intervals, "paper": paper})
+
+
+def _measure(screen: Screen, built: Experiment, reference: Reference, t: int, common: dict[str, Any]) -> dict[str, Any]:
+    from colddiff_core import evaluation
+
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("restoring", total=count * len(evaluation.COLUMNS))
-        metrics = evaluation.evaluate(
-            built,
-            images,
-            t=severity,
-            count=count,
-            seed=config.train.seed if seed is None else seed,
-            stride=pace,
-            batch_size=batch_size,
-            progress=lambda done: progress.advance(task, done),
-        )
-    title = f"{found.path}, step {step}: {counted(count, 'test image')} of {config.data.dataset} at t = {severity}"
-    paper = config.paper if severity == built.operator.steps else {}
-    screen.show(fidelity_table(title, metrics, paper))
-    if paper:
-        screen.say(f"paper: {config.paper['source']}")
-    screen.result({"run": str(found.path), "step": step, "t": severity, "n": count, "metrics": metrics})
+        task = progress.add_task(f"restoring from t = {t}", total=common["count"] * len(evaluation.COLUMNS))
+        return evaluation.evaluate(built, reference, t=t, progress=lambda done: progress.advance(task, done), **common)
+
+
+def _curve(screen: Screen, built: Experiment, reference: Reference, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the figures at severities spread evenly up to the last."""
+    last, rows = built.operator.steps, []
+    for t in sorted({max(1, round(last * part / SEVERITIES)) for part in range(1, SEVERITIES + 1)}):
+        pace = min(common["stride"], t)
+        outcomes = _measure(screen, built, reference, t, common | {"stride": pace})
+        metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
+        intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
+        rows.append({"t": t, "metrics": metrics, "intervals": intervals})
+    return rows

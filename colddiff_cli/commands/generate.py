@@ -10,14 +10,15 @@ import typer
 from rich.progress import Progress
 
 from colddiff_cli import films, opening, options, outputs, references
-from colddiff_cli.screen import Screen, diversity_table
+from colddiff_cli.screen import Screen
+from colddiff_cli.tables import DIVERSITY, diversity_table, measured
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.comparison import Reference
+    from colddiff_core.evaluation import Reference
     from colddiff_core.generation import Batch
 
 SHOWN = 64  # images on a grid
@@ -117,11 +118,13 @@ def generate(
     }
     screen.picture(images.to_pillow(images.tile(shown, ACROSS)))
     if reference is not None:
-        figures = comparison.describe(made, reference)
+        described = comparison.describe(made, reference)
+        figures = described.figures
         _show_neighbours(made, reference, neighbours_path)
-        real = comparison.describe_real(count, reference)
+        real = comparison.describe_real(count, reference).figures
         title = f"{counted(count, 'image')} of {found.path}, step {step}, beside real ones of {config.data.dataset}"
-        screen.show(diversity_table(title, {"generated": figures, "real": real}, config.data.dataset))
+        screen.show(diversity_table(title, {"generated": figures, "real": real}, references.labels(reference)))
+        references.explain(screen, reference, measured({"": figures}, DIVERSITY), is_scarce=described.is_scarce)
         screen.say(f"nearest training images: {neighbours_path}")
         outcome |= {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours_path)}
     if out_dir is not None:

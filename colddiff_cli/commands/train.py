@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from colddiff_cli import opening, options, outputs
-from colddiff_cli.screen import Screen, fidelity_table
+from colddiff_cli.screen import Screen
+from colddiff_cli.tables import fidelity_table
 from colddiff_core import presets, runs
 from colddiff_core.errors import UsageError, counted
 
@@ -274,7 +275,7 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     columns, figures = trainer.last_sheet or trainer.restore_tests()
     sheet = trainer.run.samples / f"step-{trainer.step:06d}.png"
     screen.rows(columns)
-    screen.show(fidelity_table(f"{counted(len(columns['original']), 'test image')} at t = T", figures, {}))
+    screen.show(fidelity_table(f"{counted(len(columns['original']), 'test image')} at t = T", figures))
     screen.say("Next:")
     screen.say(f"  colddiff eval {path}")
     screen.say(f"  colddiff sample {path} --animate")

@@ -37,13 +37,16 @@ class ImageSet:
     """A split held as one tensor.
 
     pixels: (N, C, H, W) uint8; labels: (N,) int64 or None; classes: their names where they have any; skipped: how many
-    files could not be read.
+    files could not be read; suffixes: of the image files, where it comes from such; note: in what they differ from the
+    data set as published, such as "JPEG".
     """
 
     pixels: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     skipped: int = 0
+    suffixes: frozenset[str] = frozenset()
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)

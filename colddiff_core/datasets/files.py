@@ -104,11 +104,12 @@ def _decode(entries: list[Entry], request: Request, where: Path, folders: set[st
         raise UsageError(f"None of {counted(len(entries), 'image')} in {where} can be read.", "Check the files.")
     pixels, skipped = torch.from_numpy(np.stack(kept)), len(entries) - len(kept)
     classes = tuple(sorted(folders))
-    if len(classes) < 2 or "." in classes:  # folders do not sort the images
-        return ImageSet(pixels, skipped=skipped)
     read = [entry for entry, picture in zip(entries, pictures, strict=True) if picture is not None]
+    suffixes = frozenset(entry.path.suffix.lower() for entry in read)
+    if len(classes) < 2 or "." in classes:  # folders do not sort the images
+        return ImageSet(pixels, skipped=skipped, suffixes=suffixes)
     labels = torch.tensor([classes.index(entry.folder) for entry in read])
-    return ImageSet(pixels, labels, classes, skipped)
+    return ImageSet(pixels, labels, classes, skipped, suffixes)
 
 
 def _is_image(path: Path) -> bool:

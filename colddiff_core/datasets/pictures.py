@@ -15,6 +15,7 @@ from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import UsageError
 
 CIFAR_SIDE = 32
+LOSSY = frozenset({".jpg", ".jpeg"})
 CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2  # a label, then the three channels
 CELEBA_SPLITS = {"train": "0", "test": "2"}
 
@@ -33,7 +34,9 @@ def load_cifar10(request: Request) -> ImageSet:
         "Unpack cifar-10-binary.tar.gz of www.cs.toronto.edu/~kriz/cifar.html there, or put images in "
         f"{root / 'cifar10'}/train and /test; or name another folder with --data-dir."
     )
-    return _split("CIFAR-10", root, ("cifar10", "cifar-10", "cifar10-jpeg"), request, remedy)
+    found = _split("CIFAR-10", root, ("cifar10", "cifar-10", "cifar10-jpeg"), request, remedy)
+    # Published without losses: encoded again, its figures are others'.
+    return dataclasses.replace(found, note="JPEG") if found.suffixes & LOSSY else found
 
 
 @register("celeba")

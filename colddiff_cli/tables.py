@@ -1,0 +1,143 @@
+"""Tables of figures: ours with their uncertainty, the paper's beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from colddiff_core import tables
+
+if TYPE_CHECKING:
+    from colddiff_core.evaluation import Outcome
+
+Columns = Mapping[str, tuple[str, int]]  # label and digits, by the figure's name
+DISTANCES = dict.fromkeys(("fd", "fid", "kd", "kid"), ("{name}", 3))
+METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
+LIKENESS = {"confidence": ("confidence", 3), "nearest": ("nearest", 3), "pairwise": ("pairwise", 3)}
+DIVERSITY = {"fd": DISTANCES["fd"], "fid": DISTANCES["fid"], **LIKENESS, "classes": ("classes", 0)}
+COMPARED = {"rmse": METRICS["rmse"], "ssim": METRICS["ssim"], "fd": DISTANCES["fd"], "fid": DISTANCES["fid"]}
+COMPARED |= {"accuracy": ("accuracy", 3)} | DIVERSITY
+EVALUATED = METRICS | {"lpips": ("LPIPS", 3)} | DISTANCES
+COST = {"evaluations": ("steps", 0), "milliseconds": ("ms", 1)}
+PUBLISHED = {"rmse": ("paper RMSE", 3), "fid": ("paper FID", 2)}
+STYLES = {"better": "green", "worse": "red"}
+BARS = " ▁▂▃▄▅▆▇█"
+SCARCE = "*"  # beside a distance that too few images were measured for
+
+
+def fidelity_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Return a table of metrics by kind of image."""
+    return _table(title, rows, METRICS)
+
+
+def evaluation_table(
+    title: str, outcomes: Mapping[str, Outcome], names: Mapping[str, str], paper: Mapping[str, Mapping[str, float]]
+) -> Table:
+    """Return a table of figures and half the width of their 95 % intervals, the paper's below each row with a verdict.
+
+    names: what distances are called, by key. Of degraded images, which nobody restored, the difference is told instead.
+    """
+    columns = measured({kind: outcome.figures for kind, outcome in outcomes.items()}, EVALUATED)
+    table = _headed(title, _named(columns, names))
+    for kind, outcome in outcomes.items():
+        cells = [_with_interval(outcome, key, digits) for key, (_, digits) in columns.items()]
+        table.add_row(kind, *cells)
+        published = paper.get(kind, {})
+        if any(key in published for key in columns):
+            table.add_row(
+                Text("  paper", "dim"), *(_verdict(kind, outcome, key, published.get(key)) for key in columns)
+            )
+    return table
+
+
+def severity_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    """Return RMSE and SSIM against severity, for each kind of image."""
+    labels = {"t": ("t", 0)}
+    for key in ("rmse", "ssim"):
+        labels |= {f"{kind} {key}": (f"{kind} {METRICS[key][0]}", METRICS[key][1]) for kind in columns}
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for label, _ in labels.values():
+        table.add_column(label, justify="right")
+    for row in rows:
+        flat = {"t": row["t"]} | {
+            f"{kind} {key}": row["metrics"][kind][key] for kind in columns for key in ("rmse", "ssim")
+        }
+        table.add_row(*(_cell(flat[key], digits) for key, (_, digits) in labels.items()))
+    return table
+
+
+def comparison_table(
+    title: str, rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], paper: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """Return a table of contenders: what was measured of any of them, what it cost, and the paper's figures."""
+    shown = {key: label for key, label in PUBLISHED.items() if any(key in row for row in paper.values())}
+    return _table(title, rows, _named(measured(rows, COMPARED | COST), names), paper, shown)
+
+
+def diversity_table(title: str, rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Table:
+    """Return a table of what images that answer to no original are like."""
+    return _table(title, rows, _named(measured(rows, DIVERSITY), names))
+
+
+def measured(rows: Mapping[str, Mapping[str, Any]], columns: Columns) -> Columns:
+    """Return the columns that any row has a figure for."""
+    return {key: label for key, label in columns.items() if any(row.get(key) is not None for row in rows.values())}
+
+
+def _named(columns: Columns, names: Mapping[str, str]) -> Columns:
+    return {key: (label.format(name=names.get(key, key)), digits) for key, (label, digits) in columns.items()}
+
+
+def _table(
+    title: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    columns: Columns,
+    paper: Mapping[str, Any] | None = None,
+    published: Columns | None = None,
+) -> Table:
+    table = _headed(title, columns)
+    for label, _ in (published or {}).values():
+        table.add_column(label, justify="right", style="dim")
+    for kind, figures in rows.items():
+        ours = [_cell(figures.get(key), digits) for key, (_, digits) in columns.items()]
+        theirs = [_cell((paper or {}).get(kind, {}).get(key), digits) for key, (_, digits) in (published or {}).items()]
+        table.add_row(kind, *ours, *theirs)
+    return table
+
+
+def _headed(title: str, columns: Columns) -> Table:
+    # Narrow enough for 80 columns with every figure.
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for label, _ in columns.values():
+        table.add_column(label, justify="right", no_wrap=True)
+    return table
+
+
+def _with_interval(outcome: Outcome, key: str, digits: int) -> Text:
+    value, ends = outcome.figures.get(key), outcome.intervals.get(key)
+    text = Text(_cell(value, digits))
+    if outcome.is_scarce and key in DISTANCES and value is not None:
+        text.append(SCARCE, "yellow")
+    if ends is not None:
+        text.append(f" ±{(ends[1] - ends[0]) / 2:.{digits}f}".replace("±0.", "±."), "dim")
+    return text
+
+
+def _verdict(kind: str, outcome: Outcome, key: str, paper: float | None) -> Text:
+    value = outcome.figures.get(key)
+    if paper is None or value is None:
+        return Text()
+    if kind == "degraded":
+        return Text(f"{paper:g} {100 * (value / paper - 1):+.1f} %", "dim")
+    verdict = tables.judge(key, value, outcome.intervals.get(key), paper)
+    return Text.assemble((f"{paper:g} ", "dim"), (verdict, STYLES.get(verdict, "dim")))
+
+
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, list):  # a histogram
+        return "".join(BARS[round(count / max(value) * (len(BARS) - 1))] if max(value) else BARS[0] for count in value)
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,155 @@
+"""The paper's tables: which presets they are made of, what they published, and which of two figures is better.
+
+Needs no torch. Numbering is that of the full paper; the shorter version has the same Tables 1 to 3, its Table 4 is of
+snow (`snow` here), and its Table 5 is the full paper's Table 4. Source: Bansal et al. 2022.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from colddiff_core import presets
+from colddiff_core.errors import UsageError, nearest
+from colddiff_core.presets import Config
+
+Scale = Literal["small", "paper"]
+SMALL = "-small"  # what the name of a preset ends in that is the same experiment at a size for two cores
+IS_LOWER_BETTER = {"rmse": True, "psnr": False, "ssim": False, "lpips": True, "fid": True, "kid": True}
+RESTORED = ("degraded", "direct", "sampled")
+GENERATED = {  # the paper's columns, by its key in [paper] generated
+    "fixed noise": "fid_fixed_noise",
+    "estimated noise": "fid_estimated_noise",
+    "perfect symmetry": "fid_perfect_symmetry",
+    "broken symmetry": "fid_broken_symmetry",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a table takes from one preset: the rows' title, the preset's name, and which images are measured."""
+
+    title: str
+    preset: str
+    kinds: tuple[str, ...]
+
+    def preset_at(self, scale: Scale) -> str:
+        """Return the name of the preset at a scale."""
+        return self.preset + (SMALL if scale == "small" else "")
+
+    @property
+    def is_generated(self) -> bool:
+        return self.kinds[0] in GENERATED
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of the paper: its name here, its title, its number in both versions, and its parts."""
+
+    name: str
+    title: str
+    numbers: str
+    parts: tuple[Part, ...]
+
+
+def _restored(operator: str, kinds: tuple[str, ...], *sets: str) -> tuple[Part, ...]:
+    titles = {"mnist": "MNIST", "cifar10": "CIFAR-10", "celeba": "CelebA"}
+    return tuple(Part(titles[name], f"{name}-{operator}", kinds) for name in sets)
+
+
+_EVERY, _COLOUR = ("mnist", "cifar10", "celeba"), ("cifar10", "celeba")
+_HOT, _COLD = ("fixed noise", "estimated noise"), ("perfect symmetry", "broken symmetry")
+_TABLES = (
+    Table("table1", "Deblurring", "Table 1 in both versions", _restored("blur", RESTORED, *_EVERY)),
+    Table("table2", "Inpainting", "Table 2 in both versions", _restored("mask", RESTORED, *_EVERY)),
+    Table("table3", "Superresolution", "Table 3 in both versions", _restored("pixelate", RESTORED, *_EVERY)),
+    Table(
+        "table4",
+        "Generation, hot and cold",
+        "Table 4; Table 5 in the shorter version",
+        (
+            Part("CelebA", "celeba-noise", _HOT),
+            Part("CelebA", "celeba-blur-generate", _COLD),
+            Part("AFHQ", "afhq-noise", _HOT),
+            Part("AFHQ", "afhq-blur-generate", _COLD),
+        ),
+    ),
+    Table(
+        "table5",
+        "Colourisation",
+        "Table 5; not in the shorter version",
+        _restored("desaturate", ("degraded", "sampled"), *_COLOUR),
+    ),
+    Table(
+        "table6",
+        "Algorithms on blur",
+        "Table 6; not in the shorter version",
+        _restored("blur", ("direct", "naive", "sampled"), *_EVERY),
+    ),
+    Table(
+        "snow",
+        "Snow removal",
+        "Table 4 in the shorter version; not in the full paper",
+        _restored("snow", ("degraded", "sampled"), *_COLOUR),
+    ),
+)
+
+
+def names() -> list[str]:
+    """Return every table's name, in the paper's order."""
+    return [table.name for table in _TABLES]
+
+
+def find(name: str) -> Table:
+    """Return a table by its name; raises UsageError with the nearest known one."""
+    for table in _TABLES:
+        if table.name == name:
+            return table
+    raise UsageError(f"No table '{name}'.", nearest(name, names()))
+
+
+def published(config: Config, kind: str) -> dict[str, float]:
+    """Return the paper's figures for a kind of image, {} where it has none."""
+    if kind in GENERATED:
+        value = config.paper.get("generated", {}).get(GENERATED[kind])
+        return {} if value is None else {"fid": float(value)}
+    figures = config.paper.get(kind, {})
+    return dict(figures) if isinstance(figures, Mapping) else {}
+
+
+def judge(metric: str, value: float, interval: tuple[float, float] | None, paper: float) -> str:
+    """Return "better", "worse", or "same" where the paper's figure lies in the interval of ours."""
+    low, high = interval or (value, value)
+    if low <= paper <= high:
+        return "same"
+    return "better" if (value < paper) == IS_LOWER_BETTER[metric] else "worse"
+
+
+def differences(config: Config, overrides: tuple[str, ...], found: Config) -> list[str]:
+    """Return in what a run's configuration differs from its preset's, as "key = value, not value".
+
+    Where the files lie, how often is logged and saved, and the device's precision make no other experiment of it.
+    """
+    expected = presets.load(config.name, overrides).to_table()
+    actual, told = found.to_table(), []
+    for section in presets.SECTIONS:
+        for key in expected[section] | actual[section]:
+            ours, theirs = actual[section].get(key), expected[section].get(key)
+            if f"{section}.{key}" not in _FREE and ours != theirs:
+                told.append(f"{section}.{key} = {_word(ours)}, not {_word(theirs)}")
+    return told
+
+
+_FREE = {
+    f"{section}.{key}"
+    for section, keys in {
+        "data": ("directory", "second_directory", "download"),
+        "train": ("log_every", "sample_every", "checkpoint_every", "keep", "precision"),
+    }.items()
+    for key in keys
+}
+
+
+def _word(value: Any) -> str:
+    return "unset" if value is None else str(value)
