@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from colddiff_cli import operators
-from colddiff_cli.commands import compare, degrade, evaluate, generate, monitor, presets, sample, train
+from colddiff_cli.commands import compare, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
 from colddiff_core import __version__
 
 
@@ -43,6 +43,7 @@ def create(arguments: list[str]) -> typer.Typer:
     made.command("generate")(generate.generate)
     made.command("eval")(evaluate.evaluate)
     made.command("compare")(compare.compare)
+    made.command("reproduce")(reproduce.reproduce)
     made.command("monitor")(monitor.monitor)
     made.command("presets")(presets.presets)
     return made

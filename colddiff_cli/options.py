@@ -34,6 +34,7 @@ Noise = Annotated[
 Severity = Annotated[
     int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")
 ]
+Uint8 = Annotated[bool, typer.Option("--uint8", help="Round the degraded images to 8 bits first, as photographs are.")]
 Features = Annotated[
     str,
     typer.Option(

@@ -257,8 +257,10 @@ def album(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures of one height side by side, from left to right."""
-    canvas = Image.new(pictures[0].mode, (sum(picture.width for picture in pictures), pictures[0].height))
+    """Return pictures side by side, from left to right, on the ground of a contact sheet where one is lower."""
+    size = (sum(picture.width for picture in pictures), max(picture.height for picture in pictures))
+    ground = BACKGROUND if pictures[0].mode == "RGB" else 0
+    canvas = Image.new(pictures[0].mode, size, ground)
     left = 0
     for picture in pictures:
         canvas.paste(picture, (left, 0))

@@ -7,7 +7,7 @@ snow (`snow` here), and its Table 5 is the full paper's Table 4. Source: Bansal 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from colddiff_core import presets
@@ -37,6 +37,10 @@ class Part:
     def preset_at(self, scale: Scale) -> str:
         """Return the name of the preset at a scale."""
         return self.preset + (SMALL if scale == "small" else "")
+
+    @property
+    def dataset(self) -> str:
+        return self.preset.partition("-")[0]
 
     @property
     def is_generated(self) -> bool:
@@ -107,6 +111,16 @@ def find(name: str) -> Table:
         if table.name == name:
             return table
     raise UsageError(f"No table '{name}'.", nearest(name, names()))
+
+
+def plan(chosen: Sequence[Table], scale: Scale, datasets: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return the kinds of images to measure of each preset, in the tables' order; `datasets` leaves out the others."""
+    wanted: dict[str, list[str]] = {}
+    for part in (part for table in chosen for part in table.parts):
+        if not datasets or part.dataset in datasets:
+            kinds = wanted.setdefault(part.preset_at(scale), [])
+            kinds += [kind for kind in part.kinds if kind not in kinds]
+    return wanted
 
 
 def published(config: Config, kind: str) -> dict[str, float]:

@@ -31,9 +31,7 @@ def evaluate(
         bool, typer.Option("--by-severity", help="A curve over t instead of one severity; no distances.")
     ] = False,
     stride: options.Stride = None,
-    uint8: Annotated[
-        bool, typer.Option("--uint8", help="Round the degraded images to 8 bits first, as photographs are.")
-    ] = False,
+    uint8: options.Uint8 = False,
     features: options.Features = "classifier",
     weights: options.Weights = None,
     batch_size: Annotated[

@@ -1,0 +1,174 @@
+"""Training runs from the command line: what can fail first, a bar or lines while it goes on, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from colddiff_cli.screen import Screen
+from colddiff_core import presets, runs
+from colddiff_core.errors import UsageError, counted
+
+if TYPE_CHECKING:
+    from colddiff_core.datasets import ImageSet
+    from colddiff_core.training import Trainer
+
+# What a resumed run may change: how long and how often, and the rate. The rest would make another run of it.
+CHANGEABLE = ("steps", "lr", "log_every", "sample_every", "checkpoint_every", "keep")
+LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+
+def taken(path: Path) -> UsageError:
+    """Return the error of a new run whose place is taken."""
+    return UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
+
+
+def check_names(config: presets.Config) -> None:
+    """Refuse what would be refused once the data are read."""
+    from colddiff_core import datasets, degradations, sampling
+
+    operator = degradations.build(config.degradation.name, **config.degradation.parameters)
+    sampling.check(config.sample.sampler, operator, config.sample.stride)
+    datasets.find(config.data.dataset)
+
+
+def start(screen: Screen, config: presets.Config, out: Path | None, device: str) -> Trainer:
+    """Return the trainer of a new run; everything that can fail is built before the run's folder is made."""
+    from colddiff_core import devices, experiment
+    from colddiff_core.training import Trainer
+
+    path = out or runs.free_name(config.name)
+    if path.exists():
+        raise taken(path)
+    check_names(config)
+    chosen = devices.choose(device)
+    sets = _load_sets(config)
+    built = experiment.build(config, sets[0].channels, chosen)
+    built.try_out(sets[0])
+    run = runs.create(path, config, experiment.versions())
+    trainer = Trainer(built, *sets, run)
+    _introduce(screen, trainer, sets)
+    return trainer
+
+
+def resume(screen: Screen, name: str, changes: list[str], device: str) -> Trainer:
+    """Return the trainer of a run that goes on from its newest checkpoint."""
+    from colddiff_core import devices, experiment
+    from colddiff_core.training import Trainer
+
+    for change in changes:
+        section, _, key = change.partition("=")[0].strip().partition(".")
+        if change.startswith("data.directory=") or (section == "train" and key in CHANGEABLE):
+            continue
+        raise UsageError(
+            f"{change}: a resumed run keeps its configuration.",
+            f"Only train.{', train.'.join(CHANGEABLE)} and --data-dir may change; or start a new run.",
+        )
+    found = runs.find(name)
+    config = found.config(tuple(changes))
+    saved = found.checkpoints()
+    step = runs.path_step(saved[-1]) if saved else 0
+    if step >= config.train.steps:
+        remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
+        raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
+    chosen = devices.choose(device)
+    sets = _load_sets(config)
+    built = experiment.build(config, sets[0].channels, chosen)
+    run = runs.RunWriter(found.path)
+    trainer = Trainer(built, *sets, run)
+    trainer.resume()
+    if changes:
+        runs.rewrite_config(run, config)
+    _introduce(screen, trainer, sets)
+    return trainer
+
+
+def _load_sets(config: presets.Config) -> tuple[ImageSet, ImageSet]:
+    from colddiff_core import experiment
+
+    train_set = experiment.load_images(config, "train")
+    return train_set, experiment.load_images(config, "test", train_set.channels)
+
+
+def _introduce(screen: Screen, trainer: Trainer, sets: tuple[ImageSet, ImageSet]) -> None:
+    from colddiff_core import devices
+
+    built, config = trainer.experiment, trainer.experiment.config
+    for split, images in zip(("training", "test"), sets, strict=True):
+        if images.skipped:
+            message = f"left out {counted(images.skipped, f'{split} file')} that could not be read"
+            trainer.run.event("warning", message=message)
+            screen.warn(message)
+    count = sum(p.numel() for p in built.restorer.parameters())
+    dtype = str(built.restorer.unet.body_dtype).removeprefix("torch.")
+    where = f"step {trainer.step} of {config.train.steps}" if trainer.step else f"{config.train.steps} steps"
+    screen.say(f"{trainer.run.path}: {config.description or config.name}")
+    screen.say(
+        f"{len(sets[0]):,} images of {config.data.size}x{config.data.size}x{built.channels}, "
+        f"{built.operator.name} T={built.operator.steps}, {count / 1e6:.1f} M parameters, "
+        f"{dtype} body on {devices.describe(built.device)}, {where}"
+    )
+
+
+def work(screen: Screen, trainer: Trainer) -> bool:
+    """Train to the end, and return True, or to Ctrl-C, which saves."""
+    with _interrupts(screen, trainer):
+        _watch(screen, trainer)
+    trainer.run.close()
+    if trainer.step == trainer.settings.steps:
+        return True
+    screen.say(f"Stopped at step {trainer.step}; saved.")
+    return False
+
+
+@contextmanager
+def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
+    """Have the first Ctrl-C end the loop after the step in hand, a second one at once."""
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        screen.say("Finishing this step and saving ...")
+        trainer.stop()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch(screen: Screen, trainer: Trainer) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=screen.console,
+        disable=not screen.is_terminal,
+    )
+    started = spoken = time.monotonic()
+    first = trainer.step
+    with progress:
+        task = progress.add_task("", total=trainer.settings.steps, completed=first, note="")
+        for tick in trainer.steps():
+            progress.update(task, completed=tick.step)
+            if tick.is_paused:
+                screen.say(f"Paused at step {tick.step} as asked; `colddiff monitor {trainer.run.path}` has it go on")
+            if tick.metrics is None:
+                continue
+            note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
+            progress.update(task, note=note)
+            now = time.monotonic()
+            if not screen.is_terminal and (now - spoken > LINE_EVERY or tick.step == trainer.settings.steps):
+                spoken = now
+                left = (now - started) / (tick.step - first) * (trainer.settings.steps - tick.step)
+                screen.say(f"step {tick.step}/{trainer.settings.steps}  {note}  {left:,.0f} s left")
