@@ -76,12 +76,12 @@ def describe(images: Tensor, reference: Reference) -> Outcome:
 def describe_real(count: int, reference: Reference) -> Outcome:
     """Return what images drawn from the data are like: what perfect generation would come to.
 
-    The first `count` test images (all there are if fewer), their distances those of as many training images.
+    `count` test images (all there are if fewer), their distances those of as many training images.
     """
-    count = min(count, len(reference.test))
-    found = describe(reference.test.images(slice(0, count)), reference)
+    numbers = reference.test.spread(count)
+    found = describe(reference.test.images(numbers), reference)
     train = reference.train()
-    others = train.images(torch.linspace(0, len(train) - 1, min(count, len(train))).long())
+    others = train.images(train.spread(len(numbers)))
     if reference.target is None:
         return found
     meter = _measure(others, dataclasses.replace(reference, classifier=None))

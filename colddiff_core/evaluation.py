@@ -136,27 +136,28 @@ def restore(
     shown: int = 0,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
-    """Return how the first `count` test images come back from severity t, or with sampler None how they are there.
+    """Return how `count` test images come back from severity t, or with sampler None how they are there.
 
+    The images are spread evenly over the set.
     is_8bit: round the degraded images to 8 bits first, as a photograph is, whatever the preset does. Beside the figures
     of `Meter`: evaluations of the network, and milliseconds an image. `progress` is told of every batch's images.
     """
     meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
-    made, inputs = [], []
-    for first in range(0, count, batch_size):
-        numbers = range(first, min(first + batch_size, count))
-        part = slice(numbers.start, numbers.stop)
+    made: list[Tensor] = []
+    inputs: list[Tensor] = []
+    for part in reference.test.spread(count).split(batch_size):
+        numbers = part.tolist()
         x0 = reference.test.images(part).to(experiment.device)
         x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
         x_t = quantize(x_t, PHOTOGRAPH_BITS) if is_8bit else x_t
         x = x_t
         if sampler is not None:
             way: dict[str, Any] = {"sampler": sampler, "stride": stride, "seed": seed, "numbers": numbers}
-            if not first:  # tables, memory and kernels are made ready when they are first needed: not on the clock
+            if not clock.images:  # tables, memory and kernels are made ready when first needed: not on the clock
                 next(experiment.restore(x_t, t, frozen, **way))
             x = clock.finish(experiment.restore(x_t, t, frozen, **way))
         meter.update(x, x0, None if reference.test.labels is None else reference.test.labels[part])
-        if first < shown:
+        if sum(len(part) for part in made) < shown:
             made.append(x.clamp(-1, 1).cpu())
             inputs.append(x_t.cpu())
         progress(len(x0))

@@ -106,7 +106,8 @@ SECTIONS: dict[str, type] = {
 class Config:
     """A resolved configuration: everything a run needs to be repeated.
 
-    paper: the published figures, `{"source": ..., "degraded": {"rmse": ...}, ...}`, empty where there are none.
+    paper: the published figures, `{"source": ..., "note": ..., "degraded": {"rmse": ...}, ...}`, empty where there are
+    none; the note, where there is one, says what readers must know of them.
     """
 
     name: str
@@ -187,10 +188,10 @@ def _text(key: str, value: Any, where: str) -> str:
 
 
 def _published(paper: Any, where: str) -> Mapping[str, Any]:
-    """Return the published figures, checked: a source, and tables of numbers."""
+    """Return the published figures, checked: a source, perhaps a note on them, and tables of numbers."""
     fits = isinstance(paper, Mapping) and all(
         isinstance(value, str)
-        if key == "source"
+        if key in ("source", "note")
         else isinstance(value, Mapping) and all(type(number) in (int, float) for number in value.values())
         for key, value in paper.items()
     )

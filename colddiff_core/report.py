@@ -28,7 +28,7 @@ def markdown(report: Record) -> str:
     lines = [MARK, "", f"`{report['command']}`", ""]
     lines += [
         f"Made by this command alone, {report['date']}, on {report['hardware']}; {report['software']}. "
-        f"{' and '.join(f'{count:,}' for count in n)} test images a row, from the first; "
+        f"{' and '.join(f'{count:,}' for count in n)} test images a row, spread evenly over the set; "
         + ("degraded images rounded to 8 bits. " if report["protocol"] == "uint8" else "degraded images as floats. ")
         + "One training a row. ± is half of the 95 % bootstrap interval over the images: it says nothing of how other "
         'trainings would differ. "same": the paper\'s figure lies in that interval. Of degraded images the difference '
@@ -40,6 +40,7 @@ def markdown(report: Record) -> str:
     ]
     for table in report["tables"]:
         lines += [f"## {table['title']}", "", f"{table['numbers']}.", "", *_figures(table["rows"]), ""]
+        lines += [line for note in table["notes"] for line in (note, "")]
         lines += [f"![{table['title']}]({picture(table['name'])})", ""]
     if report["missing"]:
         lines += ["Not measured (yet): " + ", ".join(f"`{name}`" for name in report["missing"]) + ".", ""]

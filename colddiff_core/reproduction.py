@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import __version__, comparison, evaluation, generation, images, tables
+from colddiff_core import __version__, comparison, evaluation, generation, images, presets, tables
 from colddiff_core.comparison import Contender
 from colddiff_core.evaluation import Outcome, Reference
 from colddiff_core.experiment import Experiment
@@ -29,13 +29,13 @@ from colddiff_core.tables import Part, Scale, Table
 SHOWN = 8  # images of a contact sheet
 FOLDER = "reproduced"
 ORIGINAL = "original"
-VERSION = 1  # of how figures are measured: raised where they would come out otherwise
+VERSION = 2  # of how figures are measured: raised where they would come out otherwise
 Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How runs are measured: the first `count` test images (or as many generated), a seed, inputs of 8 bits or not."""
+    """How runs are measured: `count` test images (or as many generated), a seed, inputs of 8 bits or not."""
 
     count: int
     seed: int
@@ -78,18 +78,19 @@ class Bench:
 
     def result(
         self,
+        config: Config,
         kinds: Sequence[str],
         changed: Sequence[str],
         progress: Callable[[str, int], None] = lambda kind, images: None,
     ) -> Result:
-        """Return what kinds of images come to, `changed` being the settings that are not the preset's.
+        """Return what kinds of images come to; `config` is the preset under the settings `changed`.
 
         `progress` is told of every batch's kind and images.
         """
         records = {kind: self.measure(kind, functools.partial(progress, kind)) for kind in kinds}
         pictures = {kind: self._picture(kind) for kind in kinds}
-        pictures[ORIGINAL] = self.reference.test.images(slice(0, min(SHOWN, self.count)))
-        return Result(self.built.config, self._about(changed), records, pictures)
+        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.spread(self.count)[:SHOWN])
+        return Result(config, self._about(changed), records, pictures)
 
     def _about(self, changed: Sequence[str]) -> Record:
         """Return what a reader must know of the run to repeat or to doubt it."""
@@ -101,6 +102,7 @@ class Bench:
             "preset": config.name,
             "changed": list(changed),
             "data": self.reference.title(config.data.dataset),
+            "note": self.reference.test.note,
             "size": config.data.size,
             "training_images": len(self.reference.train()),
             "test_images": len(self.reference.test),
@@ -170,6 +172,12 @@ class Result:
     kinds: dict[str, Record]
     pictures: dict[str, Tensor]
 
+    def title(self, part: Part) -> str:
+        """Return what the rows are called, with what tells the images from the paper's."""
+        size = self.config.data.size
+        of_size = f", {size} px" if size != presets.load(part.preset).data.size else ""
+        return part.title + (f" ({self.about['note']})" if self.about["note"] else "") + of_size
+
 
 def tabulate(table: Table, scale: Scale, results: Mapping[str, Result]) -> Record:
     """Return a table as far as there are results, by preset: its rows with the paper's figures and the verdicts."""
@@ -179,7 +187,9 @@ def tabulate(table: Table, scale: Scale, results: Mapping[str, Result]) -> Recor
         for kind in part.kinds if result else ():
             assert result is not None
             rows.append(_row(part, result, kind))
-    return {"name": table.name, "title": table.title, "numbers": table.numbers, "rows": rows}
+    of_table = [results[name] for part in table.parts if (name := part.preset_at(scale)) in results]
+    notes = sorted({result.config.paper["note"] for result in of_table if "note" in result.config.paper})
+    return {"name": table.name, "title": table.title, "numbers": table.numbers, "rows": rows, "notes": notes}
 
 
 def _row(part: Part, result: Result, kind: str) -> Record:
@@ -189,7 +199,8 @@ def _row(part: Part, result: Result, kind: str) -> Record:
         ours = known["metrics"].get(metric)
         if ours is not None and kind != "degraded":
             verdicts[metric] = tables.judge(metric, ours, known["intervals"].get(metric), value)
-    row = {"title": part.title, "kind": kind, "preset": result.config.name, "paper": paper, "verdicts": verdicts}
+    row = {"title": result.title(part), "kind": kind, "preset": result.config.name, "paper": paper}
+    row["verdicts"] = verdicts
     return row | {key: known[key] for key in ("metrics", "intervals", "is_scarce")}
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from colddiff_core import datasets
+from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import MachineError, UsageError
 
 
@@ -219,3 +220,30 @@ def test_real_mnist(shared):
     test = ask("mnist", "test", size=32, directory=shared / "data")
     assert test.pixels.shape == (10_000, 1, 32, 32)
     assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_the_first_images_of_folders_are_of_all_classes(tmp_path):
+    for label, count in (("a", 4), ("b", 2), ("c", 3)):
+        for number in range(count):
+            path = tmp_path / "cifar10" / "test" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 50 * number + 10 * "abc".index(label)).save(path)
+    found = datasets.load("cifar10", datasets.Request("test", 8, 1, tmp_path))
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 2, 0]
+    assert found.pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 50, 60, 70, 100, 120, 150]
+    assert found.note == ""
+
+
+def test_cifar10_of_jpeg_files_says_so(tmp_path):
+    for label in "ab":
+        path = tmp_path / "cifar10-jpeg" / "test" / label / "0.jpg"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path)
+    assert datasets.load("cifar10", datasets.Request("test", 8, 3, tmp_path)).note == "JPEG"
+
+
+def test_numbers_spread_over_a_set():
+    images = ImageSet(torch.zeros(10, 1, 2, 2, dtype=torch.uint8))
+    assert images.spread(5).tolist() == [0, 2, 4, 6, 8]
+    assert images.spread(10).tolist() == images.spread(99).tolist() == list(range(10))
+    assert images.spread(3).tolist() == [0, 3, 6]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -121,10 +123,11 @@ def test_a_table_is_trained_measured_written_and_gone_on_with(command, capsys):
     first, last = told["tables"]
     assert [row["kind"] for row in first["rows"]] == ["degraded", "direct", "sampled"]
     assert [row["kind"] for row in last["rows"]] == ["direct", "naive", "sampled"]
+    assert first["rows"][1]["title"] == "CIFAR-10, 16 px"
     assert first["rows"][1]["paper"] == {"rmse": 0.071, "ssim": 0.775, "fid": 83.69}
     assert first["rows"][1]["verdicts"] == {"rmse": "worse", "ssim": "worse"}
     assert "fid" not in first["rows"][1]["verdicts"], "FD is not FID"
-    assert first["rows"][2] == last["rows"][2] | {"title": "CIFAR-10"}
+    assert first["rows"][2] == last["rows"][2]
     assert told["runs"][0]["changed"] == [f"{key}={value}" for key, value in SMALL.items()]
     assert told["runs"][0]["n"] == 10
     assert told["gaps"][0]["share"] == max(gap["share"] for gap in told["gaps"])
@@ -194,3 +197,28 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, c
     other = presets.load("cifar10-blur-small", ["train.lr=0.5"])
     runs.create(Path("runs/cifar10-blur-small"), other, {}).close()
     assert "train.lr = 0.5, not 0.001" in refused("reproduce", "table1", "--data-dir", str(pictures))
+
+
+def test_fid_is_measured_with_weights_of_ones_own_and_their_hash_recorded(command, pictures, tmp_path, capsys):
+    pytest.importorskip("torch_fidelity")
+    from test_weights import random_inception
+
+    path = tmp_path / "inception.safetensors"
+    safetensors.torch.save_file(random_inception(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert run(command("table3", "--features", "inception", "--weights", str(path), "--json")) == 0
+    streams = capsys.readouterr()
+    told = json.loads(streams.out)
+    assert told["runs"][0]["features"] == {"name": "FID", "weights": path.name, "sha256": digest}
+    row = told["tables"][0]["rows"][1]
+    assert row["is_scarce"]
+    assert set(row["verdicts"]) == {"rmse", "ssim", "fid"}
+    assert row["metrics"]["fid"] > 0
+    assert row["metrics"]["kid"] is not None
+    assert "(too few images)" in Path("reproduced/tables.md").read_text()
+    assert f"`{digest[:8]}`" in Path("reproduced/tables.md").read_text()
+    own = ["--features", "inception", "--weights", str(path)]
+    assert run(["eval", "--data-dir", str(pictures), *own, "--n", "9"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "FID: too few images for 2,048 features" in said
+    assert "FID" in said

@@ -168,9 +168,8 @@ def test_the_modules_import_nothing_slow():
     assert made.stdout.strip() == "[]"
 
 
-@pytest.fixture(scope="module")
-def inception_state():
-    """A state of Inception-v3 whose features are of the size of real ones."""
+def random_inception():
+    """Return a state of Inception-v3 whose features are of the size of real ones."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Blank(FeatureExtractorInceptionV3):
@@ -185,6 +184,11 @@ def inception_state():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Blank("blank", ["2048"], empty).state_dict()
+
+
+@pytest.fixture(scope="module")
+def inception_state():
+    return random_inception()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ SEVERITIES = 10  # of a curve
 def evaluate(
     run: options.RunName = None,
     n: Annotated[
-        int, typer.Option("--n", help="Test images, from the first; all there are if fewer.", min=1)
+        int, typer.Option("--n", help="Test images, spread over the set; all there are if fewer.", min=1)
     ] = DEFAULT_IMAGES,
     t: options.Severity = None,
     by_severity: Annotated[
@@ -84,6 +84,8 @@ def evaluate(
     references.explain(screen, reference, measured({"": figures}, EVALUATED), is_scarce=outcomes["direct"].is_scarce)
     if any(paper.values()):
         screen.say(f"paper: {config.paper['source']}; same: it lies in our interval")
+        if "note" in config.paper:
+            screen.say(config.paper["note"])
         fids = ", ".join(f"{kind} {figures['fid']:g}" for kind, figures in paper.items() if "fid" in figures)
         if fids and "fid" not in figures:
             screen.say(f"the paper's FID, of Inception's features and not to be held against these: {fids}")

@@ -51,7 +51,7 @@ def reproduce(
     ] = Path("reproduced"),
     n: Annotated[
         int | None,
-        typer.Option("--n", help="Test images a row, from the first (1000 at the small scale, else all).", min=1),
+        typer.Option("--n", help="Test images a row, spread over the set (1000 at the small scale, else all).", min=1),
     ] = None,
     uint8: options.Uint8 = False,
     features: options.Features = "classifier",
@@ -101,7 +101,7 @@ def reproduce(
         count = min(n or (FEW if size == "small" else sys.maxsize), len(reference.test))
         how = reproduction.Measurement(count, built.config.train.seed, uint8, batch_size)
         bench = reproduction.Bench(run, step, built, reference, how)
-        results[name] = _measure(screen, bench, wanted[name], changes)
+        results[name] = _measure(screen, bench, config, wanted[name], changes)
         # After each run: hours later something may go wrong, and what there is can be read until then.
         told |= {"missing": [preset for preset in wanted if preset not in results]}
         page = _write(told, chosen, size, results, out_dir)
@@ -110,14 +110,14 @@ def reproduce(
     screen.result(told | {"page": str(page)}, page)
 
 
-def _measure(screen: Screen, bench: Bench, kinds: list[str], changes: list[str]) -> Result:
+def _measure(screen: Screen, bench: Bench, config: Config, kinds: list[str], changes: list[str]) -> Result:
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("measuring", total=bench.count * len(kinds))
 
         def advance(kind: str, done: int) -> None:
             progress.update(task, description=kind, advance=done)
 
-        return bench.result(kinds, changes, advance)
+        return bench.result(config, kinds, changes, advance)
 
 
 def _write(

@@ -55,6 +55,14 @@ class ImageSet:
     def channels(self) -> int:
         return self.pixels.shape[1]
 
+    def spread(self, count: int) -> Tensor:
+        """Return the numbers (count,) int64 of images spread evenly over the set, all of them where it has no more.
+
+        The first images of a set may be of one class or of one source: those of MNIST's test set are the easier half.
+        """
+        count = min(count, len(self))
+        return torch.arange(count) * len(self) // count
+
     def to(self, device: torch.device) -> ImageSet:
         """Return the set with its pixels on `device`."""
         return dataclasses.replace(self, pixels=self.pixels.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import tarfile
@@ -109,7 +110,18 @@ def _decode(entries: list[Entry], request: Request, where: Path, folders: set[st
     if len(classes) < 2 or "." in classes:  # folders do not sort the images
         return ImageSet(pixels, skipped=skipped, suffixes=suffixes)
     labels = torch.tensor([classes.index(entry.folder) for entry in read])
-    return ImageSet(pixels, labels, classes, skipped, suffixes)
+    order = _in_turn(labels.tolist())
+    return ImageSet(pixels[order], labels[order], classes, skipped, suffixes)
+
+
+def _in_turn(labels: Sequence[int]) -> list[int]:
+    """Return an order in which the classes take turns: folder after folder, the first images would be of one class."""
+    seen: collections.Counter[int] = collections.Counter()
+    turns = []
+    for label in labels:
+        turns.append((seen[label], label))
+        seen[label] += 1
+    return sorted(range(len(turns)), key=turns.__getitem__)
 
 
 def _is_image(path: Path) -> bool:
