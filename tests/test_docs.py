@@ -22,7 +22,10 @@ def test_the_command_reference_is_current():
     assert made.stdout.strip() == written.strip(), f"run: {' '.join(['python', *command[1:]])} > docs/cli.md"
 
 
-@pytest.mark.parametrize("command", ["degrade", "train", "sample", "generate", "eval", "compare", "monitor", "presets"])
+COMMANDS = ["degrade", "train", "sample", "generate", "eval", "compare", "reproduce", "monitor", "presets"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_readme_shows_every_command(command):
     assert f"colddiff {command}" in (ROOT / "README.md").read_text()
 
