@@ -6,7 +6,8 @@ Streaming: what is kept grows with the number of features, not with the number o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +17,13 @@ from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.figures import Interval
 
-GROUPS = 20  # of images, that the spread of a Frechet distance is told from
+GROUPS, FEW_GROUPS = 20, 10  # of images, that the spread of a Frechet distance is told from; with MANY features
 REPLICATES, COSTLY_REPLICATES = 200, 25  # bootstrap replicates with few features, and with MANY
 MANY = 256
 NORMAL = 1.96  # standard deviations to either side of a 95 % interval
 BLOCK, BLOCKS = 200, 10  # images of a block of the kernel distance; blocks kept of the real images
-LEAST_BLOCKS = 5  # for an interval
+LEAST_OF_GROUP, LEAST_BLOCKS = 4, 5  # for an interval: images a group on average, blocks
+MIXER, MODULUS = 2_654_435_761, 2**32  # of Knuth's multiplicative hashing: neighbours fall into unlike groups
 CHUNK = 500  # real images looked at a time
 
 
@@ -58,25 +60,26 @@ class Moments:
     """Sums of features by group of images, from which mean and covariance of all, or of a resample, follow."""
 
     def __init__(self, size: int) -> None:
-        self.count = torch.zeros(GROUPS, dtype=torch.float64)
-        self.total = torch.zeros(GROUPS, size, dtype=torch.float64)
-        self.products = torch.zeros(GROUPS, size, size, dtype=torch.float64)
+        self.groups = GROUPS if size <= MANY else FEW_GROUPS
+        self.count = torch.zeros(self.groups, dtype=torch.float64)
+        self.total = torch.zeros(self.groups, size, dtype=torch.float64)
+        self.products = torch.zeros(self.groups, size, size, dtype=torch.float64)
         self.seen = 0
 
-    def update(self, features: Tensor) -> None:
-        """Add features (B, D); image k of the stream goes into group k mod GROUPS, however it is batched."""
+    def update(self, features: Tensor, numbers: Sequence[int]) -> None:
+        """Add features (B, D) of images of these numbers, which alone decide on the group that each is in."""
         rows = features.double().cpu()
-        for row in range(min(GROUPS, len(rows))):
-            part = rows[row::GROUPS]
-            group = (self.seen + row) % GROUPS
+        groups = torch.tensor([number * MIXER % MODULUS * self.groups // MODULUS for number in numbers])
+        for group in groups.unique().tolist():
+            part = rows[groups == group]
             self.count[group] += len(part)
             self.total[group] += part.sum(0)
             self.products[group] += part.T @ part
         self.seen += len(rows)
 
     def gaussian(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return mean (D,) and covariance (D, D), every group counted `weights` (GROUPS,) times."""
-        weights = torch.ones(GROUPS, dtype=torch.float64) if weights is None else weights
+        """Return mean (D,) and covariance (D, D), every group counted `weights` (groups,) times."""
+        weights = torch.ones(self.groups, dtype=torch.float64) if weights is None else weights
         count = (weights * self.count).sum()
         mean = weights @ self.total / count
         if count < 2:
@@ -85,19 +88,38 @@ class Moments:
         return mean, (products - count * torch.outer(mean, mean)) / (count - 1)
 
 
+class Known:
+    """A Gaussian that others' Frechet distances to are wanted: mean (D,), covariance (D, D), float64."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        self.mean, self.covariance = mean, covariance
+        values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+        self.root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+    def distance(self, mean: Tensor, covariance: Tensor) -> float:
+        """Return |m - m'|^2 + tr(S + S' - 2 (S'^(1/2) S S'^(1/2))^(1/2))."""
+        inner = self.root @ covariance @ self.root
+        crossed = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
+        spread = covariance.trace() + self.covariance.trace() - 2 * crossed
+        return float((mean - self.mean).square().sum() + spread)
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Real images as features see them.
-
-    mean (D,), covariance (D, D) and its root (D, D) float64; blocks: some of the features (K, BLOCK, D) float32.
-    """
+    """Real images as features see them: their moments, and some of the features, blocks (K, BLOCK, D) float32."""
 
     features: Features
-    count: int
-    mean: Tensor
-    covariance: Tensor
-    root: Tensor
+    moments: Moments
     blocks: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.moments.seen
+
+    @functools.cached_property
+    def known(self) -> Known:
+        """Return the distribution of all the images."""
+        return Known(*self.moments.gaussian())
 
     @property
     def is_scarce(self) -> bool:
@@ -113,23 +135,23 @@ def target(features: Features, images: ImageSet, progress: Callable[[int], None]
     for first in range(0, len(images), CHUNK):
         part = slice(first, min(first + CHUNK, len(images)))
         found = features(images.images(part))
-        moments.update(found)
+        moments.update(found, range(part.start, part.stop))
         kept.append(found[picked[(picked >= part.start) & (picked < part.stop)] - first])
         progress(len(found))
-    mean, covariance = moments.gaussian()
     # Neighbours in the set lie in different blocks, so that each block is like the whole.
     some = torch.cat(kept)
     size = min(BLOCK, len(some))
     blocks = some[: len(some) // size * size].view(size, -1, features.size).transpose(0, 1).contiguous()
-    return Target(features, len(images), mean, covariance, _root(covariance), blocks)
+    return Target(features, moments, blocks)
 
 
 class Distances:
     """Frechet and kernel distance of a stream of images to the real ones.
 
-    Frechet: |m - m'|^2 + tr(S + S' - 2 (S'^(1/2) S S'^(1/2))^(1/2)). It grows as images get fewer, and from as many
-    images as features down S has not full rank (`is_scarce`). Its interval is the value and 1.96 standard deviations of
-    a bootstrap over 20 groups of images: the spread alone, for resampling adds to the bias by few images.
+    Frechet: of Gaussians fitted to the features. It grows as images get fewer, and from as many images as features down
+    a covariance has not full rank (`is_scarce`). Its interval is the value and 1.96 standard deviations of a bootstrap
+    over groups of images: the spread alone, for resampling adds to the bias by few images. Restored images are
+    resampled together with their originals, generated ones (numbers None) by themselves.
     Kernel: the unbiased squared maximum mean discrepancy with kernel (x.y / D + 1)^3, mean over blocks of 200 images
     (every image is in one), and its bootstrap over blocks where there are five.
 
@@ -141,12 +163,15 @@ class Distances:
         self.moments = Moments(target.features.size)
         self.pending = torch.empty(0, target.features.size)
         self.block = target.blocks.shape[1]  # BLOCK, or all the real images where they are fewer
+        self.is_paired = False
         self.discrepancies: list[tuple[float, int]] = []  # of a block, and how many images it has
 
-    def update(self, images: Tensor) -> None:
-        """Add images (B, C, H, W) float32 in [-1, 1]."""
+    def update(self, images: Tensor, numbers: Sequence[int] | None = None) -> None:
+        """Add images (B, C, H, W) float32 in [-1, 1]; `numbers` are those of their originals among the real ones."""
         found = self.target.features(images)
-        self.moments.update(found)
+        seen = self.moments.seen
+        self.is_paired = numbers is not None
+        self.moments.update(found, range(seen, seen + len(found)) if numbers is None else numbers)
         self.pending = torch.cat([self.pending, found])
         while len(self.pending) >= self.block:
             self.discrepancies.append(self._discrepancy(self.pending[: self.block]))
@@ -172,25 +197,24 @@ class Distances:
         frechet, kernel = labels(self.target.features)
         return {frechet: self._frechet_interval(), kernel: self._kernel_interval()}
 
-    def _frechet(self, weights: Tensor | None = None) -> float:
-        mean, covariance = self.moments.gaussian(weights)
-        known = self.target
-        inner = known.root @ covariance @ known.root
-        crossed = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
-        spread = covariance.trace() + known.covariance.trace() - 2 * crossed
-        return float((mean - known.mean).square().sum() + spread)
-
     def _frechet_interval(self) -> Interval | None:
-        if self.moments.seen < 2 * GROUPS:
+        if self.moments.seen < LEAST_OF_GROUP * self.moments.groups:
             return None
+        groups, is_cheap = self.moments.groups, self.target.features.size <= MANY
         numbers = seeds.generator("bootstrap", "groups")
-        replicates = REPLICATES if self.target.features.size <= MANY else COSTLY_REPLICATES
-        drawn = torch.randint(GROUPS, (replicates, GROUPS), generator=numbers)
-        found = [self._frechet(row.bincount(minlength=GROUPS).double()) for row in drawn]
+        drawn = torch.randint(groups, (REPLICATES if is_cheap else COSTLY_REPLICATES, groups), generator=numbers)
+        found = []
+        for row in drawn:
+            weights = row.bincount(minlength=groups).double()
+            known = Known(*self.target.moments.gaussian(weights)) if self.is_paired else self.target.known
+            found.append(known.distance(*self.moments.gaussian(weights)))
         # Resampling G groups shows (G - 1) / G of the variance.
-        deviation = float(torch.tensor(found).std()) * (GROUPS / (GROUPS - 1)) ** 0.5
+        deviation = float(torch.tensor(found).std()) * (groups / (groups - 1)) ** 0.5
         value = self._frechet()
         return max(0.0, value - NORMAL * deviation), value + NORMAL * deviation
+
+    def _frechet(self) -> float:
+        return self.target.known.distance(*self.moments.gaussian())
 
     def _kernel_interval(self) -> Interval | None:
         blocks = torch.tensor(self._blocks(), dtype=torch.float64)
@@ -211,9 +235,3 @@ class Distances:
 
         real = self.target.blocks[len(self.discrepancies) % len(self.target.blocks)]
         return float(poly_mmd(real[: len(block)].double(), block.double())), len(block)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """Return the square root of a symmetric matrix without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -76,20 +76,24 @@ class Meter:
         self.predicted: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, images: Tensor, originals: Tensor | None = None, labels: Tensor | None = None) -> None:
-        """Add images (B, C, H, W) float32 in [-1, 1], their originals alike, and labels (B,) int64 where known."""
+    def update(self, images: Tensor, numbers: Tensor | None = None) -> None:
+        """Add images (B, C, H, W) float32 in [-1, 1], and the numbers (B,) of their originals in the test set."""
         images = images.clamp(-1, 1)
         if self.fidelity:
-            assert originals is not None
-            self.fidelity.update(images, originals)
+            assert numbers is not None
+            self.fidelity.update(images, self.reference.test.images(numbers).to(images.device))
         if self.distances:
-            self.distances.update(images)
+            self.distances.update(images, None if numbers is None else numbers.tolist())
         network = self.reference.classifier
         if network is None:
             return
         scores = network(images.to(network.accuracy.device)).cpu()
         self.predicted.append(scores.argmax(1))
-        self.judged.append(scores.softmax(1).amax(1) if labels is None else self.predicted[-1] == labels.cpu())
+        labels = self.reference.test.labels
+        if numbers is not None and labels is not None:
+            self.judged.append(self.predicted[-1] == labels[numbers].cpu())
+        else:
+            self.judged.append(scores.softmax(1).amax(1))
 
     @property
     def is_scarce(self) -> bool:
@@ -156,7 +160,7 @@ def restore(
             if not clock.images:  # tables, memory and kernels are made ready when first needed: not on the clock
                 next(experiment.restore(x_t, t, frozen, **way))
             x = clock.finish(experiment.restore(x_t, t, frozen, **way))
-        meter.update(x, x0, None if reference.test.labels is None else reference.test.labels[part])
+        meter.update(x, part)
         if sum(len(part) for part in made) < shown:
             made.append(x.clamp(-1, 1).cpu())
             inputs.append(x_t.cpu())

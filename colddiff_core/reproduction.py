@@ -29,7 +29,7 @@ from colddiff_core.tables import Part, Scale, Table
 SHOWN = 8  # images of a contact sheet
 FOLDER = "reproduced"
 ORIGINAL = "original"
-VERSION = 2  # of how figures are measured: raised where they would come out otherwise
+VERSION = 3  # of how figures are measured: raised where they would come out otherwise
 Record = dict[str, Any]
 
 

@@ -37,10 +37,11 @@ def to(wanted: torch.Tensor) -> distribution.Target:
     return distribution.target(Given(rows.shape[1]), Vectors(rows[:, :, None, None]))
 
 
-def distances(found: torch.Tensor, wanted: torch.Tensor, batch: int = 1000) -> Distances:
+def distances(found: torch.Tensor, wanted: torch.Tensor, batch: int = 1000, *, is_paired: bool = False) -> Distances:
     meter = Distances(to(wanted))
-    for part in found.float().split(batch):
-        meter.update(part[:, :, None, None])
+    numbers = range(len(found))
+    for first, part in enumerate(found.float().split(batch)):
+        meter.update(part[:, :, None, None], numbers[first * batch :][: len(part)] if is_paired else None)
     return meter
 
 
@@ -120,6 +121,23 @@ def test_the_interval_is_as_wide_as_other_images_would_make_it():
         told = ((widths[:, 1] - widths[:, 0]) / 2 / 1.96).mean()
         assert 0.6 < told / spread < 1.6, key
         assert all(low <= meter.result()[key] <= high for meter, (low, high) in zip(meters, widths, strict=True))
+
+
+def test_restored_images_are_resampled_with_their_originals():
+    """Other images would move a set and its restorations alike: less than if only one of both were others."""
+    pairs = []
+    for seed in range(30):
+        wanted = gaussians(600, 6, seed)
+        pairs.append((wanted * 0.9 + 0.1 * gaussians(600, 6, seed + 100), wanted))
+    paired = [distances(found, wanted, is_paired=True) for found, wanted in pairs]
+    spread = torch.tensor([meter.result()["fd"] for meter in paired]).std()
+
+    def told(meters: list[Distances]) -> torch.Tensor:
+        ends = torch.tensor([meter.intervals()["fd"] for meter in meters])
+        return ((ends[:, 1] - ends[:, 0]) / 2 / 1.96).mean()
+
+    assert 0.6 < told(paired) / spread < 1.6
+    assert told([distances(found, wanted) for found, wanted in pairs]) > 2 * told(paired)
 
 
 def test_few_images_have_distances_without_an_interval_and_one_has_none():
