@@ -31,6 +31,8 @@ def check(features: str, weights: Path | None) -> None:
         raise UsageError(f"No features '{features}'.", nearest(features, FEATURES))
     if weights is not None and features != "inception":
         raise UsageError("--weights are Inception's.", "Add --features inception, or leave --weights out.")
+    if weights is not None and not weights.is_file():
+        raise UsageError(f"No such file: {weights}.", "Check the path after --weights.")
 
 
 def load(screen: Screen, built: Experiment, *, features: str = "classifier", weights: Path | None = None) -> Reference:

@@ -1,0 +1,191 @@
+"""`colddiff eval`: its table, its JSON, the paper's row, photographs' 8 bits, curves, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import finish, make_trainer
+
+from colddiff_cli.__main__ import run
+from colddiff_core import presets, runs
+
+KINDS = ["degraded", "direct", "sampled", "naive"]
+
+
+@pytest.fixture
+def here(tiny_run, in_folder, monkeypatch):
+    """A copy of the tiny run as the newest, a cache folder of its own, and no network."""
+    from colddiff_core import classifier
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(classifier, "STEPS", 20)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(in_folder / "hub"))
+    return shutil.copytree(tiny_run, in_folder / "runs" / "own")
+
+
+def told(capsys, *arguments: str) -> dict:
+    assert run(["eval", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *arguments: str, code: int = 2) -> str:
+    assert run(["eval", *arguments]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 2, lines
+    return " ".join(lines)
+
+
+def with_paper(run_folder: Path, paper: dict) -> None:
+    """Write published figures into a run."""
+    found = runs.Run(run_folder)
+    table = found.table() | {"paper": paper}
+    found.config_file.write_text(presets.dump(table))
+
+
+def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):
+    found = told(capsys, "--n", "100")
+    assert found["n"] == 100
+    assert found["protocol"] == "float"
+    assert list(found["metrics"]) == KINDS
+    assert found["features"]["name"] == "FD-digits"
+    assert len(found["features"]["sha256"]) == 64
+    for kind in KINDS:
+        for metric in ("rmse", "psnr", "ssim", "fd", "accuracy"):
+            value, (low, high) = found["metrics"][kind][metric], found["intervals"][kind][metric]
+            assert low <= value <= high, (kind, metric)
+        assert found["metrics"][kind]["kd"] is not None
+    assert run(["eval", "--n", "100"]) == 0
+    shown = capsys.readouterr().out
+    assert "100 test images of digits at t = 5" in shown
+    assert "FD-digits" in shown
+    assert "FID" not in shown
+    half = (found["intervals"]["direct"]["rmse"][1] - found["intervals"]["direct"]["rmse"][0]) / 2
+    assert f"{found['metrics']['direct']['rmse']:.4f} ±{half:.4f}".replace("±0.", "±.") in shown
+
+
+def test_the_papers_row_stands_below_ours_with_a_verdict(here, capsys):
+    ours = told(capsys, "--n", "60", "--features", "none")["metrics"]
+    paper = {
+        "source": "A paper, Table 1",
+        "note": "One figure is a copy of another.",
+        "degraded": {"rmse": round(ours["degraded"]["rmse"] / 1.1, 4)},
+        "direct": {"rmse": 0.9, "ssim": 0.999, "fid": 5.1},
+        "sampled": {"rmse": round(ours["sampled"]["rmse"], 4)},
+    }
+    with_paper(here, paper)
+    assert run(["eval", "--n", "60", "--features", "none"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: below for line, below in itertools.pairwise(lines) if line.split()}
+    assert rows["degraded"].split() == ["paper", f"{paper['degraded']['rmse']:g}", "+10.0", "%"]
+    assert rows["direct"].split() == ["paper", "0.9", "better", "0.999", "worse"]
+    assert rows["sampled"].split()[-1] == "same"
+    assert "paper: A paper, Table 1; same: it lies in our interval" in lines
+    assert "One figure is a copy of another." in lines
+    assert any("FID, of Inception's features and not to be held against these: direct 5.1" in line for line in lines)
+    for other in (["--t", "3"], ["--uint8"]):
+        assert run(["eval", "--n", "9", "--features", "none", *other]) == 0
+        assert "paper" not in capsys.readouterr().out, "the paper measured something else"
+
+
+def test_photographs_have_8_bits(here, capsys):
+    exact, rounded = told(capsys, "--n", "20"), told(capsys, "--n", "20", "--uint8")
+    assert rounded["protocol"] == "uint8"
+    # Shown an inverse that counts on float32, the network falls far behind.
+    assert rounded["metrics"]["direct"]["rmse"] > exact["metrics"]["direct"]["rmse"]
+    assert rounded["metrics"]["degraded"]["rmse"] == pytest.approx(exact["metrics"]["degraded"]["rmse"], abs=0.002)
+    assert run(["eval", "--n", "20", "--uint8"]) == 0
+    assert "rounded to 8 bits" in capsys.readouterr().out
+
+
+def test_a_curve_over_severities(here, capsys):
+    rows = told(capsys, "--n", "12", "--by-severity", "--stride", "2")["by_severity"]
+    assert [row["t"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["metrics"]["degraded"]["rmse"] for row in rows] == sorted(
+        r["metrics"]["degraded"]["rmse"] for r in rows
+    )
+    at_last = told(capsys, "--n", "12", "--stride", "2", "--features", "none")["metrics"]
+    assert rows[-1]["metrics"]["sampled"]["rmse"] == pytest.approx(at_last["sampled"]["rmse"], rel=1e-6)
+    assert rows[-1]["intervals"]["sampled"]["rmse"]
+    assert run(["eval", "--n", "12", "--by-severity"]) == 0
+    assert "sampled RMSE" in " ".join(capsys.readouterr().out.split())
+    assert "many t" in refused(capsys, "--by-severity", "--t", "3")
+
+
+def test_few_images_are_warned_of_beside_the_number(here, capsys):
+    assert run(["eval", "--n", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert "warning: FD-digits: too few images for 48 features" in shown
+    assert any(line.startswith("direct") and "*" in line for line in shown.splitlines())
+    assert told(capsys, "--n", "30")["is_scarce"]
+    assert not told(capsys, "--n", "49")["is_scarce"]
+
+
+def test_what_cannot_be_measured_is_told(here, capsys):
+    assert "Did you mean 'inception'" in refused(capsys, "--features", "incepton")
+    assert "Add --features inception" in refused(capsys, "--weights", "w.pth")
+    pytest.importorskip("torch_fidelity")
+    assert "No such file: w.pth" in refused(capsys, "--features", "inception", "--weights", "w.pth")
+    told = refused(capsys, "--features", "inception", code=1)
+    assert "weights-inception-2015-12-05-6726825d.pth" in told
+    assert "Put that file into" in told
+    assert "--weights FILE" in told
+    Path("w.pth").write_bytes(b"PK\x03\x04 not weights")
+    assert "is not weights-inception" in refused(capsys, "--features", "inception", "--weights", "w.pth")
+    Path("w.safetensors").write_bytes(b"cut")
+    assert "w.safetensors" in refused(capsys, "--features", "inception", "--weights", "w.safetensors")
+
+
+def test_a_run_whose_images_are_gone(in_folder, capsys):
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for number in range(6):
+            path = in_folder / "photos" / split / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (12 + number, 20), number * 40).save(path)  # of mixed sizes: cropped to one
+    settings = ["data.dataset=folder", "data.channels=1", f"data.directory={in_folder / 'photos'}"]
+    finish(make_trainer(in_folder / "runs" / "own", *settings))
+    assert run(["eval", "--features", "none"]) == 0
+    capsys.readouterr()
+    (in_folder / "photos").rename(in_folder / "moved")
+    assert f"{in_folder / 'photos'}" in refused(capsys)
+    assert run(["eval", "--features", "none", "--data-dir", "moved"]) == 0
+
+
+def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatch, capsys):
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    from colddiff_core import perceptual, weights
+
+    finish(make_trainer(in_folder / "runs" / "own", "data.size=32"))
+    assert "lpips" not in told(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+    from colddiff_core import classifier
+
+    monkeypatch.setattr(classifier, "STEPS", 5)
+    assert "lpips" not in told(capsys, "--n", "4")["metrics"]["direct"]
+    network = _NoTrainLpips(net="alex", pnet_rand=True)
+    layers = {n: layer for part in network.net.children() for n, layer in part.named_children()}
+    state = {f"features.{n}.{key}": t for n, layer in layers.items() for key, t in layer.state_dict().items()}
+    path = in_folder / "cache" / "colddiff" / "weights" / weights.ALEXNET.file
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(weights, "ALEXNET", weights.Published("AlexNet", path.name, "", digest))
+    monkeypatch.setattr(perceptual, "ALEXNET", weights.ALEXNET)
+    found = told(capsys, "--n", "4")
+    assert found["metrics"]["direct"]["lpips"] > 0
+    assert found["intervals"]["direct"]["lpips"]
+    assert run(["eval", "--n", "4"]) == 0
+    assert "LPIPS" in capsys.readouterr().out
