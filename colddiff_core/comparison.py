@@ -78,10 +78,10 @@ def describe_real(count: int, reference: Reference) -> Outcome:
 
     `count` test images (all there are if fewer), their distances those of as many training images.
     """
-    numbers = reference.test.spread(count)
+    numbers = reference.test.draw(count)
     found = describe(reference.test.images(numbers), reference)
     train = reference.train()
-    others = train.images(train.spread(len(numbers)))
+    others = train.images(train.draw(len(numbers)))
     if reference.target is None:
         return found
     meter = _measure(others, dataclasses.replace(reference, classifier=None))

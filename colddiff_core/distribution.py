@@ -130,19 +130,17 @@ class Target:
 def target(features: Features, images: ImageSet, progress: Callable[[int], None] = lambda images: None) -> Target:
     """Return what distances to a set of images are measured against."""
     moments = Moments(features.size)
-    picked = torch.linspace(0, len(images) - 1, min(len(images), BLOCKS * BLOCK)).long()
-    kept = []
+    picked = images.draw(BLOCKS * BLOCK)
+    some = torch.empty(len(picked), features.size)
     for first in range(0, len(images), CHUNK):
         part = slice(first, min(first + CHUNK, len(images)))
         found = features(images.images(part))
         moments.update(found, range(part.start, part.stop))
-        kept.append(found[picked[(picked >= part.start) & (picked < part.stop)] - first])
+        is_here = (picked >= part.start) & (picked < part.stop)
+        some[is_here] = found[picked[is_here] - first]
         progress(len(found))
-    # Neighbours in the set lie in different blocks, so that each block is like the whole.
-    some = torch.cat(kept)
     size = min(BLOCK, len(some))
-    blocks = some[: len(some) // size * size].view(size, -1, features.size).transpose(0, 1).contiguous()
-    return Target(features, moments, blocks)
+    return Target(features, moments, some[: len(some) // size * size].view(-1, size, features.size))
 
 
 class Distances:
@@ -183,9 +181,10 @@ class Distances:
         return self.moments.seen <= self.target.features.size or self.target.is_scarce
 
     def result(self) -> dict[str, float | None]:
-        """Return both distances; None for fewer than two images."""
+        """Return both distances; None for fewer than two images, and for images that are not finite."""
         frechet, kernel = labels(self.target.features)
-        if min(self.moments.seen, self.target.count) < 2:
+        is_finite = bool(self.moments.total.isfinite().all())  # else the network has diverged
+        if min(self.moments.seen, self.target.count) < 2 or not is_finite:
             return {frechet: None, kernel: None}
         blocks = self._blocks()
         weight = sum(size for _, size in blocks)
@@ -195,6 +194,8 @@ class Distances:
     def intervals(self) -> dict[str, Interval | None]:
         """Return the 95 % interval of each, None where there are too few images for one."""
         frechet, kernel = labels(self.target.features)
+        if self.result()[frechet] is None:
+            return {frechet: None, kernel: None}
         return {frechet: self._frechet_interval(), kernel: self._kernel_interval()}
 
     def _frechet_interval(self) -> Interval | None:

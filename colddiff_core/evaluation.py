@@ -142,14 +142,14 @@ def restore(
 ) -> Outcome:
     """Return how `count` test images come back from severity t, or with sampler None how they are there.
 
-    The images are spread evenly over the set.
+    The images are those of `ImageSet.draw`.
     is_8bit: round the degraded images to 8 bits first, as a photograph is, whatever the preset does. Beside the figures
     of `Meter`: evaluations of the network, and milliseconds an image. `progress` is told of every batch's images.
     """
     meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
     made: list[Tensor] = []
     inputs: list[Tensor] = []
-    for part in reference.test.spread(count).split(batch_size):
+    for part in reference.test.draw(count).split(batch_size):
         numbers = part.tolist()
         x0 = reference.test.images(part).to(experiment.device)
         x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))

@@ -28,7 +28,7 @@ def markdown(report: Record) -> str:
     lines = [MARK, "", f"`{report['command']}`", ""]
     lines += [
         f"Made by this command alone, {report['date']}, on {report['hardware']}; {report['software']}. "
-        f"{' and '.join(f'{count:,}' for count in n)} test images a row, spread evenly over the set; "
+        f"{' and '.join(f'{count:,}' for count in n)} test images a row, drawn from the set; "
         + ("degraded images rounded to 8 bits. " if report["protocol"] == "uint8" else "degraded images as floats. ")
         + "One training a row. ± is half of the 95 % bootstrap interval over the images: it says nothing of how other "
         'trainings would differ. "same": the paper\'s figure lies in that interval. Of degraded images the difference '

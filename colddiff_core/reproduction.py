@@ -29,7 +29,7 @@ from colddiff_core.tables import Part, Scale, Table
 SHOWN = 8  # images of a contact sheet
 FOLDER = "reproduced"
 ORIGINAL = "original"
-VERSION = 3  # of how figures are measured: raised where they would come out otherwise
+VERSION = 4  # of how figures are measured: raised where they would come out otherwise
 Record = dict[str, Any]
 
 
@@ -89,7 +89,7 @@ class Bench:
         """
         records = {kind: self.measure(kind, functools.partial(progress, kind)) for kind in kinds}
         pictures = {kind: self._picture(kind) for kind in kinds}
-        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.spread(self.count)[:SHOWN])
+        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(min(SHOWN, self.count)))
         return Result(config, self._about(changed), records, pictures)
 
     def _about(self, changed: Sequence[str]) -> Record:
@@ -157,6 +157,7 @@ class Bench:
         """Return a name for all that figures depend on: weights, images, seed, inputs, features and the program."""
         target, config = self.reference.target, self.built.config
         parts = [self._digest(), self.count, self.how.seed, self.how.is_8bit, __version__, self.reference.title("")]
+        parts += [self.reference.test.digest(), str(config.model)]
         parts += [None if target is None else [target.features.name, target.features.about(), target.count]]
         parts += [self.reference.perceptual is not None, str(config.sample), str(config.degradation), VERSION]
         return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=6).hexdigest()

@@ -242,8 +242,12 @@ def test_cifar10_of_jpeg_files_says_so(tmp_path):
     assert datasets.load("cifar10", datasets.Request("test", 8, 3, tmp_path)).note == "JPEG"
 
 
-def test_numbers_spread_over_a_set():
-    images = ImageSet(torch.zeros(10, 1, 2, 2, dtype=torch.uint8))
-    assert images.spread(5).tolist() == [0, 2, 4, 6, 8]
-    assert images.spread(10).tolist() == images.spread(99).tolist() == list(range(10))
-    assert images.spread(3).tolist() == [0, 3, 6]
+def test_images_are_drawn_from_the_whole_of_a_set_and_from_every_class():
+    images = ImageSet(torch.zeros(10_000, 1, 2, 2, dtype=torch.uint8))
+    few, more = images.draw(1000), images.draw(2000)
+    assert torch.equal(few, more[:1000])
+    assert len(few.unique()) == 1000
+    for groups in (few % 10, few // 1000):  # classes that take turns; classes one after another
+        assert groups.bincount(minlength=10).min() > 60
+        assert groups.bincount(minlength=10).max() < 140
+    assert torch.equal(images.draw(20_000).sort().values, torch.arange(10_000))

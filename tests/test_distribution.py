@@ -113,8 +113,7 @@ def test_no_distance_depends_on_the_batch():
 
 
 def test_the_interval_is_as_wide_as_other_images_would_make_it():
-    wanted = gaussians(20_000, 6, 99)
-    meters = [distances(gaussians(1000, 6, seed) + 0.3, wanted) for seed in range(30)]
+    meters = [distances(gaussians(1000, 6, seed) + 0.3, gaussians(20_000, 6, seed + 500)) for seed in range(30)]
     for key in ("fd", "kd"):
         spread = torch.tensor([meter.result()[key] for meter in meters]).std()
         widths = torch.tensor([meter.intervals()[key] for meter in meters])
@@ -150,6 +149,13 @@ def test_few_images_have_distances_without_an_interval_and_one_has_none():
     assert distances(gaussians(50, 5, 3), wanted[:1]).result() == {"fd": None, "kd": None}
     assert distances(gaussians(50, 5, 3), wanted[:5]).is_scarce
     assert not distances(gaussians(6, 5, 3), wanted).is_scarce
+
+
+def test_images_that_are_not_numbers_have_no_distance():
+    wanted = gaussians(200, 5)
+    found = gaussians(200, 5, 3)
+    found[7] = torch.nan
+    assert distances(found, wanted).result() == distances(found, wanted).intervals() == {"fd": None, "kd": None}
 
 
 def test_other_features_than_inceptions_have_another_name():

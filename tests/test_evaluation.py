@@ -55,7 +55,7 @@ def frechet_by_hand(found: np.ndarray, wanted: np.ndarray) -> float:
 def by_hand(built, reference):
     """What TACoS comes to, written out: one image at a time, Algorithm 2, clamped, then the definitions."""
     made, originals = [], []
-    for k in reference.test.spread(COUNT).tolist():
+    for k in reference.test.draw(COUNT).tolist():
         x0 = reference.test.images(slice(k, k + 1))
         frozen = built.operator.freeze(x0, generator=seeds.image_generators(0, [k]))
         x = built.operator(x0, T, frozen)

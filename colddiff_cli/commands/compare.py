@@ -56,7 +56,7 @@ def compare(
         typer.Option("--prior", help="Where images from nothing start (each operator's own).", metavar="NAME"),
     ] = None,
     noise: options.Noise = None,
-    n: Annotated[int, typer.Option("--n", help="Images; of test images, spread over the set.", min=1)] = DEFAULT_IMAGES,
+    n: Annotated[int, typer.Option("--n", help="Images; of test images, drawn from the set.", min=1)] = DEFAULT_IMAGES,
     t: options.Severity = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Test images at a time.", min=1)] = 100,
     out: Annotated[
@@ -112,7 +112,7 @@ def compare(
     figures = {label: outcome.figures for label, outcome in outcomes.items()}
     if is_generating:
         figures[REAL] = comparison.describe_real(count, reference).figures
-    _draw(path, outcomes, count, None if is_generating else reference.test, is_alone=len(found) == 1)
+    _draw(path, outcomes, None if is_generating else reference.test, is_alone=len(found) == 1)
     severities = sorted({contender.t for contender in contenders})
     data = reference.title(config.data.dataset)
     title = f"{counted(count, 'test image')} of {data} from t = {', '.join(map(str, severities))}"
@@ -206,9 +206,7 @@ def _measure(
     return outcomes
 
 
-def _draw(
-    path: Path, outcomes: Mapping[str, Outcome], count: int, originals: ImageSet | None, *, is_alone: bool
-) -> None:
+def _draw(path: Path, outcomes: Mapping[str, Outcome], originals: ImageSet | None, *, is_alone: bool) -> None:
     """Write the sheet: a grid for each contender, or with originals a row for each image."""
     from colddiff_core import images
 
@@ -218,7 +216,7 @@ def _draw(
         return
     first = next(iter(outcomes.values()))
     columns = {"degraded": first.degraded} if is_alone and first.degraded is not None else {}
-    columns |= shown | {"original": originals.images(originals.spread(count)[: len(first.shown)])}
+    columns |= shown | {"original": originals.images(originals.draw(len(first.shown)))}
     images.write(images.sheet(columns, blocks=2 if len(columns) <= MOST_COLUMNS else 1), path)
 
 

@@ -24,7 +24,8 @@ SEVERITIES = 10  # of a curve
 def evaluate(
     run: options.RunName = None,
     n: Annotated[
-        int, typer.Option("--n", help="Test images, spread over the set; all there are if fewer.", min=1)
+        int,
+        typer.Option("--n", help="Test images, always the same ones; all there are if fewer.", min=1),
     ] = DEFAULT_IMAGES,
     t: options.Severity = None,
     by_severity: Annotated[

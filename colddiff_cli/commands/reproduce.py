@@ -51,7 +51,7 @@ def reproduce(
     ] = Path("reproduced"),
     n: Annotated[
         int | None,
-        typer.Option("--n", help="Test images a row, spread over the set (1000 at the small scale, else all).", min=1),
+        typer.Option("--n", help="Test images a row, drawn from the set (1000 at the small scale, else all).", min=1),
     ] = None,
     uint8: options.Uint8 = False,
     features: options.Features = "classifier",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colddiff_core import seeds
 from colddiff_core.errors import UsageError, nearest
 from colddiff_core.images import to_floats
 
@@ -55,17 +57,21 @@ class ImageSet:
     def channels(self) -> int:
         return self.pixels.shape[1]
 
-    def spread(self, count: int) -> Tensor:
-        """Return the numbers (count,) int64 of images spread evenly over the set, all of them where it has no more.
+    def draw(self, count: int) -> Tensor:
+        """Return the numbers (count,) int64 of images drawn at random, the same every time; all where there are fewer.
 
-        The first images of a set may be of one class or of one source: those of MNIST's test set are the easier half.
+        The first images of a set may be of one class or of one source (those of MNIST's test set are the easier half),
+        and evenly spaced ones too, where classes take turns. A smaller draw is the beginning of a larger one.
         """
-        count = min(count, len(self))
-        return torch.arange(count) * len(self) // count
+        return torch.randperm(len(self), generator=seeds.generator("draw", len(self)))[:count]
 
     def to(self, device: torch.device) -> ImageSet:
         """Return the set with its pixels on `device`."""
         return dataclasses.replace(self, pixels=self.pixels.to(device))
+
+    def digest(self) -> str:
+        """Return a short name of these pixels, in hexadecimal."""
+        return hashlib.blake2b(self.pixels.cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
     def images(self, indices: Tensor | slice) -> Tensor:
         """Return some images as (B, C, H, W) float32 in [-1, 1], on the pixels' device."""
