@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
@@ -25,25 +26,36 @@ if TYPE_CHECKING:
 FEATURES = ("classifier", "inception", "none")
 
 
-def check(features: str, weights: Path | None) -> None:
-    """Raise UsageError where --features and --weights name nothing that could be measured on."""
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """What distances are measured with: one of FEATURES, and Inception where that is the one."""
+
+    features: str = "classifier"
+    inception: Inception | None = None
+
+
+def prepare(screen: Screen, features: str, weights: Path | None, device: str) -> Means:
+    """Return what --features and --weights name, ready, so that what is missing is told before any work.
+
+    Raises UsageError for names and files that are not there, MachineError for weights that cannot be fetched.
+    """
     if features not in FEATURES:
         raise UsageError(f"No features '{features}'.", nearest(features, FEATURES))
     if weights is not None and features != "inception":
         raise UsageError("--weights are Inception's.", "Add --features inception, or leave --weights out.")
     if weights is not None and not weights.is_file():
         raise UsageError(f"No such file: {weights}.", "Check the path after --weights.")
+    return Means(features, _inception(screen, weights, device) if features == "inception" else None)
 
 
-def load(screen: Screen, built: Experiment, *, features: str = "classifier", weights: Path | None = None) -> Reference:
+def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     """Return the test images of a run's data set, a classifier of them where they have labels, and their distribution.
 
     The classifier is trained once for a data set at a size and kept in the user's cache folder. Raises UsageError
-    and MachineError as the data set says, and for weights that cannot be had.
+    and MachineError as the data set says.
     """
     from colddiff_core import classifier, distribution, evaluation, experiment
 
-    check(features, weights)
     config = built.config
     test = experiment.load_images(config, "test", built.channels)
 
@@ -51,13 +63,14 @@ def load(screen: Screen, built: Experiment, *, features: str = "classifier", wei
     def train() -> ImageSet:
         return experiment.load_images(config, "train", built.channels)
 
-    if features == "none":
-        return evaluation.Reference(test, train)
+    perceptual = _perceptual(screen, built)
+    if means.features == "none":
+        return evaluation.Reference(test, train, perceptual=perceptual)
     has_classes = test.labels is not None and train().labels is not None and test.classes == train().classes
     judge = _classifier(screen, built, train(), test) if has_classes else None
     seen: Features
-    if features == "inception":
-        seen = _inception(screen, weights, built)
+    if means.inception is not None:
+        seen = means.inception
     elif judge is not None:
         seen = classifier.ClassifierFeatures(judge, f"FD-{config.data.dataset}", "classes")
     else:
@@ -65,7 +78,7 @@ def load(screen: Screen, built: Experiment, *, features: str = "classifier", wei
         seen = classifier.ClassifierFeatures(turned, f"FD-{config.data.dataset}", "quarter turns")
     with _advancing(screen, f"{seen.name}: features of the test images") as advance:
         target = distribution.target(seen, test, lambda done: advance(done, len(test)))
-    return evaluation.Reference(test, train, judge, target, _perceptual(built))
+    return evaluation.Reference(test, train, judge, target, perceptual)
 
 
 def labels(reference: Reference) -> dict[str, str]:
@@ -73,15 +86,6 @@ def labels(reference: Reference) -> dict[str, str]:
     from colddiff_core import distribution
 
     return distribution.labels(reference.target.features) if reference.target else {}
-
-
-def about(reference: Reference) -> dict[str, Any] | None:
-    """Return what a record says of the features that distances are measured on, None where there are none."""
-    target = reference.target
-    if target is None:
-        return None
-    named = {"name": target.features.name, "size": target.features.size, "images": target.count}
-    return named | target.features.about()
 
 
 def explain(screen: Screen, reference: Reference, shown: Collection[str], *, is_scarce: bool) -> None:
@@ -113,9 +117,9 @@ def _classifier(screen: Screen, built: Experiment, train: ImageSet, test: ImageS
         return classifier.load_or_train(train, test, folder, name, built.device, lambda step, steps: advance(1, steps))
 
 
-def _inception(screen: Screen, given: Path | None, built: Experiment) -> Inception:
+def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
     """Return Inception with the weights given, else with those published, fetched once."""
-    from colddiff_core import inception, weights
+    from colddiff_core import devices, inception, weights
 
     inception.check_installed()
     path = given
@@ -129,20 +133,21 @@ def _inception(screen: Screen, given: Path | None, built: Experiment) -> Incepti
                 done = so_far
 
             path = weights.fetch(weights.INCEPTION, _cache("weights"), tell)
-    return inception.Inception(weights.read(weights.INCEPTION, path), built.device)
+    return inception.Inception(weights.read(weights.INCEPTION, path), devices.choose(device))
 
 
-def _perceptual(built: Experiment) -> Perceptual | None:
+def _perceptual(screen: Screen, built: Experiment) -> Perceptual | None:
     """Return LPIPS where its weights are on the disk and the images are large enough for it."""
     from colddiff_core import perceptual, weights
 
-    if built.config.data.size < perceptual.LEAST_SIDE:
+    path = weights.find(weights.ALEXNET, _cache("weights"))
+    if path is None or built.config.data.size < perceptual.LEAST_SIDE:
         return None
     try:
-        path = weights.locate(weights.ALEXNET, _cache("weights"))
-    except UsageError:
+        return perceptual.Perceptual(weights.read(weights.ALEXNET, path), built.device)
+    except UsageError as error:
+        screen.warn(f"no LPIPS: {error.what} {error.remedy}")
         return None
-    return perceptual.Perceptual(weights.read(weights.ALEXNET, path), built.device)
 
 
 def _cache(name: str) -> Path:

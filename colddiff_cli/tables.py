@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, tuple[str, int]]  # label and digits, by the figure's name
 DISTANCES = dict.fromkeys(("fd", "fid", "kd", "kid"), ("{name}", 3))
+FRECHET = ("fd", "fid")  # which need more images than features
 METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
 LIKENESS = {"confidence": ("confidence", 3), "nearest": ("nearest", 3), "pairwise": ("pairwise", 3)}
 DIVERSITY = {"fd": DISTANCES["fd"], "fid": DISTANCES["fid"], **LIKENESS, "classes": ("classes", 0)}
@@ -120,7 +121,7 @@ def _headed(title: str, columns: Columns) -> Table:
 def _with_interval(outcome: Outcome, key: str, digits: int) -> Text:
     value, ends = outcome.figures.get(key), outcome.intervals.get(key)
     text = Text(_cell(value, digits))
-    if outcome.is_scarce and key in DISTANCES and value is not None:
+    if outcome.is_scarce and key in FRECHET and value is not None:
         text.append(SCARCE, "yellow")
     if ends is not None:
         text.append(f" ±{(ends[1] - ends[0]) / 2:.{digits}f}".replace("±0.", "±."), "dim")
@@ -133,7 +134,8 @@ def _verdict(kind: str, outcome: Outcome, key: str, paper: float | None) -> Text
         return Text()
     if kind == "degraded":
         return Text(f"{paper:g} {100 * (value / paper - 1):+.1f} %", "dim")
-    verdict = tables.judge(key, value, outcome.intervals.get(key), paper)
+    scarce = outcome.is_scarce
+    verdict = tables.verdicts(kind, outcome.figures, outcome.intervals, {key: paper}, is_scarce=scarce).get(key, "")
     return Text.assemble((f"{paper:g} ", "dim"), (verdict, STYLES.get(verdict, "dim")))
 
 

@@ -15,6 +15,7 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.generation import Generator
 
 CHUNK = 500  # images measured at a time
+DESCRIBED = 1000  # images whose variety is measured: every pair of them is, and every training image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,35 +43,34 @@ def generate(
     count: int,
     seed: int,
     shown: int,
+    described: int = DESCRIBED,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
     """Return what `count` images from nothing are like.
 
     Beside the figures of `Meter`, pairwise: between two images, nearest: to the nearest training image, mean RMSE on
-    [0, 1]; evaluations of the network and milliseconds an image.
+    [0, 1], of the first `described` images at most; evaluations of the network and milliseconds an image.
     """
     assert contender.generator is not None
-    clock = Clock(contender.experiment.device)
-    made = []
+    clock, meter = Clock(contender.experiment.device), Meter(reference, has_originals=False)
+    kept: list[Tensor] = []
     way: dict[str, Any] = {"seed": seed, "sampler": contender.sampler, "stride": contender.stride}
     next(next(contender.generator.generate(1, **way)).steps)
     for batch in contender.generator.generate(count, **way):
-        made.append(clock.finish(batch.steps)[: batch.count].clamp(-1, 1).cpu())
+        images = clock.finish(batch.steps)[: batch.count].clamp(-1, 1).cpu()
+        meter.update(images)
+        if batch.first < max(shown, described):
+            kept.append(images)
         progress(batch.count)
-    images = torch.cat(made)
-    found = describe(images, reference)
-    return dataclasses.replace(found, figures=found.figures | clock.figures(), shown=images[:shown])
+    first = torch.cat(kept)
+    figures = meter.figures() | _variety(first[:described], reference) | clock.figures()
+    return Outcome(figures, meter.intervals(), meter.is_scarce, first[:shown])
 
 
 def describe(images: Tensor, reference: Reference) -> Outcome:
     """Return what images (N, C, H, W) are like that answer to no original: the figures of `generate` but time."""
     meter = _measure(images, reference)
-    nearest = diversity.nearest_neighbours(images, reference.train())
-    figures = meter.figures() | {
-        "pairwise": diversity.pairwise_distance(images) if len(images) > 1 else None,
-        "nearest": float(nearest.distance.mean()),
-    }
-    return Outcome(figures, meter.intervals(), meter.is_scarce, images)
+    return Outcome(meter.figures() | _variety(images, reference), meter.intervals(), meter.is_scarce, images)
 
 
 def describe_real(count: int, reference: Reference) -> Outcome:
@@ -79,11 +79,11 @@ def describe_real(count: int, reference: Reference) -> Outcome:
     `count` test images (all there are if fewer), their distances those of as many training images.
     """
     numbers = reference.test.draw(count)
-    found = describe(reference.test.images(numbers), reference)
-    train = reference.train()
-    others = train.images(train.draw(len(numbers)))
+    found = describe(reference.test.images(numbers), dataclasses.replace(reference, target=None))
     if reference.target is None:
         return found
+    train = reference.train()
+    others = train.images(train.draw(len(numbers)))
     meter = _measure(others, dataclasses.replace(reference, classifier=None))
     figures: Figures = found.figures | meter.figures()
     return dataclasses.replace(found, figures=figures, intervals=found.intervals | meter.intervals())
@@ -94,3 +94,13 @@ def _measure(images: Tensor, reference: Reference) -> Meter:
     for part in images.split(CHUNK):
         meter.update(part)
     return meter
+
+
+def _variety(images: Tensor, reference: Reference) -> Figures:
+    """Return how far images are from each other and from the training images; nothing of no images."""
+    if not len(images):
+        return {}
+    return {
+        "pairwise": diversity.pairwise_distance(images) if len(images) > 1 else None,
+        "nearest": float(diversity.nearest_neighbours(images, reference.train()).distance.mean()),
+    }

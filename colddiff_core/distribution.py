@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from colddiff_core import seeds
+from colddiff_core import figures, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.figures import Interval
 
 GROUPS, FEW_GROUPS = 20, 10  # of images, that the spread of a Frechet distance is told from; with MANY features
-REPLICATES, COSTLY_REPLICATES = 200, 25  # bootstrap replicates with few features, and with MANY
+REPLICATES, COSTLY_REPLICATES = 200, 12  # bootstrap replicates with few features, and with MANY
 MANY = 256
 NORMAL = 1.96  # standard deviations to either side of a 95 % interval
 BLOCK, BLOCKS = 200, 10  # images of a block of the kernel distance; blocks kept of the real images
@@ -139,7 +139,7 @@ def target(features: Features, images: ImageSet, progress: Callable[[int], None]
         is_here = (picked >= part.start) & (picked < part.stop)
         some[is_here] = found[picked[is_here] - first]
         progress(len(found))
-    size = min(BLOCK, len(some))
+    size = min(BLOCK, -(-len(some) // 2))  # two blocks at least: see `Distances`
     return Target(features, moments, some[: len(some) // size * size].view(-1, size, features.size))
 
 
@@ -160,7 +160,7 @@ class Distances:
         self.target = target
         self.moments = Moments(target.features.size)
         self.pending = torch.empty(0, target.features.size)
-        self.block = target.blocks.shape[1]  # BLOCK, or all the real images where they are fewer
+        self.block = target.blocks.shape[1]
         self.is_paired = False
         self.discrepancies: list[tuple[float, int]] = []  # of a block, and how many images it has
 
@@ -183,8 +183,7 @@ class Distances:
     def result(self) -> dict[str, float | None]:
         """Return both distances; None for fewer than two images, and for images that are not finite."""
         frechet, kernel = labels(self.target.features)
-        is_finite = bool(self.moments.total.isfinite().all())  # else the network has diverged
-        if min(self.moments.seen, self.target.count) < 2 or not is_finite:
+        if not self._is_measurable:
             return {frechet: None, kernel: None}
         blocks = self._blocks()
         weight = sum(size for _, size in blocks)
@@ -194,9 +193,14 @@ class Distances:
     def intervals(self) -> dict[str, Interval | None]:
         """Return the 95 % interval of each, None where there are too few images for one."""
         frechet, kernel = labels(self.target.features)
-        if self.result()[frechet] is None:
+        if not self._is_measurable:
             return {frechet: None, kernel: None}
         return {frechet: self._frechet_interval(), kernel: self._kernel_interval()}
+
+    @property
+    def _is_measurable(self) -> bool:
+        is_finite = bool(self.moments.total.isfinite().all())  # else the network has diverged
+        return min(self.moments.seen, self.target.count) > 1 and is_finite
 
     def _frechet_interval(self) -> Interval | None:
         if self.moments.seen < LEAST_OF_GROUP * self.moments.groups:
@@ -212,7 +216,7 @@ class Distances:
         # Resampling G groups shows (G - 1) / G of the variance.
         deviation = float(torch.tensor(found).std()) * (groups / (groups - 1)) ** 0.5
         value = self._frechet()
-        return max(0.0, value - NORMAL * deviation), value + NORMAL * deviation
+        return value - NORMAL * deviation, value + NORMAL * deviation
 
     def _frechet(self) -> float:
         return self.target.known.distance(*self.moments.gaussian())
@@ -221,11 +225,8 @@ class Distances:
         blocks = torch.tensor(self._blocks(), dtype=torch.float64)
         if len(blocks) < LEAST_BLOCKS:
             return None
-        numbers = seeds.generator("bootstrap", "blocks")
-        drawn = blocks[torch.randint(len(blocks), (1000, len(blocks)), generator=numbers)]
-        means = (drawn[..., 0] * drawn[..., 1]).sum(1) / drawn[..., 1].sum(1)
-        low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return low, high
+        weighted = torch.stack([blocks.prod(1), blocks[:, 1]], dim=1)
+        return figures.intervals(weighted, lambda means: means[..., :1] / means[..., 1:])[0]
 
     def _blocks(self) -> list[tuple[float, int]]:
         last = self._discrepancy(self.pending) if len(self.pending) > 1 else None
@@ -234,5 +235,8 @@ class Distances:
     def _discrepancy(self, block: Tensor) -> tuple[float, int]:
         from torchmetrics.image.kid import poly_mmd  # noqa: PLC0415 - seconds that only this needs
 
-        real = self.target.blocks[len(self.discrepancies) % len(self.target.blocks)]
+        # Both come in the order of `ImageSet.draw`. The estimate is unbiased for independent images: a block of
+        # restored ones is held against the originals of others.
+        known = self.target.blocks
+        real = known[(len(self.discrepancies) + len(known) // 2) % len(known)]
         return float(poly_mmd(real[: len(block)].double(), block.double())), len(block)

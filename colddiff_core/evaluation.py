@@ -40,6 +40,14 @@ class Reference:
     target: Target | None = None
     perceptual: Perceptual | None = None
 
+    def about(self) -> dict[str, Any]:
+        """Return what a record says of the features and of LPIPS that images are measured with."""
+        found: dict[str, Any] = {"features": None, "perceptual": self.perceptual.about() if self.perceptual else None}
+        if self.target:
+            seen = self.target.features
+            found["features"] = {"name": seen.name, "size": seen.size, "images": self.target.count} | seen.about()
+        return found
+
     def title(self, dataset: str) -> str:
         """Return what the images are to be called: "cifar10 (JPEG)" where they are not the data set as published."""
         return f"{dataset} ({self.test.note})" if self.test.note else dataset

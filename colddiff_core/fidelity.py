@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,16 @@ from colddiff_core.figures import Interval
 
 SSIM_WINDOW = 11
 PSNR_LIMIT = 100.0  # dB: an exact copy has no finite PSNR
-Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+
+class Perceptual(Protocol):
+    """LPIPS: takes images and originals (B, C, H, W) float32 in [-1, 1] to (B,)."""
+
+    def __call__(self, images: Tensor, originals: Tensor) -> Tensor: ...
+
+    def about(self) -> dict[str, Any]:
+        """Return what a record must say of it."""
+        ...
 
 
 class Fidelity:

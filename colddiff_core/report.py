@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from colddiff_core.files import whole
 MARK = "# The paper's tables"  # how a page begins that may be written anew
 PAGE, DATA = "tables.md", "tables.json"
 LABELS = {"rmse": ("RMSE", 4), "ssim": ("SSIM", 3), "psnr": ("PSNR", 2), "lpips": ("LPIPS", 3)}
-DISTANCES = ("fid", "fd")
+DISTANCES = {"fid": ("FID", 2), "fd": ("FD", 3)}
 GAPS = 5  # largest ones that are listed
 Record = dict[str, Any]
 
@@ -22,36 +22,39 @@ def picture(table: str) -> str:
     return f"{table}.png"
 
 
+def files(tables: Iterable[str]) -> list[str]:
+    """Return the names of all that a report of these tables consists of."""
+    return [PAGE, DATA, *(picture(table) for table in tables)]
+
+
 def markdown(report: Record) -> str:
     """Return the page of a report."""
-    n = sorted({about["n"] for about in report["runs"]})
-    lines = [MARK, "", f"`{report['command']}`", ""]
+    measured = {tuple(row["measured"].items()) for table in report["tables"] for row in table["rows"]}
+    when = "; ".join(sorted(", ".join(value for _, value in items) for items in measured))
+    lines = [MARK, "", f"`{report['command']}`", "", f"Measured {when}.", ""]
     lines += [
-        f"Made by this command alone, {report['date']}, on {report['hardware']}; {report['software']}. "
-        f"{' and '.join(f'{count:,}' for count in n)} test images a row, drawn from the set; "
-        + ("degraded images rounded to 8 bits. " if report["protocol"] == "uint8" else "degraded images as floats. ")
-        + "One training a row. ± is half of the 95 % bootstrap interval over the images: it says nothing of how other "
-        'trainings would differ. "same": the paper\'s figure lies in that interval. Of degraded images the difference '
-        "is told: they show how alike the tasks are.",
+        "Written by this command alone. n: test images, drawn from the whole set, or generated ones; "
+        + ("degraded images are rounded to 8 bits. " if report["protocol"] == "uint8" else "")
+        + "One training a run. ± is half of the 95 % bootstrap interval over the images: it says nothing of how other "
+        'trainings would differ. "same": the paper\'s figure lies in that interval. Of degraded images, which nobody '
+        "restored, the difference is told: it shows how alike the tasks are.",
         "",
-        "Paper: Bansal et al. 2022; its FID is of Inception's features and stands beside no figure of ours unless that "
-        "is FID too.",
+        "Paper: Bansal et al. 2022. Its FID is of Inception's features: a FD of others is not to be held against it.",
         "",
     ]
     for table in report["tables"]:
-        lines += [f"## {table['title']}", "", f"{table['numbers']}.", "", *_figures(table["rows"]), ""]
+        lines += [f"## {table['title']}", "", f"{table['numbers']}.", "", *_figures(table), ""]
         lines += [line for note in table["notes"] for line in (note, "")]
         lines += [f"![{table['title']}]({picture(table['name'])})", ""]
     if report["missing"]:
         lines += ["Not measured (yet): " + ", ".join(f"`{name}`" for name in report["missing"]) + ".", ""]
     lines += ["## Runs", "", *_runs(report["runs"]), "", "## Furthest behind the paper", ""]
     for gap in report["gaps"][:GAPS]:
-        label, digits = LABELS.get(gap["metric"], (gap["metric"].upper(), 3))
-        lines.append(
-            f"- {gap['where']}: {label} {gap['ours']:.{digits}f}, {gap['paper']:g} in the paper ({gap['share']:.0%})"
-        )
+        label, digits = (LABELS | DISTANCES)[gap["metric"]]
+        figures = f"{label} {gap['ours']:.{digits}f}, {gap['paper']:g} in the paper ({gap['share']:.0%})"
+        lines.append(f"- {gap['where']}: {figures}")
     if not report["gaps"]:
-        lines.append("No figure is behind the paper's.")
+        lines.append("No figure is known to be behind the paper's.")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -63,23 +66,28 @@ def write(report: Record, folder: Path) -> Path:
     return folder / PAGE
 
 
-def _figures(rows: Sequence[Record]) -> list[str]:
-    """Return a table of rows: each figure, then the paper's and the verdict where any row has one."""
-    head = ["", ""]
-    columns = [key for key in LABELS if any(row["metrics"].get(key) is not None for row in rows)]
-    distance = next((key for key in DISTANCES if any(row["metrics"].get(key) is not None for row in rows)), None)
-    has_fid = any("fid" in row["paper"] for row in rows)
-    published = [key for key in columns if any(key in row["paper"] for row in rows)]
-    for key in columns:
-        head += [LABELS[key][0], *(["paper"] if key in published else [])]
-    head += [distance.upper()] if distance else []
+def read(folder: Path) -> Record:
+    """Return the report that was written into a folder."""
+    found: Record = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    return found
+
+
+def _figures(table: Record) -> list[str]:
+    """Return the lines of a table: each figure, then the paper's and the verdict where the paper has it too."""
+    rows = table["rows"]
+    shown = {key: label for key, label in (LABELS | DISTANCES).items() if any(row["metrics"].get(key) for row in rows)}
+    beside = [key for key in shown if key in table["metrics"] and any(key in row["paper"] for row in rows)]
+    has_fid = "fid" not in shown and any("fid" in row["paper"] for row in rows)
+    head = ["", "", "n"]
+    for key, (label, _) in shown.items():
+        head += [label, *(["paper"] if key in beside else [])]
     head += ["paper's FID"] if has_fid else []
     body = []
     for row in rows:
-        cells = [row["title"], row["kind"]]
-        for key in columns:
-            cells += [_value(row, key, LABELS[key][1]), *([_paper(row, key)] if key in published else [])]
-        cells += [_value(row, distance, 3)] if distance else []
+        noise = f", noise {row['noise']:g}" if row.get("noise") else ""
+        cells = [row["title"], row["kind"] + noise, f"{row['n']:,}"]
+        for key, (_, digits) in shown.items():
+            cells += [_value(row, key, digits), *([_paper(row, key)] if key in beside else [])]
         cells += [_paper(row, "fid")] if has_fid else []
         body.append(cells)
     return _laid_out(head, body)
@@ -97,9 +105,10 @@ def _paper(row: Record, key: str) -> str:
     paper, ours = row["paper"].get(key), row["metrics"].get(key)
     if paper is None:
         return "-"
-    if ours is None:
-        return f"{paper:g}"
-    return f"{paper:g}, " + (f"{ours / paper - 1:+.1%}" if row["kind"] == "degraded" else row["verdicts"][key])
+    if row["kind"] == "degraded" and ours is not None:
+        return f"{paper:g}, {ours / paper - 1:+.1%}"
+    verdict = row["verdicts"].get(key)
+    return f"{paper:g}, {verdict}" if verdict else f"{paper:g}"
 
 
 def _runs(abouts: Sequence[Record]) -> list[str]:
@@ -121,21 +130,23 @@ def _runs(abouts: Sequence[Record]) -> list[str]:
                 f"`{about['checkpoint'][:8]}`",
             ]
         )
-    named = {}
+    return [*_laid_out(head, body), *_features(abouts)]
+
+
+def _features(abouts: Sequence[Record]) -> list[str]:
+    """Return a line on each kind of features that distances were measured on."""
+    told: dict[str, str] = {}
     for about in abouts:
-        if about["features"]:
-            named[about["features"]["name"]] = about["features"]
-    told = [""]
-    for name, features in named.items():
+        features, size = about["features"], about["size"]
+        if features is None:
+            continue
+        which = features.get("weights", "a small classifier's")
         if "accuracy" in features:
-            told.append(
-                f"{name}: Frechet distance of a small classifier's features, right about "
-                f"{'which class an image is of' if features['of'] == 'classes' else 'by how far an image is turned'} "
-                f"in {features['accuracy']:.1%} of the test images (`{features['sha256'][:8]}`).  "
-            )
-        else:
-            told.append(f"{name}: {features['weights']} (`{features['sha256'][:8]}`).  ")
-    return _laid_out(head, body) + told
+            of = "which class an image is of" if features["of"] == "classes" else "by how far an image is turned"
+            which += f", right about {of} in {features['accuracy']:.1%} of the test images of {size} px"
+        line = f"- {features['name']}: of {features['size']:,} features to all {features['images']:,} test images"
+        told.setdefault(features["sha256"], f"{line}; {which} (`{features['sha256'][:8]}`).")
+    return ["", *told.values()]
 
 
 def _laid_out(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from colddiff_core import __version__, comparison, evaluation, generation, images, presets, tables
 from colddiff_core.comparison import Contender
+from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import Outcome, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import whole
@@ -29,52 +31,34 @@ from colddiff_core.tables import Part, Scale, Table
 SHOWN = 8  # images of a contact sheet
 FOLDER = "reproduced"
 ORIGINAL = "original"
-VERSION = 4  # of how figures are measured: raised where they would come out otherwise
+VERSION = 5  # of how figures are measured: raised where they would come out otherwise
 Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How runs are measured: `count` test images (or as many generated), a seed, inputs of 8 bits or not."""
+    """How runs are measured: how many test images are restored and how many are generated, a seed, whether degraded
+    images are rounded to 8 bits, how many at a time, and under which circumstances (date, hardware, software)."""
 
-    count: int
+    restored: int
+    generated: int
     seed: int
     is_8bit: bool
     batch_size: int
+    circumstances: Mapping[str, str]
 
 
 class Bench:
-    """A run, opened, and what it has come to so far."""
+    """A run, opened, and what it has come to so far, as far as the run's folder can be written to."""
 
     def __init__(self, run: Run, step: int, built: Experiment, reference: Reference, how: Measurement) -> None:
         self.run, self.step, self.built, self.reference, self.how = run, step, built, reference, how
-        self.count = min(how.count, len(reference.test))
-        self.folder = run.path / FOLDER / self._key()
+        self._weights = hashlib.sha256((run.newest_checkpoint() / "ema.safetensors").read_bytes()).hexdigest()
 
-    def measure(self, kind: str, progress: Callable[[int], None] = lambda images: None) -> Record:
-        """Return what a kind of image comes to, as kept in the run or measured now; `file` is its first images."""
-        path = self.folder / f"{kind.replace(' ', '-')}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known: Record = json.loads(path.read_text(encoding="utf-8"))
-            if (self.folder / known["file"]).is_file():
-                return known
-        find = self._generated if kind in tables.GENERATED else self._restored
-        outcome = find(kind, progress)
-        picture = path.with_suffix(".png")
-        record = {
-            "metrics": outcome.figures,
-            "intervals": outcome.intervals,
-            "is_scarce": outcome.is_scarce,
-            "file": picture.name,
-        }
-        images.write(images.to_pillow(images.tile(outcome.shown, 1)), picture)
-        with whole(path) as draft:
-            draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        return record
-
-    def _picture(self, kind: str) -> Tensor:
-        strip = images.read(self.folder / f"{kind.replace(' ', '-')}.png", channels=self.built.channels)
-        return torch.stack(strip.split(self.built.config.data.size, dim=1))
+    def count(self, kind: str) -> int:
+        """Return how many images of a kind are measured."""
+        is_generated = kind in tables.GENERATED
+        return self.how.generated if is_generated else min(self.how.restored, len(self.reference.test))
 
     def result(
         self,
@@ -83,20 +67,39 @@ class Bench:
         changed: Sequence[str],
         progress: Callable[[str, int], None] = lambda kind, images: None,
     ) -> Result:
-        """Return what kinds of images come to; `config` is the preset under the settings `changed`.
+        """Return what kinds of images come to; `config` is the preset, `changed` what differs from it, in words.
 
         `progress` is told of every batch's kind and images.
         """
-        records = {kind: self.measure(kind, functools.partial(progress, kind)) for kind in kinds}
-        pictures = {kind: self._picture(kind) for kind in kinds}
-        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(min(SHOWN, self.count)))
+        records, pictures = {}, {}
+        for kind in kinds:
+            records[kind], pictures[kind] = self._measure(kind, functools.partial(progress, kind))
+        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(SHOWN))
         return Result(config, self._about(changed), records, pictures)
+
+    def _measure(self, kind: str, progress: Callable[[int], None]) -> tuple[Record, Tensor]:
+        """Return what a kind comes to, and its first images, as kept in the run or measured now."""
+        path = self.run.path / FOLDER / self._key(kind) / f"{kind.replace(' ', '-')}.json"
+        picture = path.with_suffix(".png")
+        known = _read(path)
+        if known is not None:
+            with contextlib.suppress(UsageError):
+                strip = images.read(picture, channels=self.built.channels)
+                return known, torch.stack(strip.split(self.built.config.data.size, dim=1))
+        find = self._generated if kind in tables.GENERATED else self._restored
+        outcome, details = find(kind, progress)
+        record = {"metrics": outcome.figures, "intervals": outcome.intervals, "is_scarce": outcome.is_scarce}
+        record |= {"n": self.count(kind), "measured": dict(self.how.circumstances)} | details
+        with contextlib.suppress(MachineError):  # a run that cannot be written to is measured all the same
+            images.write(images.to_pillow(images.tile(outcome.shown, 1)), picture)
+            with whole(path) as draft:
+                draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        return record, outcome.shown
 
     def _about(self, changed: Sequence[str]) -> Record:
         """Return what a reader must know of the run to repeat or to doubt it."""
         config, lines = self.built.config, self.run.metrics()
         train = config.train
-        target = self.reference.target
         return {
             "run": self.run.path.name,
             "preset": config.name,
@@ -106,61 +109,63 @@ class Bench:
             "size": config.data.size,
             "training_images": len(self.reference.train()),
             "test_images": len(self.reference.test),
-            "n": self.count,
             "steps": self.step,
             "batch": train.batch_size * train.accumulate,
             "seconds": lines[-1].get("elapsed") if lines else None,
             "degradation_steps": self.built.operator.steps,
             "inputs": config.model.inputs + (", consistent" if config.model.consistent else ""),
             "parameters": sum(p.numel() for p in self.built.restorer.parameters()),
-            "checkpoint": self._digest(),
+            "checkpoint": self._weights,
             "versions": self.run.table().get("versions", {}),
-            "features": None if target is None else {"name": target.features.name} | target.features.about(),
+            **self.reference.about(),
         }
 
-    def _restored(self, kind: str, progress: Callable[[int], None]) -> Outcome:
+    def _restored(self, kind: str, progress: Callable[[int], None]) -> tuple[Outcome, Record]:
         how, config = self.how, self.built.config
         named: dict[str, str | None] = {"degraded": None, "sampled": config.sample.sampler}
-        return evaluation.restore(
+        outcome = evaluation.restore(
             self.built,
             self.reference,
             sampler=named.get(kind, kind),
             t=self.built.operator.steps,
             stride=config.sample.stride,
-            count=self.count,
+            count=self.count(kind),
             seed=how.seed,
             is_8bit=how.is_8bit,
             batch_size=how.batch_size,
             shown=SHOWN,
             progress=progress,
         )
+        return outcome, {}
 
-    def _generated(self, kind: str, progress: Callable[[int], None]) -> Outcome:
-        how, config = self.how, self.built.config
+    def _generated(self, kind: str, progress: Callable[[int], None]) -> tuple[Outcome, Record]:
+        config = self.built.config
         width = 0.0 if kind == "perfect symmetry" else None
         source = generation.prepare(self.run, self.built, None, None, width)
         sampler = "fixed-noise" if kind == "fixed noise" else config.sample.sampler
         contender = Contender(kind, self.built, sampler, config.sample.stride, self.built.operator.steps, source)
-        return comparison.generate(
-            contender,
-            self.reference,
-            count=self.count,
-            seed=how.seed,
-            shown=SHOWN,
-            progress=progress,
-        )
+        common: dict[str, Any] = {"count": self.count(kind), "seed": self.how.seed, "shown": SHOWN, "described": 0}
+        outcome = comparison.generate(contender, self.reference, progress=progress, **common)
+        return outcome, {"noise": source.noise}
 
-    def _digest(self) -> str:
-        return hashlib.sha256((self.run.newest_checkpoint() / "ema.safetensors").read_bytes()).hexdigest()
+    def _key(self, kind: str) -> str:
+        """Return a name for all that figures depend on: weights, images, how many, seed, features, the program."""
+        how, config, reference = self.how, self.built.config, self.reference
+        parts = [self._weights, self.count(kind), how.seed, how.is_8bit, reference.test.digest(), reference.about()]
+        parts += [reference.classifier.digest() if reference.classifier else None]
+        parts += [str(part) for part in (config.model, config.sample, config.degradation)]
+        parts += [self.built.device.type, __version__, str(torch.__version__), VERSION]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
 
-    def _key(self) -> str:
-        """Return a name for all that figures depend on: weights, images, seed, inputs, features and the program."""
-        target, config = self.reference.target, self.built.config
-        parts = [self._digest(), self.count, self.how.seed, self.how.is_8bit, __version__, self.reference.title("")]
-        parts += [self.reference.test.digest(), str(config.model)]
-        parts += [None if target is None else [target.features.name, target.features.about(), target.count]]
-        parts += [self.reference.perceptual is not None, str(config.sample), str(config.degradation), VERSION]
-        return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=6).hexdigest()
+
+def _read(path: Path) -> Record | None:
+    """Return a record that was kept; None where there is none, or none that is whole."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = {"metrics", "intervals", "is_scarce", "n", "measured"}
+    return known if isinstance(known, dict) and wanted <= known.keys() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,29 +185,27 @@ class Result:
         return part.title + (f" ({self.about['note']})" if self.about["note"] else "") + of_size
 
 
-def tabulate(table: Table, scale: Scale, results: Mapping[str, Result]) -> Record:
-    """Return a table as far as there are results, by preset: its rows with the paper's figures and the verdicts."""
-    rows = []
+def tabulate(table: Table, scale: Scale, results: Mapping[str, Result], *, is_papers: bool = True) -> Record:
+    """Return a table as far as there are results, by preset: its rows with the paper's figures and the verdicts.
+
+    is_papers: what was measured is what the paper measured; else nothing of its stands in the rows.
+    """
+    rows, notes = [], set()
     for part in table.parts:
         result = results.get(part.preset_at(scale))
-        for kind in part.kinds if result else ():
-            assert result is not None
-            rows.append(_row(part, result, kind))
-    of_table = [results[name] for part in table.parts if (name := part.preset_at(scale)) in results]
-    notes = sorted({result.config.paper["note"] for result in of_table if "note" in result.config.paper})
-    return {"name": table.name, "title": table.title, "numbers": table.numbers, "rows": rows, "notes": notes}
-
-
-def _row(part: Part, result: Result, kind: str) -> Record:
-    known, paper = result.kinds[kind], tables.published(result.config, kind)
-    verdicts = {}
-    for metric, value in paper.items():
-        ours = known["metrics"].get(metric)
-        if ours is not None and kind != "degraded":
-            verdicts[metric] = tables.judge(metric, ours, known["intervals"].get(metric), value)
-    row = {"title": result.title(part), "kind": kind, "preset": result.config.name, "paper": paper}
-    row["verdicts"] = verdicts
-    return row | {key: known[key] for key in ("metrics", "intervals", "is_scarce")}
+        if result is None:
+            continue
+        notes |= {result.config.paper["note"]} if is_papers and "note" in result.config.paper else set()
+        for kind in part.kinds:
+            known = result.kinds[kind]
+            published = tables.published(result.config, kind) if is_papers else {}
+            paper = {key: value for key, value in published.items() if key in table.metrics}
+            scarce = known["is_scarce"]
+            verdicts = tables.verdicts(kind, known["metrics"], known["intervals"], paper, is_scarce=scarce)
+            row = {"title": result.title(part), "kind": kind, "preset": result.config.name, "verdicts": verdicts}
+            rows.append(row | {"paper": paper} | known)
+    heading = {"name": table.name, "title": table.title, "numbers": table.numbers, "metrics": list(table.metrics)}
+    return heading | {"rows": rows, "notes": sorted(notes)}
 
 
 def contact_sheet(table: Table, scale: Scale, results: Mapping[str, Result]) -> Image.Image:
@@ -216,16 +219,14 @@ def contact_sheet(table: Table, scale: Scale, results: Mapping[str, Result]) -> 
     return images.beside(sheets)
 
 
-def gaps(report: Record) -> list[Record]:
-    """Return the figures of restored images that are behind the paper's, by share of the paper's, worst first."""
-    found = []
-    for table in report["tables"]:
+def gaps(made: Sequence[Record]) -> list[Record]:
+    """Return the figures of tables that are behind the paper's, by share of the paper's, worst first."""
+    found: dict[tuple[str, str, str], Record] = {}
+    for table in made:
         for row in table["rows"]:
-            for metric, verdict in row["verdicts"].items():
-                if verdict == "worse":
-                    ours, paper = row["metrics"][metric], row["paper"][metric]
-                    where = f"{table['title']}, {row['title']}, {row['kind']}"
-                    share = abs(ours - paper) / paper
-                    found.append({"where": where, "metric": metric, "ours": ours, "paper": paper, "share": share})
-    unlike = {(gap["where"], gap["metric"]): gap for gap in found}
-    return sorted(unlike.values(), key=lambda gap: -gap["share"])
+            for metric in (key for key, verdict in row["verdicts"].items() if verdict == "worse"):
+                ours, paper = row["metrics"][metric], row["paper"][metric]
+                gap = {"where": f"{table['title']}, {row['title']}, {row['kind']}", "metric": metric}
+                gap |= {"ours": ours, "paper": paper, "share": abs(ours - paper) / paper}
+                found.setdefault((row["preset"], row["kind"], metric), gap)
+    return sorted(found.values(), key=lambda gap: -gap["share"])

@@ -55,6 +55,7 @@ class Table:
     title: str
     numbers: str
     parts: tuple[Part, ...]
+    metrics: tuple[str, ...] = ("rmse", "ssim", "fid")  # that the paper's table has
 
 
 def _restored(operator: str, kinds: tuple[str, ...], *sets: str) -> tuple[Part, ...]:
@@ -78,6 +79,7 @@ _TABLES = (
             Part("AFHQ", "afhq-noise", _HOT),
             Part("AFHQ", "afhq-blur-generate", _COLD),
         ),
+        ("fid",),
     ),
     Table(
         "table5",
@@ -90,6 +92,7 @@ _TABLES = (
         "Algorithms on blur",
         "Table 6; not in the shorter version",
         _restored("blur", ("direct", "naive", "sampled"), *_EVERY),
+        ("fid",),
     ),
     Table(
         "snow",
@@ -140,18 +143,36 @@ def judge(metric: str, value: float, interval: tuple[float, float] | None, paper
     return "better" if (value < paper) == IS_LOWER_BETTER[metric] else "worse"
 
 
-def differences(config: Config, overrides: tuple[str, ...], found: Config) -> list[str]:
-    """Return in what a run's configuration differs from its preset's, as "key = value, not value".
+def verdicts(
+    kind: str,
+    figures: Mapping[str, Any],
+    intervals: Mapping[str, Any],
+    paper: Mapping[str, float],
+    *,
+    is_scarce: bool,
+) -> dict[str, str]:
+    """Return the verdict on each figure that the paper has too.
+
+    None on degraded images, which nobody restored, and none on a FID of too few images, which is large for that alone.
+    """
+    if kind == "degraded":
+        return {}
+    both = [key for key in paper if figures.get(key) is not None and not (key == "fid" and is_scarce)]
+    return {key: judge(key, figures[key], intervals.get(key), paper[key]) for key in both}
+
+
+def differences(config: Config, overrides: tuple[str, ...], found: Config) -> dict[str, str]:
+    """Return in what a run's configuration differs from its preset's: {"train.lr": "0.5, not 0.001"}.
 
     Where the files lie, how often is logged and saved, and the device's precision make no other experiment of it.
     """
     expected = presets.load(config.name, overrides).to_table()
-    actual, told = found.to_table(), []
+    actual, told = found.to_table(), {}
     for section in presets.SECTIONS:
         for key in expected[section] | actual[section]:
             ours, theirs = actual[section].get(key), expected[section].get(key)
             if f"{section}.{key}" not in _FREE and ours != theirs:
-                told.append(f"{section}.{key} = {_word(ours)}, not {_word(theirs)}")
+                told[f"{section}.{key}"] = f"{_word(ours)}, not {_word(theirs)}"
     return told
 
 

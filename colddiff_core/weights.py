@@ -29,12 +29,16 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Weights that their authors published: whose they are, the file, its address and its SHA-256."""
+    """Weights that their authors published: whose they are, the file, its address and its SHA-256.
+
+    option: of the command line, where a file of one's own is taken instead.
+    """
 
     name: str
     file: str
     url: str
     sha256: str
+    option: str = ""
 
 
 # The authors state the first eight digits of each digest, in the file's name. The digests in full are those that
@@ -45,6 +49,7 @@ INCEPTION = Published(
     "weights-inception-2015-12-05-6726825d.pth",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "--weights",
 )
 ALEXNET = Published(
     "AlexNet",
@@ -67,28 +72,13 @@ class Weights:
         return {"weights": self.path.name, "sha256": self.sha256}
 
 
-def locate(wanted: Published, folder: Path, given: Path | None = None) -> Path:
-    """Return the file to read: the one given, else the published one in `folder` or in torch hub's cache.
-
-    Raises UsageError where there is none.
-    """
-    if given is not None:
-        if not given.is_file():
-            raise UsageError(f"No such file: {given}.", "Check the path.")
-        return given
-    path = _find(wanted, folder)
-    if path is None:
-        raise UsageError(f"The weights of {wanted.name} ({wanted.url}) are not in {folder}.", _remedy(folder))
-    return path
-
-
 def fetch(wanted: Published, folder: Path, progress: Progress = lambda done, total: None) -> Path:
     """Return the published file, downloaded into `folder` where it is neither there nor in torch hub's cache.
 
     `progress` is told (bytes so far, bytes in all), the latter 0 where the server does not say. Raises MachineError
     where the download fails or is not the published file; nothing of it stays behind.
     """
-    path = _find(wanted, folder)
+    path = find(wanted, folder)
     if path is not None:
         return path
     path = folder / wanted.file
@@ -101,7 +91,7 @@ def fetch(wanted: Published, folder: Path, progress: Progress = lambda done, tot
                 progress(out.tell(), total)
         if digest.hexdigest() != wanted.sha256:
             what = f"{wanted.url} did not send the whole of {wanted.file}, or sent another file; it is not kept."
-            raise MachineError(what, _remedy(folder))
+            raise MachineError(what, _remedy(wanted, folder))
     return path
 
 
@@ -129,17 +119,19 @@ def read(wanted: Published, path: Path) -> Weights:
 def misfit(wanted: Published, weights: Weights) -> UsageError:
     """Return the error of a file that holds other tensors than the network's."""
     what = f"{weights.path} does not hold the weights of {wanted.name}."
-    return UsageError(what, f"Give {wanted.file}, or the same tensors as .safetensors, with --weights FILE.")
+    return UsageError(what, f"Put {wanted.file} in its place, or the same tensors as .safetensors.")
 
 
-def _find(wanted: Published, folder: Path) -> Path | None:
+def find(wanted: Published, folder: Path) -> Path | None:
+    """Return the published file in `folder` or in torch hub's cache, None where it is in neither."""
     # torchvision and torch-fidelity keep their own downloads in torch hub's folder.
     places = (folder, Path(torch.hub.get_dir()) / "checkpoints")
     return next((place / wanted.file for place in places if (place / wanted.file).is_file()), None)
 
 
-def _remedy(folder: Path) -> str:
-    return f"Put that file into {folder}, or give it with --weights FILE."
+def _remedy(wanted: Published, folder: Path) -> str:
+    own = f", or give it with {wanted.option} FILE" if wanted.option else ""
+    return f"Put that file into {folder}{own}."
 
 
 def _chunks(wanted: Published, folder: Path) -> Iterator[tuple[bytes, int]]:
@@ -151,4 +143,4 @@ def _chunks(wanted: Published, folder: Path) -> Iterator[tuple[bytes, int]]:
                 yield chunk, total
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise MachineError(f"Could not download {wanted.url} ({reason}).", _remedy(folder)) from None
+        raise MachineError(f"Could not download {wanted.url} ({reason}).", _remedy(wanted, folder)) from None

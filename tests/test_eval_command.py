@@ -93,7 +93,7 @@ def test_the_papers_row_stands_below_ours_with_a_verdict(here, capsys):
     assert "paper: A paper, Table 1; same: it lies in our interval" in lines
     assert "One figure is a copy of another." in lines
     assert any("FID, of Inception's features and not to be held against these: direct 5.1" in line for line in lines)
-    for other in (["--t", "3"], ["--uint8"]):
+    for other in (["--t", "3"], ["--uint8"], ["--stride", "2"]):
         assert run(["eval", "--n", "9", "--features", "none", *other]) == 0
         assert "paper" not in capsys.readouterr().out, "the paper measured something else"
 
@@ -169,6 +169,7 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     from colddiff_core import perceptual, weights
 
     finish(make_trainer(in_folder / "runs" / "own", "data.size=32"))
+    monkeypatch.setenv("TORCH_HOME", str(in_folder / "hub"))
     assert "lpips" not in told(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
     from colddiff_core import classifier
@@ -187,5 +188,11 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     found = told(capsys, "--n", "4")
     assert found["metrics"]["direct"]["lpips"] > 0
     assert found["intervals"]["direct"]["lpips"]
+    assert found["perceptual"] == {"weights": path.name, "sha256": digest}
+    assert told(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]["lpips"]
     assert run(["eval", "--n", "4"]) == 0
     assert "LPIPS" in capsys.readouterr().out
+    path.write_bytes(b"cut")
+    assert run(["eval", "--n", "4", "--features", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert f"warning: no LPIPS: {path} is not {path.name} as published" in " ".join(shown.split())

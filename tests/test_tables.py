@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -43,13 +44,18 @@ def test_every_table_is_made_of_presets_with_the_papers_figures():
 
 
 def test_the_presets_hold_what_the_paper_prints(shared):
-    """Each figure of a preset stands in the paper's text, in the table that the preset names."""
+    """All that a row takes from a preset stands in one line of the paper, which begins with the data set's name."""
     text = "".join(path.read_text() for path in (shared / "paper").glob("00[13]*")).replace("0.94 8", "0.948")
+    lines = [(line, {float(word) for word in re.findall(r"\d+\.\d+", line)}) for line in text.splitlines()]
     for name in tables.names():
-        for part in tables.find(name).parts:
-            for kind in part.kinds:
-                for value in tables.published(presets.load(part.preset), kind).values():
-                    assert any(f"{value:.{digits}f}" in text for digits in (2, 3)), (part.preset, kind, value)
+        table = tables.find(name)
+        for part in table.parts:
+            config = presets.load(part.preset)
+            figures = {
+                (kind, key): value for kind in part.kinds for key, value in tables.published(config, kind).items()
+            }
+            wanted = {value for (_, key), value in figures.items() if key in table.metrics}
+            assert any(line.startswith(part.title) and wanted <= found for line, found in lines), (name, part, wanted)
 
 
 def test_a_plan_measures_every_kind_once():
@@ -82,13 +88,10 @@ def test_verdicts(metric, value, interval, paper, verdict):
 
 def test_a_run_under_other_settings_is_told_from_its_presets():
     config = presets.load("mnist-blur-small")
-    assert tables.differences(config, (), presets.load("mnist-blur-small", ["data.directory=x", "train.keep=9"])) == []
+    assert tables.differences(config, (), presets.load("mnist-blur-small", ["data.directory=x", "train.keep=9"])) == {}
     other = presets.load("mnist-blur-small", ["train.lr=0.5", "degradation.std=2.0"])
-    assert tables.differences(config, (), other) == [
-        "degradation.std = 2.0, not 7.0",
-        "train.lr = 0.5, not 0.001",
-    ]
-    assert tables.differences(config, ("train.lr=0.5", "degradation.std=2.0"), other) == []
+    assert tables.differences(config, (), other) == {"degradation.std": "2.0, not 7.0", "train.lr": "0.5, not 0.001"}
+    assert tables.differences(config, ("train.lr=0.5", "degradation.std=2.0"), other) == {}
 
 
 @pytest.fixture(scope="module")
@@ -127,20 +130,22 @@ def test_a_table_is_trained_measured_written_and_gone_on_with(command, capsys):
     assert first["rows"][1]["paper"] == {"rmse": 0.071, "ssim": 0.775, "fid": 83.69}
     assert first["rows"][1]["verdicts"] == {"rmse": "worse", "ssim": "worse"}
     assert "fid" not in first["rows"][1]["verdicts"], "FD is not FID"
-    assert first["rows"][2] == last["rows"][2]
+    assert first["rows"][2]["metrics"] == last["rows"][2]["metrics"]
+    assert last["rows"][0]["paper"] == {"fid": 83.69}, "Table 6 has nothing else"
     assert told["runs"][0]["changed"] == [f"{key}={value}" for key, value in SMALL.items()]
-    assert told["runs"][0]["n"] == 10
+    assert first["rows"][0]["n"] == 10
     assert told["gaps"][0]["share"] == max(gap["share"] for gap in told["gaps"])
     page = Path(told["page"]).read_text()
     assert page.startswith(report.MARK)
     assert "`colddiff reproduce table1`" in page
     for table in told["tables"]:
         assert f"![{table['title']}]({table['name']}.png)" in page
-        with Image.open(Path("reproduced", f"{table['name']}.png")) as sheet:
+        with Image.open(Path(told["page"]).with_name(f"{table['name']}.png")) as sheet:
             assert sheet.width > 4 * 64
     for row in first["rows"]:
         assert f"{row['metrics']['rmse']:.4f} ±" in page
-    assert told | {"page": ""} == json.loads(Path("reproduced/tables.json").read_text()) | {"page": ""}
+    assert Path(told["page"]) == Path("reproduced/table1+table6-small-cifar10/tables.md")
+    assert told.items() >= json.loads(Path(told["page"]).with_suffix(".json").read_text()).items()
 
     # Again: nothing is trained or measured anew. Then from a checkpoint, and with a kind lost.
     trained = runs.Run(Path("runs/cifar10-blur-small"))
@@ -168,7 +173,8 @@ def test_rows_without_a_finished_run_can_be_left_out(command, capsys):
     assert told["missing"] == ["cifar10-blur-small"]
     assert told["protocol"] == "uint8"
     assert "cifar10-blur-small is not a finished run" in " ".join(streams.err.split())
-    assert "rounded to 8 bits" in Path("reproduced/tables.md").read_text()
+    assert "rounded to 8 bits" in Path(told["page"]).read_text()
+    assert told["tables"][0]["rows"][1]["verdicts"] == {}, "the paper measured something else"
 
 
 def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, capsys, pictures):
@@ -187,16 +193,46 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, c
         "reproduce", "table1", "--datasets", "cifar10,celeba", "--data-dir", str(pictures), *CHANGES
     )
     assert "No features 'incepton'" in refused("reproduce", "table1", "--features", "incepton")
-    Path("reproduced").mkdir()
-    Path("reproduced/tables.md").write_text("my notes")
-    assert "is not a page of this command" in refused(*command("table1"))
-    Path("reproduced/tables.md").unlink()
+    assert "table4 is of generated ones" in refused("reproduce", "table1", "table4", "--uint8")
+    assert "halved" in refused(*command("table1", "table3"), "--set", "data.size=14"), (
+        "told of the last before the first"
+    )
+    for name in ("tables.md", "tables.json", "table1.png"):
+        mine = Path("mine", name)
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("my notes")
+        assert f"{mine} is not of this command" in refused(*command("table1"), "--out-dir", "mine")
+        assert mine.read_text() == "my notes"
+        mine.unlink()
     Path("runs/cifar10-blur-small").mkdir(parents=True)
     assert "it has no run.toml" in refused(*command("table1"))
     Path("runs/cifar10-blur-small").rmdir()
-    other = presets.load("cifar10-blur-small", ["train.lr=0.5"])
+    other = presets.load("cifar10-blur-small", ["train.clip=0.5"])
     runs.create(Path("runs/cifar10-blur-small"), other, {}).close()
-    assert "train.lr = 0.5, not 0.001" in refused("reproduce", "table1", "--data-dir", str(pictures))
+    assert "train.clip = 0.5, not 1.0" in refused("reproduce", "table1", "--data-dir", str(pictures))
+
+
+def test_a_rate_lowered_on_the_way_is_told_and_a_run_that_is_read_only_is_measured(command, capsys, monkeypatch):
+    from colddiff_core import files
+
+    assert run(command("table3")) == 0
+    path = Path("runs/cifar10-pixelate-small")
+    found = runs.Run(path)
+    found.config_file.write_text(found.config_file.read_text().replace("lr = 0.001", "lr = 0.0005"))
+    shutil.rmtree(path / "reproduced")
+    flush = files.flush
+
+    def refuse(place: Path) -> None:
+        if "reproduced" in place.parts[2:]:
+            raise PermissionError(13, "Permission denied", str(place))
+        flush(place)
+
+    monkeypatch.setattr(files, "flush", refuse)
+    capsys.readouterr()
+    assert run(command("table3", "--json")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["runs"][0]["changed"][-1] == "train.lr=0.0005"
+    assert told["tables"][0]["rows"][2]["metrics"]["rmse"] > 0
 
 
 def test_fid_is_measured_with_weights_of_ones_own_and_their_hash_recorded(command, pictures, tmp_path, capsys):
@@ -209,14 +245,15 @@ def test_fid_is_measured_with_weights_of_ones_own_and_their_hash_recorded(comman
     assert run(command("table3", "--features", "inception", "--weights", str(path), "--json")) == 0
     streams = capsys.readouterr()
     told = json.loads(streams.out)
-    assert told["runs"][0]["features"] == {"name": "FID", "weights": path.name, "sha256": digest}
+    known = {"name": "FID", "size": 2048, "images": 24, "weights": path.name, "sha256": digest}
+    assert told["runs"][0]["features"] == known
     row = told["tables"][0]["rows"][1]
     assert row["is_scarce"]
-    assert set(row["verdicts"]) == {"rmse", "ssim", "fid"}
+    assert set(row["verdicts"]) == {"rmse", "ssim"}, "too few images for a verdict on FID"
     assert row["metrics"]["fid"] > 0
     assert row["metrics"]["kid"] is not None
-    assert "(too few images)" in Path("reproduced/tables.md").read_text()
-    assert f"`{digest[:8]}`" in Path("reproduced/tables.md").read_text()
+    assert "(too few images)" in Path(told["page"]).read_text()
+    assert f"`{digest[:8]}`" in Path(told["page"]).read_text()
     own = ["--features", "inception", "--weights", str(path)]
     assert run(["eval", "--data-dir", str(pictures), *own, "--n", "9"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -71,24 +71,16 @@ def test_a_digest_begins_as_the_file_name_says(wanted):
     assert len(wanted.sha256) == 64
 
 
-def test_a_file_given_comes_first_then_the_folder_then_torch_hub(tmp_path):
-    given, folder = tmp_path / "given.safetensors", tmp_path / "weights"
-    places = [given, folder / ALEXNET.file, tmp_path / "torch" / "hub" / "checkpoints" / ALEXNET.file]
+def test_the_folder_comes_before_torch_hub(tmp_path):
+    folder = tmp_path / "weights"
+    places = [folder / ALEXNET.file, tmp_path / "torch" / "hub" / "checkpoints" / ALEXNET.file]
     for path in places:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     for expected in places:
-        assert weights.locate(ALEXNET, folder, given if given.exists() else None) == expected
+        assert weights.find(ALEXNET, folder) == expected
         expected.unlink()
-
-
-def test_missing_weights_say_what_to_put_where(tmp_path):
-    with pytest.raises(UsageError) as error:
-        weights.locate(INCEPTION, tmp_path / "weights")
-    told = _two_lines(error.value)
-    assert all(part in told for part in (INCEPTION.url, str(tmp_path / "weights"), "--weights FILE"))
-    with pytest.raises(UsageError, match=r"No such file: .*absent\.pth"):
-        weights.locate(INCEPTION, tmp_path, tmp_path / "absent.pth")
+    assert weights.find(ALEXNET, folder) is None
 
 
 def test_a_download_is_kept_under_its_name_and_read(tmp_path, published):
@@ -116,9 +108,9 @@ def test_a_wrong_download_is_refused_and_nothing_stays(tmp_path, published, dama
 
 def test_without_a_network_the_message_says_how_to_do_without(tmp_path):
     with pytest.raises(MachineError) as error:
-        weights.fetch(ALEXNET, tmp_path / "weights")
+        weights.fetch(INCEPTION, tmp_path / "weights")
     told = _two_lines(error.value)
-    assert all(part in told for part in (ALEXNET.url, str(tmp_path / "weights"), "--weights FILE"))
+    assert all(part in told for part in (INCEPTION.url, str(tmp_path / "weights"), "--weights FILE"))
     assert not list((tmp_path / "weights").iterdir())
 
 

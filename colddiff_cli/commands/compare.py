@@ -83,7 +83,7 @@ def compare(
     if twice:
         raise UsageError(f"{twice[0]} is named twice.", "Name each run once.")
     overrides = tuple(options.data_override(data_dir))
-    references.check(features, weights)
+    means = references.prepare(screen, features, weights, device)
 
     from colddiff_core import comparison, images, sampling
 
@@ -104,7 +104,7 @@ def compare(
             sampling.check(name, built.operator, stride, t)
         generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
         contenders += _contenders(label if len(found) > 1 else "", built, ways, t, generators or [None])
-    reference = references.load(screen, experiments[0], features=features, weights=weights)
+    reference = references.load(screen, experiments[0], means)
     config = experiments[0].config
     count = n if is_generating else min(n, len(reference.test))
     chosen_seed = config.train.seed if seed is None else seed
@@ -134,7 +134,7 @@ def compare(
         "n": count,
         "t": None if is_generating else severities,
         "seed": chosen_seed,
-        "features": references.about(reference),
+        **reference.about(),
         "metrics": figures,
         "intervals": {label: outcome.intervals for label, outcome in outcomes.items()},
         "paper": published,

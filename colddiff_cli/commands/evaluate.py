@@ -45,12 +45,12 @@ def evaluate(
 ) -> None:
     """Measure degraded, direct, sampled and naive restorations: RMSE, PSNR, SSIM, and their distance to real images."""
     screen = Screen(json)
-    references.check(features, weights)
     if by_severity and t is not None:
         raise UsageError("--by-severity measures at many t.", "Leave --t out, or --by-severity.")
     found = runs.find(run)
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
+    means = references.prepare(screen, "none" if by_severity else features, weights, device)
 
     from colddiff_core import sampling
 
@@ -59,8 +59,7 @@ def evaluate(
     severity = last if t is None else t
     pace = config.sample.stride if stride is None else stride
     sampling.check(config.sample.sampler, built.operator, pace, severity)
-    chosen = "none" if by_severity else features
-    reference = references.load(screen, built, features=chosen, weights=None if by_severity else weights)
+    reference = references.load(screen, built, means)
     count = min(n, len(reference.test))
     common: dict[str, Any] = {"count": count, "seed": config.train.seed if seed is None else seed}
     common |= {"stride": pace, "batch_size": batch_size, "is_8bit": uint8}
@@ -78,7 +77,8 @@ def evaluate(
         screen.result(told | {"by_severity": rows})
         return
     outcomes = _measure(screen, built, reference, severity, common)
-    paper = {kind: tables.published(config, kind) for kind in outcomes} if severity == last and not uint8 else {}
+    is_papers = severity == last and pace == 1 and not uint8
+    paper = {kind: tables.published(config, kind) for kind in outcomes} if is_papers else {}
     screen.show(evaluation_table(f"{what} at t = {severity}", outcomes, references.labels(reference), paper))
     figures = outcomes["direct"].figures
     screen.say("±: half of the 95 % bootstrap interval over the images")
@@ -91,7 +91,7 @@ def evaluate(
         if fids and "fid" not in figures:
             screen.say(f"the paper's FID, of Inception's features and not to be held against these: {fids}")
     metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
-    told |= {"t": severity, "features": references.about(reference), "is_scarce": outcomes["direct"].is_scarce}
+    told |= {"t": severity, **reference.about(), "is_scarce": outcomes["direct"].is_scarce}
     intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
     screen.result(told | {"metrics": metrics, "intervals": intervals, "paper": paper})
 

@@ -94,7 +94,7 @@ def generate(
     if same:
         raise UsageError(f"{same} is to be one of the images in --out-dir as well.", "Give another --out.")
     generator = generation.prepare(found, built, prior, components, noise)
-    reference = references.load(screen, built) if diversity else None
+    reference = references.load(screen, built, references.Means()) if diversity else None
     draw = generator.generate if interpolate is None else generator.interpolate
     chosen_seed = config.train.seed if seed is None else seed
     batches = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label)

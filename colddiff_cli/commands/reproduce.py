@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import platform
 import shlex
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +17,15 @@ from colddiff_cli import opening, options, outputs, references, trainings
 from colddiff_cli.screen import Screen
 from colddiff_core import presets, report, runs, tables
 from colddiff_core.errors import UsageError, nearest
-from colddiff_core.presets import Config
+from colddiff_core.presets import Config, DataConfig
 
 if TYPE_CHECKING:
+    from colddiff_core.datasets import ImageSet
+    from colddiff_core.datasets.base import Split
     from colddiff_core.reproduction import Bench, Result
 
-FEW = 1000  # test images a row at the small scale; at the paper's, all there are
+FEW = 1000  # images a row at the small scale; at the paper's, all test images
+MANY = 10_000  # generated ones at the paper's scale
 TOLD = 3  # differences of a run from its preset that are told
 SCALES = ("small", "paper")
 
@@ -47,11 +50,18 @@ def reproduce(
     ] = runs.ROOT,
     no_train: Annotated[bool, typer.Option("--no-train", help="Leave out rows without a finished run.")] = False,
     out_dir: Annotated[
-        Path, typer.Option("--out-dir", help="The folder to write.", parser=outputs.folder, metavar="DIR")
-    ] = Path("reproduced"),
+        Path | None,
+        typer.Option(
+            "--out-dir", help="The folder to write (reproduced/TABLES-SCALE).", parser=outputs.folder, metavar="DIR"
+        ),
+    ] = None,
     n: Annotated[
         int | None,
-        typer.Option("--n", help="Test images a row, drawn from the set (1000 at the small scale, else all).", min=1),
+        typer.Option(
+            "--n",
+            help="Images a row: of the test set, or generated (1000; at the paper's scale all).",
+            min=1,
+        ),
     ] = None,
     uint8: options.Uint8 = False,
     features: options.Features = "classifier",
@@ -67,72 +77,90 @@ def reproduce(
 ) -> None:
     """Reproduce tables of the paper: a page, JSON, contact sheets. The same command again goes on where it stopped."""
     screen = Screen(json)
-    references.check(features, weights)
     chosen = [tables.find(name) for name in dict.fromkeys(names)]
     if scale not in SCALES:
         raise UsageError(f"No scale '{scale}'.", nearest(scale, SCALES))
     size: tables.Scale = "small" if scale == "small" else "paper"
+    if uint8 and any(part.is_generated for table in chosen for part in table.parts):
+        raise UsageError("--uint8 is for restored images, and table4 is of generated ones.", "Leave one of them out.")
     changes = [*(overrides or []), *([f"train.seed={seed}"] if seed is not None else [])]
     place = options.data_override(data_dir)
     wanted = tables.plan(chosen, size, _chosen_sets(data_sets, chosen))
     configs = {name: presets.load(name, [*changes, *place]) for name in wanted}
-    _check_out(out_dir)
+    folder = out_dir or Path("reproduced") / _name(chosen, scale, data_sets, uint8=uint8)
+    _check_out(folder, chosen)
     standing = {name: _standing(root / name, config, changes) for name, config in configs.items()}
-    if no_train:
-        for name in [name for name, is_done in standing.items() if not is_done]:
-            screen.warn(f"{root / name} is not a finished run; its rows are left out")
-            del configs[name]
-        if not configs:
-            raise UsageError(f"No run in {root} is finished.", "Leave --no-train out, or name another --runs.")
-    _check_data(configs.values())
+    missing = [name for name in configs if no_train and not standing[name].is_done]
+    for name in missing:
+        screen.warn(f"{root / name} is not a finished run; its rows are left out")
+        del configs[name]
+    if not configs:
+        raise UsageError(f"No run in {root} is finished.", "Leave --no-train out, or name another --runs.")
+    means = references.prepare(screen, features, weights, device)
+    _check_all([(config, standing[name].is_done) for name, config in configs.items()])
 
     from colddiff_core import reproduction
 
-    told = _circumstances(device, uint8=uint8) | {"scale": size}
+    circumstances = _circumstances(device)
+    how = reproduction.Measurement(
+        restored=n or (FEW if size == "small" else sys.maxsize),
+        generated=n or (FEW if size == "small" else MANY),
+        seed=seed or 0,
+        is_8bit=uint8,
+        batch_size=batch_size,
+        circumstances=circumstances,
+    )
+    told: dict[str, Any] = {"command": shlex.join(["colddiff", *sys.argv[1:]]), "scale": scale}
+    told |= {"protocol": "uint8" if uint8 else "float"} | circumstances
     results: dict[str, Result] = {}
-    page = out_dir / report.PAGE
-    for number, (name, config) in enumerate(configs.items(), start=1):
+    # What is trained is measured first, so that the page is never poorer than it could be for long.
+    for number, name in enumerate(sorted(configs, key=lambda name: not standing[name].is_done), start=1):
         screen.say(f"{number} of {len(configs)}: {name}")
         run = runs.Run(root / name)
-        if not standing[name]:
-            _train(screen, run.path, config, place, device)
+        if not standing[name].is_done:
+            _train(screen, run.path, configs[name], place, device)
         built, step = opening.open_run(screen, run, device, tuple(place))
-        reference = references.load(screen, built, features=features, weights=weights)
-        count = min(n or (FEW if size == "small" else sys.maxsize), len(reference.test))
-        how = reproduction.Measurement(count, built.config.train.seed, uint8, batch_size)
-        bench = reproduction.Bench(run, step, built, reference, how)
-        results[name] = _measure(screen, bench, config, wanted[name], changes)
-        # After each run: hours later something may go wrong, and what there is can be read until then.
-        told |= {"missing": [preset for preset in wanted if preset not in results]}
-        page = _write(told, chosen, size, results, out_dir)
+        bench = reproduction.Bench(run, step, built, references.load(screen, built, means), how)
+        changed = [*changes, *standing[name].changed]
+        results[name] = _measure(screen, bench, configs[name], wanted[name], changed)
+        in_order = {preset: results[preset] for preset in wanted if preset in results}
+        page = _write(told | {"missing": [p for p in wanted if p not in results]}, chosen, size, in_order, folder)
     if not json:
         screen.say(page.read_text(encoding="utf-8"))
-    screen.result(told | {"page": str(page)}, page)
+    screen.result(report.read(folder) | {"page": str(page)}, page)
 
 
-def _measure(screen: Screen, bench: Bench, config: Config, kinds: list[str], changes: list[str]) -> Result:
+def _measure(screen: Screen, bench: Bench, config: Config, kinds: list[str], changed: list[str]) -> Result:
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("measuring", total=bench.count * len(kinds))
+        task = progress.add_task("measuring", total=sum(bench.count(kind) for kind in kinds))
 
         def advance(kind: str, done: int) -> None:
             progress.update(task, description=kind, advance=done)
 
-        return bench.result(config, kinds, changes, advance)
+        return bench.result(config, kinds, changed, advance)
 
 
 def _write(
     told: dict[str, Any], chosen: list[tables.Table], scale: tables.Scale, results: dict[str, Result], folder: Path
 ) -> Path:
-    """Complete the report with the results there are, and write it with a contact sheet for each table."""
+    """Complete a report with the results there are, and write it with a contact sheet for each table."""
     from colddiff_core import images, reproduction
 
+    of_paper = told["protocol"] == "float"
     made = [table for table in chosen if any(part.preset_at(scale) in results for part in table.parts)]
-    told["tables"] = [reproduction.tabulate(table, scale, results) for table in made]
+    told["tables"] = [reproduction.tabulate(table, scale, results, is_papers=of_paper) for table in made]
     told["runs"] = [result.about for result in results.values()]
-    told["gaps"] = reproduction.gaps(told)
+    told["gaps"] = reproduction.gaps(told["tables"])
     for table in made:
         images.write(reproduction.contact_sheet(table, scale, results), folder / report.picture(table.name))
     return report.write(told, folder)
+
+
+def _name(chosen: list[tables.Table], scale: str, data_sets: str | None, *, uint8: bool) -> str:
+    """Return the name of the folder for these tables, so that no call writes over another's."""
+    words = ["+".join(table.name for table in chosen), scale]
+    words += [data_sets.replace(",", "+").replace(" ", "")] if data_sets else []
+    return "-".join([*words, *(["uint8"] if uint8 else [])])
 
 
 def _chosen_sets(named: str | None, chosen: list[tables.Table]) -> list[str]:
@@ -149,36 +177,60 @@ def _chosen_sets(named: str | None, chosen: list[tables.Table]) -> list[str]:
     return asked
 
 
-def _check_out(folder: Path) -> None:
-    """Refuse to write over a page that this command has not made."""
+def _check_out(folder: Path, chosen: list[tables.Table]) -> None:
+    """Refuse to write over what this command has not made."""
     page = folder / report.PAGE
-    if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(report.MARK):
-        raise UsageError(f"{page} is not a page of this command.", "Give another --out-dir, or move it.")
+    if page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(report.MARK):
+        return
+    for name in report.files(table.name for table in chosen):
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} is not of this command.", "Give another --out-dir, or move it.")
 
 
-def _standing(path: Path, config: Config, changes: list[str]) -> bool:
-    """Tell whether a run is trained to the end; raises UsageError where it is not one of the preset and the changes."""
+@dataclasses.dataclass(frozen=True)
+class _Standing:
+    """How far a run is: trained to its end or not, and what was changed that no preset says, in words."""
+
+    is_done: bool
+    changed: tuple[str, ...] = ()
+
+
+def _standing(path: Path, config: Config, changes: list[str]) -> _Standing:
+    """Return how far a run is; raises UsageError where it is not one of the preset and the changes."""
     if not (path / "run.toml").is_file():
         if path.exists():
             raise UsageError(f"{path} is not a run: it has no run.toml.", "Move it, or name another folder: --runs.")
-        return False
+        return _Standing(False)
     run = runs.Run(path)
     told = tables.differences(config, tuple(changes), run.config())
-    if told:
-        more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
-        what = f"{path} is not what {config.name} makes: {'; '.join(told[:TOLD])}{more}."
+    # A rate that was lowered on the way makes no other experiment of it, but must be told.
+    changed = tuple(f"train.lr={told[key].partition(',')[0]}" for key in told if key == "train.lr")
+    foreign = [f"{key} = {words}" for key, words in told.items() if key != "train.lr"]
+    if foreign:
+        more = f" and {len(foreign) - TOLD} more" if len(foreign) > TOLD else ""
+        what = f"{path} is not what {config.name} makes: {'; '.join(foreign[:TOLD])}{more}."
         raise UsageError(what, "Name another folder with --runs, or give --set as it was trained with.")
     saved = run.checkpoints()
-    return bool(saved) and runs.path_step(saved[-1]) >= config.train.steps
+    return _Standing(bool(saved) and runs.path_step(saved[-1]) >= config.train.steps, changed)
 
 
-def _check_data(configs: Collection[Config]) -> None:
-    """Load every data set's test images once, so that one that is not there is told before hours of training."""
+def _check_all(configs: list[tuple[Config, bool]]) -> None:
+    """Find what would fail after hours: settings that do not fit, data that are not there; each may be trained."""
+    import torch
+
     from colddiff_core import experiment
 
-    for config in {config.data: config for config in configs}.values():
-        opening.check_data_dir(config) if config.data.directory else None
-        experiment.load_images(config, "test")
+    sets: dict[tuple[DataConfig, Split], ImageSet] = {}
+    splits: tuple[Split, ...] = ("test", "train")
+    for config, is_done in configs:
+        trainings.check_names(config)
+        if config.data.directory:
+            opening.check_data_dir(config)
+        for split in splits[:1] if is_done else splits:
+            if (config.data, split) not in sets:
+                sets[config.data, split] = experiment.load_images(config, split)
+        test = sets[config.data, "test"]
+        experiment.build(config, test.channels, torch.device("cpu"), "test").try_out(test)
 
 
 def _train(screen: Screen, path: Path, config: Config, place: list[str], device: str) -> None:
@@ -192,18 +244,15 @@ def _train(screen: Screen, path: Path, config: Config, place: list[str], device:
         raise typer.Exit(130)
 
 
-def _circumstances(device: str, *, uint8: bool) -> dict[str, Any]:
-    """Return the command, the day, the machine and the versions."""
+def _circumstances(device: str) -> dict[str, str]:
+    """Return the day, the machine and the versions."""
     from colddiff_core import devices, experiment
 
-    versions = experiment.versions()
     chosen = devices.choose(device)
     return {
-        "command": shlex.join(["colddiff", *sys.argv[1:]]),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "hardware": devices.describe(chosen) + (f", {_processor()}" if chosen.type == "cpu" else ""),
-        "software": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "protocol": "uint8" if uint8 else "float",
+        "software": ", ".join(f"{name} {version}" for name, version in experiment.versions().items()),
     }
 
 
