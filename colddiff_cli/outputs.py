@@ -18,14 +18,22 @@ def picture(text: str) -> Path:
 def folder(text: str) -> Path:
     """Return the path that --out-dir names; raises UsageError where no pictures can be written below it."""
     path = _named(text, "--out-dir")
-    _check_folder(path, "another --out-dir")
+    check_folder(path, "another --out-dir")
     return path
 
 
 def run(text: str) -> Path:
     """Return the path that --out of `train` names; raises UsageError where no run can be made there."""
     path = _named(text, "--out")
-    _check_folder(path.parent, "another --out")
+    check_folder(path.parent, "another --out")
+    return path
+
+
+def runs(text: str) -> Path:
+    """Return the folder of runs that --runs names; raises UsageError where nothing could lie in it."""
+    path = _named(text, "--runs")
+    if os.path.lexists(path) and not path.is_dir():
+        raise UsageError(f"{path} is not a folder.", "Give another --runs.")
     return path
 
 
@@ -59,14 +67,14 @@ def _named(text: str, option: str) -> Path:
 
 
 def _check_place(path: Path, instead: str) -> None:
-    _check_folder(path.parent, instead)
+    check_folder(path.parent, instead)
     if path.is_dir():
         raise UsageError(f"{path} is a folder.", f"Name a picture in it, such as {path / 'picture.png'}.")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not an ordinary file.", f"Give {instead}, such as picture.png.")
 
 
-def _check_folder(path: Path, instead: str) -> None:
+def check_folder(path: Path, instead: str) -> None:
     """Raise UsageError where a folder can neither be written to nor made."""
     place = next((above for above in (path, *path.parents) if os.path.lexists(above)), Path())
     if not place.is_dir():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from colddiff_cli.screen import Screen
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError, counted, nearest
 
 if TYPE_CHECKING:
     from colddiff_core.classifier import Classifier
@@ -34,17 +34,22 @@ class Means:
     inception: Inception | None = None
 
 
+def check(features: str) -> None:
+    """Raise UsageError for features that there are none of."""
+    if features not in FEATURES:
+        raise UsageError(f"No features '{features}'.", nearest(features, FEATURES))
+
+
 def prepare(screen: Screen, features: str, weights: Path | None, device: str) -> Means:
     """Return what --features and --weights name, ready, so that what is missing is told before any work.
 
     Raises UsageError for names and files that are not there, MachineError for weights that cannot be fetched.
     """
-    if features not in FEATURES:
-        raise UsageError(f"No features '{features}'.", nearest(features, FEATURES))
+    check(features)
     if weights is not None and features != "inception":
         raise UsageError("--weights are Inception's.", "Add --features inception, or leave --weights out.")
     if weights is not None and not weights.is_file():
-        raise UsageError(f"No such file: {weights}.", "Check the path after --weights.")
+        raise UsageError(f"--weights '{weights}': no such file.", "Name a file of Inception's weights.")
     return Means(features, _inception(screen, weights, device) if features == "inception" else None)
 
 
@@ -63,6 +68,8 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     def train() -> ImageSet:
         return experiment.load_images(config, "train", built.channels)
 
+    if test.skipped:
+        screen.warn(f"left out {counted(test.skipped, 'test file')} that could not be read: other images are measured")
     perceptual = _perceptual(screen, built)
     if means.features == "none":
         return evaluation.Reference(test, train, perceptual=perceptual)
@@ -101,9 +108,9 @@ def explain(screen: Screen, reference: Reference, shown: Collection[str], *, is_
         of = "which class an image is of" if said["of"] == "classes" else f"by how many {said['of']} an image is turned"
         by = f"a small classifier, right about {of} in {said['accuracy']:.1%} of the test images"
     if told:
-        screen.say(f"{', '.join(told)}: by {by}")
+        screen.explain(f"{', '.join(told)}: by {by}")
     if names:
-        screen.say(f"{', '.join(names)}: to all {reference.target.count:,} test images")
+        screen.explain(f"{', '.join(names)}: to all {reference.target.count:,} test images")
     if is_scarce and names:
         screen.warn(f"{names[0]}: too few images for {features.size:,} features; it says little")
 

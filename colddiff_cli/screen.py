@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +23,19 @@ SHOWN = 4  # images on a terminal with room for them
 PROMPT_LINES = 4  # what a picture leaves to the text after it
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: whoever read the output has had enough, and the work is still wanted."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self.quiet = True
+
+
 class Screen:
     """Text for people on stdout, or on stderr where stdout is one JSON object."""
 
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
-        self.console = Console(stderr=is_json, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=is_json, highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 
@@ -38,6 +46,10 @@ class Screen:
     def say(self, text: str = "") -> None:
         """Print a line."""
         self.console.print(text, markup=False)
+
+    def explain(self, text: str) -> None:
+        """Print a sentence, broken between words where the terminal is narrower; nothing in it is to be copied."""
+        self.console.print(text, markup=False, soft_wrap=False)
 
     def warn(self, text: str) -> None:
         """Print a line that wants attention."""

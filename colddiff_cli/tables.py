@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from colddiff_core import tables
-
-if TYPE_CHECKING:
-    from colddiff_core.evaluation import Outcome
 
 Columns = Mapping[str, tuple[str, int]]  # label and digits, by the figure's name
 DISTANCES = dict.fromkeys(("fd", "fid", "kd", "kid"), ("{name}", 3))
@@ -22,6 +20,7 @@ DIVERSITY = {"fd": DISTANCES["fd"], "fid": DISTANCES["fid"], **LIKENESS, "classe
 COMPARED = {"rmse": METRICS["rmse"], "ssim": METRICS["ssim"], "fd": DISTANCES["fd"], "fid": DISTANCES["fid"]}
 COMPARED |= {"accuracy": ("accuracy", 3)} | DIVERSITY
 EVALUATED = METRICS | {"lpips": ("LPIPS", 3)} | DISTANCES
+REPRODUCED = {"rmse": METRICS["rmse"], "ssim": METRICS["ssim"], "fd": ("FD", 3), "fid": ("FID", 2)}
 COST = {"evaluations": ("steps", 0), "milliseconds": ("ms", 1)}
 PUBLISHED = {"rmse": ("paper RMSE", 3), "fid": ("paper FID", 2)}
 STYLES = {"better": "green", "worse": "red"}
@@ -34,23 +33,28 @@ def fidelity_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -
     return _table(title, rows, METRICS)
 
 
-def evaluation_table(
-    title: str, outcomes: Mapping[str, Outcome], names: Mapping[str, str], paper: Mapping[str, Mapping[str, float]]
-) -> Table:
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a kind of image came to: figures, their intervals, if they are too few for a FD, and the paper's figures."""
+
+    kind: str
+    figures: Mapping[str, Any]
+    intervals: Mapping[str, Any]
+    is_scarce: bool
+    paper: Mapping[str, float]
+
+
+def evaluation_table(title: str, rows: Mapping[str, Row], columns: Columns, names: Mapping[str, str]) -> Table:
     """Return a table of figures and half the width of their 95 % intervals, the paper's below each row with a verdict.
 
     names: what distances are called, by key. Of degraded images, which nobody restored, the difference is told instead.
     """
-    columns = measured({kind: outcome.figures for kind, outcome in outcomes.items()}, EVALUATED)
+    columns = measured({label: row.figures for label, row in rows.items()}, columns)
     table = _headed(title, _named(columns, names))
-    for kind, outcome in outcomes.items():
-        cells = [_with_interval(outcome, key, digits) for key, (_, digits) in columns.items()]
-        table.add_row(kind, *cells)
-        published = paper.get(kind, {})
-        if any(key in published for key in columns):
-            table.add_row(
-                Text("  paper", "dim"), *(_verdict(kind, outcome, key, published.get(key)) for key in columns)
-            )
+    for label, row in rows.items():
+        table.add_row(label, *(_with_interval(row, key, digits) for key, (_, digits) in columns.items()))
+        if any(key in row.paper for key in columns):
+            table.add_row(Text("  paper", "dim"), *(_verdict(row, key) for key in columns))
     return table
 
 
@@ -118,24 +122,23 @@ def _headed(title: str, columns: Columns) -> Table:
     return table
 
 
-def _with_interval(outcome: Outcome, key: str, digits: int) -> Text:
-    value, ends = outcome.figures.get(key), outcome.intervals.get(key)
+def _with_interval(row: Row, key: str, digits: int) -> Text:
+    value, ends = row.figures.get(key), row.intervals.get(key)
     text = Text(_cell(value, digits))
-    if outcome.is_scarce and key in FRECHET and value is not None:
+    if row.is_scarce and key in FRECHET and value is not None:
         text.append(SCARCE, "yellow")
     if ends is not None:
         text.append(f" ±{(ends[1] - ends[0]) / 2:.{digits}f}".replace("±0.", "±."), "dim")
     return text
 
 
-def _verdict(kind: str, outcome: Outcome, key: str, paper: float | None) -> Text:
-    value = outcome.figures.get(key)
-    if paper is None or value is None:
+def _verdict(row: Row, key: str) -> Text:
+    value, paper = row.figures.get(key), row.paper.get(key)
+    if not paper or value is None:
         return Text()
-    if kind == "degraded":
+    if row.kind == "degraded":
         return Text(f"{paper:g} {100 * (value / paper - 1):+.1f} %", "dim")
-    scarce = outcome.is_scarce
-    verdict = tables.verdicts(kind, outcome.figures, outcome.intervals, {key: paper}, is_scarce=scarce).get(key, "")
+    verdict = tables.verdicts(row.kind, row.figures, row.intervals, row.paper, is_scarce=row.is_scarce).get(key, "")
     return Text.assemble((f"{paper:g} ", "dim"), (verdict, STYLES.get(verdict, "dim")))
 
 

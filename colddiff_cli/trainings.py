@@ -76,6 +76,8 @@ def resume(screen: Screen, name: str, changes: list[str], device: str) -> Traine
     if step >= config.train.steps:
         remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
+    for damaged in found.damaged_checkpoints():
+        screen.warn(f"{damaged} is damaged; training goes on from step {step}")
     chosen = devices.choose(device)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)

@@ -6,6 +6,7 @@ without labels get a task that needs none: by how many quarter turns one was tur
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
+from colddiff_core.errors import MachineError
 from colddiff_core.files import whole
 
 FEATURES = 48  # below the number of test digits, so that a covariance of theirs has full rank
@@ -106,7 +108,7 @@ def load_or_train(
     """Return the classifier of a labelled data set, trained once and kept in `folder` with its accuracy.
 
     `accuracy` is the share of the test images it is right about. `progress` is told (step, steps) while it trains.
-    Raises MachineError where it cannot be kept.
+    Where it cannot be kept, it is trained anew every time.
     """
     assert train.labels is not None
     assert test.labels is not None
@@ -117,7 +119,7 @@ def load_or_train(
     if not _read(path, network):
         _train(network, train, device, progress)
         network.accuracy.fill_(_accuracy(network, test, device))
-        with whole(path) as draft:
+        with contextlib.suppress(MachineError), whole(path) as draft:  # it is of use without being kept
             safetensors.torch.save_file(network.cpu().state_dict(), draft)
     return network.to(device).eval()
 

@@ -33,8 +33,8 @@ def markdown(report: Record) -> str:
     when = "; ".join(sorted(", ".join(value for _, value in items) for items in measured))
     lines = [MARK, "", f"`{report['command']}`", "", f"Measured {when}.", ""]
     lines += [
-        "Written by this command alone. n: test images, drawn from the whole set, or generated ones; "
-        + ("degraded images are rounded to 8 bits. " if report["protocol"] == "uint8" else "")
+        "Written by this command alone. n: test images, drawn from the whole set, or generated ones. "
+        + ("Degraded images are rounded to 8 bits. " if report["protocol"] == "uint8" else "")
         + "One training a run. ± is half of the 95 % bootstrap interval over the images: it says nothing of how other "
         'trainings would differ. "same": the paper\'s figure lies in that interval. Of degraded images, which nobody '
         "restored, the difference is told: it shows how alike the tasks are.",
@@ -53,7 +53,9 @@ def markdown(report: Record) -> str:
         label, digits = (LABELS | DISTANCES)[gap["metric"]]
         figures = f"{label} {gap['ours']:.{digits}f}, {gap['paper']:g} in the paper ({gap['share']:.0%})"
         lines.append(f"- {gap['where']}: {figures}")
-    if not report["gaps"]:
+    for where in report["diverged"]:
+        lines.append(f"- {where}: not all pixels are numbers; the network has diverged.")
+    if not report["gaps"] and not report["diverged"]:
         lines.append("No figure is known to be behind the paper's.")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -103,7 +105,7 @@ def _value(row: Record, key: str, digits: int) -> str:
 
 def _paper(row: Record, key: str) -> str:
     paper, ours = row["paper"].get(key), row["metrics"].get(key)
-    if paper is None:
+    if not paper:
         return "-"
     if row["kind"] == "degraded" and ours is not None:
         return f"{paper:g}, {ours / paper - 1:+.1%}"
@@ -115,7 +117,8 @@ def _runs(abouts: Sequence[Record]) -> list[str]:
     head = ["run", "data", "training images", "T", "inputs", "parameters", "steps", "minutes", "weights"]
     body = []
     for about in abouts:
-        minutes = "-" if about["seconds"] is None else f"{about['seconds'] / 60:.0f}"
+        seconds = about["seconds"]
+        minutes = f"{seconds / 60:.0f}" if isinstance(seconds, int | float) else "-"
         changed = f" ({'; '.join(about['changed'])})" if about["changed"] else ""
         body.append(
             [
@@ -146,9 +149,9 @@ def _features(abouts: Sequence[Record]) -> list[str]:
             which += f", right about {of} in {features['accuracy']:.1%} of the test images of {size} px"
         line = f"- {features['name']}: of {features['size']:,} features to all {features['images']:,} test images"
         told.setdefault(features["sha256"], f"{line}; {which} (`{features['sha256'][:8]}`).")
-    return ["", *told.values()]
+    return ["", *told.values()] if told else []
 
 
 def _laid_out(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *body]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

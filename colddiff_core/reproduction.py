@@ -37,12 +37,11 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How runs are measured: how many test images are restored and how many are generated, a seed, whether degraded
-    images are rounded to 8 bits, how many at a time, and under which circumstances (date, hardware, software)."""
+    """How runs are measured: how many test images are restored and how many are generated, whether degraded images are
+    rounded to 8 bits, how many at a time, and under which circumstances (date, hardware, software)."""
 
     restored: int
     generated: int
-    seed: int
     is_8bit: bool
     batch_size: int
     circumstances: Mapping[str, str]
@@ -74,7 +73,7 @@ class Bench:
         records, pictures = {}, {}
         for kind in kinds:
             records[kind], pictures[kind] = self._measure(kind, functools.partial(progress, kind))
-        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(SHOWN))
+        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(min(SHOWN, self.how.restored)))
         return Result(config, self._about(changed), records, pictures)
 
     def _measure(self, kind: str, progress: Callable[[int], None]) -> tuple[Record, Tensor]:
@@ -82,10 +81,9 @@ class Bench:
         path = self.run.path / FOLDER / self._key(kind) / f"{kind.replace(' ', '-')}.json"
         picture = path.with_suffix(".png")
         known = _read(path)
-        if known is not None:
-            with contextlib.suppress(UsageError):
-                strip = images.read(picture, channels=self.built.channels)
-                return known, torch.stack(strip.split(self.built.config.data.size, dim=1))
+        shown = _read_strip(picture, self.built, min(SHOWN, self.count(kind)))
+        if known is not None and shown is not None:
+            return known, shown
         find = self._generated if kind in tables.GENERATED else self._restored
         outcome, details = find(kind, progress)
         record = {"metrics": outcome.figures, "intervals": outcome.intervals, "is_scarce": outcome.is_scarce}
@@ -109,8 +107,10 @@ class Bench:
             "size": config.data.size,
             "training_images": len(self.reference.train()),
             "test_images": len(self.reference.test),
+            "skipped": self.reference.test.skipped,
             "steps": self.step,
             "batch": train.batch_size * train.accumulate,
+            "seed": train.seed,
             "seconds": lines[-1].get("elapsed") if lines else None,
             "degradation_steps": self.built.operator.steps,
             "inputs": config.model.inputs + (", consistent" if config.model.consistent else ""),
@@ -130,7 +130,7 @@ class Bench:
             t=self.built.operator.steps,
             stride=config.sample.stride,
             count=self.count(kind),
-            seed=how.seed,
+            seed=config.train.seed,
             is_8bit=how.is_8bit,
             batch_size=how.batch_size,
             shown=SHOWN,
@@ -144,14 +144,21 @@ class Bench:
         source = generation.prepare(self.run, self.built, None, None, width)
         sampler = "fixed-noise" if kind == "fixed noise" else config.sample.sampler
         contender = Contender(kind, self.built, sampler, config.sample.stride, self.built.operator.steps, source)
-        common: dict[str, Any] = {"count": self.count(kind), "seed": self.how.seed, "shown": SHOWN, "described": 0}
+        common: dict[str, Any] = {"count": self.count(kind), "seed": config.train.seed, "shown": SHOWN, "described": 0}
         outcome = comparison.generate(contender, self.reference, progress=progress, **common)
         return outcome, {"noise": source.noise}
 
     def _key(self, kind: str) -> str:
         """Return a name for all that figures depend on: weights, images, how many, seed, features, the program."""
         how, config, reference = self.how, self.built.config, self.reference
-        parts = [self._weights, self.count(kind), how.seed, how.is_8bit, reference.test.digest(), reference.about()]
+        parts = [
+            self._weights,
+            self.count(kind),
+            config.train.seed,
+            how.is_8bit,
+            reference.test.digest(),
+            reference.about(),
+        ]
         parts += [reference.classifier.digest() if reference.classifier else None]
         parts += [str(part) for part in (config.model, config.sample, config.degradation)]
         parts += [self.built.device.type, __version__, str(torch.__version__), VERSION]
@@ -162,10 +169,28 @@ def _read(path: Path) -> Record | None:
     """Return a record that was kept; None where there is none, or none that is whole."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        intervals, measured = known["intervals"].values(), known["measured"].values()
+        is_whole = (
+            bool(known["metrics"])
+            and all(isinstance(value, float | int | list | None) for value in known["metrics"].values())
+            and all(ends is None or (len(ends) == 2 and all(type(end) is float for end in ends)) for ends in intervals)
+            and all(isinstance(words, str) for words in measured)
+            and type(known["n"]) is int
+            and type(known["is_scarce"]) is bool
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    wanted = {"metrics", "intervals", "is_scarce", "n", "measured"}
-    return known if isinstance(known, dict) and wanted <= known.keys() else None
+    return known if is_whole else None
+
+
+def _read_strip(path: Path, built: Experiment, count: int) -> Tensor | None:
+    """Return the images of a strip that was kept, one below the other; None where it is not what it should be."""
+    side = built.config.data.size
+    try:
+        strip = images.read(path, channels=built.channels)
+    except UsageError:
+        return None
+    return torch.stack(strip.split(side, dim=1)) if strip.shape[1:] == (side * count, side) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,3 +255,14 @@ def gaps(made: Sequence[Record]) -> list[Record]:
                 gap |= {"ours": ours, "paper": paper, "share": abs(ours - paper) / paper}
                 found.setdefault((row["preset"], row["kind"], metric), gap)
     return sorted(found.values(), key=lambda gap: -gap["share"])
+
+
+def diverged(made: Sequence[Record]) -> list[str]:
+    """Return the rows of tables whose images are not all of numbers."""
+    rows = ((table, row) for table in made for row in table["rows"])
+    named = (f"{table['title']}, {row['title']}, {row['kind']}" for table, row in rows if _is_diverged(row))
+    return list(dict.fromkeys(named))
+
+
+def _is_diverged(row: Record) -> bool:
+    return row["kind"] not in tables.GENERATED and row["metrics"].get("rmse") is None

@@ -295,6 +295,24 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
+def check_free(path: Path) -> None:
+    """Raise MachineError where a process trains the run now, or where this one may not."""
+    if not (path / "lock").exists():
+        return
+    with refusals(path):
+        descriptor = os.open(path / "lock", os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise _held(path) from None
+    finally:
+        os.close(descriptor)
+
+
+def _held(path: Path) -> MachineError:
+    return MachineError(f"{path} is being trained by another process.", "Wait for it, or stop it first.")
+
+
 def _hold(path: Path) -> int:
     """Lock the run for this process; the lock goes with the process, however it ends."""
     with refusals(path):
@@ -303,9 +321,10 @@ def _hold(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise MachineError(f"{path} is being trained by another process.", "Wait for it, or stop it first.") from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        raise _held(path) from None
+    with refusals(path):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
     return descriptor
 
 

@@ -7,6 +7,8 @@ import itertools
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,15 @@ def test_a_curve_over_severities(here, capsys):
     assert run(["eval", "--n", "12", "--by-severity"]) == 0
     assert "sampled RMSE" in " ".join(capsys.readouterr().out.split())
     assert "many t" in refused(capsys, "--by-severity", "--t", "3")
+    assert "no distances" in refused(capsys, "--by-severity", "--features", "inception")
+    assert "Did you mean 'inception'" in refused(capsys, "--by-severity", "--features", "incepton")
+
+
+def test_a_reader_who_has_had_enough_does_not_stop_the_work(here):
+    command = f"{sys.executable} -m colddiff_cli eval {here} --n 9 --features none | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_few_images_are_warned_of_beside_the_number(here, capsys):
@@ -135,7 +146,7 @@ def test_what_cannot_be_measured_is_told(here, capsys):
     assert "Did you mean 'inception'" in refused(capsys, "--features", "incepton")
     assert "Add --features inception" in refused(capsys, "--weights", "w.pth")
     pytest.importorskip("torch_fidelity")
-    assert "No such file: w.pth" in refused(capsys, "--features", "inception", "--weights", "w.pth")
+    assert "--weights 'w.pth': no such file" in refused(capsys, "--features", "inception", "--weights", "w.pth")
     told = refused(capsys, "--features", "inception", code=1)
     assert "weights-inception-2015-12-05-6726825d.pth" in told
     assert "Put that file into" in told
@@ -158,6 +169,9 @@ def test_a_run_whose_images_are_gone(in_folder, capsys):
     finish(make_trainer(in_folder / "runs" / "own", *settings))
     assert run(["eval", "--features", "none"]) == 0
     capsys.readouterr()
+    (in_folder / "photos" / "test" / "3.png").write_bytes(b"cut")
+    assert run(["eval", "--features", "none"]) == 0
+    assert "left out 1 test file that could not be read" in " ".join(capsys.readouterr().out.split())
     (in_folder / "photos").rename(in_folder / "moved")
     assert f"{in_folder / 'photos'}" in refused(capsys)
     assert run(["eval", "--features", "none", "--data-dir", "moved"]) == 0

@@ -28,8 +28,8 @@ SMALL = {
     "train.batch_size": "4",
     "train.checkpoint_every": "3",
     "train.sample_every": "0",
-    "degradation.steps": "4",
 }
+SETTINGS = hashlib.blake2b("\n".join(sorted(f"{k}={v}" for k, v in SMALL.items())).encode(), digest_size=3).hexdigest()
 CHANGES = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
@@ -144,7 +144,7 @@ def test_a_table_is_trained_measured_written_and_gone_on_with(command, capsys):
             assert sheet.width > 4 * 64
     for row in first["rows"]:
         assert f"{row['metrics']['rmse']:.4f} ±" in page
-    assert Path(told["page"]) == Path("reproduced/table1+table6-small-cifar10/tables.md")
+    assert Path(told["page"]) == Path(f"reproduced/table1+table6-small-cifar10-n10-{SETTINGS}/tables.md")
     assert told.items() >= json.loads(Path(told["page"]).with_suffix(".json").read_text()).items()
 
     # Again: nothing is trained or measured anew. Then from a checkpoint, and with a kind lost.
@@ -154,7 +154,10 @@ def test_a_table_is_trained_measured_written_and_gone_on_with(command, capsys):
     assert json.loads(capsys.readouterr().out)["tables"] == told["tables"]
     assert {path: path.stat().st_mtime_ns for path in trained.path.rglob("*.json*")} == before
     shutil.rmtree(trained.newest_checkpoint())
-    next(trained.path.glob("reproduced/*/direct.json")).write_text("{")
+    kept = {path.stem: path for path in trained.path.glob("reproduced/*/*.json")}
+    kept["direct"].write_text("{")
+    kept["naive"].write_text(kept["naive"].read_text().replace('"rmse": 0', '"rmse": "0'))
+    kept["degraded"].with_suffix(".png").write_bytes(kept["direct"].with_suffix(".png").read_bytes()[:99])
     assert run(command("table1", "table6", "--json")) == 0
     again = json.loads(capsys.readouterr().out)["tables"]
     assert [event["event"] for event in trained.events()].count("resumed") == 1
@@ -177,6 +180,53 @@ def test_rows_without_a_finished_run_can_be_left_out(command, capsys):
     assert told["tables"][0]["rows"][1]["verdicts"] == {}, "the paper measured something else"
 
 
+def test_finished_runs_know_where_their_images_are_and_few_images_will_do(command, capsys):
+    assert run(command("table3")) == 0
+    capsys.readouterr()
+    given = ["--datasets", "cifar10", *CHANGES, "--no-train", "--json"]
+    for n in (1, 5):
+        assert run(["reproduce", "table3", *given, "--n", str(n), "--features", "none"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["tables"][0]["rows"][0]["n"] == n
+    other = [*given, "--n", "5", "--features", "none", "--seed", "3", "--runs", "runs"]
+    assert run(["reproduce", "table3", *other]) == 2, "the run has another seed"
+
+
+def test_reproduce_and_eval_agree_on_every_figure(command, pictures, capsys):
+    assert run(command("table2", "--json", "--set", "train.seed=5")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert run(["eval", "--n", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert told["runs"][0]["seed"] == found["seed"] == 5
+    for row in told["tables"][0]["rows"]:
+        for metric in ("rmse", "ssim", "psnr", "fd"):
+            assert row["metrics"][metric] == found["metrics"][row["kind"]][metric]
+            assert row["intervals"][metric] == found["intervals"][row["kind"]][metric]
+
+
+def test_no_verdict_on_what_the_paper_did_not_measure(command, capsys):
+    for change in ("sample.stride=2", "degradation.steps=2"):
+        assert run(command("table3", "--json", "--runs", change, "--set", change)) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["gaps"] == []
+        assert {str(row["paper"]) for row in told["tables"][0]["rows"]} == {"{}"}
+
+
+def test_a_diverged_network_is_no_good_news(command, capsys):
+    assert run(command("table3")) == 0
+    newest = runs.Run(Path("runs/cifar10-pixelate-small")).newest_checkpoint() / "ema.safetensors"
+    state = safetensors.torch.load(newest.read_bytes())
+    safetensors.torch.save_file({key: torch.full_like(value, torch.nan) for key, value in state.items()}, newest)
+    capsys.readouterr()
+    assert run(command("table3", "--json")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["diverged"] == ["Superresolution, CIFAR-10, 16 px, direct", "Superresolution, CIFAR-10, 16 px, sampled"]
+    assert "the network has diverged" in Path(told["page"]).read_text()
+    assert "No figure is known to be behind" not in Path(told["page"]).read_text()
+    assert run(["eval", "--n", "9"]) == 0
+    assert "direct: not all pixels are numbers" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, capsys, pictures):
     def refused(*words: str) -> str:
         assert run(list(words)) == 2
@@ -194,7 +244,7 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, c
     )
     assert "No features 'incepton'" in refused("reproduce", "table1", "--features", "incepton")
     assert "table4 is of generated ones" in refused("reproduce", "table1", "table4", "--uint8")
-    assert "halved" in refused(*command("table1", "table3"), "--set", "data.size=14"), (
+    assert "halved" in refused(*command("table1", "table3"), "--set", "degradation.steps=5"), (
         "told of the last before the first"
     )
     for name in ("tables.md", "tables.json", "table1.png"):
@@ -204,12 +254,33 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, c
         assert f"{mine} is not of this command" in refused(*command("table1"), "--out-dir", "mine")
         assert mine.read_text() == "my notes"
         mine.unlink()
-    Path("runs/cifar10-blur-small").mkdir(parents=True)
+    assert "Name it with --data-dir" in refused(*command("table1"), "--set", "data.directory=x")
+    assert "no row of the paper's" in refused(*command("table1"), "--set", "data.dataset=digits")
+    Path("file").touch()
+    assert "is not a folder" in refused(*command("table1"), "--runs", "file")
+    assert "is empty" in refused(*command("table1"), "--runs", "")
+    Path("runs").mkdir()
+    Path("runs/cifar10-blur-small").symlink_to("nowhere")
+    assert "it has no run.toml" in refused(*command("table1"))
+    Path("runs/cifar10-blur-small").unlink()
+    Path("runs/cifar10-blur-small").mkdir()
     assert "it has no run.toml" in refused(*command("table1"))
     Path("runs/cifar10-blur-small").rmdir()
     other = presets.load("cifar10-blur-small", ["train.clip=0.5"])
     runs.create(Path("runs/cifar10-blur-small"), other, {}).close()
     assert "train.clip = 0.5, not 1.0" in refused("reproduce", "table1", "--data-dir", str(pictures))
+    # The last row's run is being trained by another process, or is damaged: told before the first is trained.
+    last = Path("runs/cifar10-pixelate-small")
+    shutil.rmtree("runs/cifar10-blur-small")
+    config = presets.load(last.name, [f"{key}={value}" for key, value in SMALL.items()])
+    trainer = runs.create(last, config, {})
+    assert run(command("table1", "table3")) == 1
+    assert "is being trained by another process" in capsys.readouterr().err
+    trainer.close()
+    (last / "checkpoints" / "step-000006").mkdir()
+    assert run(command("table1", "table3")) == 2
+    assert f"Move {last} away" in capsys.readouterr().err
+    assert not Path("runs/cifar10-blur-small").exists()
 
 
 def test_a_rate_lowered_on_the_way_is_told_and_a_run_that_is_read_only_is_measured(command, capsys, monkeypatch):
@@ -233,6 +304,9 @@ def test_a_rate_lowered_on_the_way_is_told_and_a_run_that_is_read_only_is_measur
     told = json.loads(capsys.readouterr().out)
     assert told["runs"][0]["changed"][-1] == "train.lr=0.0005"
     assert told["tables"][0]["rows"][2]["metrics"]["rmse"] > 0
+    found.config_file.write_text(found.config_file.read_text().replace("lr = 0.0005", "lr = 0.9"))
+    assert run(command("table3")) == 2
+    assert "train.lr = 0.9, not 0.001" in capsys.readouterr().err
 
 
 def test_fid_is_measured_with_weights_of_ones_own_and_their_hash_recorded(command, pictures, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,12 +10,12 @@ from rich.progress import Progress
 
 from colddiff_cli import opening, options, plots, references
 from colddiff_cli.screen import Screen
-from colddiff_cli.tables import EVALUATED, evaluation_table, measured, severity_table
+from colddiff_cli.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_core import runs, tables
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
-    from colddiff_core.evaluation import Reference
+    from colddiff_core.evaluation import Outcome, Reference
     from colddiff_core.experiment import Experiment
 
 DEFAULT_IMAGES = 1000
@@ -47,6 +48,9 @@ def evaluate(
     screen = Screen(json)
     if by_severity and t is not None:
         raise UsageError("--by-severity measures at many t.", "Leave --t out, or --by-severity.")
+    references.check(features)
+    if by_severity and (features == "inception" or weights is not None):
+        raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
     found = runs.find(run)
     overrides = tuple(options.data_override(data_dir))
     config = found.config(overrides)
@@ -63,37 +67,51 @@ def evaluate(
     count = min(n, len(reference.test))
     common: dict[str, Any] = {"count": count, "seed": config.train.seed if seed is None else seed}
     common |= {"stride": pace, "batch_size": batch_size, "is_8bit": uint8}
-    protocol = "uint8" if uint8 else "float"
+    at_stride = "" if pace == config.sample.stride else f", stride {pace}"
     rounded = ", degraded images rounded to 8 bits" if uint8 else ""
-    what = (
-        f"{found.path}, step {step}: {counted(count, 'test image')} of {reference.title(config.data.dataset)}{rounded}"
-    )
-    told = {"run": str(found.path), "step": step, "n": count, "seed": common["seed"], "protocol": protocol}
+    data = reference.title(config.data.dataset)
+    what = f"{found.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
+    told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": common["seed"]}
+    told |= {"protocol": "uint8" if uint8 else "float"}
     if by_severity:
-        rows = _curve(screen, built, reference, common)
-        columns = list(rows[0]["metrics"])
-        plots.show_severities(screen, rows, columns)
-        screen.show(severity_table(what, rows, columns))
-        screen.result(told | {"by_severity": rows})
+        curve = _curve(screen, built, reference, common)
+        columns = list(curve[0]["metrics"])
+        plots.show_severities(screen, curve, columns)
+        screen.show(severity_table(what, curve, columns))
+        screen.result(told | {"by_severity": curve})
         return
     outcomes = _measure(screen, built, reference, severity, common)
     is_papers = severity == last and pace == 1 and not uint8
     paper = {kind: tables.published(config, kind) for kind in outcomes} if is_papers else {}
-    screen.show(evaluation_table(f"{what} at t = {severity}", outcomes, references.labels(reference), paper))
-    figures = outcomes["direct"].figures
-    screen.say("±: half of the 95 % bootstrap interval over the images")
-    references.explain(screen, reference, measured({"": figures}, EVALUATED), is_scarce=outcomes["direct"].is_scarce)
-    if any(paper.values()):
-        screen.say(f"paper: {config.paper['source']}; same: it lies in our interval")
-        if "note" in config.paper:
-            screen.say(config.paper["note"])
-        fids = ", ".join(f"{kind} {figures['fid']:g}" for kind, figures in paper.items() if "fid" in figures)
-        if fids and "fid" not in figures:
-            screen.say(f"the paper's FID, of Inception's features and not to be held against these: {fids}")
+    rows = {
+        kind: Row(kind, outcome.figures, outcome.intervals, outcome.is_scarce, paper.get(kind, {}))
+        for kind, outcome in outcomes.items()
+    }
+    screen.show(evaluation_table(f"{what} at t = {severity}", rows, EVALUATED, references.labels(reference)))
+    _explain(screen, reference, outcomes, config.paper if any(paper.values()) else {})
     metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
-    told |= {"t": severity, **reference.about(), "is_scarce": outcomes["direct"].is_scarce}
+    told |= {"t": severity, **reference.about(), "is_scarce": outcomes["degraded"].is_scarce}
     intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
     screen.result(told | {"metrics": metrics, "intervals": intervals, "paper": paper})
+
+
+def _explain(screen: Screen, reference: Reference, outcomes: Mapping[str, Outcome], paper: Mapping[str, Any]) -> None:
+    """Say what the table's figures are, what is wrong with them, and whose the paper's are."""
+    figures = measured({kind: outcome.figures for kind, outcome in outcomes.items()}, EVALUATED)
+    if any(ends for outcome in outcomes.values() for ends in outcome.intervals.values()):
+        screen.explain("±: half of the 95 % bootstrap interval over the images")
+    references.explain(screen, reference, figures, is_scarce=outcomes["degraded"].is_scarce)
+    for kind, outcome in outcomes.items():
+        if outcome.figures["rmse"] is None:
+            screen.warn(f"{kind}: not all pixels are numbers; the network has diverged")
+    if not paper:
+        return
+    screen.explain(f"paper: {paper['source']}; same: it lies in our interval")
+    if "note" in paper:
+        screen.explain(paper["note"])
+    fids = ", ".join(f"{kind} {paper[kind]['fid']:g}" for kind in outcomes if "fid" in paper.get(kind, {}))
+    if fids and "fid" not in figures:
+        screen.explain(f"the paper's FID, of Inception's features and not to be held against these: {fids}")
 
 
 def _measure(screen: Screen, built: Experiment, reference: Reference, t: int, common: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
+import os
 import platform
 import shlex
 import sys
@@ -15,6 +17,7 @@ from rich.progress import Progress
 
 from colddiff_cli import opening, options, outputs, references, trainings
 from colddiff_cli.screen import Screen
+from colddiff_cli.tables import REPRODUCED, Row, evaluation_table
 from colddiff_core import presets, report, runs, tables
 from colddiff_core.errors import UsageError, nearest
 from colddiff_core.presets import Config, DataConfig
@@ -46,7 +49,13 @@ def reproduce(
         str | None, typer.Option("--datasets", help="The rows of these alone, as mnist,cifar10.", metavar="NAMES")
     ] = None,
     root: Annotated[
-        Path, typer.Option("--runs", help="Where the runs are, and are trained where absent.", metavar="DIR")
+        Path,
+        typer.Option(
+            "--runs",
+            help="Where the runs are, and are trained where absent.",
+            parser=outputs.runs,
+            metavar="DIR",
+        ),
     ] = runs.ROOT,
     no_train: Annotated[bool, typer.Option("--no-train", help="Leave out rows without a finished run.")] = False,
     out_dir: Annotated[
@@ -83,13 +92,15 @@ def reproduce(
     size: tables.Scale = "small" if scale == "small" else "paper"
     if uint8 and any(part.is_generated for table in chosen for part in table.parts):
         raise UsageError("--uint8 is for restored images, and table4 is of generated ones.", "Leave one of them out.")
+    _check_changes(overrides or [])
     changes = [*(overrides or []), *([f"train.seed={seed}"] if seed is not None else [])]
     place = options.data_override(data_dir)
     wanted = tables.plan(chosen, size, _chosen_sets(data_sets, chosen))
     configs = {name: presets.load(name, [*changes, *place]) for name in wanted}
-    folder = out_dir or Path("reproduced") / _name(chosen, scale, data_sets, uint8=uint8)
+    asked = {"uint8": uint8, "n": n, "seed": seed, "set": sorted(overrides or []), "features": features}
+    folder = out_dir or Path("reproduced") / _name(chosen, scale, data_sets, asked)
     _check_out(folder, chosen)
-    standing = {name: _standing(root / name, config, changes) for name, config in configs.items()}
+    standing = {name: _standing(root / name, config, changes, place) for name, config in configs.items()}
     missing = [name for name in configs if no_train and not standing[name].is_done]
     for name in missing:
         screen.warn(f"{root / name} is not a finished run; its rows are left out")
@@ -97,7 +108,11 @@ def reproduce(
     if not configs:
         raise UsageError(f"No run in {root} is finished.", "Leave --no-train out, or name another --runs.")
     means = references.prepare(screen, features, weights, device)
-    _check_all([(config, standing[name].is_done) for name, config in configs.items()])
+    for name in configs:
+        if not standing[name].is_done:
+            outputs.check_folder(root / name, "another --runs")
+            runs.check_free(root / name)
+    _check_all([standing[name] for name in configs])
 
     from colddiff_core import reproduction
 
@@ -105,13 +120,14 @@ def reproduce(
     how = reproduction.Measurement(
         restored=n or (FEW if size == "small" else sys.maxsize),
         generated=n or (FEW if size == "small" else MANY),
-        seed=seed or 0,
         is_8bit=uint8,
         batch_size=batch_size,
         circumstances=circumstances,
     )
     told: dict[str, Any] = {"command": shlex.join(["colddiff", *sys.argv[1:]]), "scale": scale}
     told |= {"protocol": "uint8" if uint8 else "float"} | circumstances
+    # Of another severity, or sampled in another way, the paper has no figures.
+    is_papers = not uint8 and not any(change.strip().startswith(("degradation.", "sample.")) for change in changes)
     results: dict[str, Result] = {}
     # What is trained is measured first, so that the page is never poorer than it could be for long.
     for number, name in enumerate(sorted(configs, key=lambda name: not standing[name].is_done), start=1):
@@ -124,10 +140,13 @@ def reproduce(
         changed = [*changes, *standing[name].changed]
         results[name] = _measure(screen, bench, configs[name], wanted[name], changed)
         in_order = {preset: results[preset] for preset in wanted if preset in results}
-        page = _write(told | {"missing": [p for p in wanted if p not in results]}, chosen, size, in_order, folder)
-    if not json:
-        screen.say(page.read_text(encoding="utf-8"))
-    screen.result(report.read(folder) | {"page": str(page)}, page)
+        told["missing"] = [preset for preset in wanted if preset not in results]
+        made = [table for table in chosen if any(part.preset_at(size) in results for part in table.parts)]
+        told["tables"] = [reproduction.tabulate(table, size, in_order, is_papers=is_papers) for table in made]
+        page = _write(told, made, size, in_order, folder)
+    written = report.read(folder)
+    _show(screen, written)
+    screen.result(written | {"page": str(page)}, page)
 
 
 def _measure(screen: Screen, bench: Bench, config: Config, kinds: list[str], changed: list[str]) -> Result:
@@ -140,27 +159,44 @@ def _measure(screen: Screen, bench: Bench, config: Config, kinds: list[str], cha
         return bench.result(config, kinds, changed, advance)
 
 
+def _show(screen: Screen, made: dict[str, Any]) -> None:
+    """Show the tables of a report; the page has more."""
+    for table in made["tables"]:
+        rows = {
+            f"{row['title']} {row['kind']}": Row(
+                row["kind"], row["metrics"], row["intervals"], row["is_scarce"], row["paper"]
+            )
+            for row in table["rows"]
+        }
+        screen.show(evaluation_table(f"{table['title']} ({table['numbers']})", rows, REPRODUCED, {}))
+        screen.say()
+
+
 def _write(
-    told: dict[str, Any], chosen: list[tables.Table], scale: tables.Scale, results: dict[str, Result], folder: Path
+    told: dict[str, Any], made: list[tables.Table], scale: tables.Scale, results: dict[str, Result], folder: Path
 ) -> Path:
     """Complete a report with the results there are, and write it with a contact sheet for each table."""
     from colddiff_core import images, reproduction
 
-    of_paper = told["protocol"] == "float"
-    made = [table for table in chosen if any(part.preset_at(scale) in results for part in table.parts)]
-    told["tables"] = [reproduction.tabulate(table, scale, results, is_papers=of_paper) for table in made]
     told["runs"] = [result.about for result in results.values()]
     told["gaps"] = reproduction.gaps(told["tables"])
+    told["diverged"] = reproduction.diverged(told["tables"])
     for table in made:
         images.write(reproduction.contact_sheet(table, scale, results), folder / report.picture(table.name))
     return report.write(told, folder)
 
 
-def _name(chosen: list[tables.Table], scale: str, data_sets: str | None, *, uint8: bool) -> str:
-    """Return the name of the folder for these tables, so that no call writes over another's."""
-    words = ["+".join(table.name for table in chosen), scale]
-    words += [data_sets.replace(",", "+").replace(" ", "")] if data_sets else []
-    return "-".join([*words, *(["uint8"] if uint8 else [])])
+def _name(chosen: list[tables.Table], scale: str, data_sets: str | None, asked: dict[str, Any]) -> str:
+    """Return the name of the folder for these tables, so that no request writes over another's page."""
+    of_tables = [name for name in tables.names() if name in {table.name for table in chosen}]
+    words = ["+".join(of_tables), scale]
+    words += ["+".join(sorted({word.strip() for word in data_sets.split(",")}))] if data_sets else []
+    words += ["uint8"] if asked["uint8"] else []
+    words += [asked["features"]] if asked["features"] != "classifier" else []
+    words += [f"{key}{asked[key]}" for key in ("n", "seed") if asked[key] is not None]
+    if asked["set"]:
+        words.append(hashlib.blake2b("\n".join(asked["set"]).encode(), digest_size=3).hexdigest())
+    return "-".join(words)
 
 
 def _chosen_sets(named: str | None, chosen: list[tables.Table]) -> list[str]:
@@ -187,46 +223,68 @@ def _check_out(folder: Path, chosen: list[tables.Table]) -> None:
             raise UsageError(f"{folder / name} is not of this command.", "Give another --out-dir, or move it.")
 
 
+def _check_changes(overrides: list[str]) -> None:
+    """Refuse settings that would make other rows of a table's rows."""
+    for change in overrides:
+        key = change.partition("=")[0].strip()
+        if key in ("data.directory", "data.second_directory"):
+            raise UsageError(f"--set {change}: the data of all rows lie in one folder.", "Name it with --data-dir.")
+        if key in ("data.dataset", "data.second", "degradation.name"):
+            raise UsageError(f"--set {change}: that would be no row of the paper's.", "Train such a run by itself.")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Standing:
-    """How far a run is: trained to its end or not, and what was changed that no preset says, in words."""
+    """How far a run is: its configuration, or the preset's where it is yet to be trained; whether it is trained to its
+    end; and what was changed that no preset says, in words."""
 
+    config: Config
     is_done: bool
     changed: tuple[str, ...] = ()
 
 
-def _standing(path: Path, config: Config, changes: list[str]) -> _Standing:
+def _standing(path: Path, config: Config, changes: list[str], place: list[str]) -> _Standing:
     """Return how far a run is; raises UsageError where it is not one of the preset and the changes."""
     if not (path / "run.toml").is_file():
-        if path.exists():
+        if os.path.lexists(path):
             raise UsageError(f"{path} is not a run: it has no run.toml.", "Move it, or name another folder: --runs.")
-        return _Standing(False)
+        return _Standing(config, False)
     run = runs.Run(path)
-    told = tables.differences(config, tuple(changes), run.config())
+    own = run.config(tuple(place))
+    told = tables.differences(config, tuple(changes), own)
+    changed = []
     # A rate that was lowered on the way makes no other experiment of it, but must be told.
-    changed = tuple(f"train.lr={told[key].partition(',')[0]}" for key in told if key == "train.lr")
-    foreign = [f"{key} = {words}" for key, words in told.items() if key != "train.lr"]
-    if foreign:
-        more = f" and {len(foreign) - TOLD} more" if len(foreign) > TOLD else ""
-        what = f"{path} is not what {config.name} makes: {'; '.join(foreign[:TOLD])}{more}."
+    is_free = not any(change.strip().startswith("train.lr=") for change in changes)
+    if "train.lr" in told and own.train.lr < config.train.lr and is_free:
+        del told["train.lr"]
+        changed.append(f"train.lr={own.train.lr:g}")
+    if told:
+        words = [f"{key} = {how}" for key, how in told.items()]
+        more = f" and {len(words) - TOLD} more" if len(words) > TOLD else ""
+        what = f"{path} is not what {config.name} makes: {'; '.join(words[:TOLD])}{more}."
         raise UsageError(what, "Name another folder with --runs, or give --set as it was trained with.")
     saved = run.checkpoints()
-    return _Standing(bool(saved) and runs.path_step(saved[-1]) >= config.train.steps, changed)
+    if run.damaged_checkpoints() and not saved:
+        what = f"{run.damaged_checkpoints()[-1]} is damaged, and no other checkpoint is whole."
+        raise UsageError(what, f"Move {path} away: the same command trains it anew.")
+    is_done = bool(saved) and runs.path_step(saved[-1]) >= config.train.steps
+    return _Standing(own, is_done, tuple(changed))
 
 
-def _check_all(configs: list[tuple[Config, bool]]) -> None:
-    """Find what would fail after hours: settings that do not fit, data that are not there; each may be trained."""
+def _check_all(standing: list[_Standing]) -> None:
+    """Find what would fail after hours: settings that do not fit, data that are not there."""
     import torch
 
     from colddiff_core import experiment
 
     sets: dict[tuple[DataConfig, Split], ImageSet] = {}
     splits: tuple[Split, ...] = ("test", "train")
-    for config, is_done in configs:
+    for run in standing:
+        config = run.config
         trainings.check_names(config)
         if config.data.directory:
             opening.check_data_dir(config)
-        for split in splits[:1] if is_done else splits:
+        for split in splits[:1] if run.is_done else splits:
             if (config.data, split) not in sets:
                 sets[config.data, split] = experiment.load_images(config, split)
         test = sets[config.data, "test"]
