@@ -165,6 +165,7 @@ def restore(
         x = x_t
         if sampler is not None:
             way: dict[str, Any] = {"sampler": sampler, "stride": stride, "seed": seed, "numbers": numbers}
+            way["bits"] = PHOTOGRAPH_BITS if is_8bit else experiment.bits
             if not clock.images:  # tables, memory and kernels are made ready when first needed: not on the clock
                 next(experiment.restore(x_t, t, frozen, **way))
             x = clock.finish(experiment.restore(x_t, t, frozen, **way))

@@ -7,6 +7,7 @@ import functools
 import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,11 @@ class Experiment:
     device: torch.device
     second: datasets.ImageSet | None = None
 
+    @property
+    def bits(self) -> int:
+        """Return what `degrade` rounds to, 0 for not at all."""
+        return self.config.degradation.quantize
+
     def observe(self, x_t: Tensor, generator: Generators) -> Tensor:
         """Return what the network gets to see of x_t: under white noise or rounded, where the preset says so."""
         settings = self.config.degradation
@@ -58,17 +64,20 @@ class Experiment:
         stride: int,
         seed: int,
         numbers: Iterable[int],
+        bits: int,
         labels: Tensor | None = None,
     ) -> Iterator[Step]:
         """Take images x_t back to x_0, step by step; `numbers` are theirs, for samplers that draw.
 
+        bits: what x_t was rounded to, as `sampling.sample` takes it: this experiment's `bits` where `degrade` made x_t.
         labels: (B,) int64 for a conditional network, None for no known class. White noise that x_t carries by
         `degradation.dither` is carried through by the steps and left out of the last one, for it is not of x_0.
         Raises UsageError as `sampling.sample` does.
         """
         restore = functools.partial(self.restorer, labels=labels)
         noise = seeds.image_generators(seed, numbers, "sampler")
-        steps = sampling.sample(restore, self.operator, x_t, t, frozen, sampler=sampler, stride=stride, generator=noise)
+        way: dict[str, Any] = {"sampler": sampler, "stride": stride, "generator": noise, "bits": bits}
+        steps = sampling.sample(restore, self.operator, x_t, t, frozen, **way)
         return _without_dither(steps) if self.config.degradation.dither else steps
 
     def with_network(self, unet: nn.Module) -> Experiment:

@@ -114,6 +114,7 @@ class Generator:
                 stride=stride,
                 seed=seed,
                 numbers=noises(numbers),
+                bits=0,
                 labels=labels,
             )
             return Batch(first, min(self.batch_size, count - first), here, steps)

@@ -149,6 +149,14 @@ def quantize(x: Tensor, bits: int) -> Tensor:
     return ((x + 1) * (levels / 2)).round().clamp(0, levels) / (levels / 2) - 1
 
 
+def dequantize(x: Tensor, guess: Tensor, bits: int) -> Tensor:
+    """Return the values nearest to `guess` that round to x, pictures of 2^bits levels in [-1, 1]; bits = 0 gives x."""
+    if bits == 0:
+        return x
+    half = 1 / (2**bits - 1)
+    return torch.minimum(torch.maximum(guess, x - half), x + half)
+
+
 def to_pillow(x: Tensor) -> Image.Image:
     """Return one picture (C, H, W), C = 1 or 3, in [-1, 1] as a Pillow image."""
     pixels = to_bytes(x).cpu().numpy()

@@ -161,6 +161,8 @@ class Bench:
         ]
         parts += [reference.classifier.digest() if reference.classifier else None]
         parts += [str(part) for part in (config.model, config.sample, config.degradation)]
+        if self.built.bits or how.is_8bit:
+            parts.append("dequantized start")
         parts += [self.built.device.type, __version__, str(torch.__version__), VERSION]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
 

@@ -19,6 +19,7 @@ from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_normal
 from colddiff_core.degradations.mixture import FrozenMixture, Mixture, Noise
 from colddiff_core.errors import UsageError, nearest
+from colddiff_core.images import dequantize
 
 Restore = Callable[[Tensor, int, Any], Tensor]
 
@@ -152,6 +153,7 @@ def sample(
     sampler: str = "tacos",
     stride: int = 1,
     generator: Generators = None,
+    bits: int = 0,
 ) -> Iterator[Step]:
     """Take x_t back to x_0 and yield every step; the last one's `x` is the result.
 
@@ -159,12 +161,16 @@ def sample(
     x0_hat where x_s tells it (Bansal et al. 2022, section 5.1), so `frozen` need not know it; "fixed-noise"
     keeps to `frozen`. `generator`, one for the batch or one for each image, is what "ddpm" draws from.
 
+    bits: what x_t was rounded to, 0 for not at all. Half a level is then all that x_t tells its values to, and they are
+    taken from D(x0_hat, t) as far as that rounds to x_t: Algorithm 2 would carry the rounding through every step, and
+    R read it as the picture where the operator leaves little of it (docs/decisions/010-rounded-inputs.md).
+
     Shapes: x_t (B, C, H, W) float32 in [-1, 1]; all arithmetic is float32.
     Raises UsageError for an unknown sampler or one that does not suit the operator, a severity outside
     1..steps or a stride below 1.
     """
     check(sampler, op, min(stride, op.steps), t)
-    return _steps(restore, op, x_t, t, frozen, SAMPLERS[sampler], stride, generator)
+    return _steps(restore, op, x_t, t, frozen, SAMPLERS[sampler], stride, generator, bits)
 
 
 @torch.no_grad()
@@ -177,10 +183,13 @@ def _steps(
     update: Update,
     stride: int,
     generator: Generators,
+    bits: int,
 ) -> Iterator[Step]:
     severities = [t, 0] if update.is_single else [*range(t, 0, -stride), 0]
     for index, (s, r) in enumerate(itertools.pairwise(severities), start=1):
         x0_hat = restore(x, s, frozen)
+        if index == 1 and bits:
+            x = dequantize(x, op(x0_hat, s, frozen), bits)
         if update.is_estimating:
             frozen = op.reestimate(x, x0_hat, s, frozen)
         x = update.apply(Move(op, x, x0_hat, s, r, frozen, generator))

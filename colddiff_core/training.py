@@ -295,7 +295,14 @@ class Trainer:
         columns, figures = {"degraded": x_t}, {}
         for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
             steps = averaged.restore(
-                x_t, t, frozen, sampler=sampler, stride=settings.stride, seed=seed, numbers=numbers
+                x_t,
+                t,
+                frozen,
+                sampler=sampler,
+                stride=settings.stride,
+                seed=seed,
+                numbers=numbers,
+                bits=experiment.bits,
             )
             columns[name] = final(self._alive(steps))
         for name, stack in columns.items():

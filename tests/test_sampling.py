@@ -11,6 +11,7 @@ from torch import Tensor
 from colddiff_core import degradations, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.errors import UsageError
+from colddiff_core.images import dequantize, quantize
 from colddiff_core.sampling import SAMPLERS, final, sample
 
 
@@ -181,3 +182,24 @@ def test_bad_requests_are_refused_before_anything_runs(values, words):
     with pytest.raises(UsageError) as refusal:
         sample(lambda x, t, f: x, op, batch(), **request)
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["mask", "blur", "pixelate"])
+def test_a_perfect_restorer_brings_images_back_from_rounded_ones(name):
+    op = degradations.build(name, steps=3)
+    x0 = torch.rand(4, 3, 16, 16, generator=seeds.generator(6)) * 2 - 1
+    frozen = op.freeze(x0, generator=seeds.generator(7))
+    x_t = quantize(op(x0, 3, frozen), 8)
+
+    def restored(bits: int) -> torch.Tensor:
+        return sampling.final(sampling.sample(lambda x, s, f: x0, op, x_t, 3, frozen, bits=bits))
+
+    torch.testing.assert_close(restored(8), x0, rtol=0, atol=1e-6)
+    assert (restored(0) - x0).abs().max() > 1e-3, "the rounding stays in every step of Algorithm 2"
+
+
+def test_what_rounds_to_a_picture_is_the_nearest_to_a_guess():
+    x = quantize(torch.tensor([0.3, 0.3, 0.3]), 8)
+    found = dequantize(x, torch.tensor([x[0] + 0.001, x[1] + 0.5, x[2] - 0.5]), 8)
+    torch.testing.assert_close(found, x + torch.tensor([0.001, 1 / 255, -1 / 255]))
+    assert dequantize(x, found, 0) is x

@@ -262,7 +262,7 @@ def test_what_the_network_sees_carries_the_dither_and_what_comes_back_does_not(t
             return x0
 
     perfect = dataclasses.replace(built, restorer=Oracle())
-    steps = list(perfect.restore(x_t, 3, frozen, sampler="tacos", stride=1, seed=1, numbers=range(50)))
+    steps = list(perfect.restore(x_t, 3, frozen, sampler="tacos", stride=1, seed=1, numbers=range(50), bits=0))
     assert torch.equal(steps[-1].x, x0)
     torch.testing.assert_close(steps[0].x - built.operator(x0, 2, frozen), on_top, rtol=0, atol=1e-5)
     plain = make_trainer(tmp_path / "plain").experiment

@@ -62,7 +62,7 @@ def sample(
     x0 = _images(built, config, files, n)
     numbers = range(len(x0))
     x_t, frozen = built.degrade(x0, severity, seeds.image_generators(chosen_seed, numbers))
-    common: dict[str, Any] = {"seed": chosen_seed, "numbers": numbers}
+    common: dict[str, Any] = {"seed": chosen_seed, "numbers": numbers, "bits": built.bits}
     direct = sampling.final(built.restore(x_t, severity, frozen, sampler="direct", stride=1, **common))
     steps = built.restore(x_t, severity, frozen, sampler=name, stride=pace, **common)
     trajectory = [x_t]
