@@ -39,7 +39,7 @@ def reproduce(
         typer.Argument(
             help="table1 to table6 as the full paper numbers them. Its shorter version has the same tables 1 to 3; its "
             "table 4 is snow here, its table 5 is table4.",
-            metavar="TABLE...",
+            metavar="TABLE",
         ),
     ],
     scale: Annotated[
