@@ -282,12 +282,16 @@ def test_data_without_classes_are_compared_by_quarter_turns(own_run, photo, caps
     capsys.readouterr()
     assert run(["compare", "plain", "--generate", "--n", "20", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["metrics"]["tacos"]
-    assert row["fd"] is None or row["fd"] >= 0
+    assert {"fd", "kd", "nearest"} <= set(row)
     assert row["nearest"] >= 0
     assert run(["compare", "plain", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["features"]["of"] == "quarter turns"
     assert "accuracy" not in told["metrics"]["tacos"]
+    assert run(["compare", "plain"]) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy" not in shown
+    assert "by how many quarter turns an image is turned" in " ".join(shown.split())
 
 
 def test_degrade_writes_a_picture_a_strip_and_a_film(photo, capsys):
