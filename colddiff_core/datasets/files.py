@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import itertools
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +16,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from colddiff_core.datasets import cache
 from colddiff_core.datasets.base import ImageSet, Request
 from colddiff_core.errors import ColddiffError, UsageError, counted
 from colddiff_core.images import SUFFIXES, read_bytes
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOUR = 3
+Naming = Callable[[set[str]], dict[str, str]]  # what the folders of a place are called as classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +36,28 @@ class Entry:
 
 
 def list_images(root: Path) -> list[Path]:
-    """Return the files under `root` that are named like images, sorted; hidden ones are left out."""
-    return sorted(path for path in root.rglob("*") if _is_image(path) and path.is_file())
+    """Return the files under `root` that are named like images, sorted; hidden ones are left out.
+
+    Links to files count as files; links to folders are not followed, and folders that cannot be read are passed over.
+    """
+    found: list[Path] = []
+    _list(root, found)
+    return found
+
+
+def _list(folder: Path, found: list[Path]) -> None:
+    # Folder by folder in the order of names, which is the order of paths: half a million of those need not be sorted.
+    try:
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            if entry.is_dir(follow_symlinks=False):
+                _list(folder / entry.name, found)
+            elif _is_image(entry.name) and entry.is_file():
+                found.append(folder / entry.name)
 
 
 def decode(paths: Sequence[Path], request: Request, where: Path, among: Sequence[Path] | None = None) -> ImageSet:
@@ -41,9 +66,14 @@ def decode(paths: Sequence[Path], request: Request, where: Path, among: Sequence
     Where every file lies in a folder, and there are several folders, those are the classes, in the order of their
     names; `among` are all the files where `paths` is a part of them, so that every part numbers the classes alike.
     """
-    names = {path: path.parent.relative_to(where).as_posix() for path in [*paths, *(among or [])]}
-    entries = [Entry(path, names[path]) for path in paths]
-    return _decode(entries, request, where, set(names.values()))
+    inner = _folders(paths, where)
+    folders = {*inner, *_folders(among or [], where)}
+    if len(paths) <= cache.CHUNK:
+        key = None
+    else:
+        stamps = [(folder, path.name, cache.stamp(path)) for path, folder in zip(paths, inner, strict=True)]
+        key = cache.key(where, request, _channels(request), (sorted(folders), stamps))
+    return _load(map(Entry, paths, inner), request, where, key, lambda _: {folder: folder for folder in folders})
 
 
 def find_split(root: Path, names: Sequence[str]) -> Callable[[Request], ImageSet] | None:
@@ -64,15 +94,16 @@ def _decode_folder(folder: Path, request: Request) -> ImageSet:
 
 
 def _decode_archive(archive: Path, request: Request) -> ImageSet:
-    entries = list(_members(archive))
-    # Archives are made with the split's folder around everything or without it.
-    outer = {PurePosixPath(entry.folder).parts[:1] for entry in entries}
-    if len(outer) == 1 and outer != {()}:
-        entries = [
-            dataclasses.replace(entry, folder=PurePosixPath(*PurePosixPath(entry.folder).parts[1:]).as_posix())
-            for entry in entries
-        ]
-    return _decode(entries, request, archive, {entry.folder for entry in entries})
+    key = cache.key(archive, request, _channels(request), (cache.stamp(archive),))
+    return _load(_members(archive), request, archive, key, _inside)
+
+
+def _inside(folders: set[str]) -> dict[str, str]:
+    """Return folders of an archive by what they are called in it: it may be made with the split's around everything."""
+    outer = {PurePosixPath(folder).parts[:1] for folder in folders}
+    if len(outer) != 1 or outer == {()}:
+        return {folder: folder for folder in folders}
+    return {folder: PurePosixPath(*PurePosixPath(folder).parts[1:]).as_posix() for folder in folders}
 
 
 def _members(archive: Path) -> Iterator[Entry]:
@@ -82,7 +113,7 @@ def _members(archive: Path) -> Iterator[Entry]:
             for member in opened:
                 inner = PurePosixPath(member.name)
                 path = archive / inner.name
-                if member.isfile() and _is_image(path):
+                if member.isfile() and _is_image(inner.name):
                     stream = opened.extractfile(member)
                     assert stream is not None
                     yield Entry(path, inner.parent.as_posix(), stream.read())
@@ -90,28 +121,63 @@ def _members(archive: Path) -> Iterator[Entry]:
         raise UsageError(f"Cannot read {archive}: {error}.", "The archive may be cut short; fetch it again.") from None
 
 
-def _decode(entries: list[Entry], request: Request, where: Path, folders: set[str]) -> ImageSet:
+def _load(entries: Iterator[Entry], request: Request, where: Path, key: cache.Key | None, naming: Naming) -> ImageSet:
+    """Return the images kept under a key, else decode them."""
+    found = cache.load(key) if key else None
+    return found or _decode(entries, request, where, key, naming)
+
+
+def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.Key | None, naming: Naming) -> ImageSet:
     def one(entry: Entry) -> np.ndarray | None:
         try:
-            channels = request.channels or COLOUR
-            return read_bytes(entry.path, size=request.size, channels=channels, content=entry.content)
+            return read_bytes(entry.path, size=request.size, channels=_channels(request), content=entry.content)
         except ColddiffError:
             return None
 
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(one, entries))
-    kept = [picture for picture in pictures if picture is not None]
-    if not kept:
-        raise UsageError(f"None of {counted(len(entries), 'image')} in {where} can be read.", "Check the files.")
-    pixels, skipped = torch.from_numpy(np.stack(kept)), len(entries) - len(kept)
-    classes = tuple(sorted(folders))
-    read = [entry for entry, picture in zip(entries, pictures, strict=True) if picture is not None]
-    suffixes = frozenset(entry.path.suffix.lower() for entry in read)
-    if len(classes) < 2 or "." in classes:  # folders do not sort the images
-        return ImageSet(pixels, skipped=skipped, suffixes=suffixes)
-    labels = torch.tensor([classes.index(entry.folder) for entry in read])
-    order = _in_turn(labels.tolist())
-    return ImageSet(pixels[order], labels[order], classes, skipped, suffixes)
+    seen: set[str] = set()  # folders, those of broken files too
+    inner: list[str] = []  # the folder of each image
+    suffixes: set[str] = set()
+    count = 0
+    with cache.Draft(key) as draft:
+        with ThreadPoolExecutor() as pool:
+            while chunk := list(itertools.islice(entries, cache.CHUNK)):
+                count += len(chunk)
+                seen.update(entry.folder for entry in chunk)
+                kept = []
+                for entry, picture in zip(chunk, pool.map(one, chunk), strict=True):
+                    if picture is not None:
+                        kept.append(picture)
+                        inner.append(entry.folder)
+                        suffixes.add(entry.path.suffix.lower())
+                if kept:
+                    draft.add(np.stack(kept))
+        if not inner:
+            raise UsageError(f"None of {counted(count, 'image')} in {where} can be read.", "Check the files.")
+        rest = ImageSet(torch.empty(0), skipped=count - len(inner), suffixes=frozenset(suffixes))
+        names = naming(seen)
+        classes = tuple(sorted(set(names.values())))
+        if len(classes) < 2 or "." in classes:  # folders do not sort the images
+            return draft.keep(None, rest)
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers[names[folder]] for folder in inner]
+        order = _in_turn(labels)
+        return draft.keep(order, dataclasses.replace(rest, labels=torch.tensor(labels)[order], classes=classes))
+
+
+def _channels(request: Request) -> int:
+    return request.channels or COLOUR
+
+
+def _folders(paths: Sequence[Path], where: Path) -> list[str]:
+    """Return the folder of each path below `where`, worked out once for each folder."""
+    known: dict[str, str] = {}
+    found = []
+    for path in paths:
+        parent = os.path.dirname(path)
+        if parent not in known:
+            known[parent] = Path(parent).relative_to(where).as_posix()
+        found.append(known[parent])
+    return found
 
 
 def _in_turn(labels: Sequence[int]) -> list[int]:
@@ -124,5 +190,5 @@ def _in_turn(labels: Sequence[int]) -> list[int]:
     return sorted(range(len(turns)), key=turns.__getitem__)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
