@@ -99,7 +99,7 @@ class Experiment:
             raise UsageError(
                 f"model.classes = {classes}: {self.config.data.dataset} has {count}.", f"Use model.classes={count}."
             )
-        x0 = images.images(slice(0, 1))
+        x0 = images.centre(self.config.data.size).images(slice(0, 1))
         x_t, frozen = self.degrade(x0.to(self.device), self.operator.steps, seeds.image_generators(0, [0]))
         with torch.no_grad():
             self.restorer(x_t, self.operator.steps, frozen)
@@ -115,9 +115,17 @@ def _without_dither(steps: Iterator[Step]) -> Iterator[Step]:
         yield dataclasses.replace(step, x=step.x0_hat) if step.index == step.count else step
 
 
-def load_images(config: Config, split: datasets.base.Split, channels: int = 0) -> datasets.ImageSet:
-    """Return a split of the configured data set; errors as the data set says."""
-    return _load(config.data, config.data.dataset, config.data.directory, split, channels or config.data.channels)
+def load_images(
+    config: Config, split: datasets.base.Split, channels: int = 0, *, has_margin: bool = False
+) -> datasets.ImageSet:
+    """Return a split of the configured data set, the centre of its images; errors as the data set says.
+
+    has_margin: with the `data.margin` pixels around them that a random crop is taken from.
+    """
+    data = config.data
+    side = data.size + data.margin
+    found = _load(data, data.dataset, data.directory, split, channels or data.channels, side)
+    return found if has_margin else found.centre(data.size)
 
 
 def load_second(
@@ -133,7 +141,7 @@ def load_second(
     if not data.second:
         names = ", ".join(datasets.names())
         raise UsageError(f"{operator.name} mixes in images of a second data set.", f"Name it: data.second={names}.")
-    found = _load(data, data.second, data.second_directory or data.directory, split, channels)
+    found = _load(data, data.second, data.second_directory or data.directory, split, channels, data.size)
     if found.channels != channels:
         raise UsageError(
             f"data.second = {data.second} has {counted(found.channels, 'channel')} and {data.dataset} has {channels}.",
@@ -142,9 +150,11 @@ def load_second(
     return found
 
 
-def _load(data: DataConfig, name: str, place: str, split: datasets.base.Split, channels: int) -> datasets.ImageSet:
+def _load(
+    data: DataConfig, name: str, place: str, split: datasets.base.Split, channels: int, side: int
+) -> datasets.ImageSet:
     directory = Path(place) if place else None
-    return datasets.load(name, datasets.Request(split, data.size, channels, directory, data.download))
+    return datasets.load(name, datasets.Request(split, side, channels, directory, data.download))
 
 
 def build(config: Config, channels: int, device: torch.device, split: datasets.base.Split = "train") -> Experiment:

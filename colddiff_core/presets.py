@@ -26,6 +26,7 @@ class DataConfig:
 
     dataset: str = setting("digits", "name of the data set")
     size: int = setting(32, "side of the images, in pixels", minimum=1)
+    margin: int = setting(0, "pixels that images are loaded larger, for a random crop in training", minimum=0)
     channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour, 0 for what the data set has")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "where the files lie; the user's cache folder if empty")

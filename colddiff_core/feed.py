@@ -1,0 +1,113 @@
+"""Training images on their way to the device: there already, or gathered ahead of the loop that asks for them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from colddiff_core import devices
+from colddiff_core.datasets import ImageSet
+from colddiff_core.images import to_floats
+
+SHARE = 0.5  # of a GPU's free memory that pixels may take: the activations are yet to come
+
+
+class Feed:
+    """Hands out images by their numbers in a set, cropped and mirrored on the device.
+
+    Pixels stay uint8 until they are handed out. Where they fit, they lie on the device (on the CPU they always do, as a
+    map of a file too); else a thread gathers rows in pinned memory and sends them on a stream of its own, so that the
+    loop does not wait as long as the disk keeps up. Nothing here has the CPU wait for a GPU.
+    """
+
+    def __init__(self, images: ImageSet, device: torch.device, *, size: int, flip: bool) -> None:
+        """Take square images; where they are larger than `size`, windows at random are handed out.
+
+        flip: mirror half of them. Raises ValueError where the images are smaller than `size`.
+        """
+        self._size, self._flip, self._device = size, flip, device
+        self._margin = images.pixels.shape[-1] - size
+        if self._margin < 0:
+            raise ValueError(f"images of {images.pixels.shape[-1]} pixels have no window of {size}")
+        self.is_resident = _fits(images.pixels, device)
+        self._pixels = images.pixels.to(device) if self.is_resident else images.pixels
+        self._thread = None if self.is_resident else ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._stream = torch.cuda.Stream(device) if self._thread and device.type == "cuda" else None
+        self._begun: collections.deque[tuple[Tensor, Future[_Sent]]] = collections.deque()
+
+    def ahead(self, indices: Tensor) -> None:
+        """Begin to gather the images of a later `take`; to be told in the order of taking."""
+        if self._thread:
+            self._begun.append((indices, self._thread.submit(self._send, indices)))
+
+    def take(self, indices: Tensor, numbers: torch.Generator) -> Tensor:
+        """Return images (B, C, size, size) float32 in [-1, 1] on the device, by their numbers (B,) int64 on the CPU.
+
+        `numbers`, a generator on the CPU, says which are mirrored, then where each window lies; it is asked only for
+        what there is of that. Raises whatever kept the images from being gathered.
+        """
+        mirrored = torch.rand(len(indices), generator=numbers) < 0.5 if self._flip else None
+        corners = torch.randint(self._margin + 1, (len(indices), 2), generator=numbers) if self._margin else None
+        pixels = self._rows(indices)
+        if corners is not None:
+            pixels = _windows(pixels, devices.upload(corners, self._device), self._size)
+        if mirrored is not None:
+            pixels = torch.where(devices.upload(mirrored, self._device).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        return to_floats(pixels)
+
+    def _rows(self, indices: Tensor) -> Tensor:
+        """Return whole images (B, C, H, W) uint8 on the device."""
+        if not self._thread:
+            return self._pixels[devices.upload(indices, self._device)]
+        while self._begun:
+            told, future = self._begun.popleft()
+            if torch.equal(told, indices):
+                break
+            future.cancel()  # told, and then not taken
+        else:
+            future = self._thread.submit(self._send, indices)
+        sent = future.result()
+        if sent.arrival is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(sent.arrival)
+            sent.pixels.record_stream(stream)  # or its memory would be the sender's again before it is read
+        return sent.pixels
+
+    def _send(self, indices: Tensor) -> _Sent:
+        """Gather images and have them sent to the device; runs in the thread."""
+        if self._stream is None:
+            return _Sent(self._pixels[indices].to(self._device))
+        with torch.cuda.stream(self._stream):
+            shape = (len(indices), *self._pixels.shape[1:])
+            pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            torch.index_select(self._pixels, 0, indices, out=pinned)
+            return _Sent(pinned.to(self._device, non_blocking=True), self._stream.record_event())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """Pixels (B, C, H, W) uint8 sent to a device, and what tells its streams that they have arrived."""
+
+    pixels: Tensor
+    arrival: torch.cuda.Event | None = None
+
+
+def _fits(pixels: Tensor, device: torch.device) -> bool:
+    """Tell whether pixels lie on a device or may be laid there."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return pixels.nbytes <= SHARE * free
+
+
+def _windows(pixels: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Return the window of each image (B, C, H, W) whose upper left corner (row, column) is given, as (B, 2)."""
+    span = torch.arange(size, device=pixels.device)
+    image = torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1, 1)
+    channel = torch.arange(pixels.shape[1], device=pixels.device).view(1, -1, 1, 1)
+    row, column = (corners[:, axis, None] + span for axis in (0, 1))
+    return pixels[image, channel, row[:, None, :, None], column[:, None, None, :]]
