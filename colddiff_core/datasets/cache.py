@@ -33,7 +33,7 @@ from colddiff_core.errors import MachineError
 from colddiff_core.files import whole
 
 DECODING = 1  # to be raised where the same file comes to other pixels
-CHUNK = 256  # images decoded at a time; what fits into one chunk is decoded in no time, and not kept
+CHUNK = 256  # images decoded at a time; a set that fits into one chunk is soon decoded, and not kept
 RESERVE = 2**30  # bytes of the disk that are left to others
 STALE = 3600.0  # seconds after which nobody writes to a draft any more
 
