@@ -418,7 +418,7 @@ def test_memory_is_that_of_a_chunk(tmp_path, form):
     assert peak < found.pixels.nbytes / 4
 
 
-def test_two_that_build_at_once_both_have_it_right(tmp_path, kept, decoded):
+def test_those_that_build_at_once_all_have_it_right(tmp_path, kept, monkeypatch, decoded):
     root = write_images(tmp_path / "data")
     wanted, _ = expected(root, "train", 3)
     start = threading.Barrier(4)
@@ -428,13 +428,22 @@ def test_two_that_build_at_once_both_have_it_right(tmp_path, kept, decoded):
         start.wait()
         found.append(ask(root))
 
+    dumps, waits = json.dumps, iter((0.6, 0.4, 0.2, 0.0))
+
+    def slowly(told):  # who writes the pixels first writes the rest last
+        time.sleep(next(waits))
+        return dumps(told)
+
+    monkeypatch.setattr(cache.json, "dumps", slowly)
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [torch.equal(one.pixels, wanted) for one in found] == [True] * 4
+    decoded.clear()
     assert torch.equal(ask(root).pixels, wanted)
+    assert decoded == []  # the pixels of one and the rest of another would be none
     assert sorted(path.suffix for path in kept.iterdir()) == [".json", ".npy"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -132,8 +133,9 @@ class Draft:
         stack = self._stack()
         rows = np.arange(len(stack)) if order is None else np.asarray(order)
         if self._key is not None and self._file is not None and not self._is_refused:
-            with contextlib.suppress(OSError, MachineError):
-                return dataclasses.replace(rest, pixels=_store(self._key, stack, rows, rest))
+            with contextlib.suppress(OSError, MachineError), _alone(self._key.pixels.parent):
+                # Processes that begin together finish together: one of them writes.
+                return load(self._key) or dataclasses.replace(rest, pixels=_store(self._key, stack, rows, rest))
         return dataclasses.replace(rest, pixels=torch.from_numpy(stack[rows]))
 
     def _write(self, pixels: np.ndarray) -> None:
@@ -180,6 +182,17 @@ def _store(key: Key, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -> Ten
     with contextlib.suppress(MachineError), whole(key.rest) as draft:
         draft.write_text(json.dumps(described) + "\n", encoding="utf-8")
     return pixels
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Have no other process store in a folder meanwhile; raises OSError where that cannot be had."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _mapped(path: Path) -> Tensor:
