@@ -187,8 +187,7 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
             classes=model.classes,
             body_dtype=devices.body_dtype(config.train.precision, device),
         )
-    # Convolutions are fastest with the channels innermost, on CPU and CUDA alike.
-    unet = unet.to(device).to(memory_format=torch.channels_last)
+    unet = unet.to(device).lay_out(config.data.size)
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)
     return Experiment(config, operator, restorer, channels, device, load_second(config, operator, split, channels))
 
@@ -210,6 +209,8 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
         experiment = build(config, int(state["channels"]), device, "test")
     except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
         raise UsageError(f"{run.config_file}: {error.what}", error.remedy) from None
-    checkpoint.load_weights(path / "ema.safetensors", experiment.restorer.unet)
-    experiment.restorer.eval()
+    unet = experiment.restorer.unet
+    checkpoint.load_weights(path / "ema.safetensors", unet)
+    assert isinstance(unet, UNet)
+    unet.settle()
     return experiment, int(state["step"])

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colddiff_core.models.depthwise import depthwise
+
 
 class TimeEmbedding(nn.Module):
     """The sinusoidal embedding of t, then a two-layer perceptron: (B,) int64 -> (B, width).
@@ -62,8 +64,12 @@ class ConvNextBlock(nn.Module):
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.spatial(x) + self.time(F.gelu(embedding))[:, :, None, None]
-        return self.project(F.gelu(self.expand(self.norm(h)))) + self.skip(x)
+        assert self.spatial.bias is not None
+        h = depthwise(x, self.spatial.weight, self.spatial.bias).add_(self.time(F.gelu(embedding))[:, :, None, None])
+        h = self.norm(h)
+        if self.expand.weight.is_contiguous():  # as UNet.lay_out has it for the smallest pictures; the norm turned h
+            h = h.contiguous()
+        return self.project(F.gelu(self.expand(h))).add_(self.skip(x))
 
 
 class ResnetBlock(nn.Module):
@@ -82,8 +88,8 @@ class ResnetBlock(nn.Module):
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(embedding))[:, :, None, None]
-        return self.conv2(F.silu(self.norm2(h))) + self.skip(x)
+        h = self.conv1(F.silu(self.norm1(x))).add_(self.time(F.silu(embedding))[:, :, None, None])
+        return self.conv2(F.silu(self.norm2(h))).add_(self.skip(x))
 
 
 class ConvStem(nn.Module):
@@ -110,6 +116,8 @@ class LinearAttention(nn.Module):
     Source: Shen et al. 2021, Efficient Attention.
     """
 
+    own_head: Tensor
+
     heads = 4
     head_width = 32
 
@@ -119,13 +127,21 @@ class LinearAttention(nn.Module):
         self.norm = ChannelNorm(channels)
         self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
         self.to_out = nn.Conv2d(inner, channels, 1)
+        head = torch.arange(inner) // self.head_width
+        self.register_buffer("own_head", (head[:, None] == head).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, height, width = x.shape
-        shape = (batch, 3, self.heads, self.head_width, height * width)
-        q, k, v = self.to_qkv(self.norm(x)).reshape(shape).unbind(1)
-        q = q.softmax(dim=-2) * self.head_width**-0.5
-        k = k.softmax(dim=-1)
-        context = k @ v.mT / (height * width)
-        mixed = (context.mT @ q).reshape(batch, -1, height, width)
-        return x + self.to_out(mixed)
+        batch, channels, height, width = x.shape
+        # Pixels outermost all the way: the layout of channels_last, so that nothing the size of a picture is turned.
+        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        # One product each: the gradient of a joint one is put together from three, at the cost of a copy.
+        q, k, v = (F.linear(pixels, weight) for weight in self.to_qkv.weight.flatten(1).chunk(3))
+        with torch.autocast(x.device.type, enabled=False):  # softmax sums in float32 as it is
+            q = q.unflatten(-1, (self.heads, self.head_width)).softmax(-1).flatten(-2)
+            k = k.softmax(1)
+            # All heads in one product, of which the blocks on the diagonal are theirs: cheaper than to part the heads.
+            context = (k.mT @ v) * self.own_head
+        # to_out comes before the queries, for there are fewer channels than pixels: q (context W) = (q context) W.
+        mixing = context @ (self.to_out.weight.flatten(1).mT / (height * width * self.head_width**0.5))
+        out = (q @ mixing).add_(self.to_out.bias)
+        return out.view(batch, height, width, channels).permute(0, 3, 1, 2).add_(x)
