@@ -78,8 +78,8 @@ def _naive(move: Move) -> Tensor:
 
 def _tacos(move: Move) -> Tensor:
     """x_r = x_s - D(x0_hat, s) + D(x0_hat, r). Source: Bansal et al. 2022, Algorithm 2."""
-    op, x0_hat, frozen = move.op, move.x0_hat, move.frozen
-    return move.x_s - op(x0_hat, move.s, frozen) + op(x0_hat, move.r, frozen)
+    at_s, at_r = move.op.pair(move.x0_hat, move.s, move.r, move.frozen)
+    return (move.x_s - at_s).add_(at_r)
 
 
 def _ddim(move: Move) -> Tensor:

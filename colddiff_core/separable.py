@@ -75,6 +75,15 @@ class SeparableStack:
         """Return A_t x B_t^T for x (B, C, H, W) float32, t an int or (B,) int64 in 0..T."""
         return self.along_columns(self.along_rows(x, t), t)
 
+    def apply_both(self, x: Tensor, s: int, r: int) -> tuple[Tensor, Tensor]:
+        """Return what `apply` does at s and at r, the rows of both in one product."""
+        if not self.is_dense(x):
+            return self.apply(x, s), self.apply(x, r)
+        width = x.shape[-1]
+        table = self._table("matrix", width, x.device)
+        rows = x @ torch.cat([table[s], table[r]]).to(x.dtype).mT
+        return self.along_columns(rows[..., :width], s), self.along_columns(rows[..., width:], r)
+
     def along_columns(self, x: Tensor, t: int | Tensor) -> Tensor:
         """Return A_t x; shapes as in `apply`."""
         return self._pick("matrix", x.shape[-2], x.device, t).to(x.dtype) @ x

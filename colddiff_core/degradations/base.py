@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from colddiff_core.errors import UsageError, counted, nearest
 from colddiff_core.settings import setting, settings_of, take
@@ -91,6 +92,16 @@ class Degradation:
                 )
         return self.draw(x0, generator, given)
 
+    def pair(self, x0: Tensor, s: int, r: int, frozen: Frozen | None = None) -> tuple[Tensor, Tensor]:
+        """Return D(x0, s) and D(x0, r), what a step of Algorithm 2 takes from x_s and adds, in one pass where it pays.
+
+        Shapes, ranges and errors as in calling; equal to two calls up to rounding, and exactly where s or r is 0.
+        """
+        if s == 0 or r == 0:
+            return self(x0, s, frozen), self(x0, r, frozen)
+        self._check_range(min(s, r), max(s, r))
+        return self.degrade_both(x0, s, r, self._known(frozen))
+
     def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: Severity, frozen: Frozen) -> Frozen:
         """Return the randomness that would turn x0_hat into x_t, where x_t tells; else `frozen`.
 
@@ -115,6 +126,10 @@ class Degradation:
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Any) -> Tensor:
         """Return D(x0, t) for t checked and on x0's device; what t = 0 gives in a tensor does not matter."""
         raise TypeError(f"{type(self).__name__} does not define degrade")
+
+    def degrade_both(self, x0: Tensor, s: int, r: int, frozen: Any) -> tuple[Tensor, Tensor]:
+        """Return what `pair` does, for s and r checked and neither 0."""
+        return self.degrade(x0, s, frozen), self.degrade(x0, r, frozen)
 
     def solve(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Any) -> Frozen:
         """Return what `reestimate` does, for t checked and on x_t's device."""
@@ -161,8 +176,21 @@ class Degradation:
 
 def at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
     """Return a table's entries for t, shaped to multiply images `like` (B, C, H, W)."""
-    entries = table.to(like.device)[t]
+    entries = on_device(table, like.device)[t]
     return entries if isinstance(t, int) else entries.view(-1, 1, 1, 1)
+
+
+_COPIES: MutableMapping[Tensor, dict[torch.device, Tensor]] = WeakTensorKeyDictionary()
+
+
+def on_device(table: Tensor, device: torch.device) -> Tensor:
+    """Return an operator's table on a device: brought there once, for a copy makes the device wait."""
+    if table.device == device:
+        return table
+    copies = _COPIES.setdefault(table, {})
+    if device not in copies:
+        copies[device] = table.to(device)
+    return copies[device]
 
 
 def draw_normal(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:

@@ -58,6 +58,11 @@ class Blur(Degradation):
         is_final = torch.as_tensor(t, device=x0.device).view(-1, 1, 1, 1) == self.steps
         return torch.where(is_final, x_t.mean((-2, -1), keepdim=True), x_t)
 
+    def degrade_both(self, x0: Tensor, s: int, r: int, frozen: Frozen) -> tuple[Tensor, Tensor]:
+        if self.final_mean and self.steps in (s, r):
+            return self.degrade(x0, s, frozen), self.degrade(x0, r, frozen)
+        return self.stack.apply_both(x0, s, r)
+
     def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         inverse = self.stack.invert(x_t, t, floor)
         if not self.final_mean:

@@ -51,6 +51,13 @@ class Pixelate(Degradation):
             return self._chain(x0, t)
         return self.stack.apply(x0, t)
 
+    def degrade_both(self, x0: Tensor, s: int, r: int, frozen: Frozen) -> tuple[Tensor, Tensor]:
+        if max(x0.shape[-2:]) > LARGE:
+            return self.degrade(x0, s, frozen), self.degrade(x0, r, frozen)
+        for n in x0.shape[-2:]:
+            self._check_size(n)
+        return self.stack.apply_both(x0, s, r)
+
     def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         for n in x_t.shape[-2:]:
             self._check_size(n)

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen, Generators, at, draw_normal, draw_uniform
+from colddiff_core.degradations.base import (
+    Degradation,
+    Frozen,
+    Generators,
+    at,
+    draw_normal,
+    draw_uniform,
+    on_device,
+)
 from colddiff_core.degradations.registry import register
 from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
@@ -28,7 +36,7 @@ class Level(NamedTuple):
 
 
 SPREAD = 0.3  # of the seed matrix
-LUMA = (0.299, 0.587, 0.114)
+LUMA = torch.tensor((0.299, 0.587, 0.114))
 LEVELS = {
     # ImageNet-C's (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
     1: Level(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
@@ -118,7 +126,7 @@ class Snow(Degradation):
         if self.wind.is_dense(flakes):
             return torch.where(vertical, self.wind.along_columns(flakes, t), self.wind.along_rows(flakes, t))
         # On a photograph a matrix of its side is dearer than the taps themselves.
-        kernel = self.kernels.to(flakes.device)[t].expand(len(flakes), -1)
+        kernel = on_device(self.kernels, flakes.device)[t].expand(len(flakes), -1)
         blown = torch.zeros_like(flakes)
         for is_down, axis in ((True, -2), (False, -1)):
             weights = torch.where(vertical.view(-1, 1) == is_down, kernel, 0.0)
@@ -161,4 +169,4 @@ def _gray(x: Tensor) -> Tensor:
     """Return the luminance of (B, C, H, W), C = 3, or the picture itself."""
     if x.shape[1] != len(LUMA):
         return x.mean(1, keepdim=True)
-    return (x * torch.tensor(LUMA, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (x * on_device(LUMA, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
