@@ -93,7 +93,7 @@ def resume(screen: Screen, name: str, changes: list[str], device: str) -> Traine
 def _load_sets(config: presets.Config) -> tuple[ImageSet, ImageSet]:
     from colddiff_core import experiment
 
-    train_set = experiment.load_images(config, "train")
+    train_set = experiment.load_images(config, "train", has_margin=True)
     return train_set, experiment.load_images(config, "test", train_set.channels)
 
 

@@ -77,6 +77,9 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "float32"] = setting(
         "auto", "of the network's body; auto is bf16 where it is fast"
     )
+    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = setting(
+        "auto", "torch.compile's mode for the network; auto compiles on a GPU, for runs long enough to win that back"
+    )
     seed: int = setting(0, "everything random follows from it", minimum=0, maximum=LARGEST_SEED)
     log_every: int = setting(50, "steps between lines of metrics", minimum=1)
     sample_every: int = setting(1000, "steps between sample sheets; 0 for the last one alone", minimum=0)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import checkpoint, control, devices, seeds
+from colddiff_core import checkpoint, compiling, control, devices, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import ColddiffError, MachineError
 from colddiff_core.experiment import Experiment
+from colddiff_core.feed import Feed
 from colddiff_core.fidelity import Fidelity
 from colddiff_core.files import whole
 from colddiff_core.images import lay_out, sheet, write
@@ -60,8 +61,9 @@ class Trainer:
         self.run = run
         self.step = 0
         self.is_stopping = False
-        self.train_set = train.to(experiment.device)
-        self.test_set = test
+        data = experiment.config.data
+        self.train_set, self.test_set = train, test
+        self.feed = Feed(train, experiment.device, size=data.size, flip=data.flip)
         network = experiment.restorer.unet
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.settings.ema_decay))
         optimizer = torch.optim.AdamW(
@@ -72,6 +74,9 @@ class Trainer:
         self._saved = 0  # step of the newest checkpoint
         self._stop_request: list[str] = []
         self._order: tuple[int, Tensor] | None = None
+        self._compiled = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
+        compiling.compile_network(network, self._compiled)
+        self._is_tried = not self._compiled
 
     def resume(self) -> None:
         """Go back to the run's newest complete checkpoint and forget what was logged after it.
@@ -109,12 +114,14 @@ class Trainer:
         if not any(event.get("event") == "started" for event in self.run.events()):
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         self._saved = self.step
+        self._send_ahead(self.step)
         while self.step < settings.steps and not self.is_stopping:
-            self._take_step(meter)
+            take = self._take_step if self._is_tried else self._try_step
+            take(meter)
             self.step += 1
             is_last = self.step == settings.steps
             metrics = None
-            if is_last or self.step % settings.log_every == 0:
+            if self._is_logged(self.step):
                 metrics = (
                     {"step": self.step} | meter.read(self.experiment.operator.steps) | {"lr": self._rate(self.step - 1)}
                 )
@@ -134,6 +141,9 @@ class Trainer:
             self.run.event("finished", step=self.step)
         else:
             self.run.event("stopped", step=self.step, **_answering(self._stop_request))
+
+    def _is_logged(self, step: int) -> bool:
+        return step == self.settings.steps or step % self.settings.log_every == 0
 
     def _serve(self, meter: _Meter) -> Iterator[Tick]:
         """Do what readers ask for in control/; where that is a pause, stay until it ends."""
@@ -175,31 +185,59 @@ class Trainer:
         except Exception as error:
             self.run.event("warning", step=self.step, message=f"no {request} as asked: {_reason(error)}", **answer)
 
+    def _send_ahead(self, step: int) -> None:
+        """Have a step's images gathered while the one before is taken, where they are not on the device."""
+        if step < self.settings.steps and not self.feed.is_resident:
+            for part in self._indices(step).split(self.settings.batch_size):
+                self.feed.ahead(part)
+
+    def _try_step(self, meter: _Meter) -> None:
+        """Take the first step of a compiled network; where it cannot be compiled, say so and go on without.
+
+        A step's randomness follows from its number: taken again, it is the same.
+        """
+        self._is_tried = True
+        try:
+            self._take_step(meter)
+        except Exception as error:
+            compiling.undo(self.parts.network)
+            why = _reason(error).strip().splitlines()[0]
+            self.run.event("warning", step=self.step, message=f"the network is not compiled: {why}")
+            self.parts.optimizer.zero_grad(set_to_none=True)
+            meter.clear()
+            self._take_step(meter)
+
     def _take_step(self, meter: _Meter) -> None:
-        """Take one optimizer step: `accumulate` forward and backward passes, then the update."""
+        """Take one optimizer step: `accumulate` forward and backward passes, then the update.
+
+        On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there.
+        """
         settings, experiment = self.settings, self.experiment
         operator, device = experiment.operator, experiment.device
+        self._send_ahead(self.step + 1)
+        if self._compiled:
+            compiling.begin_step()
         rate = self._rate(self.step)
         for group in self.parts.optimizer.param_groups:
             group["lr"] = rate
         numbers = seeds.generator(settings.seed, "step", self.step)
         # Fields the size of the images are drawn where they are needed.
         fields = seeds.generator(settings.seed, "frozen", self.step, device=device)
-        indices = self._indices()
+        indices = self._indices(self.step)
         for part in indices.split(settings.batch_size):
-            x0 = self.train_set.images(part)
-            if experiment.config.data.flip:
-                mirrored = torch.rand(len(x0), generator=numbers).to(device) < 0.5
-                x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
-            t = torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers).to(device)
+            x0 = self.feed.take(part, numbers)
+            t = devices.upload(torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers), device)
             frozen = experiment.freeze(x0, fields)
             x_t = experiment.observe(operator(x0, t, frozen), fields)
             error = experiment.restorer(x_t, t, frozen, self._labels(part, numbers)) - x0
             losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
             (losses.sum() / len(indices)).backward()
             meter.add(losses.detach(), t)
-        limit = settings.clip or math.inf
-        meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), limit)
+        if settings.clip:
+            meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), settings.clip)
+        elif self._is_logged(self.step + 1):  # to be told alone: a pass over every gradient
+            gradients = [p.grad for p in self.parts.network.parameters() if p.grad is not None]
+            meter.grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.parts.optimizer.step()
         self.parts.optimizer.zero_grad(set_to_none=True)
         if (self.step + 1) % settings.ema_every == 0:
@@ -212,7 +250,8 @@ class Trainer:
             return None
         assert self.train_set.labels is not None
         is_told = torch.rand(len(picked), generator=numbers) >= UNTOLD
-        return torch.where(is_told, self.train_set.labels[picked], classes).to(self.experiment.device)
+        told = torch.where(is_told, self.train_set.labels[picked], classes)
+        return devices.upload(told, self.experiment.device)
 
     def _rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
@@ -222,10 +261,10 @@ class Trainer:
             scale *= 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1)))
         return settings.lr * scale
 
-    def _indices(self) -> Tensor:
-        """Return this step's training images: every epoch a new permutation, read on across its end."""
+    def _indices(self, step: int) -> Tensor:
+        """Return a step's training images: every epoch a new permutation, read on across its end."""
         size, count = self.settings.batch_size * self.settings.accumulate, len(self.train_set)
-        position = self.step * size
+        position = step * size
         picked = []
         while size:
             epoch, offset = divmod(position, count)
@@ -342,6 +381,10 @@ class _Meter:
         self.losses.append(losses)
         self.times.append(t)
 
+    def clear(self) -> None:
+        """Forget what was added since the last reading."""
+        self.losses, self.times = [], []
+
     def skip_since(self, began: float | None) -> None:
         """Leave a pause that began at that time out of the times."""
         seconds = 0.0 if began is None else time.monotonic() - began
@@ -362,5 +405,6 @@ class _Meter:
             "images_per_second": round(len(losses) / (now - self.logged), 1),
             "elapsed": round(now - self.started, 2),
         }
-        self.losses, self.times, self.logged = [], [], now
+        self.clear()
+        self.logged = now
         return figures

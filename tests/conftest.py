@@ -57,7 +57,7 @@ def make_trainer(path: Path, *overrides: str, preset: str = "digits-blur") -> Tr
     else:
         config = presets.load(preset, [*TINY, *overrides])
         run = runs.create(path, config, {})
-    sets = experiment.load_images(config, "train"), experiment.load_images(config, "test")
+    sets = experiment.load_images(config, "train", has_margin=True), experiment.load_images(config, "test")
     return Trainer(experiment.build(config, sets[0].channels, devices.choose(str(cpu))), *sets, run)
 
 

@@ -1,0 +1,40 @@
+"""torch.compile for a network: when it pays, and how to go back."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+LONG = 5_000  # evaluations from which on a GPU wins back the minute or two that compiling takes
+SMALL = 64  # pixels of a side up to which a GPU waits for the CPU to launch kernels: there graphs of them pay
+
+
+def mode(asked: str, device: torch.device, evaluations: int, side: int) -> str:
+    """Return torch.compile's mode for a network on pictures of `side` pixels, empty for not to compile.
+
+    "auto" compiles on a GPU alone: on a CPU the time goes into the convolutions, which it leaves as they are
+    (docs/performance.md). `evaluations` is the length of the whole run, so that a resumed one computes as it began.
+    """
+    if asked == "off":
+        return ""
+    if asked != "auto":
+        return asked
+    if device.type != "cuda" or evaluations < LONG:
+        return ""
+    return "reduce-overhead" if side <= SMALL else "default"
+
+
+def compile_network(network: nn.Module, chosen: str) -> None:
+    """Have a network compiled when it is first called; weights, their names and copies of it stay as they are."""
+    if chosen:
+        network.compile(mode=chosen, dynamic=False)
+
+
+def undo(network: nn.Module) -> None:
+    """Have a network run as it is written again."""
+    network._compiled_call_impl = None
+
+
+def begin_step() -> None:
+    """Tell the graphs of "reduce-overhead" that what they returned before may be overwritten."""
+    torch.compiler.cudagraph_mark_step_begin()
