@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core.degradations import Degradation, Frozen
+if TYPE_CHECKING:  # so that who takes these forms as a baseline gets nothing else of ours
+    from colddiff_core.degradations import Degradation, Frozen
 
 
 @functools.cache
