@@ -1,120 +1,91 @@
 """What benchmarks/speed.py measures: each case has a plain side (benchmarks/plain.py) and ours.
 
-A side runs in a process of its own and imports its own code alone: nothing of colddiff_core is loaded where the plain
-side is timed.
+A side imports its own code alone: nothing of colddiff_core is loaded where the plain side is timed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import resource
-import sys
+import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import first_step
+import folder
 import torch
+from jobs import Job, Rows, row
 from torch import Tensor
 
-Rows = dict[str, dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a side is given.
-
-    settings: a resolved preset as plain tables; directory: of the data sets, None for what is built in.
-    """
-
-    settings: Mapping[str, Any]
-    device: torch.device
-    is_quick: bool
-    directory: Path | None = None
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-    def pick(self, quick: int, cpu: int, cuda: int) -> int:
-        """Return the count that suits the machine."""
-        return quick if self.is_quick else cuda if self.is_cuda else cpu
-
-    def now(self) -> float:
-        """Return the time, in seconds, once the device has done what it was given."""
-        if self.is_cuda:
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def seconds(self, work: Callable[[], object], repeats: int) -> list[float]:
-        """Return the time of each repeat."""
-        times = []
-        for _ in range(repeats):
-            start = self.now()
-            work()
-            times.append(self.now() - start)
-        return times
+SAMPLINGS = (("tacos", 1), ("tacos", 5), ("naive", 5), ("direct", 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Something measured: its preset, the two sides, and changes to the preset."""
+    """Something measured: its preset, the two sides, and how many rounds of it are enough.
+
+    A case that takes both sides in one process has `both`, whose rows hold `plain` and `ours`.
+    """
 
     preset: str
-    plain: Callable[[Job], Rows]
-    ours: Callable[[Job], Rows]
-
-
-def row(seconds: list[float], images: float = 0, **more: Any) -> dict[str, Any]:
-    """Return a measured row; with `images`, of each repeat, it is told in images per second."""
-    return {"seconds": seconds, "images": images} | more
+    plain: Callable[[Job], Rows] | None = None
+    ours: Callable[[Job], Rows] | None = None
+    both: Callable[[Job], Rows] | None = None
+    most_rounds: int = 99
 
 
 # Training
 
 
-def _steps_timed(job: Job, steps: Iterator[object], first: int, name: str) -> Rows:
-    """Time optimizer steps: blocks of them on a GPU, which works ahead of Python."""
-    block = job.pick(1, 1, 20)
-    for _ in itertools.islice(steps, first):
+def _steps_timed(job: Job, steps: Iterator[object]) -> Rows:
+    """Time optimizer steps after the first ones: blocks of them on a GPU, which works on behind Python."""
+    block, training = job.pick(1, 1, 20), job.settings["train"]
+    for _ in itertools.islice(steps, job.pick(1, 1, 10)):
         pass
     times = job.seconds(lambda: list(itertools.islice(steps, block)), job.pick(1, 3, 5))
-    training = job.settings["train"]
     images = training["batch_size"] * training["accumulate"]
-    return {name: row([seconds / block for seconds in times], images)}
+    return {"optimizer step": row([seconds / block for seconds in times], images=images)}
 
 
 def train_plain(job: Job) -> Rows:
     import plain
 
-    rows = _steps_timed(job, plain.train(job.settings, job.device), job.pick(1, 1, 10), "optimizer step")
-    rows["optimizer step"]["flops"] = training_flops(job.settings)
+    rows = _steps_timed(job, plain.train(job.settings, job.device))
+    rows["optimizer step"]["flops"] = training_flops(job)
     return rows
 
 
 def train_ours(job: Job) -> Rows:
-    from colddiff_core import runs
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(job, Path(folder) / "run")
-        steps = trainer.steps()
-        rows = _steps_timed(job, steps, job.pick(1, 1, 10), "optimizer step")
-        steps.close()
-        trainer.run.close()
-        assert not runs.Run(Path(folder) / "run").checkpoints(), "a checkpoint was timed with the steps"
-    return rows
-
-
-def _trainer(job: Job, path: Path) -> Any:
+    """The Trainer's own loop in a run directory: its log, its signs of life, its average."""
     from colddiff_core import experiment, presets, runs
     from colddiff_core.training import Trainer
 
     config = presets.from_table(job.settings, "settings")
     sets = experiment.load_images(config, "train"), experiment.load_images(config, "test")
     built = experiment.build(config, sets[0].channels, _chosen(job))
-    return Trainer(built, *sets, runs.create(path, config, {}))
+    with tempfile.TemporaryDirectory() as place:
+        run = runs.create(Path(place) / "run", config, {})
+        steps = Trainer(built, *sets, run).steps()
+        rows = _steps_timed(job, steps)
+        steps.close()
+        run.close()
+        assert not run.checkpoints(), "a checkpoint was timed with the steps"
+    return rows
+
+
+def training_flops(job: Job) -> int:
+    """Return the floating-point operations of an optimizer step: the forward passes', three times."""
+    import plain
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training, size = job.settings["train"], job.settings["data"]["size"]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = plain.PlainUNet(job.channels, job.channels, job.settings["model"])
+        count = training["batch_size"]
+        network(torch.zeros(count, job.channels, size, size), torch.zeros(count, dtype=torch.int64))
+    return 3 * training["accumulate"] * counter.get_total_flops()
 
 
 def _chosen(job: Job) -> torch.device:
@@ -124,82 +95,140 @@ def _chosen(job: Job) -> torch.device:
     return devices.choose(str(job.device))
 
 
-def training_flops(settings: Mapping[str, Any]) -> int:
-    """Return the floating-point operations of an optimizer step: the forward passes', three times."""
-    import plain
-    from torch.utils.flop_counter import FlopCounterMode
-
-    training, size = settings["train"], settings["data"]["size"]
-    channels = settings["data"]["channels"] or 1
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = plain.PlainUNet(channels, channels, settings["model"])
-        count = training["batch_size"]
-        network(torch.zeros(count, channels, size, size), torch.zeros(count, dtype=torch.int64))
-    return 3 * training["accumulate"] * counter.get_total_flops()
-
-
 # Sampling
 
-SAMPLINGS = (("tacos", 1), ("tacos", 5), ("naive", 5), ("direct", 1))
+
+def _noise(job: Job, count: int) -> Tensor:
+    shape = (count, job.channels, job.settings["data"]["size"], job.settings["data"]["size"])
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(job.device)
 
 
-def _samplings(job: Job, restore: Callable[[Tensor, str, int], Tensor], x: Tensor) -> Rows:
-    """Time every sampler: as many repeats as make a few seconds of network passes."""
-    restore(x, "direct", 1)
-    rows = {}
-    steps = job.settings["degradation"]["steps"]
+def _plain_parts(job: Job) -> tuple[Any, Any]:
+    import plain
+
+    network = plain.PlainUNet(job.channels, job.channels, job.settings["model"]).to(job.device).eval()
+    return network, plain.PlainBlur(job.settings["degradation"], job.channels, job.device)
+
+
+def _experiment(job: Job) -> Any:
+    from colddiff_core import experiment, presets
+
+    built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
+    built.restorer.eval()
+    return built
+
+
+def _samplings(job: Job, restore: Callable[[str, int], object], images: int) -> Rows:
+    """Time every sampler, the short ones more often."""
+    restore("direct", 1)
+    rows, steps = {}, job.settings["degradation"]["steps"]
     for sampler, stride in SAMPLINGS:
         passes = 1 if sampler == "direct" else -(-steps // stride)
         repeats = job.pick(1, max(1, min(5, 8 // passes)), max(3, 40 // passes))
-        times = job.seconds(lambda s=sampler, k=stride: restore(x, s, k), repeats)
-        rows[f"{sampler}, stride {stride}" if sampler != "direct" else sampler] = row(times, len(x))
+        times = job.seconds(lambda s=sampler, k=stride: restore(s, k), repeats)
+        rows[sampler if sampler == "direct" else f"{sampler}, stride {stride}"] = row(times, images=images)
     return rows
-
-
-def _picture(job: Job, count: int) -> Tensor:
-    channels, size = job.settings["data"]["channels"] or 1, job.settings["data"]["size"]
-    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def sample_plain(job: Job) -> Rows:
     import plain
 
-    x0 = _picture(job, job.pick(2, 32, 64)).to(job.device)
-    network = plain.PlainUNet(x0.shape[1], x0.shape[1], job.settings["model"]).to(job.device).eval()
-    blur = plain.PlainBlur(job.settings["degradation"], x0.shape[1], job.device)
+    network, blur = _plain_parts(job)
+    x0 = _noise(job, job.pick(2, 32, 64))
     x_t = blur(x0, blur.steps)
-    return _samplings(job, lambda x, sampler, k: plain.sample(network, blur, x, blur.steps, sampler, k), x_t)
+    return _samplings(job, lambda s, k: plain.sample(network, blur, x_t, blur.steps, s, k), len(x0))
 
 
 def sample_ours(job: Job) -> Rows:
     from colddiff_core import sampling, seeds
 
     built = _experiment(job)
-    x0 = _picture(job, job.pick(2, 32, 64)).to(built.device)
-    t = built.operator.steps
-    x_t, frozen = built.degrade(x0, t, seeds.image_generators(0, range(len(x0))))
+    x0, t = _noise(job, job.pick(2, 32, 64)), built.operator.steps
+    numbers = range(len(x0))
+    x_t, frozen = built.degrade(x0, t, seeds.image_generators(0, numbers))
 
-    def restore(x: Tensor, sampler: str, stride: int) -> Tensor:
-        numbers = range(len(x))
+    def restore(sampler: str, stride: int) -> Tensor:
         way = {"sampler": sampler, "stride": stride, "seed": 0, "numbers": numbers, "bits": built.bits}
-        return sampling.final(built.restore(x, t, frozen, **way))
+        return sampling.final(built.restore(x_t, t, frozen, **way))
 
-    return _samplings(job, restore, x_t)
+    return _samplings(job, restore, len(x0))
 
 
-def _experiment(job: Job) -> Any:
-    from colddiff_core import experiment, presets
+def _single_steps(
+    job: Job, step: Callable[[Tensor, int], object], degrade: Callable[[Tensor, int], Tensor], x: Tensor
+) -> Rows:
+    """Time TACoS steps across the severities, and what D alone takes of them.
 
-    config = presets.from_table(job.settings, "settings")
-    built = experiment.build(config, config.data.channels or 1, _chosen(job))
-    built.restorer.eval()
-    return built
+    The severities lie evenly, so that the chain of a step is as long as over the whole way back.
+    """
+    steps = job.settings["degradation"]["steps"]
+    severities = sorted({max(1, round(steps * share)) for share in (1 / 6, 1 / 2, 5 / 6)})
+    step(x, 1)
+    whole, alone = [], []
+    for _ in range(job.pick(1, 1, 3)):
+        for times, work in ((whole, step), (alone, lambda x, s: (degrade(x, s), degrade(x, s - 1)))):
+            times.append(statistics.mean(job.seconds(lambda s=s, w=work: w(x, s), 1)[0] for s in severities))
+    shares = [100 * part / total for part, total in zip(alone, whole, strict=True)]
+    return {
+        "a TACoS step": row(whole, images=len(x)),
+        "D of a step, twice": row(alone),
+        "D's share of a step": row(shares, unit="%"),
+    }
+
+
+def steps_plain(job: Job) -> Rows:
+    import plain
+
+    network, blur = _plain_parts(job)
+
+    def step(x: Tensor, s: int) -> Tensor:
+        return next(plain.sample_steps(network, blur, x, s, "tacos", 1))
+
+    with torch.no_grad():
+        return _single_steps(job, step, blur, _noise(job, job.pick(1, 2, 16)))
+
+
+def steps_ours(job: Job) -> Rows:
+    from colddiff_core import seeds
+
+    built = _experiment(job)
+    x = _noise(job, job.pick(1, 2, 16))
+    frozen = built.freeze(x, seeds.image_generators(0, range(len(x))))
+    for s in range(built.operator.steps + 1):  # builds what tables there are, as a sampler does once
+        built.operator(x, s, frozen)
+
+    def step(x: Tensor, s: int) -> object:
+        way = {"sampler": "tacos", "stride": 1, "seed": 0, "numbers": range(len(x)), "bits": 0}
+        return next(built.restore(x, s, frozen, **way))
+
+    with torch.no_grad():
+        return _single_steps(job, step, lambda x, s: built.operator(x, s, frozen), x)
+
+
+# D alone
+
+
+def degradations_both(job: Job) -> Rows:
+    """Every operator against its literal form, both in one process, as benchmarks/degradations.py has it."""
+    import degradations
+
+    rows = {}
+    for label, name, parameters, shape in degradations.CASES[:1] if job.is_quick else degradations.CASES:
+        found = degradations.measure(label, name, parameters, shape, job.device)
+        key = f"{label}, {'x'.join(map(str, shape))}"
+        more = {"difference": found["difference"], "flat": found["flat"], "mixed_ms": found["mixed_ms"]}
+        rows[key] = {"plain": found["literal_rounds"], "ours": found["closed_rounds"], "unit": "s", "images": 0} | more
+    return rows
 
 
 CASES = {
     "train-paper": Case("mnist-blur", train_plain, train_ours),
     "train-small": Case("mnist-blur-small", train_plain, train_ours),
     "sample-paper": Case("mnist-blur", sample_plain, sample_ours),
+    "sample-128": Case("celeba-blur-generate", steps_plain, steps_ours),
+    "first-step": Case("mnist-blur", first_step.plain_side, first_step.ours_side),
+    "folder": Case("mnist-blur", folder.plain_side, folder.ours_side),
+    "degradations": Case("mnist-blur", both=degradations_both, most_rounds=1),
 }
 
 
@@ -209,30 +238,20 @@ def difference(job: Job) -> dict[str, float]:
 
     from colddiff_core.models import UNet
 
-    model = dict(job.settings["model"])
-    settings = {key: model[key] for key in ("width", "multipliers", "block", "attention")}
+    settings = {key: job.settings["model"][key] for key in ("width", "multipliers", "block", "attention")}
     torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
-    ours = UNet(1, 1, **settings).eval().to(job.device)
-    theirs = plain.PlainUNet(1, 1, settings).eval().to(job.device)
+    ours = UNet(job.channels, job.channels, **settings).eval().to(job.device)
+    theirs = plain.PlainUNet(job.channels, job.channels, settings).eval().to(job.device)
     theirs.load_state_dict(ours.state_dict())
-    x = _picture(job, 2)[:, :1].to(job.device)
-    t = torch.tensor([1, job.settings["degradation"]["steps"]], device=job.device)
+    x, t = _noise(job, 2), torch.tensor([1, job.settings["degradation"]["steps"]], device=job.device)
     with torch.no_grad():
         a, b = ours(x, t), theirs(x, t)
     return {"difference": float((a - b).abs().max()), "largest": float(a.abs().max())}
 
 
-def run(name: str, side: str, job: Job) -> dict[str, Any]:
-    """Return what a side of a case measures, with the most memory it held, in bytes."""
+def run(name: str, side: str, job: Job) -> Mapping[str, Any]:
+    """Return the rows that a side of a case measures, and the most memory it held, in bytes."""
     if side == "difference":
         return difference(job)
-    made: dict[str, Any] = {"rows": getattr(CASES[name], side)(job)}
-    if job.is_cuda:
-        made["memory"] = torch.cuda.max_memory_allocated(job.device)
-        made["device"] = torch.cuda.get_device_name(job.device)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        made["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        made["device"] = "cpu"
-    return made | {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"rows": getattr(CASES[name], side)(job), "memory": job.memory()}

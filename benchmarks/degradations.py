@@ -44,38 +44,51 @@ CASES = (
 REPEATS, ROUNDS = 5, 9
 
 
-def seconds(work: Callable[[], Tensor], rounds: int = ROUNDS, repeats: int = REPEATS) -> float:
-    """Return the median over rounds of the mean over repeats."""
+def seconds(work: Callable[[], Tensor], rounds: int = ROUNDS, repeats: int = REPEATS) -> list[float]:
+    """Return each round's mean over repeats."""
     times = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = _now()
         for _ in range(repeats):
             work()
-        times.append((time.perf_counter() - start) / repeats)
-    return statistics.median(times)
+        times.append((_now() - start) / repeats)
+    return times
 
 
-def measure(label: str, name: str, parameters: dict, shape: tuple[int, ...]) -> dict:
+def _now() -> float:
+    if torch.cuda.is_initialized():  # what it was given goes on behind Python
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(
+    label: str, name: str, parameters: dict, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> dict:
+    """Return a row of the table; `literal_rounds` and `closed_rounds` hold the seconds of each round at t = T."""
     op = degradations.build(name, **parameters)
-    x0 = torch.rand(shape, generator=seeds.generator(0)) * 2 - 1
+    x0 = (torch.rand(shape, generator=seeds.generator(0)) * 2 - 1).to(device)
     others = {op.second_field: x0.flip(-1)} if op.second_field else {}
-    frozen = op.freeze(x0, generator=seeds.generator(1), **others)
+    frozen = op.freeze(x0, generator=seeds.generator(1, device=device), **others)
     form = literal.FORMS[name]
     closed = op(x0, op.steps, frozen)  # builds what tables there are
     difference = (closed - form(op, x0, op.steps, frozen)).abs().max().item()
     severities = sorted({1, 2, op.steps // 4, op.steps // 2, op.steps} - {0})
-    times = {t: seconds(lambda t=t: op(x0, t, frozen)) for t in severities}
-    mixed = torch.randint(1, op.steps + 1, (len(x0),), generator=seeds.generator(2))
-    slow = seconds(lambda: form(op, x0, op.steps, frozen), rounds=3, repeats=1)
+    rounds = {t: seconds(lambda t=t: op(x0, t, frozen)) for t in severities}
+    times = {t: statistics.median(values) for t, values in rounds.items()}
+    mixed = torch.randint(1, op.steps + 1, (len(x0),), generator=seeds.generator(2)).to(device)
+    slow_rounds = seconds(lambda: form(op, x0, op.steps, frozen), rounds=3, repeats=1)
+    slow = statistics.median(slow_rounds)
     return {
         "case": label,
         "shape": list(shape),
         "literal_ms": slow * 1e3,
         "closed_ms": times[op.steps] * 1e3,
-        "mixed_ms": seconds(lambda: op(x0, mixed, frozen)) * 1e3,
+        "mixed_ms": statistics.median(seconds(lambda: op(x0, mixed, frozen))) * 1e3,
         "ratio": slow / times[op.steps],
         "flat": max(times.values()) / min(times.values()),
         "difference": difference,
+        "literal_rounds": slow_rounds,
+        "closed_rounds": rounds[op.steps],
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 import random
 import sys
@@ -219,7 +220,7 @@ class PlainBlur:
             "exponential": lambda i: std * math.exp(growth * i),
         }[degradation["schedule"]]
         self.kernels = [
-            gaussian(widths(i), degradation["kernel_size"], torch.float32).to(device).repeat(channels, 1, 1, 1)
+            gaussian(widths(i), degradation["kernel_size"], torch.float32, device).repeat(channels, 1, 1, 1)
             for i in range(self.steps)
         ]
 
@@ -330,14 +331,32 @@ def train(settings: Mapping[str, Any], device: torch.device) -> Iterator[float]:
 
 @torch.no_grad()
 def sample(network: nn.Module, blur: PlainBlur, x: Tensor, t: int, sampler: str, stride: int) -> Tensor:
-    """Take x_t back to x_0: Algorithms 1 (naive) and 2 (tacos) of Bansal et al. 2022, or R(x_t, t) alone (direct)."""
+    """Take x_t back to x_0."""
+    for x_r in sample_steps(network, blur, x, t, sampler, stride):
+        x = x_r
+    return x
+
+
+def sample_steps(network: nn.Module, blur: PlainBlur, x: Tensor, t: int, sampler: str, stride: int) -> Iterator[Tensor]:
+    """Yield each x_r: Algorithms 1 (naive) and 2 (tacos) of Bansal et al. 2022, or R(x_t, t) alone (direct)."""
     for s in range(t, 0, -stride):
         r = max(s - stride, 0)
         x0_hat = network(x, torch.full((len(x),), s, device=x.device))
         if sampler == "direct":
-            return x0_hat
-        if sampler == "naive":
-            x = blur(x0_hat, r)
-        else:
-            x = x - blur(x0_hat, s) + blur(x0_hat, r)
-    return x
+            yield x0_hat
+            return
+        x = blur(x0_hat, r) if sampler == "naive" else x - blur(x0_hat, s) + blur(x0_hat, r)
+        yield x
+
+
+def main() -> None:
+    """Train by the preset's table in argv[1] on the device argv[2], and print every loss."""
+    device = torch.device(sys.argv[2])
+    for loss in train(json.loads(sys.argv[1]), device):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        print(loss, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,12 +18,12 @@ if TYPE_CHECKING:  # so that who takes these forms as a baseline gets nothing el
 
 
 @functools.cache
-def gaussian(std: float, size: int, dtype: torch.dtype) -> Tensor:
+def gaussian(std: float, size: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """A two-dimensional Gaussian of integer offsets, normalised over its window."""
     half = size // 2
     y, z = torch.meshgrid(torch.arange(-half, half + 1), torch.arange(-half, half + 1), indexing="ij")
     kernel = torch.exp(-(y**2 + z**2).double() / (2 * std**2))
-    return (kernel / kernel.sum()).to(dtype)
+    return (kernel / kernel.sum()).to(device, dtype)
 
 
 def blur(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
@@ -35,7 +35,7 @@ def blur(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
             "linear": op.std + op.growth * i,
             "exponential": op.std * math.exp(op.growth * i),
         }[op.schedule]
-        kernel = gaussian(std, op.kernel_size, x.dtype).expand(channels, 1, -1, -1)
+        kernel = gaussian(std, op.kernel_size, x.dtype, x.device).expand(channels, 1, -1, -1)
         x = F.conv2d(F.pad(x, [half] * 4, mode=op.padding), kernel, groups=channels)
     if op.final_mean and t == op.steps:
         x = x.mean((2, 3), keepdim=True).expand_as(x)
@@ -57,10 +57,11 @@ def mixture(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
 def mask(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     """One mask after another, each a full picture, image by image."""
     height, width = x0.shape[-2:]
+    rows, cols = (torch.arange(side, device=x0.device) for side in (height, width))
     made = []
     for image, row, col, color in zip(x0, frozen.center_row, frozen.center_col, frozen.color, strict=True):
-        y, x = torch.meshgrid(torch.arange(height) - row, torch.arange(width) - col, indexing="ij")
-        kept = torch.ones(height, width, dtype=x0.dtype)
+        y, x = torch.meshgrid(rows - row, cols - col, indexing="ij")
+        kept = torch.ones(height, width, dtype=x0.dtype, device=x0.device)
         for i in range(t):
             kept = kept * (1 - torch.exp(-(y**2 + x**2).to(x0.dtype) / (2 * (op.std + op.growth * i) ** 2)))
         hole = color[:, None, None] if op.fill == "color" else 0.0
@@ -82,7 +83,8 @@ def desaturate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     x, channels = x0, x0.shape[1]
     for i in range(t):
         alpha = 1 / (op.steps - i) if op.schedule == "linear" else 1 - op.rate
-        z = alpha * torch.full((channels, channels), 1 / channels) + (1 - alpha) * torch.eye(channels)
+        mean = torch.full((channels, channels), 1 / channels, device=x.device)
+        z = alpha * mean + (1 - alpha) * torch.eye(channels, device=x.device)
         x = torch.einsum("dc,bchw->bdhw", z.to(x.dtype), x)
     return x
 
@@ -125,7 +127,7 @@ def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
             layer = layer.T
         x = image
         if op.brighten:
-            luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype).view(3, 1, 1)
+            luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(3, 1, 1)
             gray = (x * luma).sum(0) if len(x) == 3 else x.mean(0)
             x = now[2] * x + (1 - now[2]) * torch.maximum(x, (1.5 * gray + 0.5).expand_as(x))
         made.append((x + layer + layer.rot90(2)).clamp(0, 1) * 2 - 1)

@@ -1,0 +1,74 @@
+"""The wait between a training's launch and the end of its first optimizer step.
+
+Plain: `python benchmarks/plain.py`, until it prints its first loss. Ours: `colddiff train`, until its run's metrics
+hold the first line, with everything that the command does before. Both are ended then.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs import Job, Rows, row
+
+POLL = 0.002  # seconds
+PATIENCE = 900.0
+
+
+def _launched(command: list[str], folder: str, has_stepped: Callable[[str], bool]) -> float:
+    """Return the seconds until a step is told; raises RuntimeError with the last line said where none ever is."""
+    output, errors = Path(folder) / "output", Path(folder) / "errors"
+    with output.open("wb") as out, errors.open("wb") as err:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder)
+        try:
+            while time.perf_counter() - began < PATIENCE:
+                if has_stepped(folder):
+                    return time.perf_counter() - began
+                if process.poll() is not None:
+                    break
+                time.sleep(POLL)
+        finally:
+            process.kill()
+            process.wait()
+    said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise RuntimeError(said[-1] if said else "ended without a step")
+
+
+def _repeated(job: Job, command: Callable[[str], list[str]], has_stepped: Callable[[str], bool]) -> Rows:
+    times = []
+    for _ in range(job.pick(1, 2, 3)):
+        with tempfile.TemporaryDirectory() as folder:
+            times.append(_launched(command(folder), folder, has_stepped))
+    return {"launch to first step": row(times)}
+
+
+def plain_side(job: Job) -> Rows:
+    script = str(Path(__file__).with_name("plain.py"))
+    command = [sys.executable, script, json.dumps(job.settings), str(job.device)]
+    return _repeated(job, lambda folder: command, lambda folder: b"\n" in (Path(folder) / "output").read_bytes())
+
+
+def ours_side(job: Job) -> Rows:
+    from colddiff_core import presets
+
+    settings = dict(job.settings)
+    settings["train"] = settings["train"] | {"log_every": 1}
+
+    def command(folder: str) -> list[str]:
+        preset = Path(folder) / "preset.toml"
+        preset.write_text(presets.dump(settings), encoding="utf-8")
+        words = ["train", "--preset", str(preset), "--out", str(Path(folder) / "run"), "--device", str(job.device)]
+        return [sys.executable, "-m", "colddiff_cli", *words]
+
+    return _repeated(job, command, _has_logged)
+
+
+def _has_logged(folder: str) -> bool:
+    metrics = Path(folder) / "run" / "metrics.jsonl"
+    return metrics.is_file() and b"\n" in metrics.read_bytes()

@@ -1,0 +1,38 @@
+"""Earlier measurements of this machine, one JSON object a line, and what became slower since."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Entry = dict[str, Any]
+SAME = ("device", "threads", "torch", "quick")  # entries that differ in one of these are of another machine
+
+
+def read(path: Path) -> list[Entry]:
+    """Return the entries, oldest first; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def append(path: Path, entry: Entry) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def before(entries: list[Entry], machine: Entry, case: str, label: str) -> Entry | None:
+    """Return the newest measurement of a row on the same machine and torch."""
+    for entry in reversed(entries):
+        if all(entry.get(key) == machine[key] for key in SAME):
+            for row in entry["cases"].get(case, {}).get("rows", []):
+                if row["row"] == label:
+                    return row
+    return None
+
+
+def is_slower(now: Entry, then: Entry) -> bool:
+    """Tell whether our side became slower by more than the spread of either measurement."""
+    spreads = [row["ours"]["high"] - row["ours"]["low"] for row in (now, then)]
+    return now["unit"] != "%" and now["ours"]["median"] - then["ours"]["median"] > max(spreads)

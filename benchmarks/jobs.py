@@ -1,0 +1,117 @@
+"""What a measurement is given and what it tells: one side of a case, in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Rows = dict[str, dict[str, Any]]
+# Dense bf16 on the tensor cores, FLOP/s: NVIDIA's data sheets. A name's first match counts.
+PEAKS = (
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("B200", 2250e12),
+    ("A100", 312e12),
+    ("A10G", 70e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a side is given.
+
+    settings: a resolved preset as plain tables; directory: of the data sets, None for what is built in.
+    """
+
+    settings: Mapping[str, Any]
+    device: torch.device
+    is_quick: bool = False
+    directory: Path | None = None
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def channels(self) -> int:
+        """Return the channels of the images: gray where the preset leaves it to MNIST."""
+        data = self.settings["data"]
+        return data["channels"] or (1 if data["dataset"] in ("mnist", "digits") else 3)
+
+    def pick(self, quick: int, cpu: int, cuda: int) -> int:
+        """Return the count that suits the machine."""
+        return quick if self.is_quick else cuda if self.is_cuda else cpu
+
+    def now(self) -> float:
+        """Return the time, in seconds, once the device has done what it was given."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def seconds(self, work: Callable[[], object], repeats: int) -> list[float]:
+        """Return the time of each repeat."""
+        times = []
+        for _ in range(repeats):
+            start = self.now()
+            work()
+            times.append(self.now() - start)
+        return times
+
+    def memory(self) -> int:
+        """Return the most memory that this process held, in bytes: resident, or the allocator's on a GPU."""
+        if self.is_cuda:
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def row(values: list[float], unit: str = "s", images: int = 0, **more: Any) -> dict[str, Any]:
+    """Return a measured row: a value for each repeat, less being better.
+
+    `images`, of each repeat, has seconds shown as images per second.
+    """
+    return {"values": values, "unit": unit, "images": images} | more
+
+
+def machine(job: Job) -> dict[str, Any]:
+    """Return the device in words, its threads and its bf16 peak in FLOP/s (0 where it is not known), and how so."""
+    if job.is_cuda:
+        name = torch.cuda.get_device_name(job.device)
+        peak, source = next((flops for part, flops in PEAKS if part in name), 0.0), "published, dense"
+    else:
+        name, source = _processor(), "measured: the faster of a matrix product and a 3x3 convolution"
+        peak = _measured_peak(job)
+    found = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return found | {"peak": peak, "peak_source": source}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def _measured_peak(job: Job) -> float:
+    side, count, channels = job.pick(64, 2048, 2048), job.pick(1, 32, 32), job.pick(8, 256, 256)
+    a, b = torch.randn(2, side, side, dtype=torch.bfloat16)
+    x = torch.randn(count, channels, 32, 32, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, dtype=torch.bfloat16).to(
+        memory_format=torch.channels_last
+    )
+    with torch.no_grad():
+        product, convolution = (min(job.seconds(work, job.pick(1, 6, 6))) for work in (lambda: a @ b, lambda: layer(x)))
+    return max(2 * side**3 / product, 2 * 9 * count * channels**2 * 32 * 32 / convolution)
