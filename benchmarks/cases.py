@@ -215,8 +215,8 @@ def degradations_both(job: Job) -> Rows:
     rows = {}
     for label, name, parameters, shape in degradations.CASES[:1] if job.is_quick else degradations.CASES:
         found = degradations.measure(label, name, parameters, shape, job.device)
-        key = f"{label}, {'x'.join(map(str, shape))}"
-        more = {"difference": found["difference"], "flat": found["flat"], "mixed_ms": found["mixed_ms"]}
+        key = f"{label}, {shape[-1]} px"
+        more = {"shape": shape, "difference": found["difference"], "flat": found["flat"], "mixed_ms": found["mixed_ms"]}
         rows[key] = {"plain": found["literal_rounds"], "ours": found["closed_rounds"], "unit": "s", "images": 0} | more
     return rows
 

@@ -31,6 +31,8 @@ SIDES = ("plain", "ours")
 QUICK = ("data.size=16", "model.width=8", "model.multipliers=[1,2]", "train.batch_size=4", "degradation.steps=5")
 PRESET = "mnist-blur"  # of the machine's own measurement, which uses nothing of it
 PATIENCE = 3600  # seconds for one side
+LINE = "{:<28}{:<9}{:<22}{:<22}{:>7}{:>12}"
+SCALES = (("", 1.0, 0.1), ("m", 1e3, 1e-4), ("µ", 1e6, 0.0))  # prefix, factor, least seconds of our side
 
 
 def settings(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,37 +131,46 @@ def figure(value: float) -> str:
     return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
-def shown(row: dict[str, Any], side: str) -> tuple[str, list[str]]:
-    """Return the unit, and a side's median, smallest and largest value: a rate where the row has images."""
-    found = row[side]
-    numbers = [found["median"], found["low"], found["high"]]
-    if row["images"]:
-        return "images/s", [figure(row["images"] / numbers[n]) for n in (0, 2, 1)]
-    if row["unit"] == "s" and row["ours"]["median"] < 0.1:
-        return "ms", [figure(1000 * number) for number in numbers]
-    return row["unit"], [figure(number) for number in numbers]
+def scale(row: dict[str, Any]) -> tuple[str, float]:
+    """Return a row's unit, and what its values are multiplied with: few digits for our side."""
+    unit, of_time, rest = row["unit"].partition("s")
+    if unit or not of_time:
+        return row["unit"], 1.0
+    ours = row["ours"]["median"]
+    return next((prefix + of_time + rest, factor) for prefix, factor, least in SCALES if ours >= least)
+
+
+def shown(row: dict[str, Any], side: str, like: dict[str, Any]) -> list[str]:
+    """Return a side's median, smallest and largest value in the unit of `like`: rates where it has images."""
+    numbers = [row[side][key] for key in ("median", "low", "high")]
+    if like["images"]:
+        return [figure(row["images"] / numbers[n]) for n in (0, 2, 1)]
+    return [figure(scale(like)[1] * number) for number in numbers]
 
 
 def cell(row: dict[str, Any], side: str) -> str:
-    middle, low, high = shown(row, side)[1]
+    middle, low, high = shown(row, side, row)
     return middle if low == high else f"{middle} ({low}..{high})"
 
 
 def line(row: dict[str, Any], then: dict[str, Any] | None) -> str:
+    """Return a row of the table; `!` marks what became slower."""
     ratio = f"x{figure(row['ratio'])}" if row["ratio"] else ""
     earlier = ""
     if then:
-        mark = "slower " if history.is_slower(row, then) else ""
-        earlier = mark + shown(then, "ours")[1][0] + (f" x{figure(then['ratio'])}" if then["ratio"] else "")
-    label, unit = f"  {row['row']}", shown(row, "ours")[0]
-    return f"{label:<31}{unit:<9}{cell(row, 'plain'):<20}{cell(row, 'ours'):<20}{ratio:>7}{earlier:>13}".rstrip()
+        mark = "!" if history.is_slower(row, then) else ""
+        earlier = mark + shown(then, "ours", row)[0] + (f" x{figure(then['ratio'])}" if then["ratio"] else "")
+    unit = "images/s" if row["images"] else scale(row)[0]
+    columns = ("  " + row["row"], unit, cell(row, "plain"), cell(row, "ours"), ratio, earlier)
+    return LINE.format(*columns).rstrip()
 
 
 def introduce(found: dict[str, Any], arguments: argparse.Namespace) -> None:
     peak = f"{found['peak'] / 1e12:.3g} TFLOP/s ({found['peak_source']})" if found["peak"] else "not known"
-    print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}, bf16 peak {peak}")
+    print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}")
+    print(f"bf16 peak: {peak}")
     print("tiny sizes: these figures mean nothing" if arguments.quick else f"rounds: {arguments.rounds}")
-    print(f"{'':<31}{'':<9}{'plain':<20}{'ours':<20}{'ratio':>7}{'before':>13}", flush=True)
+    print(LINE.format("", "", "plain", "ours", "ratio", "before"), flush=True)
 
 
 def show(name: str, case: dict[str, Any], found: dict[str, Any], earlier: list[dict[str, Any]]) -> list[str]:
@@ -170,8 +181,8 @@ def show(name: str, case: dict[str, Any], found: dict[str, Any], earlier: list[d
         then = history.before(earlier, found, name, row["row"])
         print(line(row, then))
         if then and history.is_slower(row, then):
-            unit, (now, *_) = shown(row, "ours")
-            slower.append(f"{name}, {row['row']}: {now} {unit} after {shown(then, 'ours')[1][0]}")
+            now, past = (shown(found, "ours", row)[0] for found in (row, then))
+            slower.append(f"{name}, {row['row']}: {now} after {past} {'images/s' if row['images'] else scale(row)[0]}")
     if "difference" in case:
         check = case["difference"]
         print(f"  the networks' outputs, up to {check['largest']:.2g}, differ by {check['difference']:.1e} at most")
