@@ -29,7 +29,6 @@ from jobs import Job, machine
 HERE = Path(__file__).parent
 SIDES = ("plain", "ours")
 QUICK = ("data.size=16", "model.width=8", "model.multipliers=[1,2]", "train.batch_size=4", "degradation.steps=5")
-PRESET = "mnist-blur"  # of the machine's own measurement, which uses nothing of it
 PATIENCE = 3600  # seconds for one side
 LINE = "{:<28}{:<9}{:<22}{:<22}{:>7}{:>12}"
 SCALES = (("", 1.0, 0.1), ("m", 1e3, 1e-4), ("µ", 1e6, 0.0))  # prefix, factor, least seconds of our side
@@ -51,7 +50,7 @@ def settings(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def worker(name: str, side: str, preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one side in a process of its own and return what it measured; raises RuntimeError that says why not."""
     command = [sys.executable, __file__, "--worker", name, side, "--device", arguments.device]
-    command += ["--settings", json.dumps(settings(preset, arguments))]
+    command += ["--settings", json.dumps(settings(preset, arguments) if preset else {})]
     command += ["--quick"] if arguments.quick else []
     command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
@@ -197,7 +196,7 @@ def report(arguments: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in known]:
         print(f"unknown case {unknown[0]}; known: {', '.join(known)}", file=sys.stderr)
         return 2
-    found = worker("machine", "", PRESET, arguments) | {"quick": arguments.quick}
+    found = worker("machine", "", "", arguments) | {"quick": arguments.quick}
     introduce(found, arguments)
     earlier, slower = history.read(arguments.history), []
     made: dict[str, Any] = {}
@@ -207,9 +206,9 @@ def report(arguments: argparse.Namespace) -> int:
             made[name] = measure(name, known[name], arguments)
             if name.startswith("train"):
                 made[name]["difference"] = worker(name, "difference", known[name].preset, arguments)
-        except RuntimeError as error:
-            failed[name] = str(error)
-            print(f"{name}\n  failed: {error}", flush=True)
+        except Exception as error:  # whatever it is, the other cases go on
+            failed[name] = " ".join(str(error).split()) or type(error).__name__
+            print(f"{name}\n  failed: {failed[name]}", flush=True)
             continue
         with_share_of_peak(made[name], found["peak"])
         slower += show(name, made[name], found, earlier)

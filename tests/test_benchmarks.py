@@ -25,7 +25,7 @@ LAUNCHED = "first-step"  # starts two processes: seconds
 
 def in_this_process(name, side, preset, arguments):
     """Do a worker's job here: a process of its own takes seconds to start."""
-    job = Job(speed.settings(preset, arguments), CPU, is_quick=True)
+    job = Job(speed.settings(preset, arguments) if preset else {}, CPU, is_quick=True)
     return json.loads(json.dumps(cases.run(name, side, job) if name != "machine" else speed.work(name, side, job)))
 
 
