@@ -165,7 +165,7 @@ def _single_steps(
     severities = sorted({max(1, round(steps * share)) for share in (1 / 6, 1 / 2, 5 / 6)})
     step(x, 1)
     whole, alone = [], []
-    for _ in range(job.pick(1, 1, 3)):
+    for _ in range(job.pick(1, 2, 3)):
         for times, work in ((whole, step), (alone, lambda x, s: (degrade(x, s), degrade(x, s - 1)))):
             times.append(statistics.mean(job.seconds(lambda s=s, w=work: w(x, s), 1)[0] for s in severities))
     shares = [100 * part / total for part, total in zip(alone, whole, strict=True)]

@@ -33,6 +33,8 @@ def before(entries: list[Entry], machine: Entry, case: str, label: str) -> Entry
 
 
 def is_slower(now: Entry, then: Entry) -> bool:
-    """Tell whether our side became slower by more than the spread of either measurement."""
+    """Tell whether our side became slower by more than the spread of either measurement; one repeat has none."""
+    if now["unit"] == "%" or min(row["ours"]["n"] for row in (now, then)) < 2:
+        return False
     spreads = [row["ours"]["high"] - row["ours"]["low"] for row in (now, then)]
-    return now["unit"] != "%" and now["ours"]["median"] - then["ours"]["median"] > max(spreads)
+    return now["ours"]["median"] - then["ours"]["median"] > max(spreads)

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 SIDES = ("plain", "ours")
 QUICK = ("data.size=16", "model.width=8", "model.multipliers=[1,2]", "train.batch_size=4", "degradation.steps=5")
 PATIENCE = 3600  # seconds for one side
-LINE = "{:<28}{:<9}{:<22}{:<22}{:>7}{:>12}"
+LINE = "{:<27}{:<9}{:<22}{:<22}{:>7}{:>13}"
 SCALES = (("", 1.0, 0.1), ("m", 1e3, 1e-4), ("µ", 1e6, 0.0))  # prefix, factor, least seconds of our side
 
 
@@ -94,7 +94,8 @@ def measure(name: str, case: cases.Case, arguments: argparse.Namespace) -> dict[
         for side in SIDES:
             source, key = ("both", side) if case.both else (side, "values")
             made[side] = spread([value for answer in told[source] for value in answer["rows"][label][key]])
-        made["ratio"] = made["plain"]["median"] / made["ours"]["median"] if made["ours"]["median"] else 0.0
+        is_ratio = first["unit"] != "%"
+        made["ratio"] = made["plain"]["median"] / made["ours"]["median"] if is_ratio else 0.0
         rows.append(made)
     if not case.both:
         memory = {side: spread([answer["memory"] / 2**30 for answer in told[side]]) for side in SIDES}

@@ -91,13 +91,14 @@ def test_a_case_that_fails_says_why_and_the_others_go_on(here, tmp_path, capsys,
 
 
 def test_slower_is_slower_by_more_than_either_spread():
-    def row(median, half):
-        return {"unit": "s", "ours": {"median": median, "low": median - half, "high": median + half}}
+    def row(median, half, n=3):
+        return {"unit": "s", "ours": {"median": median, "low": median - half, "high": median + half, "n": n}}
 
     assert history.is_slower(row(1.5, 0.1), row(1.0, 0.1))
     assert not history.is_slower(row(1.5, 0.3), row(1.0, 0.1))
     assert not history.is_slower(row(1.5, 0.1), row(1.0, 0.3))
     assert not history.is_slower(row(0.5, 0.1), row(1.0, 0.1))
+    assert not history.is_slower(row(1.5, 0.0, n=1), row(1.0, 0.1))
 
 
 def test_a_plain_side_in_a_process_of_its_own_loads_nothing_of_ours(tmp_path, capsys):
