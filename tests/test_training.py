@@ -233,7 +233,7 @@ def test_every_image_is_seen_once_an_epoch(tmp_path):
     seen = []
     for step in range(15):
         trainer.step = step
-        seen.append(trainer._indices())
+        seen.append(trainer._indices(step))
     order = torch.cat(seen)
     count = len(trainer.train_set)
     assert order[:count].sort().values.equal(torch.arange(count))

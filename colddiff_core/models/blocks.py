@@ -140,8 +140,9 @@ class LinearAttention(nn.Module):
             q = q.unflatten(-1, (self.heads, self.head_width)).softmax(-1).flatten(-2)
             k = k.softmax(1)
             # All heads in one product, of which the blocks on the diagonal are theirs: cheaper than to part the heads.
-            context = (k.mT @ v) * self.own_head
+            context = (k.mT @ v) * (self.own_head / (height * width * self.head_width**0.5))
         # to_out comes before the queries, for there are fewer channels than pixels: q (context W) = (q context) W.
-        mixing = context @ (self.to_out.weight.flatten(1).mT / (height * width * self.head_width**0.5))
-        out = (q @ mixing).add_(self.to_out.bias)
+        out = q @ (context @ self.to_out.weight.flatten(1).mT)
+        assert self.to_out.bias is not None
+        out.add_(self.to_out.bias.to(out.dtype))
         return out.view(batch, height, width, channels).permute(0, 3, 1, 2).add_(x)

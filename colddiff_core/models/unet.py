@@ -102,12 +102,14 @@ class UNet(nn.Module):
         return self
 
     def settle(self) -> UNet:
-        """Make the network ready for use without training: its body's weights in the body's dtype, once and for all.
+        """Make the network ready for use without training: what autocast casts at every evaluation, once and for all.
 
-        Autocast would bring them there at every evaluation; the numbers are the same. Returns self.
+        Those are the weights of convolutions and linear maps in the body; the numbers are the same. Returns self.
         """
         for part in (self.down, self.shrink, self.middle, self.up, self.grow, self.head_block):
-            part.to(self.body_dtype)
+            for module in part.modules():
+                if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                    module.to(self.body_dtype)
         return self.eval().requires_grad_(False)
 
     def _body(self, h: Tensor, embedding: Tensor) -> Tensor:

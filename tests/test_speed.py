@@ -1,0 +1,180 @@
+"""What makes training and sampling fast changes nothing in what they compute."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import finish, make_trainer
+
+from colddiff_core import compiling, degradations, devices, runs, seeds
+from colddiff_core.models import UNet
+from colddiff_core.models.blocks import LinearAttention
+from colddiff_core.models.depthwise import depthwise, weight_gradient
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import plain
+
+BF16 = 2.0**-8
+
+
+def gradients(of: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    g = torch.randn(of.shape, generator=seeds.generator(9)).to(of.dtype)
+    return torch.autograd.grad(of, inputs, g)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4, 4), (2, 8, 9, 6), (4, 3, 32, 32), (1, 2, 1, 70)])
+def test_a_depthwise_convolution_and_its_gradients_are_the_librarys(shape):
+    numbers = seeds.generator(0)
+    x = torch.randn(shape, generator=numbers)
+    weight, bias = torch.randn(shape[1], 1, 7, 7, generator=numbers) / 7, torch.randn(shape[1], generator=numbers)
+    low = [a.bfloat16().requires_grad_() for a in (x, weight, bias)]
+    high = [a.detach().double().requires_grad_() for a in low]
+    wanted = F.conv2d(*high, padding=3, groups=shape[1])
+    found = depthwise(*low)
+    for ours, exact in zip((found, *gradients(found, *low)), (wanted, *gradients(wanted, *high)), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert ours.shape == exact.shape
+        assert (ours.double() - exact).abs().max() <= 2 * BF16 * exact.abs().max()
+
+
+def test_the_gradient_of_depthwise_weights_is_exact_where_the_products_are():
+    numbers = seeds.generator(0)
+    x, g = (torch.randn(3, 4, 6, 9, generator=numbers, dtype=torch.float64) for _ in range(2))
+    weight = torch.zeros(4, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    (wanted,) = torch.autograd.grad(F.conv2d(x, weight, padding=2, groups=4), weight, g)
+    torch.testing.assert_close(weight_gradient(x, g, 5).double(), wanted, rtol=1e-5, atol=1e-5)  # summed in float32
+
+
+def test_attention_is_its_formula_head_by_head():
+    torch.manual_seed(0)
+    attention = LinearAttention(12).double()
+    x = torch.randn(2, 12, 3, 5, dtype=torch.float64)
+    q, k, v = attention.to_qkv(attention.norm(x)).reshape(2, 3, attention.heads, attention.head_width, 15).unbind(1)
+    context = torch.einsum("bhdn,bhen->bhde", k.softmax(-1), v) / 15
+    mixed = torch.einsum("bhde,bhdn->bhen", context, q.softmax(-2) * attention.head_width**-0.5)
+    wanted = x + attention.to_out(mixed.reshape(2, -1, 3, 5))
+    torch.testing.assert_close(attention(x), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", ["convnext", "resnet"])
+def test_laid_out_and_settled_a_network_says_the_same(block, dtype):
+    torch.manual_seed(0)
+    network = UNet(1, 1, width=8, multipliers=(1, 2, 4), block=block, body_dtype=dtype)
+    x, t = torch.randn(4, 1, 16, 16), torch.tensor([1, 2, 3, 4])
+    with torch.no_grad():
+        before = network(x, t)
+        network.lay_out(16)
+        torch.testing.assert_close(network(x, t), before, rtol=0, atol=0.02 if dtype == torch.bfloat16 else 1e-5)
+        laid_out = network(x, t)
+        network.settle()
+        assert torch.equal(network(x, t), laid_out)
+    assert {p.dtype for part in (network.time, network.stem, network.head) for p in part.parameters()} == {
+        torch.float32
+    }
+    assert {p.dtype for p in network.shrink.parameters()} == {dtype}
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("block", ["convnext", "resnet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_network_compiles_in_one_piece(block, dtype):
+    """A break in the graph would cost what compiling saves. The backend here runs the graph as it is."""
+    torch.manual_seed(0)
+    network = UNet(1, 1, width=8, multipliers=(1, 2), block=block, body_dtype=dtype).lay_out(8)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
+    found, wanted = compiled(x, t), network(x, t)
+    assert torch.equal(found, wanted)
+    for a, b in zip(gradients(found, *network.parameters()), gradients(wanted, *network.parameters()), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_when_to_compile():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert compiling.mode("auto", cpu, 700_000, 32) == ""
+    assert compiling.mode("auto", gpu, 700_000, 32) == "reduce-overhead"
+    assert compiling.mode("auto", gpu, 700_000, 128) == "default"
+    assert compiling.mode("auto", gpu, 500, 32) == ""
+    assert compiling.mode("off", gpu, 700_000, 32) == ""
+    assert compiling.mode("max-autotune", cpu, 1, 32) == "max-autotune"
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypatch):
+    def refuse(network, mode):
+        def call(*args):
+            raise RuntimeError("no compiler\nand much more")
+
+        network._compiled_call_impl = call
+
+    as_it_is = finish(make_trainer(tmp_path / "eager"))
+    monkeypatch.setattr(compiling, "compile_network", refuse)
+    trainer = finish(make_trainer(tmp_path / "run", "train.compile='default'"))
+    told = [event for event in trainer.run.events() if event["event"] == "warning"]
+    assert [event["message"] for event in told] == ["the network is not compiled: RuntimeError: no compiler"]
+    assert losses(trainer) == losses(as_it_is)
+    assert runs.Run(tmp_path / "run").config(()).train.compile == "default"
+
+
+def losses(trainer) -> list[float]:
+    return [line["loss"] for line in trainer.run.metrics()]
+
+
+def test_the_loss_falls_as_in_the_plain_network(tmp_path):
+    """float32 throughout: the fast network and the plain one differ by rounding alone."""
+    overrides = ("train.steps=40", "train.precision=float32", "train.lr=1e-3", "model.block=convnext")
+    overrides += ("model.inputs=plain", "model.consistent=false")
+    fast = make_trainer(tmp_path / "fast", *overrides)
+    slow = make_trainer(tmp_path / "slow", *overrides)
+    network = slow.experiment.restorer.unet
+    model = slow.experiment.config.to_table()["model"]
+    written_out = plain.PlainUNet(network.head.out_channels, network.head.out_channels, model)
+    written_out.load_state_dict(network.state_dict())
+
+    def forward(x, t, labels=None):
+        return torch.func.functional_call(written_out, dict(network.named_parameters()), (x, t))
+
+    network.forward = forward
+    ours, theirs = losses(finish(fast)), losses(finish(slow))
+    assert ours[-1] < 0.7 * ours[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
+
+
+def test_the_loss_falls_as_in_float32(tmp_path):
+    """bfloat16 in the body costs less than the loss's own noise."""
+    overrides = ("train.steps=120", "train.lr=1e-3", "train.log_every=20")
+    low = losses(finish(make_trainer(tmp_path / "low", *overrides, "train.precision=bf16")))
+    high = losses(finish(make_trainer(tmp_path / "high", *overrides, "train.precision=float32")))
+    assert low != high
+    torch.testing.assert_close(low, high, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in degradations.names() if name != "animorph"])
+def test_a_pair_is_two_calls(name):
+    op = degradations.build(name, steps=3)
+    x0 = torch.rand(2, 3, 16, 16, generator=seeds.generator(0)) * 2 - 1
+    frozen = op.freeze(x0, generator=seeds.generator(1))
+    for s, r in ((3, 2), (3, 1), (1, 0), (2, 2)):
+        for found, t in zip(op.pair(x0, s, r, frozen), (s, r), strict=True):
+            torch.testing.assert_close(found, op(x0, t, frozen), rtol=0, atol=1e-6)
+    assert op.pair(x0, 1, 0, frozen)[1] is x0
+
+
+@pytest.mark.parametrize(
+    ("text", "processors"), [("max 100000", 2**16), ("150000 100000", 2), ("50000 100000", 1), ("nonsense", 2**16)]
+)
+def test_a_container_has_the_processors_that_it_is_given(tmp_path, text, processors):
+    (tmp_path / "cpu.max").write_text(text)
+    assert devices._quota(tmp_path) == processors
+    assert devices._quota(tmp_path / "absent") == 2**16
+
+
+def test_an_operators_table_is_brought_to_a_device_once():
+    table, meta = torch.arange(3.0), torch.device("meta")
+    assert degradations.base.on_device(table, torch.device("cpu")) is table
+    assert degradations.base.on_device(table, meta) is degradations.base.on_device(table, meta)
+    assert degradations.base.on_device(torch.arange(3.0), meta) is not degradations.base.on_device(table, meta)
