@@ -114,7 +114,7 @@ def _experiment(job: Job) -> Any:
     from colddiff_core import experiment, presets
 
     built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
-    built.restorer.eval()
+    built.restorer.unet.settle()  # as a run's network is when it is opened
     return built
 
 

@@ -6,16 +6,22 @@ The folder holds images of CIFAR-10 (JPEG) where the data directory has them, el
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jobs import Job, Rows, row
 from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from colddiff_core.feed import Feed
 
 BATCH = 64
 MADE_SIZE, TAKEN_SIZE = 128, 32  # pixels a side
@@ -103,23 +109,36 @@ def ours_side(job: Job) -> Rows:
     _import_readers()
     data = job.settings["data"]
     directory = Path(data["directory"]) if data["directory"] else None
-    with _unpacked(job) as (place, size):
+    with _unpacked(job) as (place, size), tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache  # decoded anew, and nothing left in the user's own
         request = datasets.Request("train", size, 3, place)
         rows = _ours(job, "JPEGs", "folder", request)
     request = datasets.Request("train", data["size"], data["channels"], directory, download=False)
     return rows | _ours(job, data["dataset"], data["dataset"], request)
 
 
+def _fed(feed: Feed, order: Sequence[Tensor], numbers: torch.Generator) -> Iterator[Tensor]:
+    """Take batches as training does: the next one is told of first."""
+    feed.ahead(order[0])
+    for part, following in itertools.zip_longest(order, order[1:]):
+        if following is not None:
+            feed.ahead(following)
+        yield feed.take(part, numbers)
+
+
 def _ours(job: Job, label: str, name: str, request: object) -> Rows:
     from colddiff_core import datasets
+    from colddiff_core.feed import Feed
 
     start = job.now()
-    images = datasets.load(name, request).to(job.device)
+    images = datasets.load(name, request)
+    feed = Feed(images, job.device, size=images.pixels.shape[-1], flip=False)
     opening = job.now() - start
+    numbers = torch.Generator().manual_seed(0)
 
     def epoch() -> tuple[float, float]:
-        order = torch.randperm(len(images)).split(BATCH)
-        return _epoch(job, (images.images(part) for part in order))
+        order = torch.randperm(len(images), generator=numbers).split(BATCH)
+        return _epoch(job, _fed(feed, order, numbers))
 
     seconds, pixels = epoch()
     later = [epoch() for _ in range(job.pick(1, 3, 3))]
