@@ -6,7 +6,6 @@ import os
 import sys
 
 INTERRUPTED = 130
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")  # of torch, which raises plain errors for both
 
 
 def main() -> None:
@@ -20,8 +19,10 @@ def run(arguments: list[str]) -> int:
     words = [word for word in arguments if word != "--debug"]  # wherever it stands
     try:
         from colddiff_cli.app import create  # here: Ctrl-C may come while anything is imported
+        from colddiff_cli.screen import telling_warnings
 
-        code: int = create(words)(words, prog_name="colddiff", standalone_mode=False) or 0
+        with telling_warnings():
+            code: int = create(words)(words, prog_name="colddiff", standalone_mode=False) or 0
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read the output has had enough
@@ -44,11 +45,11 @@ def _explain_parsers(error: Exception, message: str) -> int:
 
 
 def _explain(error: Exception) -> int:
-    from colddiff_core.errors import ColddiffError
+    from colddiff_core.errors import ColddiffError, is_out_of_memory
 
     if isinstance(error, ColddiffError):
         return _complain(error.exit_code, error.what, error.remedy)
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return _complain(1, "There is not enough memory for this.", "Use a smaller --size, or fewer images at a time.")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
+
+from colddiff_core.errors import ColddiffWarning
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,6 +98,30 @@ class Screen:
             sys.stdout.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
         elif last is not None:
             self.say(str(last))
+
+
+@contextlib.contextmanager
+def telling_warnings() -> Iterator[None]:
+    """Have the library's warnings told in a line each on stderr; others are shown as Python shows them."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, ColddiffWarning):
+            sys.stderr.write(f"warning: {message}\n")  # above a progress bar, which takes stderr over while it lives
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ColddiffWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _plain(value: Any) -> Any:

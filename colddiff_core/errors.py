@@ -36,6 +36,18 @@ class MachineError(ColddiffError):
     """The request was sound and the machine could not serve it: disk, network, driver."""
 
 
+class ColddiffWarning(UserWarning):
+    """What work goes on in spite of, told in a line."""
+
+
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "STATUS_ALLOC_FAILED")  # of torch's plain errors
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on the CPU or on a GPU."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
 def counted(number: int, thing: str) -> str:
     """Return a count in words: "1 image", "2 images"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -22,6 +22,7 @@ from colddiff_core.sampling import Step
 
 COLUMNS = ("degraded", "direct", "sampled", "naive")
 PHOTOGRAPH_BITS = 8
+MOST = {"cpu": 100, "cuda": 512}  # images at a time, if memory has room
 Figures = dict[str, Any]
 Intervals = dict[str, Interval | None]
 
@@ -143,21 +144,21 @@ def restore(
     count: int,
     seed: int = 0,
     stride: int = 1,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     is_8bit: bool = False,
     shown: int = 0,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
     """Return how `count` test images come back from severity t, or with sampler None how they are there.
 
-    The images are those of `ImageSet.draw`.
+    The images are those of `ImageSet.draw`. batch_size: how many at a time, None for as many as fit.
     is_8bit: round the degraded images to 8 bits first, as a photograph is, whatever the preset does. Beside the figures
     of `Meter`: evaluations of the network, and milliseconds an image. `progress` is told of every batch's images.
     """
     meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
     made: list[Tensor] = []
     inputs: list[Tensor] = []
-    for part in reference.test.draw(count).split(batch_size):
+    for part in reference.test.draw(count).split(batch_size or experiment.batch_size(MOST)):
         numbers = part.tolist()
         x0 = reference.test.images(part).to(experiment.device)
         x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import __version__, checkpoint, datasets, degradations, devices, sampling, seeds
+from colddiff_core import __version__, checkpoint, datasets, degradations, devices, memory, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import UsageError, counted
@@ -25,7 +25,10 @@ from colddiff_core.sampling import Step
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts of one configuration on one device."""
+    """The parts of one configuration on one device.
+
+    pieces: what sampling evaluates the restorer by; it remembers how many images there was memory for.
+    """
 
     config: Config
     operator: Degradation
@@ -33,6 +36,26 @@ class Experiment:
     channels: int
     device: torch.device
     second: datasets.ImageSet | None = None
+    pieces: memory.Pieces = dataclasses.field(default_factory=memory.Pieces)
+
+    @property
+    def body_dtype(self) -> torch.dtype:
+        """Return the dtype that the network's body runs in."""
+        unet: Any = self.restorer.unet
+        return unet.body_dtype
+
+    @property
+    def precision(self) -> str:
+        """Return the same as train.precision has it: "bf16" or "float32"."""
+        return "bf16" if self.body_dtype == torch.bfloat16 else "float32"
+
+    def batch_size(self, most: Mapping[str, int]) -> int:
+        """Return how many images to sample at a time: what memory has room for, `most` of the kind of device at most.
+
+        The same on every call, and on every machine of as much memory.
+        """
+        side, limit = self.config.data.size, most[self.device.type]
+        return memory.batch_size(self.config.model, side, self.body_dtype, self.device, limit)
 
     @property
     def bits(self) -> int:
@@ -72,9 +95,10 @@ class Experiment:
         bits: what x_t was rounded to, as `sampling.sample` takes it: this experiment's `bits` where `degrade` made x_t.
         labels: (B,) int64 for a conditional network, None for no known class. White noise that x_t carries by
         `degradation.dither` is carried through by the steps and left out of the last one, for it is not of x_0.
-        Raises UsageError as `sampling.sample` does.
+        Where memory runs out the network is given fewer images at a time, with a ColddiffWarning.
+        Raises UsageError as `sampling.sample` does, and on the way MachineError where one image is too many.
         """
-        restore = functools.partial(self.restorer, labels=labels)
+        restore = functools.partial(self.pieces, self.restorer, labels=labels)
         noise = seeds.image_generators(seed, numbers, "sampler")
         way: dict[str, Any] = {"sampler": sampler, "stride": stride, "generator": noise, "bits": bits}
         steps = sampling.sample(restore, self.operator, x_t, t, frozen, **way)

@@ -20,7 +20,8 @@ from colddiff_core.priors import Prior, Source, Start, Weights
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
 
-BATCH = {"cpu": 16, "cuda": 128}  # images at a time: arithmetic differs in its last bits with the size of a batch
+# Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
+MOST = {"cpu": 16, "cuda": 256}
 MOST_NOISE = 1.0  # wider and little else is left of x_T
 
 
@@ -49,7 +50,7 @@ class Generator:
 
     @property
     def batch_size(self) -> int:
-        return BATCH[self.experiment.device.type]
+        return self.experiment.batch_size(MOST)
 
     def starts(self, seed: int, numbers: range) -> Start:
         """Return where the images of these numbers start."""

@@ -38,12 +38,12 @@ Record = dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     """How runs are measured: how many test images are restored and how many are generated, whether degraded images are
-    rounded to 8 bits, how many at a time, and under which circumstances (date, hardware, software)."""
+    rounded to 8 bits, how many at a time (None: as many as fit), and the circumstances (date, hardware, software)."""
 
     restored: int
     generated: int
     is_8bit: bool
-    batch_size: int
+    batch_size: int | None
     circumstances: Mapping[str, str]
 
 
