@@ -31,6 +31,14 @@ Noise = Annotated[
         "--noise", help="Width of the white noise on x_T that breaks its symmetry (the run's, else .002).", min=0
     ),
 ]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Test images at a time (as many as fit); no result depends on it.", min=1),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="Of the network's body: auto, bf16, float32 (the run's own).", metavar="NAME"),
+]
 Severity = Annotated[
     int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")
 ]
@@ -47,6 +55,11 @@ Weights = Annotated[
     Path | None, typer.Option("--weights", help="Inception's weights (fetched if left out).", metavar="FILE")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that exists.")]
+
+
+def run_overrides(data_dir: Path | None, precision: str | None) -> tuple[str, ...]:
+    """Return what a run is opened with in place of its own, by `--data-dir` and `--precision`."""
+    return (*data_override(data_dir), *([f"train.precision={precision}"] if precision is not None else []))
 
 
 def data_override(data_dir: Path | None) -> list[str]:

@@ -58,7 +58,8 @@ def compare(
     noise: options.Noise = None,
     n: Annotated[int, typer.Option("--n", help="Images; of test images, drawn from the set.", min=1)] = DEFAULT_IMAGES,
     t: options.Severity = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Test images at a time.", min=1)] = 100,
+    batch_size: options.BatchSize = None,
+    precision: options.Precision = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The sheet to write (RUN/compared/...png).", parser=outputs.picture, metavar="PATH"),
@@ -76,13 +77,10 @@ def compare(
     is_generating = generate or symmetry or prior is not None or noise is not None
     if t is not None and is_generating:
         raise UsageError("--t is for restored test images; generation starts at T.", "Leave one of them out.")
-    found = [runs.find(name) for name in names] if names else [runs.find(None)]
-    twice = [
-        run.path for index, run in enumerate(found) if run.path.resolve() in [r.path.resolve() for r in found[:index]]
-    ]
-    if twice:
-        raise UsageError(f"{twice[0]} is named twice.", "Name each run once.")
-    overrides = tuple(options.data_override(data_dir))
+    found = _find(names)
+    overrides = options.run_overrides(data_dir, precision)
+    for run in found:
+        run.config(overrides)  # what cannot be is told before weights are fetched
     means = references.prepare(screen, features, weights, device)
 
     from colddiff_core import comparison, images, sampling
@@ -131,6 +129,7 @@ def compare(
         "runs": [str(run.path) for run in found],
         "steps": [step for _, step in opened],
         "kind": kind,
+        "precision": ", ".join(dict.fromkeys(built.precision for built in experiments)),
         "n": count,
         "t": None if is_generating else severities,
         "seed": chosen_seed,
@@ -141,6 +140,17 @@ def compare(
         "picture": str(path),
     }
     screen.result(outcome, path)
+
+
+def _find(names: list[str] | None) -> list[runs.Run]:
+    """Return the runs of these names, the newest for none; raises UsageError for one that is named twice."""
+    found = [runs.find(name) for name in names] if names else [runs.find(None)]
+    twice = [
+        run.path for index, run in enumerate(found) if run.path.resolve() in [r.path.resolve() for r in found[:index]]
+    ]
+    if twice:
+        raise UsageError(f"{twice[0]} is named twice.", "Name each run once.")
+    return found
 
 
 def _generators(
@@ -184,7 +194,7 @@ def _contenders(
 
 
 def _measure(
-    screen: Screen, contenders: list[Contender], reference: Reference, count: int, seed: int, batch_size: int
+    screen: Screen, contenders: list[Contender], reference: Reference, count: int, seed: int, batch_size: int | None
 ) -> dict[str, Outcome]:
     from colddiff_core import comparison
 

@@ -36,9 +36,8 @@ def evaluate(
     uint8: options.Uint8 = False,
     features: options.Features = "classifier",
     weights: options.Weights = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Images at a time; no result depends on it.", min=1)
-    ] = 100,
+    batch_size: options.BatchSize = None,
+    precision: options.Precision = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
@@ -52,7 +51,7 @@ def evaluate(
     if by_severity and (features == "inception" or weights is not None):
         raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
     found = runs.find(run)
-    overrides = tuple(options.data_override(data_dir))
+    overrides = options.run_overrides(data_dir, precision)
     config = found.config(overrides)
     means = references.prepare(screen, "none" if by_severity else features, weights, device)
 
@@ -72,7 +71,7 @@ def evaluate(
     data = reference.title(config.data.dataset)
     what = f"{found.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
     told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": common["seed"]}
-    told |= {"protocol": "uint8" if uint8 else "float"}
+    told |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
     if by_severity:
         curve = _curve(screen, built, reference, common)
         columns = list(curve[0]["metrics"])

@@ -63,6 +63,7 @@ def generate(
             "--out-dir", help="Write every image there too, a PNG each.", parser=outputs.folder, metavar="DIR"
         ),
     ] = None,
+    precision: options.Precision = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -72,7 +73,7 @@ def generate(
     """Generate images from nothing: x_T from a prior, taken back to x_0. Image k is the same whatever --n is."""
     screen = Screen(json)
     found = runs.find(run)
-    overrides = tuple(options.data_override(data_dir))
+    overrides = options.run_overrides(data_dir, precision)
     config = found.config(overrides)
     if n is not None and interpolate is not None:
         raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")
@@ -110,6 +111,7 @@ def generate(
         "noise": generator.noise,
         "sampler": name,
         "stride": pace,
+        "precision": built.precision,
         "seed": chosen_seed,
         "n": count,
         "picture": str(grid_path),

@@ -76,9 +76,7 @@ def reproduce(
     features: options.Features = "classifier",
     weights: options.Weights = None,
     overrides: options.Set = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Images at a time; no result depends on it.", min=1)
-    ] = 100,
+    batch_size: options.BatchSize = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     seed: options.Seed = None,

@@ -38,6 +38,7 @@ def sample(
             "--out", help="The picture to write (RUN/restored/...png).", parser=outputs.picture, metavar="PATH"
         ),
     ] = None,
+    precision: options.Precision = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -47,7 +48,7 @@ def sample(
     """Degrade images with the run's operator, restore them, and write a sheet of both."""
     screen = Screen(json)
     found, files = _run_and_files(arguments or [])
-    overrides = tuple(options.data_override(data_dir))
+    overrides = options.run_overrides(data_dir, precision)
     config = found.config(overrides)
 
     from colddiff_core import images, sampling, seeds
@@ -81,6 +82,7 @@ def sample(
         screen.say(f"trajectory: {animation_path}")
     screen.rows(columns)
     outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(x0)}
+    outcome |= {"precision": built.precision}
     outcome |= {"picture": str(picture_path), "animation": str(animation_path) if animation_path else None}
     screen.result(outcome, picture_path)
 
