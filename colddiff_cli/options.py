@@ -39,6 +39,14 @@ Precision = Annotated[
     str | None,
     typer.Option("--precision", help="Of the network's body: auto, bf16, float32 (the run's own).", metavar="NAME"),
 ]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        help="torch.compile's mode, for long work on a GPU: default, reduce-overhead, max-autotune (off).",
+        metavar="MODE",
+    ),
+]
 Severity = Annotated[
     int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")
 ]
@@ -57,9 +65,10 @@ Weights = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that exists.")]
 
 
-def run_overrides(data_dir: Path | None, precision: str | None) -> tuple[str, ...]:
-    """Return what a run is opened with in place of its own, by `--data-dir` and `--precision`."""
-    return (*data_override(data_dir), *([f"train.precision={precision}"] if precision is not None else []))
+def run_overrides(data_dir: Path | None, precision: str | None, compiled: str | None) -> tuple[str, ...]:
+    """Return what a run is opened with in place of its own, by `--data-dir`, `--precision` and `--compile`."""
+    asked = {"train.precision": precision, "sample.compile": compiled}
+    return (*data_override(data_dir), *(f"{key}={value}" for key, value in asked.items() if value is not None))
 
 
 def data_override(data_dir: Path | None) -> list[str]:

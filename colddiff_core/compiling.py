@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from colddiff_core.errors import MachineError
+
+OFF = "off"
 LONG = 5_000  # evaluations from which on a GPU wins back the minute or two that compiling takes
 SMALL = 64  # pixels of a side up to which a GPU waits for the CPU to launch kernels: there graphs of them pay
 
@@ -15,7 +21,7 @@ def mode(asked: str, device: torch.device, evaluations: int, side: int) -> str:
     "auto" compiles on a GPU alone: on a CPU the time goes into the convolutions, which it leaves as they are
     (docs/performance.md). `evaluations` is the length of the whole run, so that a resumed one computes as it began.
     """
-    if asked == "off":
+    if asked == OFF:
         return ""
     if asked != "auto":
         return asked
@@ -26,8 +32,13 @@ def mode(asked: str, device: torch.device, evaluations: int, side: int) -> str:
 
 def compile_network(network: nn.Module, chosen: str) -> None:
     """Have a network compiled when it is first called; weights, their names and copies of it stay as they are."""
-    if chosen:
+    if chosen not in ("", OFF):
         network.compile(mode=chosen, dynamic=False)
+
+
+def has(network: nn.Module) -> bool:
+    """Tell whether a network is one to be compiled, or is already."""
+    return network._compiled_call_impl is not None
 
 
 def undo(network: nn.Module) -> None:
@@ -38,3 +49,16 @@ def undo(network: nn.Module) -> None:
 def begin_step() -> None:
     """Tell the graphs of "reduce-overhead" that what they returned before may be overwritten."""
     torch.compiler.cudagraph_mark_step_begin()
+
+
+def evaluated(restorer: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
+    """Return what a restorer with a compiled network says, in memory that its next evaluation leaves alone.
+
+    Raises MachineError where the network cannot be compiled.
+    """
+    begin_step()
+    try:
+        return restorer(*arguments, **named).clone()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        why = str(error).strip().splitlines()[0]
+        raise MachineError(f"The network cannot be compiled: {why}", "Leave --compile out.") from None

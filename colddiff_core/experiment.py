@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import __version__, checkpoint, datasets, degradations, devices, memory, sampling, seeds
+from colddiff_core import __version__, checkpoint, compiling, datasets, degradations, devices, memory, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import UsageError, counted
@@ -98,7 +98,9 @@ class Experiment:
         Where memory runs out the network is given fewer images at a time, with a ColddiffWarning.
         Raises UsageError as `sampling.sample` does, and on the way MachineError where one image is too many.
         """
-        restore = functools.partial(self.pieces, self.restorer, labels=labels)
+        unet = self.restorer.unet
+        restorer = functools.partial(compiling.evaluated, self.restorer) if compiling.has(unet) else self.restorer
+        restore = functools.partial(self.pieces, restorer, labels=labels)
         noise = seeds.image_generators(seed, numbers, "sampler")
         way: dict[str, Any] = {"sampler": sampler, "stride": stride, "generator": noise, "bits": bits}
         steps = sampling.sample(restore, self.operator, x_t, t, frozen, **way)
@@ -236,5 +238,5 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     unet = experiment.restorer.unet
     checkpoint.load_weights(path / "ema.safetensors", unet)
     assert isinstance(unet, UNet)
-    unet.settle()
+    compiling.compile_network(unet.settle(), config.sample.compile)
     return experiment, int(state["step"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.presets import ModelConfig
 
 SHARE = {"cpu": 0.25, "cuda": 0.5}  # the rest is for weights, for what kernels take themselves and for other programs
-# Values that live at once where they are most, measured (docs/decisions/011-memory.md): for each channel of a pixel at
+# Values that live at once where they are most, measured (docs/decisions/012-memory.md): for each channel of a pixel at
 # the finest level, and at the others, where the way up has both sides; for each of attention's; of its input beside.
 FINEST, COARSER = 10, 14
 ATTENTION, BESIDE = 8, 2
@@ -53,7 +53,16 @@ def total(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = [Path(path).read_text(encoding="ascii").strip() for path in CONTAINER if Path(path).is_file()]
-    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdecimal())])
+    return min([_machines(), *(int(limit) for limit in limits if limit.isdecimal())])
+
+
+def _machines() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        import psutil  # noqa: PLC0415 - where the system has no such call
+
+        return int(psutil.virtual_memory().total)
 
 
 class Pieces:

@@ -93,6 +93,9 @@ class SampleConfig:
 
     sampler: str = setting("tacos", "name of the sampler")
     stride: int = setting(1, "severities per sampler step", minimum=1)
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = setting(
+        "off", "torch.compile's mode for the network: a minute or two, for thousands of evaluations on a GPU"
+    )
 
 
 _OWN = tuple(field.name for field in settings_of(DegradationConfig))  # keys of the table that are not the operator's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import finish, make_trainer
 
+from colddiff_cli import __main__ as main
 from colddiff_core import compiling, degradations, devices, runs, seeds
 from colddiff_core.models import UNet
 from colddiff_core.models.blocks import LinearAttention
@@ -118,6 +120,44 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypa
     assert [event["message"] for event in told] == ["the network is not compiled: RuntimeError: no compiler"]
     assert losses(trainer) == losses(as_it_is)
     assert runs.Run(tmp_path / "run").config(()).train.compile == "default"
+
+
+@pytest.mark.parametrize("is_possible", [True, False])
+def test_a_run_is_sampled_with_a_compiled_network_or_told_why_not(tiny_run, monkeypatch, capsys, is_possible):
+    def backend(graph, inputs):
+        if not is_possible:
+            raise RuntimeError("no compiler\nand much more")
+        return graph.forward
+
+    def compile_network(network, mode):
+        if mode != "off":
+            assert mode == "max-autotune"
+            network.compile(backend=backend, dynamic=False)
+
+    monkeypatch.setattr(compiling, "compile_network", compile_network)
+    words = ["eval", str(tiny_run), "--n", "4", "--features", "none", "--json"]
+    plainly = cli(words, capsys)
+    status, out, err = cli([*words, "--compile", "max-autotune"], capsys)
+    if is_possible:
+        assert (status, timeless(out)) == (plainly[0], timeless(plainly[1]))
+    else:
+        assert status == 1
+        assert "cannot be compiled: " in err
+        assert len(err.splitlines()) <= 3
+        assert "Traceback" not in err
+
+
+def cli(words, capsys):
+    torch._dynamo.reset()
+    status = main.run(words)
+    return status, *capsys.readouterr()
+
+
+def timeless(out: str) -> dict:
+    told = json.loads(out)
+    for figures in told["metrics"].values():
+        figures.pop("milliseconds", None)
+    return told
 
 
 def losses(trainer) -> list[float]:

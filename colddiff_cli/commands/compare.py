@@ -60,6 +60,7 @@ def compare(
     t: options.Severity = None,
     batch_size: options.BatchSize = None,
     precision: options.Precision = None,
+    compiled: options.Compile = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The sheet to write (RUN/compared/...png).", parser=outputs.picture, metavar="PATH"),
@@ -78,7 +79,7 @@ def compare(
     if t is not None and is_generating:
         raise UsageError("--t is for restored test images; generation starts at T.", "Leave one of them out.")
     found = _find(names)
-    overrides = options.run_overrides(data_dir, precision)
+    overrides = options.run_overrides(data_dir, precision, compiled)
     for run in found:
         run.config(overrides)  # what cannot be is told before weights are fetched
     means = references.prepare(screen, features, weights, device)

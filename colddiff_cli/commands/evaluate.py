@@ -38,6 +38,7 @@ def evaluate(
     weights: options.Weights = None,
     batch_size: options.BatchSize = None,
     precision: options.Precision = None,
+    compiled: options.Compile = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
@@ -51,7 +52,7 @@ def evaluate(
     if by_severity and (features == "inception" or weights is not None):
         raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
     found = runs.find(run)
-    overrides = options.run_overrides(data_dir, precision)
+    overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
     means = references.prepare(screen, "none" if by_severity else features, weights, device)
 

@@ -64,6 +64,7 @@ def generate(
         ),
     ] = None,
     precision: options.Precision = None,
+    compiled: options.Compile = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -73,7 +74,7 @@ def generate(
     """Generate images from nothing: x_T from a prior, taken back to x_0. Image k is the same whatever --n is."""
     screen = Screen(json)
     found = runs.find(run)
-    overrides = options.run_overrides(data_dir, precision)
+    overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
     if n is not None and interpolate is not None:
         raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")

@@ -39,6 +39,7 @@ def sample(
         ),
     ] = None,
     precision: options.Precision = None,
+    compiled: options.Compile = None,
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -48,7 +49,7 @@ def sample(
     """Degrade images with the run's operator, restore them, and write a sheet of both."""
     screen = Screen(json)
     found, files = _run_and_files(arguments or [])
-    overrides = options.run_overrides(data_dir, precision)
+    overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
 
     from colddiff_core import images, sampling, seeds
