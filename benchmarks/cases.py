@@ -111,10 +111,13 @@ def _plain_parts(job: Job) -> tuple[Any, Any]:
 
 
 def _experiment(job: Job) -> Any:
-    from colddiff_core import experiment, presets
+    from colddiff_core import compiling, experiment, presets
 
     built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
     built.restorer.unet.settle()  # as a run's network is when it is opened
+    if job.is_cuda:  # as --compile has it
+        side = job.settings["data"]["size"]
+        compiling.compile_network(built.restorer.unet, "reduce-overhead" if side <= compiling.SMALL else "default")
     return built
 
 
@@ -159,7 +162,8 @@ def _single_steps(
 ) -> Rows:
     """Time TACoS steps across the severities, and what D alone takes of them.
 
-    The severities lie evenly, so that the chain of a step is as long as over the whole way back.
+    The severities lie evenly, so that the chain of a step is as long as over the whole way back, whose time is theirs
+    times T.
     """
     steps = job.settings["degradation"]["steps"]
     severities = sorted({max(1, round(steps * share)) for share in (1 / 6, 1 / 2, 5 / 6)})
@@ -171,6 +175,7 @@ def _single_steps(
     shares = [100 * part / total for part, total in zip(alone, whole, strict=True)]
     return {
         "a TACoS step": row(whole, images=len(x)),
+        f"{len(x)} images from T = {steps}": row([steps * seconds for seconds in whole]),
         "D of a step, twice": row(alone),
         "D's share of a step": row(shares, unit="%"),
     }
@@ -185,14 +190,14 @@ def steps_plain(job: Job) -> Rows:
         return next(plain.sample_steps(network, blur, x, s, "tacos", 1))
 
     with torch.no_grad():
-        return _single_steps(job, step, blur, _noise(job, job.pick(1, 2, 16)))
+        return _single_steps(job, step, blur, _noise(job, job.pick(1, 2, 64)))
 
 
 def steps_ours(job: Job) -> Rows:
     from colddiff_core import seeds
 
     built = _experiment(job)
-    x = _noise(job, job.pick(1, 2, 16))
+    x = _noise(job, job.pick(1, 2, 64))
     frozen = built.freeze(x, seeds.image_generators(0, range(len(x))))
     for s in range(built.operator.steps + 1):  # builds what tables there are, as a sampler does once
         built.operator(x, s, frozen)

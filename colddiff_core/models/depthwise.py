@@ -18,11 +18,11 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     to rounding. The library's kernel for the weights' gradient in bfloat16 on a CPU takes 1.6 times as long at 32
     pixels a side, and ten times at 4, where a U-Net has most of its channels (docs/performance.md).
     """
-    low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    x, weight, bias = x.to(low), weight.to(low), bias.to(low)
-    if x.device.type == "cpu" and low == torch.bfloat16 and x.shape[-1] <= WIDEST:
-        made: Tensor = _Depthwise.apply(x, weight, bias)
-        return made
+    if x.device.type == "cpu" and x.shape[-1] <= WIDEST:
+        low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if low == torch.bfloat16:
+            made: Tensor = _Depthwise.apply(x.to(low), weight.to(low), bias.to(low))
+            return made
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
 
