@@ -181,7 +181,7 @@ def show(name: str, case: dict[str, Any], found: dict[str, Any], earlier: list[d
         then = history.before(earlier, found, name, row["row"])
         print(line(row, then))
         if then and history.is_slower(row, then):
-            now, past = (shown(found, "ours", row)[0] for found in (row, then))
+            now, past = (shown(one, "ours", row)[0] for one in (row, then))
             slower.append(f"{name}, {row['row']}: {now} after {past} {'images/s' if row['images'] else scale(row)[0]}")
     if "difference" in case:
         check = case["difference"]
@@ -197,7 +197,7 @@ def report(arguments: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in known]:
         print(f"unknown case {unknown[0]}; known: {', '.join(known)}", file=sys.stderr)
         return 2
-    found = worker("machine", "", "", arguments) | {"quick": arguments.quick}
+    found = worker("machine", "", "", arguments) | {"quick": arguments.quick, "data": bool(arguments.data_dir)}
     introduce(found, arguments)
     earlier, slower = history.read(arguments.history), []
     made: dict[str, Any] = {}

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
     from colddiff_core.training import Trainer
 
-# What a resumed run may change: how long and how often, and the rate. The rest would make another run of it.
-CHANGEABLE = ("steps", "lr", "log_every", "sample_every", "checkpoint_every", "keep")
+# What a resumed run may change: how long and how often, the rate, whether it compiles. The rest would make another run.
+CHANGEABLE = ("steps", "lr", "compile", "log_every", "sample_every", "checkpoint_every", "keep")
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 

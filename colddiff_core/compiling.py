@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colddiff_core.errors import MachineError
+from colddiff_core.errors import MachineError, is_out_of_memory
 
 OFF = "off"
 LONG = 5_000  # evaluations from which on a GPU wins back the minute or two that compiling takes
@@ -19,7 +19,8 @@ def mode(asked: str, device: torch.device, evaluations: int, side: int) -> str:
     """Return torch.compile's mode for a network on pictures of `side` pixels, empty for not to compile.
 
     "auto" compiles on a GPU alone: on a CPU the time goes into the convolutions, which it leaves as they are
-    (docs/performance.md). `evaluations` is the length of the whole run, so that a resumed one computes as it began.
+    (docs/performance.md). `evaluations` is the length of the whole run, so that a resumed one computes as it began; but
+    torch picks kernels by timing, and bit for bit the same is only a run that is not compiled.
     """
     if asked == OFF:
         return ""
@@ -36,14 +37,17 @@ def compile_network(network: nn.Module, chosen: str) -> None:
         network.compile(mode=chosen, dynamic=False)
 
 
-def has(network: nn.Module) -> bool:
-    """Tell whether a network is one to be compiled, or is already."""
+def is_compiled(network: nn.Module) -> bool:
+    """Tell whether a network is compiled, or will be when it is first called."""
     return network._compiled_call_impl is not None
 
 
 def undo(network: nn.Module) -> None:
-    """Have a network run as it is written again."""
+    """Have a network run as it is written again, and give back what compiling took."""
     network._compiled_call_impl = None
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def begin_step() -> None:
@@ -60,5 +64,7 @@ def evaluated(restorer: Callable[..., Tensor], *arguments: Any, **named: Any) ->
     try:
         return restorer(*arguments, **named).clone()
     except torch._dynamo.exc.TorchDynamoException as error:
-        why = str(error).strip().splitlines()[0]
+        if is_out_of_memory(error):
+            raise
+        why = next(iter(str(error).split("\n")), "") or type(error).__name__
         raise MachineError(f"The network cannot be compiled: {why}", "Leave --compile out.") from None

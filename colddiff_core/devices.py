@@ -30,8 +30,8 @@ def choose(name: str) -> torch.device:
         device = None
     if device is None or device.type not in NAMES:
         raise UsageError(f"Unknown device '{name}'.", f"Use one of {', '.join(NAMES)}.")
+    _share_out_threads()
     if device.type == "cpu":
-        _share_out_threads()
         _keep_memory()
     if device.type == "cuda":
         # TF32 keeps ten bits, and convolutions run in it unless told otherwise: the stem is to see float32.
@@ -87,10 +87,14 @@ def _share_out_threads() -> None:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
+    if torch.get_num_threads() > processors():
+        torch.set_num_threads(processors())
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    usable = min(usable, _quota(CGROUP))
-    if torch.get_num_threads() > usable:
-        torch.set_num_threads(usable)
+    return min(usable, _quota(CGROUP))
 
 
 def _quota(cgroup: Path) -> int:
@@ -106,9 +110,9 @@ def _quota(cgroup: Path) -> int:
 def _keep_memory() -> None:
     """Have freed memory stay with the process, where the C library is glibc.
 
-    It gives blocks of over 128 kB back to the system, which clears them page by page when the next step asks for
-    them again: a tenth of a training step, and on a virtual machine that hands its memory back in turn, several times
-    a convolution's own work (docs/performance.md).
+    It gives large blocks back to the system, which clears them page by page when the next step asks for them again: up
+    to a tenth of a training step, and on a virtual machine that hands its memory back in turn, several times a
+    convolution's own work (docs/performance.md).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return

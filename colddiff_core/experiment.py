@@ -99,7 +99,9 @@ class Experiment:
         Raises UsageError as `sampling.sample` does, and on the way MachineError where one image is too many.
         """
         unet = self.restorer.unet
-        restorer = functools.partial(compiling.evaluated, self.restorer) if compiling.has(unet) else self.restorer
+        restorer = (
+            functools.partial(compiling.evaluated, self.restorer) if compiling.is_compiled(unet) else self.restorer
+        )
         restore = functools.partial(self.pieces, restorer, labels=labels)
         noise = seeds.image_generators(seed, numbers, "sampler")
         way: dict[str, Any] = {"sampler": sampler, "stride": stride, "generator": noise, "bits": bits}

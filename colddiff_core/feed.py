@@ -63,19 +63,22 @@ class Feed:
         """Return whole images (B, C, H, W) uint8 on the device."""
         if not self._thread:
             return self._pixels[devices.upload(indices, self._device)]
-        while self._begun:
-            told, future = self._begun.popleft()
-            if torch.equal(told, indices):
-                break
-            future.cancel()  # told, and then not taken
-        else:
-            future = self._thread.submit(self._send, indices)
-        sent = future.result()
+        sent = self._begun_for(indices, self._thread).result()
         if sent.arrival is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(sent.arrival)
             sent.pixels.record_stream(stream)  # or its memory would be the sender's again before it is read
         return sent.pixels
+
+    def _begun_for(self, indices: Tensor, thread: ThreadPoolExecutor) -> Future[_Sent]:
+        """Return what was begun for these images, and drop what was told before them and not taken; else begin now."""
+        if not any(torch.equal(told, indices) for told, _ in self._begun):
+            return thread.submit(self._send, indices)
+        while True:
+            told, future = self._begun.popleft()
+            if torch.equal(told, indices):
+                return future
+            future.cancel()
 
     def _send(self, indices: Tensor) -> _Sent:
         """Gather images and have them sent to the device; runs in the thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -52,7 +53,10 @@ def total(device: torch.device) -> int:
     """Return the bytes of memory that a device has, on the CPU no more than the container may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    limits = [Path(path).read_text(encoding="ascii").strip() for path in CONTAINER if Path(path).is_file()]
+    limits = []
+    for path in CONTAINER:
+        with contextlib.suppress(OSError):
+            limits.append(Path(path).read_text(encoding="ascii").strip())
     return min([_machines(), *(int(limit) for limit in limits if limit.isdecimal())])
 
 
@@ -84,7 +88,7 @@ class Pieces:
     ) -> Tensor:
         """Return R(x_t, t), (B, C, H, W) float32; all but the restorer is as `Restorer` takes it.
 
-        Pieces agree with the whole to the rounding of float32. Warns of every halving by a ColddiffWarning.
+        Pieces agree with the whole to the rounding of the body's dtype. Warns of every halving by a ColddiffWarning.
         Raises MachineError where there is no memory for a single image.
         """
         made: list[Tensor] = []

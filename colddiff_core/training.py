@@ -28,6 +28,7 @@ from colddiff_core.presets import TrainConfig
 from colddiff_core.runs import RunWriter
 from colddiff_core.sampling import Step, final
 
+UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
 BANDS = 4  # of severity, for the loss
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
 SHEET_IMAGES, SHEET_BLOCKS = 16, 2
@@ -74,9 +75,9 @@ class Trainer:
         self._saved = 0  # step of the newest checkpoint
         self._stop_request: list[str] = []
         self._order: tuple[int, Tensor] | None = None
-        self._compiled = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
-        compiling.compile_network(network, self._compiled)
-        self._is_tried = not self._compiled
+        mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
+        compiling.compile_network(network, mode)
+        self._untried = UNTRIED if compiling.is_compiled(network) else 0  # steps
 
     def resume(self) -> None:
         """Go back to the run's newest complete checkpoint and forget what was logged after it.
@@ -116,7 +117,7 @@ class Trainer:
         self._saved = self.step
         self._send_ahead(self.step)
         while self.step < settings.steps and not self.is_stopping:
-            take = self._take_step if self._is_tried else self._try_step
+            take = self._try_step if self._untried else self._take_step
             take(meter)
             self.step += 1
             is_last = self.step == settings.steps
@@ -192,30 +193,38 @@ class Trainer:
                 self.feed.ahead(part)
 
     def _try_step(self, meter: _Meter) -> None:
-        """Take the first step of a compiled network; where it cannot be compiled, say so and go on without.
+        """Take one of the first steps of a compiled network; where it fails, say so and go on without compiling.
 
         A step's randomness follows from its number: taken again, it is the same.
         """
-        self._is_tried = True
+        self._untried -= 1
+        known = len(meter.losses)
         try:
             self._take_step(meter)
+        except ColddiffError:
+            raise
         except Exception as error:
-            compiling.undo(self.parts.network)
-            why = _reason(error).strip().splitlines()[0]
-            self.run.event("warning", step=self.step, message=f"the network is not compiled: {why}")
-            self.parts.optimizer.zero_grad(set_to_none=True)
-            meter.clear()
-            self._take_step(meter)
+            why = " ".join(_reason(error).split("\n")[0].split())
+        else:
+            return
+        # Not above: until the error is gone it holds all that the step had made.
+        self._untried = 0
+        compiling.undo(self.parts.network)
+        self.run.event("warning", step=self.step, message=f"the network is not compiled: {why}")
+        self.parts.optimizer.zero_grad(set_to_none=True)
+        meter.keep(known)
+        self._take_step(meter)
 
     def _take_step(self, meter: _Meter) -> None:
         """Take one optimizer step: `accumulate` forward and backward passes, then the update.
 
-        On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there.
+        On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there. Not so a
+        second data set, which lies on the CPU, and tables of masks and snow too large to keep.
         """
         settings, experiment = self.settings, self.experiment
         operator, device = experiment.operator, experiment.device
         self._send_ahead(self.step + 1)
-        if self._compiled:
+        if compiling.is_compiled(self.parts.network):
             compiling.begin_step()
         rate = self._rate(self.step)
         for group in self.parts.optimizer.param_groups:
@@ -241,7 +250,19 @@ class Trainer:
         self.parts.optimizer.step()
         self.parts.optimizer.zero_grad(set_to_none=True)
         if (self.step + 1) % settings.ema_every == 0:
-            self.parts.average.update_parameters(self.parts.network)
+            self._update_average()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Bring the average nearer to the weights, or to them the first time."""
+        average, network = self.parts.average, self.parts.network
+        if not average.n_averaged:
+            average.update_parameters(network)
+            return
+        # As update_parameters does it, but for the count, which that sends to the device and waits.
+        decay = self.settings.ema_decay
+        torch._foreach_lerp_(list(average.module.parameters()), list(network.parameters()), 1 - decay)
+        average.n_averaged += 1
 
     def _labels(self, picked: Tensor, numbers: torch.Generator) -> Tensor | None:
         """Return what a conditional network is told of these images: most of their classes, the rest as unknown."""
@@ -381,9 +402,9 @@ class _Meter:
         self.losses.append(losses)
         self.times.append(t)
 
-    def clear(self) -> None:
-        """Forget what was added since the last reading."""
-        self.losses, self.times = [], []
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` that were added since the last reading."""
+        del self.losses[count:], self.times[count:]
 
     def skip_since(self, began: float | None) -> None:
         """Leave a pause that began at that time out of the times."""
@@ -405,6 +426,5 @@ class _Meter:
             "images_per_second": round(len(losses) / (now - self.logged), 1),
             "elapsed": round(now - self.started, 2),
         }
-        self.clear()
-        self.logged = now
+        self.losses, self.times, self.logged = [], [], now
         return figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from conftest import finish, make_trainer
 
 from colddiff_cli import __main__ as main
-from colddiff_core import compiling, degradations, devices, runs, seeds
+from colddiff_core import compiling, degradations, devices, feed, runs, seeds, separable
+from colddiff_core.degradations import pixelate
+from colddiff_core.feed import Feed
 from colddiff_core.models import UNet
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.models.depthwise import depthwise, weight_gradient
@@ -71,6 +74,11 @@ def test_laid_out_and_settled_a_network_says_the_same(block, dtype):
     with torch.no_grad():
         before = network(x, t)
         network.lay_out(16)
+        wanted = (block == "convnext", block == "resnet")  # contiguous, channels innermost
+        coarse = network.middle.before.expand if block == "convnext" else network.middle.before.conv1
+        layouts = (torch.contiguous_format, torch.channels_last)
+        assert tuple(coarse.weight.is_contiguous(memory_format=layout) for layout in layouts) == wanted
+        assert network.shrink[0].weight.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(network(x, t), before, rtol=0, atol=0.02 if dtype == torch.bfloat16 else 1e-5)
         laid_out = network(x, t)
         network.settle()
@@ -106,20 +114,53 @@ def test_when_to_compile():
     assert compiling.mode("max-autotune", cpu, 1, 32) == "max-autotune"
 
 
-def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypatch):
-    def refuse(network, mode):
+@pytest.mark.parametrize("is_resident", [True, False])
+@pytest.mark.parametrize("failing_call", [1, 2, 4])
+def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypatch, is_resident, failing_call):
+    """Two calls a step: it fails before, within or after the first step, and the losses are as without compiling."""
+    calls = []
+
+    def compile_network(network, mode):
         def call(*args):
-            raise RuntimeError("no compiler\nand much more")
+            calls.append(args)
+            if len(calls) == failing_call:
+                raise RuntimeError("no compiler\nand much more")
+            return network.forward(*args)
 
         network._compiled_call_impl = call
 
-    as_it_is = finish(make_trainer(tmp_path / "eager"))
-    monkeypatch.setattr(compiling, "compile_network", refuse)
-    trainer = finish(make_trainer(tmp_path / "run", "train.compile='default'"))
+    gathered = []
+    send = Feed._send
+    monkeypatch.setattr(Feed, "_send", lambda feed, indices: gathered.append(indices) or send(feed, indices))
+    overrides = ("train.accumulate=2", "train.compile='default'", "train.log_every=1")
+    as_it_is = finish(make_trainer(tmp_path / "eager", *overrides[::2]))
+    monkeypatch.setattr(compiling, "compile_network", compile_network)
+    monkeypatch.setattr(feed, "_fits", lambda pixels, device: is_resident)
+    trainer = finish(make_trainer(tmp_path / "run", *overrides))
     told = [event for event in trainer.run.events() if event["event"] == "warning"]
     assert [event["message"] for event in told] == ["the network is not compiled: RuntimeError: no compiler"]
+    assert len(calls) == failing_call
     assert losses(trainer) == losses(as_it_is)
+    assert torch.equal(trainer.parts.network.head.weight, as_it_is.parts.network.head.weight)
+    # Twelve batches, those of the failed step again, and at most the step after it, which was told of twice.
+    assert len(gathered) <= (0 if is_resident else 12 + 2 + 2)
     assert runs.Run(tmp_path / "run").config(()).train.compile == "default"
+
+
+def test_once_a_few_steps_are_taken_a_failure_is_not_the_compilers(tmp_path, monkeypatch):
+    def compile_network(network, mode):
+        calls = iter(range(100))
+
+        def call(*args):
+            if next(calls) == 4:
+                raise RuntimeError("something else")
+            return network.forward(*args)
+
+        network._compiled_call_impl = call
+
+    monkeypatch.setattr(compiling, "compile_network", compile_network)
+    with pytest.raises(RuntimeError, match="something else"):
+        finish(make_trainer(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("is_possible", [True, False])
@@ -190,15 +231,28 @@ def test_the_loss_falls_as_in_float32(tmp_path):
     low = losses(finish(make_trainer(tmp_path / "low", *overrides, "train.precision=bf16")))
     high = losses(finish(make_trainer(tmp_path / "high", *overrides, "train.precision=float32")))
     assert low != high
+    assert high[-1] < 0.95 * high[0]
     torch.testing.assert_close(low, high, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in degradations.names() if name != "animorph"])
-def test_a_pair_is_two_calls(name):
-    op = degradations.build(name, steps=3)
-    x0 = torch.rand(2, 3, 16, 16, generator=seeds.generator(0)) * 2 - 1
+PAIRS = {
+    **{name: (name, {"steps": 3}) for name in degradations.names() if name != "animorph"},
+    "generation": ("blur", {"steps": 3, "final_mean": True}),
+    "reflect": ("blur", {"steps": 3, "padding": "reflect"}),
+    "composition": ("blur+mask", {"steps": 3}),
+}
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("case", sorted(PAIRS))
+def test_a_pair_is_two_calls(case, is_large, monkeypatch):
+    if is_large:  # beyond what matrices are kept for
+        monkeypatch.setattr(separable, "DENSE_TABLE_BYTES", 0)
+        monkeypatch.setattr(pixelate, "LARGE", 8)
+    op = degradations.build(PAIRS[case][0], **PAIRS[case][1])
+    x0 = torch.rand(2, 3, 16, 24, generator=seeds.generator(0)) * 2 - 1
     frozen = op.freeze(x0, generator=seeds.generator(1))
-    for s, r in ((3, 2), (3, 1), (1, 0), (2, 2)):
+    for s, r in ((3, 2), (3, 1), (2, 1), (1, 0), (2, 2)):
         for found, t in zip(op.pair(x0, s, r, frozen), (s, r), strict=True):
             torch.testing.assert_close(found, op(x0, t, frozen), rtol=0, atol=1e-6)
     assert op.pair(x0, 1, 0, frozen)[1] is x0
@@ -218,3 +272,35 @@ def test_an_operators_table_is_brought_to_a_device_once():
     assert degradations.base.on_device(table, torch.device("cpu")) is table
     assert degradations.base.on_device(table, meta) is degradations.base.on_device(table, meta)
     assert degradations.base.on_device(torch.arange(3.0), meta) is not degradations.base.on_device(table, meta)
+
+
+def test_no_more_threads_than_processors_unless_asked_for(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(devices, "processors", lambda: 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    devices.choose("cpu")
+    assert given == [3]
+    monkeypatch.setattr(devices, "processors", lambda: 8)
+    devices.choose("cpu")
+    monkeypatch.setattr(devices, "processors", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    devices.choose("cpu")
+    assert given == [3]
+
+
+def test_memory_is_kept_where_the_library_can_unless_the_user_set_it(monkeypatch):
+    asked = []
+    library = types.SimpleNamespace(mallopt=lambda *values: asked.append(values))
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: library)
+    for name in ("MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    devices.choose("cpu")
+    assert asked == [(-3, 2**25), (-1, -1)]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    devices.choose("cpu")
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: types.SimpleNamespace())  # a library without it
+    devices.choose("cpu")
+    assert len(asked) == 2

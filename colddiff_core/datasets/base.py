@@ -70,10 +70,6 @@ class ImageSet:
         top, left = ((side - size) // 2 for side in self.pixels.shape[-2:])
         return dataclasses.replace(self, pixels=self.pixels[..., top : top + size, left : left + size])
 
-    def to(self, device: torch.device) -> ImageSet:
-        """Return the set with its pixels on `device`."""
-        return dataclasses.replace(self, pixels=self.pixels.to(device))
-
     def digest(self) -> str:
         """Return a short name of these pixels, in hexadecimal."""
         return hashlib.blake2b(self.pixels.cpu().numpy().tobytes(), digest_size=8).hexdigest()

@@ -187,7 +187,8 @@ def _store(key: Key, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -> Ten
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """Have no other process store in a folder meanwhile; raises OSError where that cannot be had."""
-    descriptor = os.open(place, os.O_RDONLY)
+    # A file beside it, open for writing: on NFS a folder cannot be locked.
+    descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

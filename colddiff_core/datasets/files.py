@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from colddiff_core import devices
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.base import ImageSet, Request
 from colddiff_core.errors import ColddiffError, UsageError, counted
@@ -23,6 +24,7 @@ from colddiff_core.images import SUFFIXES, read_bytes
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOUR = 3
+SMALL_FILE = 8192  # bytes
 Naming = Callable[[set[str]], dict[str, str]]  # what the folders of a place are called as classes
 
 
@@ -139,12 +141,13 @@ def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.
     suffixes: set[str] = set()
     count = 0
     with cache.Draft(key) as draft:
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(devices.processors()) as pool:
             while chunk := list(itertools.islice(entries, cache.CHUNK)):
                 count += len(chunk)
                 seen.update(entry.folder for entry in chunk)
                 kept = []
-                for entry, picture in zip(chunk, pool.map(one, chunk), strict=True):
+                pictures = map(one, chunk) if _are_small(chunk) else pool.map(one, chunk)
+                for entry, picture in zip(chunk, pictures, strict=True):
                     if picture is not None:
                         kept.append(picture)
                         inner.append(entry.folder)
@@ -188,6 +191,19 @@ def _in_turn(labels: Sequence[int]) -> list[int]:
         turns.append((seen[label], label))
         seen[label] += 1
     return sorted(range(len(turns)), key=turns.__getitem__)
+
+
+def _are_small(entries: Sequence[Entry]) -> bool:
+    """Tell whether files are so small that threads would wait for Python, and for each other, longer than they decode.
+
+    Measured on two cores: at .9 kB a file one thread takes .09 ms and six take .19, at 2.8 kB .20 and .23, at 11 kB .24
+    and .22.
+    """
+    sizes = []
+    for entry in entries[:: len(entries) // 16 + 1]:
+        with contextlib.suppress(OSError):
+            sizes.append(len(entry.content) if entry.content is not None else entry.path.stat().st_size)
+    return bool(sizes) and sum(sizes) < SMALL_FILE * len(sizes)
 
 
 def _is_image(name: str) -> bool:
