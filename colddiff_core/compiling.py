@@ -34,6 +34,10 @@ def mode(asked: str, device: torch.device, evaluations: int, side: int) -> str:
 def compile_network(network: nn.Module, chosen: str) -> None:
     """Have a network compiled when it is first called; weights, their names and copies of it stay as they are."""
     if chosen not in ("", OFF):
+        import torch._inductor.config as inductor  # noqa: PLC0415 - a second, for who compiles
+
+        # The weights lie as UNet.lay_out has them: laid out anew by the compiler, they cost a quarter more on a CPU.
+        inductor.layout_optimization = False
         network.compile(mode=chosen, dynamic=False)
 
 

@@ -24,12 +24,12 @@ from colddiff_core.feed import Feed
 from colddiff_core.fidelity import Fidelity
 from colddiff_core.files import whole
 from colddiff_core.images import lay_out, sheet, write
+from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
 from colddiff_core.runs import RunWriter
 from colddiff_core.sampling import Step, final
 
 UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
-BANDS = 4  # of severity, for the loss
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
 SHEET_IMAGES, SHEET_BLOCKS = 16, 2
 UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
@@ -111,7 +111,7 @@ class Trainer:
     def _loop(self) -> Iterator[Tick]:
         settings = self.settings
         logged = self.run.metrics()
-        meter = _Meter(self.experiment.device, elapsed=float(logged[-1].get("elapsed", 0)) if logged else 0.0)
+        meter = Meter(self.experiment.device, elapsed=float(logged[-1].get("elapsed", 0)) if logged else 0.0)
         if not any(event.get("event") == "started" for event in self.run.events()):
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         self._saved = self.step
@@ -146,7 +146,7 @@ class Trainer:
     def _is_logged(self, step: int) -> bool:
         return step == self.settings.steps or step % self.settings.log_every == 0
 
-    def _serve(self, meter: _Meter) -> Iterator[Tick]:
+    def _serve(self, meter: Meter) -> Iterator[Tick]:
         """Do what readers ask for in control/; where that is a pause, stay until it ends."""
         self.run.beat()
         began: float | None = None
@@ -192,7 +192,7 @@ class Trainer:
             for part in self._indices(step).split(self.settings.batch_size):
                 self.feed.ahead(part)
 
-    def _try_step(self, meter: _Meter) -> None:
+    def _try_step(self, meter: Meter) -> None:
         """Take one of the first steps of a compiled network; where it fails, say so and go on without compiling.
 
         A step's randomness follows from its number: taken again, it is the same.
@@ -215,7 +215,7 @@ class Trainer:
         meter.keep(known)
         self._take_step(meter)
 
-    def _take_step(self, meter: _Meter) -> None:
+    def _take_step(self, meter: Meter) -> None:
         """Take one optimizer step: `accumulate` forward and backward passes, then the update.
 
         On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there. Not so a
@@ -385,46 +385,3 @@ def _answering(requests: list[str]) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     return error.what if isinstance(error, ColddiffError) else f"{type(error).__name__}: {error}"
-
-
-class _Meter:
-    """Sums since the last logged line, kept on the device so that a step does not wait for them."""
-
-    def __init__(self, device: torch.device, elapsed: float) -> None:
-        self.device = device
-        self.losses: list[Tensor] = []
-        self.times: list[Tensor] = []
-        self.grad_norm = torch.zeros((), device=device)
-        self.logged = time.monotonic()
-        self.started = self.logged - elapsed
-
-    def add(self, losses: Tensor, t: Tensor) -> None:
-        self.losses.append(losses)
-        self.times.append(t)
-
-    def keep(self, count: int) -> None:
-        """Forget all but the first `count` that were added since the last reading."""
-        del self.losses[count:], self.times[count:]
-
-    def skip_since(self, began: float | None) -> None:
-        """Leave a pause that began at that time out of the times."""
-        seconds = 0.0 if began is None else time.monotonic() - began
-        self.logged += seconds
-        self.started += seconds
-
-    def read(self, steps: int) -> dict[str, Any]:
-        """Return the means since the last reading, and begin anew."""
-        losses, times = torch.cat(self.losses), torch.cat(self.times)
-        band = (times - 1) * BANDS // steps
-        sums = torch.zeros(BANDS, device=self.device).index_add_(0, band, losses)
-        counts = torch.bincount(band, minlength=BANDS)
-        now = time.monotonic()
-        figures: dict[str, Any] = {
-            "loss": float(losses.mean()),
-            "loss_by_severity": [s / n if n else None for s, n in zip(sums.tolist(), counts.tolist(), strict=True)],
-            "grad_norm": float(self.grad_norm),
-            "images_per_second": round(len(losses) / (now - self.logged), 1),
-            "elapsed": round(now - self.started, 2),
-        }
-        self.losses, self.times, self.logged = [], [], now
-        return figures
