@@ -98,10 +98,8 @@ class Experiment:
         Where memory runs out the network is given fewer images at a time, with a ColddiffWarning.
         Raises UsageError as `sampling.sample` does, and on the way MachineError where one image is too many.
         """
-        unet = self.restorer.unet
-        restorer = (
-            functools.partial(compiling.evaluated, self.restorer) if compiling.is_compiled(unet) else self.restorer
-        )
+        is_compiled = self.config.sample.compile != compiling.OFF
+        restorer = functools.partial(compiling.evaluated, self.restorer) if is_compiled else self.restorer
         restore = functools.partial(self.pieces, restorer, labels=labels)
         noise = seeds.image_generators(seed, numbers, "sampler")
         way: dict[str, Any] = {"sampler": sampler, "stride": stride, "generator": noise, "bits": bits}
