@@ -115,14 +115,14 @@ def _experiment(job: Job) -> Any:
 
     built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
     built.restorer.unet.settle()  # as a run's network is when it is opened
-    mode = compiling.mode("auto", job.device, compiling.LONG, job.settings["data"]["size"])
+    mode = compiling.mode(job.compile, job.device, compiling.LONG, job.settings["data"]["size"])
     compiling.compile_network(built.restorer.unet, mode)
     return built
 
 
 def _samplings(job: Job, restore: Callable[[str, int], object], images: int) -> Rows:
     """Time every sampler, the short ones more often."""
-    for _ in range(job.pick(1, 1, 3)):  # a compiled network records its graphs at the second call
+    for _ in range(job.pick(1, 2, 3)):  # a compiled network records its graphs at the second call
         restore("direct", 1)
     rows, steps = {}, job.settings["degradation"]["steps"]
     for sampler, stride in SAMPLINGS:

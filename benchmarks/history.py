@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
-SAME = ("device", "threads", "torch", "quick", "data")  # entries that differ in one of these are of another machine
+SAME = (
+    "device",
+    "threads",
+    "torch",
+    "quick",
+    "data",
+    "compile",
+)  # entries that differ in one of these are of another machine
 
 
 def read(path: Path) -> list[Entry]:

@@ -33,13 +33,15 @@ PEAKS = (
 class Job:
     """What a side is given.
 
-    settings: a resolved preset as plain tables; directory: of the data sets, None for what is built in.
+    settings: a resolved preset as plain tables; directory: of the data sets, None for what is built in; compile: our
+    network's mode when sampling, as `colddiff_core.compiling.mode` takes it.
     """
 
     settings: Mapping[str, Any]
     device: torch.device
     is_quick: bool = False
     directory: Path | None = None
+    compile: str = "auto"
 
     @property
     def is_cuda(self) -> bool:

@@ -1,6 +1,7 @@
 """How fast colddiff is, each figure beside the field's habit measured in the same run.
 
 Usage: python benchmarks/speed.py [--cases NAME,...] [--device cpu|cuda] [--data-dir DIR] [--rounds N] [--json FILE]
+                                  [--compile MODE] [--history FILE] [--quick]
 `plain` is benchmarks/plain.py: float32 as torch has it by default, eager, D step by step, images decoded one by one.
 Each side of a case runs in a process of its own, in turn, `--rounds` times (D alone: both in one process, once).
 Figures are medians over all repeats, with the smallest and the largest; `ratio` is the plain side's median over ours,
@@ -51,6 +52,7 @@ def worker(name: str, side: str, preset: str, arguments: argparse.Namespace) -> 
     """Run one side in a process of its own and return what it measured; raises RuntimeError that says why not."""
     command = [sys.executable, __file__, "--worker", name, side, "--device", arguments.device]
     command += ["--settings", json.dumps(settings(preset, arguments) if preset else {})]
+    command += ["--compile", arguments.compile]
     command += ["--quick"] if arguments.quick else []
     command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
@@ -197,7 +199,11 @@ def report(arguments: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in known]:
         print(f"unknown case {unknown[0]}; known: {', '.join(known)}", file=sys.stderr)
         return 2
-    found = worker("machine", "", "", arguments) | {"quick": arguments.quick, "data": bool(arguments.data_dir)}
+    found = worker("machine", "", "", arguments) | {
+        "quick": arguments.quick,
+        "data": bool(arguments.data_dir),
+        "compile": arguments.compile,
+    }
     introduce(found, arguments)
     earlier, slower = history.read(arguments.history), []
     made: dict[str, Any] = {}
@@ -228,6 +234,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--cases", default="", help=f"with commas between; all if left out: {', '.join(cases.CASES)}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--data-dir", type=Path, help="the folder above MNIST/raw and cifar10-jpeg/train.tar.gz")
+    parser.add_argument("--compile", default="auto", help="torch.compile's mode for our network when sampling")
     parser.add_argument("--rounds", type=int, default=2, help="how many times each side runs, in turn")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which measure nothing: does it run?")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
@@ -239,7 +246,9 @@ def main(words: list[str] | None = None) -> int:
     if not arguments.worker:
         sys.path.insert(0, str(HERE.parent))
         return report(arguments)
-    job = Job(arguments.settings, torch.device(arguments.device), arguments.quick, arguments.data_dir)
+    job = Job(
+        arguments.settings, torch.device(arguments.device), arguments.quick, arguments.data_dir, arguments.compile
+    )
     print(json.dumps(work(*arguments.worker, job)))
     return 0
 

@@ -105,6 +105,6 @@ def test_a_plain_side_in_a_process_of_its_own_loads_nothing_of_ours(tmp_path, ca
     """`worker` ends with an error where it does."""
     status, _ = measured(tmp_path, "--cases", "nothing")
     assert status == 2
-    arguments = type("Arguments", (), {"quick": True, "data_dir": None, "device": "cpu"})
+    arguments = type("Arguments", (), {"quick": True, "data_dir": None, "device": "cpu", "compile": "auto"})
     found = speed.worker("sample-paper", "plain", "mnist-blur", arguments)
     assert set(found) == {"rows", "memory"}
