@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ def compile_network(network: nn.Module, chosen: str) -> None:
 
         # The weights lie as UNet.lay_out has them: laid out anew by the compiler, they cost a quarter more on a CPU.
         inductor.layout_optimization = False
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where none is wanted
         network.compile(mode=chosen, dynamic=False)
 
 
