@@ -5,7 +5,7 @@ Usage: python benchmarks/speed.py [--cases NAME,...] [--device cpu|cuda] [--data
 `plain` is benchmarks/plain.py: float32 as torch has it by default, eager, D step by step, images decoded one by one.
 Each side of a case runs in a process of its own, in turn, `--rounds` times (D alone: both in one process, once).
 Figures are medians over all repeats, with the smallest and the largest; `ratio` is the plain side's median over ours,
-in seconds; `before` is our figure and the ratio of the newest line of `--history` from the same device and torch.
+in seconds; `before` is our figure and the ratio of the newest line of `--history` from the same device, torch, options.
 Without --data-dir the digits that scikit-learn brings stand in for MNIST, and made-up JPEGs for CIFAR-10's.
 The plain side of train-small sees x_t alone; ours is the preset with its inverse, so its ratio tells too little.
 """

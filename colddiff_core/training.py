@@ -66,7 +66,8 @@ class Trainer:
         self.train_set, self.test_set = train, test
         self.feed = Feed(train, experiment.device, size=data.size, flip=data.flip)
         network = experiment.restorer.unet
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.settings.ema_decay))
+        average = AveragedModel(network)
+        self._blend = get_ema_multi_avg_fn(self.settings.ema_decay)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
         )
@@ -259,9 +260,8 @@ class Trainer:
         if not average.n_averaged:
             average.update_parameters(network)
             return
-        # As update_parameters does it, but for the count, which that sends to the device and waits.
-        decay = self.settings.ema_decay
-        torch._foreach_lerp_(list(average.module.parameters()), list(network.parameters()), 1 - decay)
+        # Not by update_parameters, which sends the count to the device and waits.
+        self._blend(list(average.module.parameters()), list(network.parameters()), average.n_averaged)
         average.n_averaged += 1
 
     def _labels(self, picked: Tensor, numbers: torch.Generator) -> Tensor | None:

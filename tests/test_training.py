@@ -228,6 +228,17 @@ def test_another_optimizers_state_is_refused(tmp_path, change):
         make_trainer(tmp_path / "run").resume()
 
 
+def test_the_average_forgets_by_its_decay(tmp_path):
+    trainer = make_trainer(tmp_path / "run", "train.ema_every=1", "train.ema_decay=0.75", "train.steps=4")
+    wanted = None
+    for _ in trainer.steps():
+        weight = trainer.parts.network.head.weight.detach().clone()
+        wanted = weight if wanted is None else 0.75 * wanted + 0.25 * weight
+        torch.testing.assert_close(trainer.parts.average.module.head.weight, wanted)
+    assert trainer.parts.average.n_averaged == 4
+    assert not torch.equal(wanted, weight)
+
+
 def test_every_image_is_seen_once_an_epoch(tmp_path):
     trainer = make_trainer(tmp_path / "run", "train.batch_size=100")
     seen = []
