@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tally
 import torch
 from hypothesis import settings
 from PIL import Image
@@ -98,3 +99,12 @@ def left_behind(folder: Path) -> list[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files anew, to be looked at")
+    parser.addoption("--tally", type=Path, help="write what the fault tests counted, as JSON")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if table := tally.lines():
+        terminalreporter.section("faults: what was tried and what came of it")
+        terminalreporter.write_line("\n".join(table))
+    if path := config.getoption("--tally"):
+        tally.write(path)

@@ -1,0 +1,27 @@
+"""What the fault tests tried and what came of it, by scenario: the table at the end of their output."""
+
+from __future__ import annotations
+
+import collections
+import json
+from pathlib import Path
+
+_COUNTS: dict[str, collections.Counter[str]] = {}
+
+
+def add(scenario: str, **counts: int) -> None:
+    """Add to a scenario's counts, such as `add("killed", tried=1, survived=1)`."""
+    _COUNTS.setdefault(scenario, collections.Counter()).update(counts)
+
+
+def lines() -> list[str]:
+    """Return the table, a line for each scenario; empty where nothing was counted."""
+    return [
+        f"{scenario:<28}" + "  ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in counts.items())
+        for scenario, counts in _COUNTS.items()
+    ]
+
+
+def write(path: Path) -> None:
+    """Write the counts as JSON."""
+    path.write_text(json.dumps(_COUNTS, indent=1) + "\n", encoding="utf-8")
