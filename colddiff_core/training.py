@@ -6,7 +6,6 @@ Source: Bansal et al. 2022, section 3.1, equation 1.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -16,24 +15,19 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import checkpoint, compiling, control, devices, seeds
+from colddiff_core import checkpoint, compiling, control, devices, preview, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import ColddiffError, MachineError
 from colddiff_core.experiment import Experiment
 from colddiff_core.feed import Feed
-from colddiff_core.fidelity import Fidelity
-from colddiff_core.files import whole
-from colddiff_core.images import lay_out, sheet, write
 from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
+from colddiff_core.preview import Sheet
 from colddiff_core.runs import RunWriter
-from colddiff_core.sampling import Step, final
 
 UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
-SHEET_IMAGES, SHEET_BLOCKS = 16, 2
 UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
-Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of pictures, metrics by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,55 +321,14 @@ class Trainer:
 
     def write_sheet(self, **details: Any) -> None:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
-        self.last_sheet = columns, figures = self.restore_tests()
-        path = self.run.samples / f"step-{self.step:06d}.png"
-        layout = lay_out(columns, blocks=SHEET_BLOCKS)
-        note = {
-            "step": self.step,
-            "t": self.experiment.operator.steps,
-            "n": len(columns["original"]),
-            "sampler": self.experiment.config.sample.sampler,
-            "metrics": figures,
-            "tile": layout.tile,
-            "scale": layout.scale,
-            "corners": layout.corners,
-        }
-        with whole(path.with_suffix(".json")) as draft:
-            draft.write_text(json.dumps(note) + "\n", encoding="utf-8")
-        write(sheet(columns, blocks=SHEET_BLOCKS), path)  # last: a reader that finds it finds its layout
-        self.run.event("sample", step=self.step, file=path.name, **details)
+        self.last_sheet = self.restore_tests()
+        name = preview.store(self.run, self.step, self.experiment, self.last_sheet)
+        self.run.event("sample", step=self.step, file=name, **details)
 
     def restore_tests(self) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
-        experiment, settings = self.experiment, self.experiment.config.sample
-        averaged = experiment.with_network(self.parts.average.module)
-        x0 = self.test_set.images(slice(0, SHEET_IMAGES)).to(experiment.device)
-        t, seed, numbers = experiment.operator.steps, self.settings.seed, range(len(x0))
-        x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
-        columns, figures = {"degraded": x_t}, {}
-        for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
-            steps = averaged.restore(
-                x_t,
-                t,
-                frozen,
-                sampler=sampler,
-                stride=settings.stride,
-                seed=seed,
-                numbers=numbers,
-                bits=experiment.bits,
-            )
-            columns[name] = final(self._alive(steps))
-        for name, stack in columns.items():
-            meter = Fidelity()
-            meter.update(stack, x0)
-            figures[name] = meter.result()
-        return columns | {"original": x0}, figures
-
-    def _alive(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """Give signs of life while a sampler runs, which may take minutes."""
-        for step in steps:
-            self.run.beat()
-            yield step
+        # With signs of life while the sampler runs, which may take minutes.
+        return preview.restore(self.experiment, self.parts.average.module, self.test_set, self.run.beat)
 
 
 def _answering(requests: list[str]) -> dict[str, Any]:

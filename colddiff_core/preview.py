@@ -1,0 +1,81 @@
+"""The sample sheet of a training: test images degraded, and brought back by the averaged weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from colddiff_core import seeds
+from colddiff_core.datasets import ImageSet
+from colddiff_core.experiment import Experiment
+from colddiff_core.fidelity import Fidelity
+from colddiff_core.files import whole
+from colddiff_core.images import lay_out, sheet, write
+from colddiff_core.runs import Run
+from colddiff_core.sampling import Step, final
+
+IMAGES, BLOCKS = 16, 2
+Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of pictures, metrics by column
+
+
+def restore(experiment: Experiment, network: nn.Module, images: ImageSet, at_step: Callable[[], None]) -> Sheet:
+    """Return the sheet's columns (B, C, H, W) of the first test images, and their metrics.
+
+    network: what restores them; the experiment's own is left alone. `at_step` is called after each sampler step: it
+    may raise, to end what takes minutes where there are many severities.
+    """
+    settings, t = experiment.config.sample, experiment.operator.steps
+    averaged = experiment.with_network(network)
+    x0 = images.images(slice(0, IMAGES)).to(experiment.device)
+    seed, numbers = experiment.config.train.seed, range(len(x0))
+    x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
+    columns, figures = {"degraded": x_t}, {}
+    for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
+        steps = averaged.restore(
+            x_t,
+            t,
+            frozen,
+            sampler=sampler,
+            stride=settings.stride,
+            seed=seed,
+            numbers=numbers,
+            bits=experiment.bits,
+        )
+        columns[name] = final(_told(steps, at_step))
+    for name, stack in columns.items():
+        meter = Fidelity()
+        meter.update(stack, x0)
+        figures[name] = meter.result()
+    return columns | {"original": x0}, figures
+
+
+def store(run: Run, step: int, experiment: Experiment, found: Sheet) -> str:
+    """Write samples/step-NNNNNN.png with a JSON beside it, and return the picture's name.
+
+    Raises MachineError where the disk refuses.
+    """
+    columns, figures = found
+    path = run.samples / f"step-{step:06d}.png"
+    layout = lay_out(columns, blocks=BLOCKS)
+    note = {
+        "step": step,
+        "t": experiment.operator.steps,
+        "n": len(columns["original"]),
+        "sampler": experiment.config.sample.sampler,
+        "metrics": figures,
+        "tile": layout.tile,
+        "scale": layout.scale,
+        "corners": layout.corners,
+    }
+    with whole(path.with_suffix(".json")) as draft:
+        draft.write_text(json.dumps(note) + "\n", encoding="utf-8")
+    write(sheet(columns, blocks=BLOCKS), path)  # last: a reader that finds it finds its layout
+    return path.name
+
+
+def _told(steps: Iterator[Step], at_step: Callable[[], None]) -> Iterator[Step]:
+    for step in steps:
+        at_step()
+        yield step
