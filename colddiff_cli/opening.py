@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, ...]) -> tuple[Experiment, int]:
-    """Return a run's experiment and the step of its weights; warns where a newer checkpoint is damaged.
+    """Return a run's experiment and the step of its weights; a newer checkpoint that is damaged is told by a warning.
 
     Raises UsageError where the overrides name a folder, by --data-dir, that nothing would be read from.
     """
@@ -21,11 +21,7 @@ def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, .
 
     if any(change.startswith("data.directory=") for change in overrides):
         check_data_dir(run.config(overrides))
-    built, step = experiment.open_run(run, devices.choose(device), overrides)
-    for damaged in run.damaged_checkpoints():
-        if runs.path_step(damaged) > step:
-            screen.warn(f"{damaged} is damaged; the weights of step {step} are used")
-    return built, step
+    return experiment.open_run(run, devices.choose(device), overrides)
 
 
 def check_data_dir(config: presets.Config) -> None:

@@ -8,14 +8,14 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 from rich.table import Table
 
-from colddiff_core.errors import ColddiffWarning
+from colddiff_core.errors import ColddiffWarning, MachineError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,10 +27,45 @@ SHOWN = 4  # images on a terminal with room for them
 PROMPT_LINES = 4  # what a picture leaves to the text after it
 
 
+def _silence(stream: TextIO) -> None:
+    """Have what is written to a stream from now on, and what waits in it, go nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # a test's has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Stream:
+    """A stream that may fail, as when a terminal went away or a disk is full: the words are lost, the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.failure = ""  # why words were lost, in the system's words
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; one that cannot be written is lost."""
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream; what cannot be written is lost."""
+        self._try(self.stream.flush)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BrokenPipeError:  # no failure: whoever read has had enough
+            raise
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            _silence(self.stream)
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Go on in silence: whoever read the output has had enough, and the work is still wanted."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         self.quiet = True
 
 
@@ -39,7 +74,8 @@ class Screen:
 
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
-        self.console = _Console(stderr=is_json, highlight=False, soft_wrap=True)
+        self._stream = _Stream(sys.stderr if is_json else sys.stdout)
+        self.console = _Console(file=cast(TextIO, self._stream), highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 
@@ -93,11 +129,20 @@ class Screen:
         self.picture(images.to_pillow(images.tile(abreast, columns=1)))
 
     def result(self, values: Mapping[str, Any], last: Path | None = None) -> None:
-        """End a command: the JSON object where it was asked for, else the path of what was written."""
+        """End a command: the JSON object where it was asked for, else the path of what was written.
+
+        Raises MachineError where what the command said could not be written.
+        """
         if self.is_json:
-            sys.stdout.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
-        elif last is not None:
-            self.say(str(last))
+            told = _Stream(sys.stdout)
+            told.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
+            told.flush()
+        else:
+            told = self._stream
+            if last is not None:
+                self.say(str(last))
+        if told.failure:
+            raise MachineError(f"The output could not be written: {told.failure}.", "The work itself is done.")
 
 
 @contextlib.contextmanager
@@ -114,7 +159,10 @@ def telling_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, ColddiffWarning):
-            sys.stderr.write(f"warning: {message}\n")  # above a progress bar, which takes stderr over while it lives
+            with contextlib.suppress(OSError):  # nobody is there to be warned
+                sys.stderr.write(
+                    f"warning: {message}\n"
+                )  # above a progress bar, which takes stderr over while it lives
         else:
             usual(message, category, filename, lineno, file, line)
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
     from colddiff_core.training import Trainer
 
-# What a resumed run may change: how long and how often, the rate, whether it compiles. The rest would make another run.
-CHANGEABLE = ("steps", "lr", "compile", "log_every", "sample_every", "checkpoint_every", "keep")
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -56,36 +55,44 @@ def start(screen: Screen, config: presets.Config, out: Path | None, device: str)
     return trainer
 
 
-def resume(screen: Screen, name: str, changes: list[str], device: str) -> Trainer:
-    """Return the trainer of a run that goes on from its newest checkpoint."""
-    from colddiff_core import devices, experiment
+def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_change: bool = False) -> Trainer:
+    """Return the trainer of a run that goes on from its newest checkpoint.
+
+    Raises UsageError where it would go on under other settings, images or an operator that is another, unless
+    `may_change`.
+    """
+    from colddiff_core import checkpoint, devices, experiment
     from colddiff_core.training import Trainer
 
     for change in changes:
-        section, _, key = change.partition("=")[0].strip().partition(".")
-        if change.startswith("data.directory=") or (section == "train" and key in CHANGEABLE):
-            continue
-        raise UsageError(
-            f"{change}: a resumed run keeps its configuration.",
-            f"Only train.{', train.'.join(CHANGEABLE)} and --data-dir may change; or start a new run.",
-        )
+        key = change.partition("=")[0].strip()
+        if key not in presets.CHANGEABLE and not may_change:
+            told = ", ".join(sorted(key for key in presets.CHANGEABLE if key.startswith("train.")))
+            raise UsageError(
+                f"{change}: a resumed run keeps its configuration.",
+                f"Only {told} and --data-dir may change. Use --allow-change, or start a new run.",
+            )
     found = runs.find(name)
     config = found.config(tuple(changes))
-    saved = found.checkpoints()
-    step = runs.path_step(saved[-1]) if saved else 0
+    newest = checkpoint.newest(found, checkpoint.read)
+    step = runs.path_step(newest.path) if newest else 0
+    del newest  # as large as the network, its average and its optimizer
     if step >= config.train.steps:
         remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
-    for damaged in found.damaged_checkpoints():
-        screen.warn(f"{damaged} is damaged; training goes on from step {step}")
+    runs.check_free(found.path)
     chosen = devices.choose(device)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
     run = runs.RunWriter(found.path)
-    trainer = Trainer(built, *sets, run)
-    trainer.resume()
-    if changes:
-        runs.rewrite_config(run, config)
+    try:
+        trainer = Trainer(built, *sets, run)
+        trainer.resume(may_change=may_change)
+        if changes:
+            runs.rewrite_config(run, config)
+    except BaseException:
+        run.close()
+        raise
     _introduce(screen, trainer, sets)
     return trainer
 
@@ -118,7 +125,7 @@ def _introduce(screen: Screen, trainer: Trainer, sets: tuple[ImageSet, ImageSet]
 
 
 def work(screen: Screen, trainer: Trainer) -> bool:
-    """Train to the end, and return True, or to Ctrl-C, which saves."""
+    """Train to the end, and return True, or to Ctrl-C or a signal like it, which saves."""
     with _interrupts(screen, trainer):
         _watch(screen, trainer)
     trainer.run.close()
@@ -130,18 +137,26 @@ def work(screen: Screen, trainer: Trainer) -> bool:
 
 @contextmanager
 def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
-    """Have the first Ctrl-C end the loop after the step in hand, a second one at once."""
+    """Have the first Ctrl-C end the loop after the step in hand, a second one at once.
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    So do a scheduler's SIGTERM and the SIGHUP of a terminal that went away, without the second.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        trainer.stop(signal.Signals(number).name)
         screen.say("Finishing this step and saving ...")
-        trainer.stop()
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _watch(screen: Screen, trainer: Trainer) -> None:

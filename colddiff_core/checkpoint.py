@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -17,10 +19,18 @@ from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
 from colddiff_core.files import flush, refusals
-from colddiff_core.runs import list_checkpoints
+from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
 
+MODEL, AVERAGE, OPTIMIZER = TENSOR_FILES
 Weights = dict[str, Tensor]
+State = dict[str, Any]
+T = TypeVar("T")
+REMEDY = "Remove that checkpoint; an older one is used then."
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, each of its weight's shape
+
+
+class DamagedError(UsageError):
+    """A checkpoint whose files are not as they were written: an older one is to be used."""
 
 
 @dataclasses.dataclass
@@ -31,8 +41,44 @@ class Training:
     average: torch.optim.swa_utils.AveragedModel
     optimizer: torch.optim.Optimizer
 
+    def is_finite(self) -> bool:
+        """Tell whether every number that a checkpoint would hold is finite; waits for a GPU."""
+        held = [*self.network.state_dict().values(), *self.average.module.state_dict().values()]
+        held += _optimizer_tensors(self).values()
+        return _are_finite(held)
 
-def save(folder: Path, step: int, training: Training, state: dict[str, Any], keep: int) -> Path:
+
+@dataclasses.dataclass(frozen=True)
+class Found(Generic[T]):
+    """The newest checkpoint that could be read, what was read of it, and the newer ones that are damaged."""
+
+    path: Path
+    content: T
+    damaged: Mapping[Path, DamagedError]
+
+
+def newest(run: Run, read: Callable[[Path], T]) -> Found[T] | None:
+    """Return what `read` makes of a run's newest checkpoint that is not damaged; None where there never was one.
+
+    Raises DamagedError where all are, and what else `read` raises.
+    """
+    damaged: dict[Path, DamagedError] = {}
+    while True:
+        left = [path for path in list_checkpoints(run.path / "checkpoints") if path not in damaged]
+        if not left:
+            break
+        try:
+            return Found(left[-1], read(left[-1]), damaged)
+        except DamagedError as error:
+            if left[-1].exists():  # else its trainer took it away meanwhile, for there are newer ones
+                damaged[left[-1]] = error
+    if not damaged:
+        return None
+    first = next(iter(damaged.values()))
+    raise DamagedError(f"{first.what.rstrip('.')}, and no other checkpoint is whole.", "Train the run anew.")
+
+
+def save(folder: Path, step: int, training: Training, state: State, keep: int) -> Path:
     """Write checkpoints/step-NNNNNN, then drop all but the `keep` newest; returns the new one.
 
     The folder gets its name once every file is on the disk, so a reader never meets half of one.
@@ -43,10 +89,12 @@ def save(folder: Path, step: int, training: Training, state: dict[str, Any], kee
     try:
         with refusals(target):
             draft.mkdir(parents=True)
-            _write(draft / "model.safetensors", training.network.state_dict())
-            _write(draft / "ema.safetensors", training.average.module.state_dict())
-            _write(draft / "optimizer.safetensors", _optimizer_tensors(training))
-            saved = state | {"step": step, "averaged": int(training.average.n_averaged)}
+            digests = {
+                MODEL: _write(draft / MODEL, training.network.state_dict()),
+                AVERAGE: _write(draft / AVERAGE, training.average.module.state_dict()),
+                OPTIMIZER: _write(draft / OPTIMIZER, _optimizer_tensors(training)),
+            }
+            saved = state | {"step": step, "averaged": int(training.average.n_averaged), "sha256": digests}
             (draft / "state.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
             flush(draft / "state.json")
             flush(draft)
@@ -73,56 +121,91 @@ def set_aside(damaged: Path) -> Path:
     return aside
 
 
-def load(path: Path, training: Training) -> dict[str, Any]:
-    """Restore network, average and optimizer from a checkpoint; returns its state.
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """A checkpoint's files, read and found to be as they were written."""
 
-    Raises UsageError for files that are damaged or belong to another network.
+    path: Path
+    state: State
+    tensors: Mapping[str, Weights]
+
+    def restore(self, training: Training) -> None:
+        """Fill network, average and optimizer; raises UsageError where they are of another network."""
+        self.fill(MODEL, training.network)
+        self.fill(AVERAGE, training.average.module)
+        training.average.n_averaged.fill_(self.state["averaged"])
+        _restore_optimizer(self.path / OPTIMIZER, self.tensors[OPTIMIZER], training)
+
+    def fill(self, name: str, network: nn.Module) -> None:
+        """Fill a network with the weights of one file; raises UsageError where they do not fit."""
+        try:
+            network.load_state_dict(self.tensors[name])
+        except RuntimeError:
+            what = f"{self.path / name} holds another network's weights."
+            raise UsageError(what, "Was [model] in run.toml changed?") from None
+
+
+def read(path: Path, names: tuple[str, ...] = TENSOR_FILES) -> Content:
+    """Return the state of a checkpoint and the tensors of some of its files.
+
+    Raises DamagedError for files that are cut short, not what was written, or hold numbers that are not finite, and
+    UsageError where they may not be read.
     """
     state = read_state(path)
-    moments = _read(path / "optimizer.safetensors")
-    load_weights(path / "model.safetensors", training.network)
-    load_weights(path / "ema.safetensors", training.average.module)
-    training.average.n_averaged.fill_(state["averaged"])
-    _restore_optimizer(path / "optimizer.safetensors", moments, training)
-    return state
+    return Content(path, state, {name: _read(path / name, state.get("sha256", {}).get(name)) for name in names})
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's state.json; raises UsageError where it is damaged."""
+def read_state(path: Path) -> State:
+    """Return a checkpoint's state.json; raises as `read` does."""
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state: State = json.loads(_content(path / "state.json"))
         whole_numbers = (state["step"], state["averaged"], state["channels"])
         if not all(isinstance(number, int) and number >= 0 for number in whole_numbers) or state["channels"] < 1:
             raise ValueError("a number is not what it can be")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path / 'state.json'} is damaged ({error}).", "Remove that checkpoint; an older one is used then."
-        ) from None
+        if path_step(path) != state["step"]:
+            raise ValueError(f"it is of step {state['step']}")
+        if not isinstance(state.get("sha256", {}), dict):
+            raise ValueError("sha256 is no table")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path / 'state.json'} is damaged ({error}).", REMEDY) from None
     return state
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Fill a network with the weights of a file; raises UsageError where they do not fit."""
-    try:
-        network.load_state_dict(_read(path))
-    except RuntimeError:
-        raise UsageError(f"{path} holds another network's weights.", "Was [model] in run.toml changed?") from None
-
-
-def _write(path: Path, tensors: Weights) -> None:
+def _write(path: Path, tensors: Weights) -> str:
+    """Write tensors to the disk and return the SHA-256 of the file."""
     # Channels-last weights are brought to the plain layout, which is all that the format knows.
     safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, str(path))
     flush(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> Weights:
+def _read(path: Path, sha256: object) -> Weights:
+    """Return a file's tensors; a digest of None is that of a checkpoint from before there were any."""
+    content = _content(path)
+    # A disk that fails may give back what is long enough and reads well, and is not what was written.
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise DamagedError(f"{path} is damaged (not the bytes that were written).", REMEDY)
     try:
-        # Read, not mapped: a mapped file that is cut short later ends the process.
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UsageError(
-            f"Cannot read {path} ({error}).", "Remove that checkpoint; an older one is used then."
-        ) from None
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise DamagedError(f"{path} is damaged ({error}).", REMEDY) from None
+    if not _are_finite(tensors.values()):
+        raise DamagedError(f"{path} is damaged (numbers that are not finite).", REMEDY)
+    return tensors
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()  # not mapped: a mapped file that is cut short later ends the process
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedError(f"{path} is damaged ({error.strerror}).", REMEDY) from None
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check its permissions and the disk.") from None
+
+
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _parameter_names(training: Training) -> list[str]:

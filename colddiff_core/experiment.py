@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import __version__, checkpoint, compiling, datasets, degradations, devices, memory, sampling, seeds
+from colddiff_core import (
+    __version__,
+    checkpoint,
+    compiling,
+    datasets,
+    degradations,
+    devices,
+    memory,
+    presets,
+    sampling,
+    seeds,
+)
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import ColddiffWarning, UsageError, counted
 from colddiff_core.images import quantize
 from colddiff_core.models import Restorer, UNet
 from colddiff_core.presets import Config, DataConfig
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
+
+MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,17 +240,37 @@ def versions() -> dict[str, str]:
 def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) -> tuple[Experiment, int]:
     """Return a run's experiment with the averaged weights of its newest checkpoint, and that step.
 
-    Raises UsageError where the run has no checkpoint or its files are damaged.
+    A checkpoint that is damaged is passed over with a ColddiffWarning. Raises UsageError where no other is left, or
+    there never was one, and where the run's configuration is damaged.
     """
-    path = run.newest_checkpoint()
-    state = checkpoint.read_state(path)
+    found = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
+    if found is None:
+        raise run.untrained()
+    state, step = found.content.state, int(found.content.state["step"])
+    for path in found.damaged:
+        warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=2)
     config = run.config(overrides)
+    for change in _retold(state, config):
+        warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=2)
     try:
         experiment = build(config, int(state["channels"]), device, "test")
     except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
         raise UsageError(f"{run.config_file}: {error.what}", error.remedy) from None
     unet = experiment.restorer.unet
-    checkpoint.load_weights(path / "ema.safetensors", unet)
+    found.content.fill(checkpoint.AVERAGE, unet)
     assert isinstance(unet, UNet)
     compiling.compile_network(unet.settle(), config.sample.compile)
-    return experiment, int(state["step"])
+    return experiment, step
+
+
+def _retold(state: Mapping[str, Any], config: Config) -> list[str]:
+    """Return the settings that weights were trained with and that a configuration tells otherwise."""
+    trained = state.get("provenance")
+    settings = trained.get("settings") if isinstance(trained, Mapping) else None
+    if not isinstance(settings, Mapping):
+        return []
+    return [
+        f"{key} = {before}, not {after}"
+        for key, (before, after) in presets.changes(settings, config.to_table()).items()
+        if key.startswith(MAKING) and before is not None and after is not None
+    ]

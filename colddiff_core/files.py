@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from colddiff_core.errors import MachineError
+
+_DRAFT = re.compile(r"\..+-[0-9a-f]{8}(\.\w+)?")
 
 
 @contextlib.contextmanager
@@ -17,8 +20,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises MachineError where the file system refuses; nothing half-written stays behind.
     """
-    # The suffix is kept: writers of images choose their format by it.
-    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    draft = beside(path)
     try:
         with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +31,21 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def beside(path: Path) -> Path:
+    """Return a hidden name beside `path`, of its suffix, for what is to take its name when it is whole."""
+    # The suffix is kept: writers of images choose their format by it.
+    return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove the drafts of files that killed processes left in a folder which no living one writes to."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if _DRAFT.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
 
 
 @contextlib.contextmanager

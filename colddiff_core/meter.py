@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -42,17 +43,23 @@ class Meter:
         self.started += seconds
 
     def read(self, steps: int) -> dict[str, Any]:
-        """Return the means since the last reading, and begin anew; `steps` is the operator's T."""
+        """Return the means since the last reading, and begin anew; `steps` is the operator's T.
+
+        Over the images whose loss is finite: None for what there is none of.
+        """
         losses, times = torch.cat(self.losses), torch.cat(self.times)
+        count = len(losses)
+        is_finite = losses.isfinite()  # else one image of a step that was skipped would be all that is told
+        losses, times = losses[is_finite], times[is_finite]
         band = (times - 1) * BANDS // steps
         sums = torch.zeros(BANDS, device=self.device).index_add_(0, band, losses)
         counts = torch.bincount(band, minlength=BANDS)
         now = time.monotonic()
         figures: dict[str, Any] = {
-            "loss": float(losses.mean()),
+            "loss": float(losses.mean()) if len(losses) else None,
             "loss_by_severity": [s / n if n else None for s, n in zip(sums.tolist(), counts.tolist(), strict=True)],
-            "grad_norm": float(self.grad_norm),
-            "images_per_second": round(len(losses) / (now - self.logged), 1),
+            "grad_norm": norm if math.isfinite(norm := float(self.grad_norm)) else None,
+            "images_per_second": round(count / (now - self.logged), 1),
             "elapsed": round(now - self.started, 2),
         }
         self.losses, self.times, self.logged = [], [], now

@@ -98,7 +98,13 @@ class SampleConfig:
     )
 
 
-_OWN = tuple(field.name for field in settings_of(DegradationConfig))  # keys of the table that are not the operator's
+# What a run may change as it goes on: how long and how often, the rate, whether it compiles, where the images lie. The
+# rest would make another run of it.
+CHANGEABLE = frozenset(
+    f"train.{key}" for key in ("steps", "lr", "compile", "log_every", "sample_every", "checkpoint_every", "keep")
+) | {"data.directory", "data.second_directory", "data.download"}
+
+OWN = tuple(field.name for field in settings_of(DegradationConfig))  # keys of the table that are not the operator's
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
@@ -134,6 +140,17 @@ class Config:
         table["degradation"].update(table["degradation"].pop("parameters"))
         table["model"]["multipliers"] = list(self.model.multipliers)
         return table | ({"paper": dict(self.paper)} if self.paper else {})
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return in what two configurations' tables differ: {"train.lr": (0.5, 0.001)}; None is a key that is not there."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for section in SECTIONS:
+        one, other = (table.get(section) for table in (before, after))
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            keys = {f"{section}.{key}": (one.get(key), other.get(key)) for key in [*one, *other]}
+            found |= {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+    return found
 
 
 def directory() -> Path:
@@ -260,7 +277,7 @@ def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: '{section}' is not a table.", f"Write [{section}] above its keys.")
     if section == "degradation":
         # The operators are above this floor: their parameters are checked when one is built.
-        own = {key: value for key, value in values.items() if key in _OWN}
+        own = {key: value for key, value in values.items() if key in OWN}
         return dict(values) | take(DegradationConfig, own, f"{where}: [degradation]")
     return take(SECTIONS[section], dict(values), f"{where}: [{section}]")
 
@@ -268,7 +285,7 @@ def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:
 def _make(section: str, values: dict[str, Any]) -> Any:
     if section != "degradation":
         return SECTIONS[section](**values)
-    own = {key: values.pop(key) for key in _OWN if key in values}
+    own = {key: values.pop(key) for key in OWN if key in values}
     made = DegradationConfig(**own)
     object.__setattr__(made, "parameters", values)
     return made
@@ -279,7 +296,7 @@ def _without_foreign_parameters(below: Mapping[str, Any], degradation: Mapping[s
     old = below.get("degradation", {})
     if "name" not in degradation or degradation["name"] == old.get("name"):
         return dict(below)
-    return {**below, "degradation": {key: value for key, value in old.items() if key in _OWN and key != "name"}}
+    return {**below, "degradation": {key: value for key, value in old.items() if key in OWN and key != "name"}}
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Bench:
 
     def __init__(self, run: Run, step: int, built: Experiment, reference: Reference, how: Measurement) -> None:
         self.run, self.step, self.built, self.reference, self.how = run, step, built, reference, how
-        self._weights = hashlib.sha256((run.newest_checkpoint() / "ema.safetensors").read_bytes()).hexdigest()
+        self._weights = hashlib.sha256((run.checkpoint(step) / "ema.safetensors").read_bytes()).hexdigest()
 
     def count(self, kind: str) -> int:
         """Return how many images of a kind are measured."""

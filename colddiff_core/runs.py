@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -15,17 +16,18 @@ import re
 import shutil
 import socket
 import time
-import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from colddiff_core import control
-from colddiff_core.errors import MachineError, UsageError, nearest
-from colddiff_core.files import flush, refusals, whole
+from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, counted, nearest
+from colddiff_core.files import beside, flush, refusals, sweep, whole
 from colddiff_core.presets import Config, dump, from_table, read_toml
 
 ROOT = Path("runs")
+LOGS = ("metrics.jsonl", "events.jsonl")
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just taken the run
 LARGEST_PID = 2**31
@@ -129,19 +131,35 @@ class Run:
         damaged = self.damaged_checkpoints()
         if damaged:
             raise UsageError(f"{damaged[-1]} is damaged, and no other checkpoint is whole.", "Train the run anew.")
-        raise UsageError(f"{self.path} has no checkpoint yet.", f"Train it on: colddiff train --resume {self.path}")
+        raise self.untrained()
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step, whether it is there or not."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def untrained(self) -> UsageError:
+        """Return the error of a run without a checkpoint."""
+        return UsageError(f"{self.path} has no checkpoint yet.", f"Train it on: colddiff train --resume {self.path}")
 
 
 class RunWriter(Run):
-    """A run directory held by the one process that trains it."""
+    """A run directory held by the one process that trains it.
+
+    Lines that the disk refuses are kept and written with the next that it takes, so that a disk that is full for a
+    while ends no training and leaves no hole in the log.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._lock = _hold(path)
         self._beaten = 0.0
+        self._unwritten: dict[str, list[bytes]] = {}
+        self._is_refused = False
         control.take(path)  # asked of an earlier trainer
-        for name in ("metrics.jsonl", "events.jsonl"):
+        for name in LOGS:
             _drop_torn_line(path / name)
+        for folder in (path, self.samples):
+            sweep(folder)  # what an earlier one was killed over
 
     def log(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
@@ -165,20 +183,55 @@ class RunWriter(Run):
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics beyond `step`: a resumed run writes those steps again."""
-        kept = [line for line in self.metrics() if isinstance(line.get("step"), int) and line["step"] <= step]
+        lines = [*self.metrics(), *map(json.loads, self._unwritten.pop("metrics.jsonl", []))]
+        kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= step]
         with whole(self.path / "metrics.jsonl") as draft:
             draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
+    def flush(self) -> None:
+        """Have the disk hold what was logged; what it refuses will be tried again."""
+        for name in LOGS:
+            if self._unwritten.get(name):
+                self._write(name)
+            with contextlib.suppress(OSError):
+                flush(self.path / name)
+
     def close(self) -> None:
-        """Let go of the run."""
-        os.close(self._lock)
-        self._lock = -1  # the number may soon be another file's
+        """Let go of the run; raises MachineError where lines could not be written."""
+        try:
+            for name in LOGS:
+                if self._unwritten.get(name) and not self._write(name):
+                    what = f"{self.path / name} lacks {counted(len(self._unwritten[name]), 'line')}"
+                    raise MachineError(f"{what}: the disk would not take them.", "The checkpoints are whole.")
+        finally:
+            os.close(self._lock)
+            self._lock = -1  # the number may soon be another file's
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
-        # One write of one line: a reader sees it whole or sees no newline yet.
-        path = self.path / name
-        with refusals(path), path.open("ab") as file:
-            file.write(json.dumps(values).encode() + b"\n")
+        self._unwritten.setdefault(name, []).append(json.dumps(values).encode() + b"\n")
+        self._write(name)
+
+    def _write(self, name: str) -> bool:
+        """Append the lines that wait to a file, in one write: a reader sees them whole or sees no newline yet."""
+        lines = b"".join(self._unwritten[name])
+        try:
+            with (self.path / name).open("ab", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                try:
+                    if file.write(lines) < len(lines):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(size)  # a torn line would take the next one with it
+                    raise
+        except OSError as error:
+            if not self._is_refused:
+                message = f"Cannot write {self.path / name}: {error.strerror}; trying again with every line."
+                warnings.warn(ColddiffWarning(message), stacklevel=3)
+            self._is_refused = True
+            return False
+        self._unwritten[name] = []
+        self._is_refused = False
+        return True
 
 
 def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter:
@@ -190,7 +243,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
         raise UsageError(
             f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out."
         )
-    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    draft = beside(path)
     try:
         with refusals(path):
             (draft / "samples").mkdir(parents=True)
@@ -273,6 +326,8 @@ def is_whole(checkpoint: Path) -> bool:
         return path_step(checkpoint) == state["step"] and all(
             _is_tensor_file(checkpoint / name) for name in TENSOR_FILES
         )
+    except PermissionError:  # whose it is will say more, when it is read
+        return True
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

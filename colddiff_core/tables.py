@@ -167,13 +167,8 @@ def differences(config: Config, overrides: tuple[str, ...], found: Config) -> di
     Where the files lie, how often is logged and saved, and the device's precision make no other experiment of it.
     """
     expected = presets.load(config.name, overrides).to_table()
-    actual, told = found.to_table(), {}
-    for section in presets.SECTIONS:
-        for key in expected[section] | actual[section]:
-            ours, theirs = actual[section].get(key), expected[section].get(key)
-            if f"{section}.{key}" not in _FREE and ours != theirs:
-                told[f"{section}.{key}"] = f"{_word(ours)}, not {_word(theirs)}"
-    return told
+    differing = presets.changes(found.to_table(), expected)
+    return {key: f"{_word(ours)}, not {_word(theirs)}" for key, (ours, theirs) in differing.items() if key not in _FREE}
 
 
 _FREE = {

@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import checkpoint, compiling, control, devices, preview, seeds
+from colddiff_core import checkpoint, compiling, control, devices, divergence, preview, provenance, seeds
 from colddiff_core.datasets import ImageSet
-from colddiff_core.errors import ColddiffError, MachineError
+from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.feed import Feed
 from colddiff_core.meter import Meter
@@ -42,12 +43,23 @@ class Tick:
     is_paused: bool = False
 
 
+class _UnsoundError(MachineError):
+    """What would be saved is not finite."""
+
+
+class _AbandonedError(Exception):
+    """A sheet was given up because the training is to stop."""
+
+
 class Trainer:
     """Trains one experiment into one run directory.
 
     `steps()` does the work and yields after each optimizer step; `stop()` has it end after the step in
     hand, with a checkpoint. Resuming from that checkpoint gives bit for bit what would have come, and so
     does a run that was paused, sampled or saved at a reader's request in between.
+
+    A step whose loss or gradient is not finite changes no weight. After several in a row, or where a weight
+    is not finite, the run goes back to its newest checkpoint with a lower rate; after several of those it ends.
     """
 
     def __init__(self, experiment: Experiment, train: ImageSet, test: ImageSet, run: RunWriter) -> None:
@@ -68,30 +80,48 @@ class Trainer:
         self.parts = checkpoint.Training(network, average, optimizer)
         self.last_sheet: Sheet | None = None
         self._saved = 0  # step of the newest checkpoint
-        self._stop_request: list[str] = []
+        self._stopped_by: dict[str, Any] = {}
+        self._watch = divergence.Watch()
+        self._falls = 0  # times that the run went back with a lower rate
+        self.provenance = provenance.of(experiment, train)
         self._order: tuple[int, Tensor] | None = None
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
         compiling.compile_network(network, mode)
         self._untried = UNTRIED if compiling.is_compiled(network) else 0  # steps
 
-    def resume(self) -> None:
+    def resume(self, *, may_change: bool = False) -> None:
         """Go back to the run's newest complete checkpoint and forget what was logged after it.
 
         A run that was ended before its first checkpoint begins again: its weights follow from the seed.
-        Damaged checkpoints are set aside, with a warning in the events; UsageError where no other is left.
+        Damaged checkpoints are set aside, with a warning; UsageError where no other is left, and where settings,
+        images or operator are others than those that the checkpoint was trained with, unless they may change.
         """
-        damaged = self.run.damaged_checkpoints()
-        if damaged or self.run.checkpoints():
-            self.step = int(checkpoint.load(self.run.newest_checkpoint(), self.parts)["step"])
-        for path in damaged:
-            aside = checkpoint.set_aside(path)
-            self.run.event("warning", message=f"{path.name} was damaged; set aside as {aside.name}")
+        found = checkpoint.newest(self.run, checkpoint.read)
+        changed: list[str] = []
+        if found is not None:
+            changed = provenance.changes(found.content.state.get("provenance"), self.provenance)
+            if changed and not may_change:
+                what = f"{self.run.path} would go on under changes: {provenance.listed(changed)}."
+                raise UsageError(what, "Undo them, or take them with --allow-change; or start a new run.")
+            self._restore(found.content)
+            for path in found.damaged:
+                aside = checkpoint.set_aside(path)
+                self._warn(f"{path.name} was damaged; set aside as {aside.name}")
         self.run.forget_after(self.step)
-        self.run.event("resumed", step=self.step)
+        self.run.event("resumed", step=self.step, **({"changed": changed} if changed else {}))
 
-    def stop(self) -> None:
-        """Have the loop end after the step in hand, with a checkpoint."""
+    def _restore(self, content: checkpoint.Content) -> None:
+        content.restore(self.parts)
+        state = content.state
+        self.step = self._saved = int(state["step"])
+        self._falls = max(self._falls, _count(state.get("falls")))
+        self._watch.restart(_count(state.get("skipped_in_a_row")))
+
+    def stop(self, by: str = "") -> None:
+        """Have the loop end after the step in hand, with a checkpoint; `by` names whoever asks, for the event."""
         self.is_stopping = True
+        if by:
+            self._stopped_by = {"by": by}
 
     def steps(self) -> Iterator[Tick]:
         """Train to the last step, or until `stop`; the run's files follow."""
@@ -105,8 +135,7 @@ class Trainer:
 
     def _loop(self) -> Iterator[Tick]:
         settings = self.settings
-        logged = self.run.metrics()
-        meter = Meter(self.experiment.device, elapsed=float(logged[-1].get("elapsed", 0)) if logged else 0.0)
+        meter = Meter(self.experiment.device, elapsed=_elapsed(self.run.metrics()))
         if not any(event.get("event") == "started" for event in self.run.events()):
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         self._saved = self.step
@@ -116,27 +145,87 @@ class Trainer:
             take(meter)
             self.step += 1
             is_last = self.step == settings.steps
-            metrics = None
-            if self._is_logged(self.step):
-                metrics = (
-                    {"step": self.step} | meter.read(self.experiment.operator.steps) | {"lr": self._rate(self.step - 1)}
-                )
-                if not math.isfinite(metrics["loss"]):
-                    raise self._diverged(f"The loss is {metrics['loss']}")
-                self.run.log(**metrics)
-            if is_last or self.step % settings.checkpoint_every == 0:
-                self.save()
+            is_saved = is_last or self.step % settings.checkpoint_every == 0
+            is_logged = self._is_logged(self.step)
+            # On a GPU looking would have the loop wait, and a skipped step does no harm until it is looked at.
+            if is_saved or is_logged or self.experiment.device.type == "cpu":
+                why = self._trouble(is_saved)
+                if why:
+                    self._go_back(why, meter)
+                    yield Tick(self.step)
+                    continue
+            metrics = self._log(meter) if is_logged else None
+            if is_saved:
+                self._save_due(is_last)
             if is_last or (settings.sample_every and self.step % settings.sample_every == 0):
-                self.write_sheet()
+                self._sample_due()
             yield Tick(self.step, metrics)
             if not is_last:
                 yield from self._serve(meter)
         if self.step > self._saved:
+            self._trouble(False)
             self.save()
         if self.step >= settings.steps:
             self.run.event("finished", step=self.step)
         else:
-            self.run.event("stopped", step=self.step, **_answering(self._stop_request))
+            self.run.event("stopped", step=self.step, **self._stopped_by)
+
+    def _trouble(self, is_saved: bool) -> str:
+        """Record the steps that were skipped; return why the run cannot go on from here, empty where it can."""
+        skipped, are_too_many = self._watch.read()
+        for step in skipped:
+            self.run.event("warning", step=step.step, message=f"step {step.step} skipped: {step.why}")
+        if are_too_many:
+            return f"{divergence.IN_A_ROW} steps in a row could not be taken: {skipped[-1].why}"
+        return "" if not is_saved or self.parts.is_finite() else "a weight is not finite"
+
+    def _go_back(self, why: str, meter: Meter) -> None:
+        """Go on from the newest checkpoint with a lower rate; raises MachineError where there is none, or no hope."""
+        step, falls = self.step, self._falls + 1
+        found = checkpoint.newest(self.run, checkpoint.read) if falls <= divergence.FALLS else None
+        if found is None:
+            raise self._diverged(why)
+        self._restore(found.content)
+        # What follows from a checkpoint is the same each time, this too: a run killed here comes to it again.
+        self._falls = falls
+        self._watch.restart(0)  # the lower rate gets as many steps to prove itself
+        self.parts.optimizer.zero_grad(set_to_none=True)
+        meter.keep(0)
+        self.run.forget_after(self.step)
+        rate = divergence.SLOWER**falls
+        self._warn(f"at step {step} {why}; back to step {self.step}, the rate times {rate:g}")
+
+    def _log(self, meter: Meter) -> dict[str, Any] | None:
+        """Log a line and return it; None where no step since the last one had a loss."""
+        figures = meter.read(self.experiment.operator.steps)
+        if figures["loss"] is None:
+            return None
+        metrics = {"step": self.step} | figures | {"lr": self._rate(self.step - 1)}
+        self.run.log(**metrics)
+        return metrics
+
+    def _save_due(self, is_last: bool) -> None:
+        """Save, and go on without where the disk refuses: the next time it may not."""
+        try:
+            self.save()
+        except MachineError as error:
+            if is_last:
+                raise
+            self._warn(f"no checkpoint of step {self.step}: {error.what}")
+
+    def _sample_due(self) -> None:
+        """Write a sheet; where the disk refuses, or the training is to stop meanwhile, go on without."""
+        try:
+            self.write_sheet()
+        except _AbandonedError:
+            return
+        except MachineError as error:
+            self._warn(f"no sheet of step {self.step}: {error.what}")
+
+    def _warn(self, message: str) -> None:
+        """Tell, in the events and whoever started the training, what it goes on in spite of."""
+        self.run.event("warning", step=self.step, message=message)
+        warnings.warn(ColddiffWarning(message), stacklevel=2)
 
     def _is_logged(self, step: int) -> bool:
         return step == self.settings.steps or step % self.settings.log_every == 0
@@ -160,8 +249,8 @@ class Trainer:
                     self.run.event("resumed", step=self.step, **answer)
                     yield Tick(self.step)
                 elif request == "stop":
-                    self._stop_request.append(name)
                     self.stop()
+                    self._stopped_by = answer
                 else:
                     known = ", ".join(control.ANSWERS)
                     self.run.event("warning", message=f"control/{name} is no request; known: {known}")
@@ -221,13 +310,15 @@ class Trainer:
         self._send_ahead(self.step + 1)
         if compiling.is_compiled(self.parts.network):
             compiling.begin_step()
+        optimizer: Any = self.parts.optimizer
         rate = self._rate(self.step)
-        for group in self.parts.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         numbers = seeds.generator(settings.seed, "step", self.step)
         # Fields the size of the images are drawn where they are needed.
         fields = seeds.generator(settings.seed, "frozen", self.step, device=device)
         indices = self._indices(self.step)
+        loss = torch.zeros((), device=device)
         for part in indices.split(settings.batch_size):
             x0 = self.feed.take(part, numbers)
             t = devices.upload(torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers), device)
@@ -235,15 +326,19 @@ class Trainer:
             x_t = experiment.observe(operator(x0, t, frozen), fields)
             error = experiment.restorer(x_t, t, frozen, self._labels(part, numbers)) - x0
             losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
-            (losses.sum() / len(indices)).backward()
+            share = losses.sum() / len(indices)
+            share.backward()
+            loss += share.detach()
             meter.add(losses.detach(), t)
         if settings.clip:
             meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), settings.clip)
-        elif self._is_logged(self.step + 1):  # to be told alone: a pass over every gradient
+        else:
             gradients = [p.grad for p in self.parts.network.parameters() if p.grad is not None]
             meter.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.parts.optimizer.step()
-        self.parts.optimizer.zero_grad(set_to_none=True)
+        # The fused optimizer leaves weights and moments as they are where this is 1, without the CPU's having to look.
+        optimizer.grad_scale, optimizer.found_inf = None, self._watch.add(self.step + 1, loss, meter.grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if (self.step + 1) % settings.ema_every == 0:
             self._update_average()
 
@@ -274,7 +369,7 @@ class Trainer:
         scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
         if settings.schedule == "cosine":
             scale *= 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1)))
-        return settings.lr * scale
+        return settings.lr * scale * divergence.SLOWER**self._falls
 
     def _indices(self, step: int) -> Tensor:
         """Return a step's training images: every epoch a new permutation, read on across its end."""
@@ -295,17 +390,21 @@ class Trainer:
             self._order = (epoch, torch.randperm(len(self.train_set), generator=numbers))
         return self._order[1]
 
-    def _diverged(self, what: str) -> MachineError:
+    def _diverged(self, why: str) -> _UnsoundError:
         kept = "the last checkpoint is kept" if self.run.checkpoints() else "before the first checkpoint"
-        return MachineError(
-            f"{what} at step {self.step}, {kept}.",
-            f"Use a lower rate: colddiff train --resume {self.run.path} --set train.lr={self.settings.lr / 4:g}",
+        tried = f" after {self._falls} lower rates" if self._falls else ""
+        return _UnsoundError(
+            f"At step {self.step} {why}{tried}; {kept}.",
+            f"Use a lower rate: colddiff train --resume {self.run.path} --set train.lr={self._rate_to_try():g}",
         )
+
+    def _rate_to_try(self) -> float:
+        return self.settings.lr * divergence.SLOWER ** (self._falls + 2)
 
     def save(self, **details: Any) -> None:
         """Have a checkpoint of this step, told by an event; weights that are not finite are not saved."""
-        if not all(p.isfinite().all() for p in self.parts.network.parameters()):
-            raise self._diverged("A weight is not finite")
+        if not self.parts.is_finite():
+            raise self._diverged("a weight is not finite")
         position = self.step * self.settings.batch_size * self.settings.accumulate
         epoch, offset = divmod(position, len(self.train_set))
         state = {
@@ -313,27 +412,47 @@ class Trainer:
             "seed": self.settings.seed,
             "epoch": epoch,
             "epoch_position": offset,
+            "skipped_in_a_row": self._watch.in_a_row,
+            "falls": self._falls,
+            "provenance": self.provenance,
         }
         if self._saved != self.step:  # asked for where there is one already
+            self.run.flush()
             checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, self.settings.keep)
             self._saved = self.step
         self.run.event("checkpoint", step=self.step, **details)
 
     def write_sheet(self, **details: Any) -> None:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
-        self.last_sheet = self.restore_tests()
+        self.last_sheet = self.restore_tests(self._go_on_sampling)
         name = preview.store(self.run, self.step, self.experiment, self.last_sheet)
         self.run.event("sample", step=self.step, file=name, **details)
 
-    def restore_tests(self) -> Sheet:
+    def restore_tests(self, at_step: Callable[[], None] = lambda: None) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
-        # With signs of life while the sampler runs, which may take minutes.
-        return preview.restore(self.experiment, self.parts.average.module, self.test_set, self.run.beat)
+        return preview.restore(self.experiment, self.parts.average.module, self.test_set, at_step)
+
+    def _go_on_sampling(self) -> None:
+        """Give a sign of life while a sampler runs, which may take minutes: more than whoever ends this may grant."""
+        self.run.beat()
+        if self.is_stopping:
+            raise _AbandonedError
 
 
 def _answering(requests: list[str]) -> dict[str, Any]:
     """Return the part of an event that names the requests it answers."""
     return {"answers": requests} if requests else {}
+
+
+def _elapsed(logged: list[dict[str, Any]]) -> float:
+    """Return the seconds that were trained before, as far as the log tells."""
+    told = logged[-1].get("elapsed") if logged else 0
+    return float(told) if isinstance(told, (int, float)) and math.isfinite(told) else 0.0
+
+
+def _count(told: Any) -> int:
+    """Return a count that a checkpoint's state tells, 0 where it tells none."""
+    return told if isinstance(told, int) and told > 0 else 0
 
 
 def _reason(error: BaseException) -> str:

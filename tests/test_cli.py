@@ -202,7 +202,7 @@ def test_weights_older_than_the_newest_are_used_with_a_word(command, own_run, ca
     newest = max((own_run / "checkpoints").iterdir())
     (newest / "ema.safetensors").write_bytes(b"x")
     assert run([command, "--n", "2"]) == 0
-    assert f"{newest.name} is damaged; the weights of step 3 are used" in " ".join(capsys.readouterr().out.split())
+    assert f"{newest.name} is damaged; the weights of step 3 are used" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_that_cannot_be_written_to_can_be_generated_from(own_run, capsys):

@@ -29,30 +29,33 @@ def train(
     device: options.Device = "auto",
     seed: options.Seed = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="Resume though settings, images or the operator are others now.")
+    ] = False,
     monitor: Annotated[
         bool, typer.Option("--monitor", help="Train in the background and watch; closing that leaves it training.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a restorer. Ctrl-C saves a checkpoint and ends; --resume goes on from it."""
+    """Train a restorer. Ctrl-C, and SIGTERM, save a checkpoint and end; --resume goes on from it."""
     screen = Screen(json)
     if (preset is None) == (resume is None):
         raise UsageError("Name either a --preset or a run to --resume.", "List the presets with: colddiff presets")
+    if allow_change and resume is None:
+        raise UsageError("--allow-change is of --resume.", "A new run may have any settings: leave it out.")
+    if resume is not None:
+        _check_resumed(resume, out, is_dry=dry_run)
     changes = list(overrides or [])
     if seed is not None:
         changes.append(f"train.seed={seed}")
     if monitor:
         if dry_run or json:
             raise UsageError(f"--monitor does not go with {'--dry-run' if dry_run else '--json'}.", "Leave one out.")
-        _train_watched(screen, preset, resume, changes, out, data_dir, device)
+        _train_watched(screen, preset, resume, changes, out, data_dir, device, allow_change)
         return
     changes += options.data_override(data_dir)
     if resume is not None:
-        if dry_run:
-            raise UsageError("--dry-run does not go with --resume.", f"The configuration is in {resume}/run.toml.")
-        if out is not None:
-            raise UsageError("--out does not go with --resume.", "A resumed run stays where it is.")
-        trainer = trainings.resume(screen, resume, changes, device)
+        trainer = trainings.resume(screen, resume, changes, device, may_change=allow_change)
     else:
         assert preset is not None
         config = presets.load(preset, changes)
@@ -74,6 +77,14 @@ def train(
     raise typer.Exit(130)
 
 
+def _check_resumed(run: str, out: Path | None, *, is_dry: bool) -> None:
+    """Raise UsageError for options that a run which goes on has no use for."""
+    if is_dry:
+        raise UsageError("--dry-run does not go with --resume.", f"The configuration is in {run}/run.toml.")
+    if out is not None:
+        raise UsageError("--out does not go with --resume.", "A resumed run stays where it is.")
+
+
 def _train_watched(
     screen: Screen,
     preset: str | None,
@@ -82,6 +93,7 @@ def _train_watched(
     out: Path | None,
     data_dir: Path | None,
     device: str,
+    may_change: bool,
 ) -> None:
     """Train in a process of its own and open the dashboard on it."""
     from colddiff_cli import background
@@ -91,6 +103,7 @@ def _train_watched(
     if resume is not None:
         path = runs.find(resume).path
         arguments = ["--resume", str(path)] + (["--out", str(out)] if out else [])
+        arguments += ["--allow-change"] if may_change else []
     else:
         assert preset is not None
         path = out or runs.free_name(presets.load(preset, changes).name)
@@ -117,8 +130,12 @@ def _train_watched(
 def _conclude(screen: Screen, trainer: Trainer) -> None:
     """Show the last sheet and say what can be done with the run."""
     path = trainer.run.path
+    if trainer.last_sheet is None and trainer.is_stopping:  # told to end amid the last sheet
+        screen.result({"run": str(path), "step": trainer.step, "finished": True, "sheet": None}, path)
+        return
     columns, figures = trainer.last_sheet or trainer.restore_tests()
-    sheet = trainer.run.samples / f"step-{trainer.step:06d}.png"
+    found = trainer.run.samples / f"step-{trainer.step:06d}.png"
+    sheet = found if found.exists() else None  # the disk may have had no room for it
     screen.rows(columns)
     screen.show(fidelity_table(f"{counted(len(columns['original']), 'test image')} at t = T", figures))
     screen.say("Next:")
@@ -126,5 +143,6 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     screen.say(f"  colddiff sample {path} --animate")
     if trainer.experiment.operator.priors[0] != "degraded":
         screen.say(f"  colddiff generate {path}")
-    outcome = {"run": str(path), "step": trainer.step, "finished": True, "sheet": str(sheet), "metrics": figures}
+    outcome = {"run": str(path), "step": trainer.step, "finished": True, "metrics": figures}
+    outcome["sheet"] = str(sheet) if sheet else None
     screen.result(outcome, sheet)

@@ -17,6 +17,7 @@ from colddiff_core.errors import UsageError, nearest
 from colddiff_core.images import to_floats
 
 Split = Literal["train", "test"]
+DIGEST_PART = 1024  # images at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,13 @@ class ImageSet:
         top, left = ((side - size) // 2 for side in self.pixels.shape[-2:])
         return dataclasses.replace(self, pixels=self.pixels[..., top : top + size, left : left + size])
 
-    def digest(self) -> str:
-        """Return a short name of these pixels, in hexadecimal."""
-        return hashlib.blake2b(self.pixels.cpu().numpy().tobytes(), digest_size=8).hexdigest()
+    def digest(self, most: int | None = None) -> str:
+        """Return a short name of these pixels, in hexadecimal; of at most `most` images, evenly spread, if given."""
+        step = 1 if most is None else max(1, -(-len(self) // most))
+        found = hashlib.blake2b(digest_size=8)
+        for part in self.pixels[::step].split(DIGEST_PART):
+            found.update(part.cpu().contiguous().numpy())  # part by part: the set may be as large as memory
+        return found.hexdigest()
 
     def images(self, indices: Tensor | slice) -> Tensor:
         """Return some images as (B, C, H, W) float32 in [-1, 1], on the pixels' device."""

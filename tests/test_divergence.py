@@ -1,0 +1,184 @@
+"""Numbers gone wrong: what is skipped changes nothing, what repeats goes back, what is not finite is never kept."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import finish, make_trainer
+from safetensors.torch import load
+from torch import nn
+
+from colddiff_core import divergence, runs
+from colddiff_core.errors import ColddiffWarning, MachineError
+
+
+class Spoilt(nn.Module):
+    """A network that gives values or gradients of NaN or infinity at some steps."""
+
+    def __init__(self, trainer, steps, what, *, after_falls=math.inf):
+        super().__init__()
+        self.inner, self.trainer, self.steps = trainer.experiment.restorer, trainer, steps
+        self.what, self.after_falls = what, after_falls
+
+    def forward(self, x_t, t, frozen, labels):
+        made = self.inner(x_t, t, frozen, labels)
+        if self.trainer.step + 1 not in self.steps or self.trainer._falls >= self.after_falls:
+            return made
+        if self.what == "gradient":
+            made.register_hook(lambda gradient: gradient * math.nan)
+            return made
+        return made + float(self.what)
+
+    def with_network(self, unet):
+        return self.inner.with_network(unet)
+
+
+def spoil(trainer, steps, what, **options):
+    object.__setattr__(trainer.experiment, "restorer", Spoilt(trainer, steps, what, **options))
+    return trainer
+
+
+def contents(checkpoint):
+    return {name: load((checkpoint / name).read_bytes()) for name in runs.TENSOR_FILES}
+
+
+def warned(run):
+    return [event["message"] for event in run.events() if event["event"] == "warning"]
+
+
+@pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
+def test_a_step_that_is_not_finite_changes_no_weight_and_is_recorded(tmp_path, what):
+    trainer = spoil(make_trainer(tmp_path / "run", "train.log_every=1", "train.ema_every=1"), [2], what)
+    ticks = trainer.steps()
+    next(ticks)
+    before = [p.detach().clone() for p in trainer.parts.network.parameters()]
+    moments = {name: t.clone() for name, t in optimizer_state(trainer).items()}
+    next(ticks)
+    assert all(torch.equal(p, q) for p, q in zip(trainer.parts.network.parameters(), before, strict=True))
+    assert all(torch.equal(t, moments[name]) for name, t in optimizer_state(trainer).items())
+    list(ticks)
+    trainer.run.close()
+    assert not all(torch.equal(p, q) for p, q in zip(trainer.parts.network.parameters(), before, strict=True))
+    assert len(warned(trainer.run)) == 1
+    assert warned(trainer.run)[0].startswith("step 2 skipped")
+    assert trainer.run.events()[-1]["event"] == "finished"
+    logged = {line["step"]: line for line in trainer.run.metrics()}
+    assert set(logged) == ({1, 2, 3, 4, 5, 6} if what == "gradient" else {1, 3, 4, 5, 6})
+    assert all(math.isfinite(line["loss"]) for line in logged.values())
+
+
+def optimizer_state(trainer):
+    state = trainer.parts.optimizer.state
+    return {f"{i}/{key}": t for i, entries in enumerate(state.values()) for key, t in entries.items()}
+
+
+def test_after_several_in_a_row_the_run_goes_back_with_a_lower_rate(tmp_path):
+    many = ["train.steps=12", "train.log_every=1", "train.warmup=0", "train.schedule=constant"]
+    trainer = spoil(make_trainer(tmp_path / "run", *many), range(4, 10), "nan", after_falls=1)
+    with pytest.warns(ColddiffWarning, match="back to step 6, the rate times 0.5"):
+        finish(trainer)  # step 8 is the fifth in a row; the checkpoint of step 6 holds step 3's weights
+    told = warned(trainer.run)
+    assert [message.split(":")[0] for message in told[:5]] == [f"step {step} skipped" for step in range(4, 9)]
+    assert len(told) == 6
+    lines = trainer.run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, *range(7, 13)]
+    assert [line["lr"] / trainer.settings.lr for line in lines] == [1, 1, 1, *[0.5] * 6]
+    assert trainer.run.events()[-1]["event"] == "finished"
+
+
+@pytest.mark.filterwarnings("ignore:at step 9")
+def test_a_kill_on_the_way_back_changes_no_bit(tmp_path):
+    many = ["train.steps=18", "train.checkpoint_every=2"]
+    trouble = {"steps": range(5, 15), "what": "nan", "after_falls": 2}
+    whole = spoil(make_trainer(tmp_path / "whole", *many), **trouble)
+    with pytest.warns(ColddiffWarning, match=r"times 0\.25"):
+        finish(whole)
+    for stop_at in (6, 11, 16):
+        path = tmp_path / f"killed-{stop_at}"
+        first = spoil(make_trainer(path, *many), **trouble)
+        with pytest.warns(ColddiffWarning) if stop_at > 8 else no_warning():
+            for tick in first.steps():
+                if tick.step == stop_at:
+                    break
+        first.run.close()
+        second = spoil(make_trainer(path), **trouble)
+        second.resume()
+        with pytest.warns(ColddiffWarning) if stop_at < 16 else no_warning():
+            finish(second)
+        ends = [contents(trainer.run.newest_checkpoint()) for trainer in (whole, second)]
+        for name in runs.TENSOR_FILES:
+            assert all(torch.equal(tensor, ends[1][name][key]) for key, tensor in ends[0][name].items())
+
+
+def no_warning():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_what_does_not_get_better_ends_the_run_with_the_reason_and_the_checkpoint(tmp_path):
+    trainer = spoil(make_trainer(tmp_path / "run", "train.steps=20"), range(5, 21), "inf")
+    with pytest.warns(ColddiffWarning), pytest.raises(MachineError, match="lower rate") as failure:
+        list(trainer.steps())
+    assert f"after {divergence.FALLS} lower rates" in failure.value.what
+    last = trainer.run.events()[-1]
+    assert last["event"] == "failed"
+    assert "the loss was inf" in last["why"]
+    for checkpoint in trainer.run.checkpoints():
+        assert all(t.isfinite().all() for tensors in contents(checkpoint).values() for t in tensors.values())
+
+
+def test_before_the_first_checkpoint_there_is_nowhere_to_go_back_to(tmp_path):
+    trainer = spoil(make_trainer(tmp_path / "run", "train.steps=20", "train.checkpoint_every=50"), range(1, 21), "nan")
+    with pytest.raises(MachineError, match="before the first checkpoint"):
+        list(trainer.steps())
+    assert trainer.step == divergence.IN_A_ROW
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    trainer = make_trainer(tmp_path / "run", "train.log_every=1000")
+    steps = trainer.steps()
+    next(steps)
+    next(trainer.parts.network.parameters()).data.fill_(math.nan)
+    with pytest.raises(MachineError, match="a weight is not finite"):
+        list(steps)
+    assert trainer.run.checkpoints() == []
+
+
+def test_a_weight_that_is_not_finite_takes_the_run_back(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    steps = trainer.steps()
+    for _ in range(4):
+        next(steps)
+    next(trainer.parts.network.parameters()).data.fill_(math.nan)
+    with pytest.warns(ColddiffWarning, match="at step 6 a weight is not finite; back to step 3"):
+        list(steps)
+    assert trainer.parts.is_finite()
+    assert trainer.run.events()[-1]["event"] == "finished"
+
+
+def test_moments_that_are_not_finite_count_as_well(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    next(trainer.steps())
+    assert trainer.parts.is_finite()
+    next(iter(trainer.parts.optimizer.state.values()))["exp_avg"].view(-1)[0] = math.inf
+    assert not trainer.parts.is_finite()
+
+
+def test_a_watch_counts_across_readings_and_in_between():
+    watch = divergence.Watch()
+    good, bad = torch.tensor(0.5), torch.tensor(math.nan)
+    assert float(watch.add(1, good, good)) == 0
+    for step in (2, 3, 4):
+        assert float(watch.add(step, good, bad)) == 1
+    skipped, too_many = watch.read()
+    assert ([entry.step for entry in skipped], too_many, watch.in_a_row) == ([2, 3, 4], False, 3)
+    assert "gradient" in skipped[0].why
+    for step in (5, 6):
+        watch.add(step, bad, good)
+    watch.add(7, good, good)
+    skipped, too_many = watch.read()
+    assert ([entry.step for entry in skipped], too_many, watch.in_a_row) == ([5, 6], True, 0)
+    assert watch.read() == ([], False)
