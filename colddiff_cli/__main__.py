@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -61,7 +62,8 @@ def _explain(error: Exception) -> int:
 def _complain(code: int, what: str, remedy: str) -> int:
     for line in filter(None, (what, remedy)):
         told = " ".join(line.split())  # a name may hold a newline; the answer is one line
-        print(f"colddiff: {told}" if line is what else f"  {told}", file=sys.stderr)  # noqa: T201
+        with contextlib.suppress(OSError):  # the terminal may be gone: the exit code is left
+            print(f"colddiff: {told}" if line is what else f"  {told}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -58,7 +59,8 @@ class _Stream:
         except BrokenPipeError:  # no failure: whoever read has had enough
             raise
         except OSError as error:
-            self.failure = error.strerror or str(error)
+            if error.errno != errno.EIO:  # that is a terminal which went away, with whoever read
+                self.failure = error.strerror or str(error)
             _silence(self.stream)
 
 

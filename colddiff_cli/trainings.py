@@ -77,7 +77,7 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     newest = checkpoint.newest(found, checkpoint.read)
     step = runs.path_step(newest.path) if newest else 0
     del newest  # as large as the network, its average and its optimizer
-    if step >= config.train.steps:
+    if step >= config.train.steps and found.is_finished(step):
         remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
     runs.check_free(found.path)

@@ -250,7 +250,7 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     for path in found.damaged:
         warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=2)
     config = run.config(overrides)
-    for change in _retold(state, config):
+    for change in _retold(state, run.config()):
         warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=2)
     try:
         experiment = build(config, int(state["channels"]), device, "test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -51,13 +52,18 @@ def restore(experiment: Experiment, network: nn.Module, images: ImageSet, at_ste
     return columns | {"original": x0}, figures
 
 
+def path(run: Run, step: int) -> Path:
+    """Return where the sheet of a step is kept."""
+    return run.samples / f"step-{step:06d}.png"
+
+
 def store(run: Run, step: int, experiment: Experiment, found: Sheet) -> str:
     """Write samples/step-NNNNNN.png with a JSON beside it, and return the picture's name.
 
     Raises MachineError where the disk refuses.
     """
     columns, figures = found
-    path = run.samples / f"step-{step:06d}.png"
+    place = path(run, step)
     layout = lay_out(columns, blocks=BLOCKS)
     note = {
         "step": step,
@@ -69,10 +75,10 @@ def store(run: Run, step: int, experiment: Experiment, found: Sheet) -> str:
         "scale": layout.scale,
         "corners": layout.corners,
     }
-    with whole(path.with_suffix(".json")) as draft:
+    with whole(place.with_suffix(".json")) as draft:
         draft.write_text(json.dumps(note) + "\n", encoding="utf-8")
-    write(sheet(columns, blocks=BLOCKS), path)  # last: a reader that finds it finds its layout
-    return path.name
+    write(sheet(columns, blocks=BLOCKS), place)  # last: a reader that finds it finds its layout
+    return place.name
 
 
 def _told(steps: Iterator[Step], at_step: Callable[[], None]) -> Iterator[Step]:

@@ -99,6 +99,10 @@ class Run:
         """Return the events, oldest first."""
         return list(_lines(self.path / "events.jsonl"))
 
+    def is_finished(self, step: int) -> bool:
+        """Tell whether a trainer said its last word after so many steps; one may be killed just before that."""
+        return any(event.get("event") == "finished" and event.get("step") == step for event in self.events())
+
     def holder(self) -> Holder | None:
         """Return the process that trains the run, or did last; None where none ever held it."""
         if not (self.path / "lock").is_file():

@@ -140,6 +140,8 @@ class Trainer:
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         self._saved = self.step
         self._send_ahead(self.step)
+        if self._is_sampled(self.step) and not preview.path(self.run, self.step).exists():
+            self._sample_due()  # a trainer was killed over it
         while self.step < settings.steps and not self.is_stopping:
             take = self._try_step if self._untried else self._take_step
             take(meter)
@@ -157,7 +159,7 @@ class Trainer:
             metrics = self._log(meter) if is_logged else None
             if is_saved:
                 self._save_due(is_last)
-            if is_last or (settings.sample_every and self.step % settings.sample_every == 0):
+            if self._is_sampled(self.step):
                 self._sample_due()
             yield Tick(self.step, metrics)
             if not is_last:
@@ -229,6 +231,10 @@ class Trainer:
 
     def _is_logged(self, step: int) -> bool:
         return step == self.settings.steps or step % self.settings.log_every == 0
+
+    def _is_sampled(self, step: int) -> bool:
+        every = self.settings.sample_every
+        return step == self.settings.steps or (step > 0 and every > 0 and step % every == 0)
 
     def _serve(self, meter: Meter) -> Iterator[Tick]:
         """Do what readers ask for in control/; where that is a pause, stay until it ends."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import tally
 import torch
+import trainings
 from hypothesis import settings
 from PIL import Image
 
@@ -78,6 +81,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> trainings.Left:
+    """What a training leaves that nothing happens to."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    trainings.finish(run)
+    return trainings.left_by(run)
+
+
 @pytest.fixture
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, so that what a command leaves behind can be counted."""
@@ -90,6 +101,13 @@ def photo(in_folder: Path) -> Path:
     path = in_folder / "photo.png"
     Image.radial_gradient("L").convert("RGB").resize((40, 30)).save(path)
     return path
+
+
+def seal(path: Path) -> None:
+    """Have a checkpoint vouch for a file as it is now."""
+    state = json.loads((path.parent / "state.json").read_text())
+    state["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / "state.json").write_text(json.dumps(state))
 
 
 def left_behind(folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ import time
 
 import pytest
 import torch
-from conftest import finish, left_behind, make_trainer
+from conftest import finish, left_behind, make_trainer, seal
 from safetensors.torch import load, save_file
 
 from colddiff_core import control, experiment, presets, runs, seeds
@@ -25,13 +24,6 @@ WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 def read_tensors(path):
     return load(path.read_bytes())  # not mapped: the tests cut files short
-
-
-def seal(path):
-    """Have a checkpoint vouch for a file as it is now."""
-    state = json.loads((path.parent / "state.json").read_text())
-    state["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (path.parent / "state.json").write_text(json.dumps(state))
 
 
 def assert_same_checkpoint(a, b):

@@ -1,0 +1,113 @@
+"""A training that kills itself, or that the disk refuses, at a moment that is given: run as a program.
+
+python mortal.py FAULT NUMBER FOLDER train ...: the command line's own arguments follow. FOLDER is where operations on
+files are counted. The faults:
+
+operation  SIGKILL before the NUMBERth operation on a file: one opened, made, renamed, removed, cut.
+line       SIGKILL half way through the NUMBERth line of a log.
+tensors    SIGKILL half way through the NUMBERth file of tensors.
+picture    SIGKILL half way through the NUMBERth picture.
+full       "No space left on device" from the NUMBERth operation on, for as many as the environment's LASTING says.
+readonly   "Read-only file system" likewise.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+REFUSALS = {"full": errno.ENOSPC, "readonly": errno.EROFS}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_operation(fault: str, number: int, folder: str) -> None:
+    lasting, done = int(os.environ.get("LASTING", "1")), 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal done
+        if event not in OPERATIONS or not str(arguments[0]).startswith(folder):
+            return
+        if fault in REFUSALS:
+            flags = arguments[2] if event == "open" else WRITING
+            if not isinstance(flags, int) or not flags & WRITING:
+                return
+        done += 1
+        if fault == "operation" and done == number:
+            die()
+        if fault in REFUSALS and number <= done < number + lasting:
+            raise OSError(REFUSALS[fault], os.strerror(REFUSALS[fault]), str(arguments[0]))
+
+    sys.addaudithook(hook)
+
+
+def at_line(number: int) -> None:
+    from colddiff_core import runs
+
+    write, done = runs.RunWriter._write, 0
+
+    def half(self: runs.RunWriter, name: str) -> bool:
+        nonlocal done
+        done += 1
+        if done == number:
+            lines = b"".join(self._unwritten[name])
+            with (self.path / name).open("ab", buffering=0) as file:
+                file.write(lines[: len(lines) // 2])
+            die()
+        return write(self, name)
+
+    runs.RunWriter._write = half
+
+
+def at_tensors(number: int) -> None:
+    import safetensors.torch
+
+    save, done = safetensors.torch.save_file, 0
+
+    def half(tensors: object, path: str) -> None:
+        nonlocal done
+        done += 1
+        save(tensors, path)
+        if done == number:
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    safetensors.torch.save_file = half
+
+
+def at_picture(number: int) -> None:
+    from PIL import Image
+
+    save, done = Image.Image.save, 0
+
+    def half(self: Image.Image, path: Path, *arguments: object, **options: object) -> None:
+        nonlocal done
+        done += 1
+        save(self, path, *arguments, **options)
+        if done == number:
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    Image.Image.save = half
+
+
+def main() -> None:
+    fault, number, folder, *arguments = sys.argv[1:]
+    if fault in ("operation", *REFUSALS):
+        at_operation(fault, int(number), folder)
+    elif fault != "none":
+        {"line": at_line, "tensors": at_tensors, "picture": at_picture}[fault](int(number))
+    from colddiff_cli.__main__ import run
+
+    sys.exit(run(arguments))
+
+
+if __name__ == "__main__":
+    main()

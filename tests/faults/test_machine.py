@@ -1,0 +1,284 @@
+"""What machines do to trainings: full disks, read-only ones, cut files, second trainers, schedulers, lost terminals."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pty
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tally
+import trainings
+from conftest import finish, make_trainer
+
+from colddiff_core import checkpoint, runs
+from colddiff_core.errors import ColddiffWarning
+
+ROOM = 3  # MB: a run and its checkpoints take less than one
+WAIT = 0.3  # seconds that a disk stays full
+QUICK = 20  # seconds in which a training that is asked to end does so
+
+
+def mount(place: Path, *options: str) -> None:
+    words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for a run and little more."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount(place, f"size={ROOM}m")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk to the last byte and return the file that does."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError:
+                continue
+    return path
+
+
+@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8)]])
+def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, undisturbed, seed):
+    run, chance = small_disk / "run", random.Random(seed)
+    process = trainings.start(run)
+    trainings.await_beginning(run, process, 0)
+    time.sleep(chance.uniform(0, 0.3))
+    filler = fill(small_disk)
+    time.sleep(WAIT)
+    was_alive = process.poll() is None
+    filler.unlink()
+    code, said = trainings.end(process)
+    assert was_alive, said
+    if code:  # it came to its end on the full disk
+        assert "Traceback" not in said
+        trainings.finish(run)
+    assert trainings.left_by(run).weights == undisturbed.weights
+    assert trainings.left_by(run).lines == undisturbed.lines
+    tally.add("disk full", tried=1, survived=1, went_on_by_itself=int(not code), bytes_lost=0)
+
+
+@pytest.mark.parametrize("room", [0, 8, *[pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4, 16, 40, 80, 160)]])
+def test_a_disk_that_stays_full_ends_a_training_with_the_reason(small_disk, undisturbed, room):
+    run = small_disk / "run"
+    process = trainings.start(run)
+    while len(runs.Run(run).checkpoints()) < 2 and process.poll() is None:
+        time.sleep(0.005)
+    filler = fill(small_disk)
+    os.truncate(filler, filler.stat().st_size - room * 1024)
+    code, said = trainings.end(process)
+    assert code == 1, said
+    assert "No space left on device" in said
+    assert "Traceback" not in said
+    saved = [runs.path_step(path) for path in runs.Run(run).checkpoints()]
+    assert saved, "a checkpoint that was there is gone"
+    filler.unlink()
+    trainings.finish(run)
+    assert trainings.left_by(run).weights == undisturbed.weights
+    tally.add("disk stays full", tried=1, survived=1, bytes_lost=0)
+
+
+@pytest.mark.parametrize("fault", ["full", "readonly"])
+@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12)]])
+def test_operations_that_are_refused_lose_nothing(tmp_path, undisturbed, fault, seed):
+    run, chance = tmp_path / "run", random.Random(seed)
+    first = chance.randint(1, 400)
+    process = trainings.start(run, fault=(fault, first), env={"LASTING": str(chance.choice([1, 1, 3, 10, 100, 10**6]))})
+    code, said = trainings.end(process)
+    assert "Traceback" not in said
+    assert code in (0, 1), said
+    if code:
+        trainings.finish(run)
+    assert trainings.left_by(run).weights == undisturbed.weights
+    tally.add(f"refused ({fault})", tried=1, survived=1, went_on_by_itself=int(not code), bytes_lost=0)
+
+
+def test_a_run_on_a_read_only_disk_is_refused_and_can_be_used(small_disk, capsys):
+    from colddiff_cli.__main__ import run as command
+
+    path = small_disk / "run"
+    finish(make_trainer(path, "train.steps=4", "train.checkpoint_every=2"))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    before = trainings.digest(path / "events.jsonl")
+    assert command(["train", "--resume", str(path), "--set", "train.steps=9"]) == 1
+    told = capsys.readouterr().err
+    assert "Read-only file system" in told
+    assert len(told.splitlines()) == 2
+    out = small_disk.parent / "picture.png"
+    assert command(["generate", str(path), "--n", "1", "--out", str(out)]) == 0
+    assert out.exists()
+    assert command(["eval", str(path), "--n", "2", "--features", "none"]) == 0
+    assert command(["sample", str(path)]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert trainings.digest(path / "events.jsonl") == before
+    tally.add("read-only run", tried=1, survived=1)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "run"
+    finish(make_trainer(path))
+    return path
+
+
+@pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
+def test_a_checkpoint_cut_at_any_kilobyte_gives_way_to_the_one_before(two_checkpoints, tmp_path, name):
+    run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
+    newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
+    content = (newest / name).read_bytes()
+    lengths = [*range(0, len(content), 1024), len(content) - 1]
+    for length in lengths:
+        (newest / name).write_bytes(content[:length])
+        found = checkpoint.newest(run, checkpoint.read)
+        assert found.path == older
+        assert list(found.damaged) == [newest]
+    tally.add("checkpoint cut", tried=len(lengths), survived=len(lengths))
+
+
+@pytest.mark.parametrize("name", [*runs.TENSOR_FILES])
+def test_a_bit_that_flips_anywhere_gives_way_to_the_checkpoint_before(two_checkpoints, tmp_path, name):
+    run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
+    newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
+    content = (newest / name).read_bytes()
+    places = range(0, len(content), 1024)
+    for place in places:
+        spoilt = bytearray(content)
+        spoilt[place] ^= 1
+        (newest / name).write_bytes(spoilt)
+        assert checkpoint.newest(run, checkpoint.read).path == older
+    tally.add("bit flipped in a checkpoint", tried=len(places), survived=len(places))
+
+
+def test_a_resumed_run_sets_a_cut_checkpoint_aside_and_makes_it_anew(two_checkpoints, tmp_path):
+    path = shutil.copytree(two_checkpoints, tmp_path / "run")
+    newest = runs.Run(path).newest_checkpoint()
+    wanted = trainings.digest(newest / "optimizer.safetensors")
+    content = (newest / "optimizer.safetensors").read_bytes()
+    (newest / "optimizer.safetensors").write_bytes(content[: len(content) // 2])
+    trainer = make_trainer(path)
+    with pytest.warns(ColddiffWarning, match="was damaged; set aside"):
+        trainer.resume()
+    finish(trainer)
+    assert trainings.digest(newest / "optimizer.safetensors") == wanted
+
+
+def test_a_second_trainer_is_turned_away_and_the_first_not_disturbed(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    first = trainings.start(run)
+    trainings.await_beginning(run, first, 0)
+    code, said = trainings.end(trainings.start(run))
+    assert first.poll() is None, "the first was done before the second had begun"
+    assert (code, len(said.splitlines())) == (1, 2), said
+    assert "is being trained by another process" in said
+    assert trainings.end(first)[0] == 0
+    assert trainings.left_by(run) == undisturbed
+    tally.add("two trainers", tried=1, survived=1)
+
+
+def test_of_two_trainings_begun_at_once_one_gets_the_folder(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    ends = [trainings.end(process) for process in [trainings.start(run), trainings.start(run)]]
+    codes = sorted(code for code, _ in ends)
+    assert codes[0] == 0, ends
+    assert codes[1] in (1, 2), ends
+    assert not any("Traceback" in said for _, said in ends)
+    assert trainings.left_by(run) == undisturbed
+    tally.add("two trainers", tried=1, survived=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8)]])
+def test_a_signal_saves_the_step_in_hand_and_ends(tmp_path, undisturbed, number, seed):
+    run = tmp_path / "run"
+    process = trainings.start(run)
+    trainings.await_beginning(run, process, 0)
+    time.sleep(random.Random(seed).uniform(0.02, 0.5))
+    process.send_signal(number)
+    sent = time.monotonic()
+    code, said = trainings.end(process)
+    assert time.monotonic() - sent < QUICK
+    last = runs.Run(run).events()[-1]
+    assert (code, last["event"], last["by"]) == (130, "stopped", signal.Signals(number).name), said
+    assert runs.path_step(runs.Run(run).newest_checkpoint()) == last["step"]
+    trainings.finish(run)
+    assert trainings.left_by(run).weights == undisturbed.weights
+    assert trainings.left_by(run).lines == undisturbed.lines
+    tally.add(signal.Signals(number).name, tried=1, survived=1, steps_lost=0)
+
+
+def test_nohup_is_left_to_go_on(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    ignoring = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    process = trainings.start(run, preexec_fn=ignoring)
+    trainings.await_beginning(run, process, 0)
+    process.send_signal(signal.SIGHUP)
+    assert trainings.end(process)[0] == 0
+    assert trainings.left_by(run) == undisturbed
+    tally.add("SIGHUP under nohup", tried=1, survived=1)
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["hangup", "silence"])
+def test_a_terminal_that_vanishes_costs_nothing(tmp_path, undisturbed, is_heard):
+    """With the signal that a terminal sends, and without: then only what is written to it fails."""
+    run = tmp_path / "run"
+    ours, theirs = pty.openpty()
+    options = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    if is_heard:
+        options |= {"start_new_session": True, "preexec_fn": functools.partial(_take_terminal, theirs)}
+    process = trainings.start(run, **options)
+    os.close(theirs)
+    reader = subprocess.Popen(["cat"], stdin=ours, stdout=subprocess.DEVNULL)  # or the training would wait for it
+    trainings.await_beginning(run, process, 0)
+    time.sleep(0.1)
+    reader.kill()
+    reader.wait()
+    os.close(ours)
+    process.wait(timeout=QUICK)
+    last = runs.Run(run).events()[-1]
+    if is_heard:
+        assert (process.returncode, last["event"], last["by"]) == (130, "stopped", "SIGHUP")
+        assert runs.path_step(runs.Run(run).newest_checkpoint()) == last["step"]
+        trainings.finish(run)
+    else:
+        assert (process.returncode, last["event"]) == (0, "finished")
+    assert trainings.left_by(run).weights == undisturbed.weights
+    tally.add("terminal vanished", tried=1, survived=1, bytes_lost=0)
+
+
+def _take_terminal(descriptor: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+
+
+def test_words_that_cannot_be_written_cost_no_work(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    with Path("/dev/full").open("w") as full:
+        process = trainings.start(run, stdout=full, stderr=subprocess.PIPE)
+        _, said = process.communicate(timeout=trainings.PATIENCE)
+    assert process.returncode == 1
+    assert "The output could not be written: No space left on device." in said
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    assert trainings.left_by(run) == undisturbed
+    tally.add("output refused", tried=1, survived=1)
