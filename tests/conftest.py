@@ -53,11 +53,13 @@ def shared() -> Path:
     return SHARED
 
 
-def make_trainer(path: Path, *overrides: str, preset: str = "digits-blur") -> Trainer:
-    """Return a trainer of a tiny run at `path`: a new one, or the one that is there."""
+def make_trainer(
+    path: Path, *overrides: str, preset: str = "digits-blur", run: runs.RunWriter | None = None
+) -> Trainer:
+    """Return a trainer of a tiny run at `path`: a new one, or the one that is there (held as `run`, if given)."""
     cpu = torch.device("cpu")
     if (path / "run.toml").exists():
-        config, run = runs.Run(path).config(overrides), runs.RunWriter(path)
+        config, run = runs.Run(path).config(overrides), run or runs.RunWriter(path)
     else:
         config = presets.load(preset, [*TINY, *overrides])
         run = runs.create(path, config, {})

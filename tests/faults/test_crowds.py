@@ -1,0 +1,97 @@
+"""Many at once: readers on a live run, and a folder of images that changes under a training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tally
+import trainings
+from conftest import finish, make_trainer
+from PIL import Image
+
+from colddiff_core import runs
+from colddiff_core.errors import UsageError
+
+READER = Path(__file__).with_name("reader.py")
+PICTURES = 40
+
+
+def read(run: Path, what: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(trainings.ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(READER), str(run), what]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def crowd(run: Path, files: int, weights: int, *more: str) -> None:
+    """Train a run under the eyes of so many readers of its files and of its weights."""
+    process = trainings.start(run, *more)
+    trainings.await_beginning(run, process, 0)
+    readers = [read(run, "files") for _ in range(files)] + [read(run, "weights") for _ in range(weights)]
+    code, said = trainings.end(process)
+    assert code == 0, said
+    looks = 0
+    for reader in readers:
+        told, failed = reader.communicate(timeout=trainings.PATIENCE)
+        assert reader.returncode == 0, failed
+        looks += int(told)
+    tally.add("readers on a live run", readers=len(readers), looks=looks, broken=0)
+
+
+def test_readers_see_a_whole_run_and_change_no_bit(tmp_path, undisturbed):
+    crowd(tmp_path / "run", 6, 1)
+    assert trainings.left_by(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.slow
+def test_twenty_readers_on_a_run_that_keeps_one_checkpoint(tmp_path):
+    often = ("--set", "train.steps=3000", "--set", "train.checkpoint_every=5", "--set", "train.keep=1")
+    crowd(tmp_path / "run", 17, 3, *often)
+
+
+def pictures(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(PICTURES):
+        turned = Image.radial_gradient("L").convert("RGB").resize((24, 20)).rotate(9 * number)
+        turned.save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        shutil.rmtree,
+        lambda folder: (folder / "007.png").write_bytes(b"no picture any more"),
+        lambda folder: os.truncate(folder / "008.png", 40),
+        lambda folder: Image.new("RGB", (9, 9), "red").save(folder / "new.png"),
+        lambda folder: Image.new("RGB", (24, 20), "red").save(folder / "009.png"),
+    ],
+    ids=["gone", "overwritten", "cut", "one more", "another"],
+)
+def test_a_folder_that_changes_under_a_training_does_not_change_it(tmp_path, change):
+    kept, changed = pictures(tmp_path / "kept"), pictures(tmp_path / "changed")
+    settings = ("data.dataset=folder", "model.inputs=plain", "model.consistent=false", "train.checkpoint_every=2")
+    whole = finish(make_trainer(tmp_path / "whole", *settings, f"data.directory={kept}"))
+    first = make_trainer(tmp_path / "run", *settings, f"data.directory={changed}")
+    for tick in first.steps():
+        if tick.step == 1:
+            change(changed)
+        if tick.step == 3:
+            break  # as a kill would
+    first.run.close()
+    expected = "No such folder" if not changed.exists() else r"(?s)training images.*--allow-change"
+    refused = runs.RunWriter(tmp_path / "run")
+    with pytest.raises(UsageError, match=expected):
+        make_trainer(tmp_path / "run", run=refused).resume()
+    refused.close()
+    again = make_trainer(tmp_path / "run", f"data.directory={kept}")  # the same images, from another place
+    again.resume()
+    finish(again)
+    for name in runs.TENSOR_FILES:
+        ends = [trainer.run.newest_checkpoint() / name for trainer in (whole, again)]
+        assert trainings.digest(ends[0]) == trainings.digest(ends[1])
+    tally.add("folder changing", tried=1, survived=1)
