@@ -16,13 +16,18 @@ MOST_FRAMES = 60
 TILE = 64
 
 
-def outputs(out: Path | None, default: Path, *, animate: bool, force: bool) -> tuple[Path, Path | None]:
+def outputs(
+    out: Path | None, default: Path, *, animate: bool, force: bool, keep: bool = False
+) -> tuple[Path | None, Path | None]:
     """Return where a picture and its film go; --out may name either, and they never are the same file.
 
+    keep: where what --out names exists, neither is to be written: both are None.
     Raises UsageError where one exists and is not to be overwritten, or for an unknown suffix.
     """
     from colddiff_core import images
 
+    if keep and out is not None and out.exists():
+        return None, None
     film = out if animate and out is not None and out.suffix.lower() in FILMS else None
     picture = free_path(out.with_suffix(".png") if out is not None and film else out, default, force=force)
     images.check_suffix(picture, images.SUFFIXES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.screen import Screen
 from colddiff_core import presets, runs
@@ -22,6 +23,26 @@ def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, .
     if any(change.startswith("data.directory=") for change in overrides):
         check_data_dir(run.config(overrides))
     return experiment.open_run(run, devices.choose(device), overrides)
+
+
+def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
+    """Return what images made with a run depend on, but for what is asked of it, as JSON holds it."""
+    import torch
+
+    from colddiff_core import experiment
+
+    digest = hashlib.blake2b(digest_size=8)
+    for weights in built.restorer.unet.state_dict().values():  # not of the file: a trainer may have removed it by now
+        digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "run": str(run.path),
+        "step": step,
+        "weights": digest.hexdigest(),
+        "precision": built.precision,
+        "compile": built.config.sample.compile,
+        "device": built.device.type,
+        "versions": experiment.versions(),
+    }
 
 
 def check_data_dir(config: presets.Config) -> None:

@@ -63,6 +63,9 @@ Weights = Annotated[
     Path | None, typer.Option("--weights", help="Inception's weights (fetched if left out).", metavar="FILE")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that exists.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a call that was stopped: keep its pictures, make the missing ones.")
+]
 
 
 def run_overrides(data_dir: Path | None, precision: str | None, compiled: str | None) -> tuple[str, ...]:

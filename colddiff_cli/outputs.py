@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from colddiff_core.errors import UsageError
@@ -58,6 +59,14 @@ def check(path: Path, instead: str, *, force: bool) -> None:
     _check_place(path, instead)
     if path.exists() and not force:
         raise UsageError(f"{path} exists already.", f"Give {instead}, or overwrite it with --force.")
+
+
+def check_apart(paths: Sequence[Path | None], singles: Sequence[Path]) -> None:
+    """Raise UsageError where a picture or film of the whole is to be one of the pictures in --out-dir as well."""
+    taken = {single.resolve() for single in singles}
+    for path in paths:
+        if path is not None and path.resolve() in taken:
+            raise UsageError(f"{path} is to be one of the images in --out-dir as well.", "Give another --out.")
 
 
 def _named(text: str, option: str) -> Path:

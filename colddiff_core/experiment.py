@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
 
 MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights
+Wanted = Callable[[range], bool]
+
+
+def all_of(numbers: range) -> bool:
+    """Tell that of images of these numbers some are wanted: of any."""
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +154,17 @@ class Experiment:
         """Return (x_t, frozen) of images x0, everything random drawn from the generators."""
         frozen = self.freeze(x0, generators)
         return self.observe(self.operator(x0, t, frozen), generators), frozen
+
+
+def batches(count: int, size: int, wanted: Wanted = all_of) -> Iterator[range]:
+    """Return the numbers of the batches of images 0..count - 1, `size` in each and so some beyond `count` in the last.
+
+    An image is thus computed among as many others, and at the same place, however many are asked for: bit for bit the
+    same. Batches are left out of whose images, by their numbers below `count`, none is `wanted`.
+    """
+    for first in range(0, count, size):
+        if wanted(range(first, min(first + size, count))):
+            yield range(first, first + size)
 
 
 def _without_dither(steps: Iterator[Step]) -> Iterator[Step]:

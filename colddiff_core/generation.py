@@ -15,7 +15,7 @@ import torch
 
 from colddiff_core import datasets, experiment, priors, sampling, seeds
 from colddiff_core.errors import UsageError
-from colddiff_core.experiment import Experiment
+from colddiff_core.experiment import Experiment, Wanted, all_of
 from colddiff_core.priors import Prior, Source, Start, Weights
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
@@ -58,20 +58,35 @@ class Generator:
         return priors.draw(self.prior, self.source, self.weights, generators, self.noise)
 
     def generate(
-        self, count: int, *, seed: int, sampler: str, stride: int = 1, label: int | None = None
+        self,
+        count: int,
+        *,
+        seed: int,
+        sampler: str,
+        stride: int = 1,
+        label: int | None = None,
+        wanted: Wanted = all_of,
     ) -> Iterator[Batch]:
         """Return images 0..count - 1 in batches; `label` is the class of them all, None for any.
 
+        Batches without a `wanted` image are left out, and change nothing of the others.
         Raises UsageError for a sampler, stride or label that does not suit the run.
         """
 
         def start(numbers: range) -> Start:
             return self.starts(seed, numbers)
 
-        return self._batches(count, start, list, seed=seed, sampler=sampler, stride=stride, label=label)
+        return self._batches(count, start, list, seed=seed, sampler=sampler, stride=stride, label=label, wanted=wanted)
 
     def interpolate(
-        self, count: int, *, seed: int, sampler: str, stride: int = 1, label: int | None = None
+        self,
+        count: int,
+        *,
+        seed: int,
+        sampler: str,
+        stride: int = 1,
+        label: int | None = None,
+        wanted: Wanted = all_of,
     ) -> Iterator[Batch]:
         """Return `count` images from x_T between those of images 0 and 1, both included; else as `generate`.
 
@@ -86,7 +101,7 @@ class Generator:
         def zeros(numbers: range) -> list[int]:
             return [0] * len(numbers)  # one noise for them all, so that a random sampler too goes evenly across
 
-        return self._batches(count, start, zeros, seed=seed, sampler=sampler, stride=stride, label=label)
+        return self._batches(count, start, zeros, seed=seed, sampler=sampler, stride=stride, label=label, wanted=wanted)
 
     def _batches(
         self,
@@ -98,14 +113,14 @@ class Generator:
         sampler: str,
         stride: int,
         label: int | None,
+        wanted: Wanted,
     ) -> Iterator[Batch]:
         built = self.experiment
         sampling.check(sampler, built.operator, stride)
         check_label(built, label)
         labels = None if label is None else torch.full((self.batch_size,), label, device=built.device)
 
-        def batch(first: int) -> Batch:
-            numbers = range(first, first + self.batch_size)
+        def batch(numbers: range) -> Batch:
             here = start(numbers).to(built.device)
             steps = built.restore(
                 here.x,
@@ -118,9 +133,9 @@ class Generator:
                 bits=0,
                 labels=labels,
             )
-            return Batch(first, min(self.batch_size, count - first), here, steps)
+            return Batch(numbers.start, min(len(numbers), count - numbers.start), here, steps)
 
-        return map(batch, range(0, count, self.batch_size))
+        return map(batch, experiment.batches(count, self.batch_size, wanted))
 
 
 def prepare(

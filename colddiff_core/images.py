@@ -85,6 +85,19 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
+def channels_of(path: Path) -> int:
+    """Return how many channels `read` makes of a picture file that are its own: 1 or 3; 0 where it is no picture."""
+    try:
+        with _opened(path) as opened:
+            return 1 if _is_gray(opened) else 3
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return 0
+
+
+def _is_gray(picture: Image.Image) -> bool:
+    return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
+
+
 def _opened(source: Path | io.BytesIO) -> Image.Image:
     """Open a picture without decoding it; what Pillow only warns of as a decompression bomb is an error."""
     with _WARNING_FILTERS, warnings.catch_warnings():
@@ -121,7 +134,7 @@ def _plain(picture: Image.Image, channels: int) -> Image.Image:
         scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
         peak = next((scale for scale in scales if values.max(initial=0) <= scale), values.max(initial=1))
         picture = Image.fromarray((values / peak * 255).round().clip(0, 255).astype(np.uint8))
-    is_gray = picture.mode in ("1", "L", "LA", "La")
+    is_gray = _is_gray(picture)
     if "A" in picture.getbands() or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")

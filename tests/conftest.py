@@ -117,6 +117,11 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
+def pictures_in(folder: Path) -> list[str]:
+    """Return what is to be seen in a folder: no mark of a series."""
+    return [name for name in left_behind(folder) if not name.startswith(".")]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files anew, to be looked at")
     parser.addoption("--tally", type=Path, help="write what the fault tests counted, as JSON")

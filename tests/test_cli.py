@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, left_behind
+from conftest import TINY, left_behind, pictures_in
 from PIL import Image
 from test_training import assert_same_checkpoint
 
@@ -153,7 +153,7 @@ def test_generate_writes_a_grid_single_images_a_film_and_neighbours(own_run, cap
     told = json.loads(capsys.readouterr().out)
     assert told["prior"] == "gmm"
     assert told["noise"] == 0.002
-    assert left_behind(Path("many")) == [f"{number:06d}.png" for number in range(18)]
+    assert pictures_in(Path("many")) == [f"{number:06d}.png" for number in range(18)]
     with Image.open("many/000000.png") as single:
         assert (single.size, single.mode) == ((12, 12), "L")
     with Image.open(told["animation"]) as film:
@@ -164,14 +164,14 @@ def test_generate_writes_a_grid_single_images_a_film_and_neighbours(own_run, cap
     assert sum(told["figures"]["classes"]) == 18
     assert told["figures_of_real_images"]["nearest"] > 0
     assert run(["generate", "--n", "3", "--seed", "4", "--out-dir", "few"]) == 0
-    for name in left_behind(Path("few")):
+    for name in pictures_in(Path("few")):
         assert Path("few", name).read_bytes() == Path("many", name).read_bytes()
     assert capsys.readouterr().out.splitlines()[-1].endswith("generated/gmm-tacos-2.png")
     assert run(["generate", "--n", "2", "--animate", "--out", "way.gif", "--json"]) == 0
     film = json.loads(capsys.readouterr().out)
     assert (film["picture"], film["animation"]) == ("way.png", "way.gif")
     assert run(["generate", "--interpolate", "5", "--out-dir", "way", "--prior", "degraded"]) == 0
-    assert len(left_behind(Path("way"))) == 5
+    assert len(pictures_in(Path("way"))) == 5
 
 
 def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
@@ -183,7 +183,7 @@ def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
     Path("many/grid.png").unlink()
     assert warnings("--n", "4", "--force") == ["warning: many holds 1 other PNG file, not of this call"]
     assert warnings("--n", "2", "--force") == ["warning: many holds 3 other PNG files, not of this call"]
-    assert len(left_behind(Path("many"))) == 5
+    assert len(pictures_in(Path("many"))) == 5
 
 
 def test_one_image_has_no_distance_between_two(own_run, capsys):
@@ -346,7 +346,7 @@ def test_folders_and_globs_and_what_is_broken_in_them(photo, capsys):
     assert "--force" in capsys.readouterr().err
     assert run([*command, "in/a*.png", "--force"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == ["out/a-desaturate-t050.png"]
-    assert left_behind(photo.parent / "out") == ["a-desaturate-t050.png", "b-desaturate-t050.png"]
+    assert pictures_in(photo.parent / "out") == ["a-desaturate-t050.png", "b-desaturate-t050.png"]
 
 
 def test_describe_tells_heavy_from_light(in_folder, capsys):
@@ -429,7 +429,7 @@ def test_pictures_that_do_not_suit_an_operator_are_left_out_of_a_folder(in_folde
     Image.new("RGB", (9, 9), (10, 200, 10)).save("in/c.png")
     assert run(["degrade", "in", "--op", "desaturate", "--out-dir", "out"]) == 0
     assert "b.png" in capsys.readouterr().out
-    assert left_behind(in_folder / "out") == ["a-desaturate-t050.png", "c-desaturate-t050.png"]
+    assert pictures_in(in_folder / "out") == ["a-desaturate-t050.png", "c-desaturate-t050.png"]
 
 
 def test_one_is_not_told_as_many(own_run, capsys):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import Progress
 
-from colddiff_cli import options, outputs
+from colddiff_cli import inputs as inputs_
+from colddiff_cli import options, outputs, series
 from colddiff_cli.screen import Screen
 from colddiff_core import presets
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
     from colddiff_core.degradations import Degradation, Frozen
@@ -49,6 +51,7 @@ def degrade(
             "--out-dir", help="Where pictures go that --out does not name (.).", parser=outputs.folder, metavar="DIR"
         ),
     ] = None,
+    resume: options.Resume = False,
     force: options.Force = False,
     seed: options.Seed = None,
     device: options.Device = "auto",
@@ -63,7 +66,8 @@ def degrade(
         raise UsageError(
             f"t = {severity} is out of range for {operator.name}.", f"Use 0 to {operator.steps} (its steps)."
         )
-    draw = _drawing(operator, second, seed or 0)
+    pool = _pool(operator, second)
+    draw = _drawing(operator, pool, seed or 0)
     if describe:
         _describe(screen, operator, draw, inputs or [], size or _size_of(preset), device)
         return
@@ -73,41 +77,104 @@ def degrade(
         raise UsageError("--strip and --animate are two different outputs.", "Ask for one of them.")
     kind = "film" if animate else "strip" if strip else f"t{severity:03d}"
     name = operator.name.replace("+", "-")
-    files = _files(inputs or [])
-    targets = _targets(
-        [file for file, _ in files], out, out_dir or Path(), f"{name}-{kind}{'.gif' if animate else '.png'}", force
-    )
+    files, folder = inputs_.listed(inputs or []), out_dir or Path()
+    if out is not None and len(files) > 1:
+        raise UsageError(f"--out names one picture and {len(files)} were given.", "Use --out-dir.")
+    if out is not None and resume:
+        raise UsageError("--resume goes on with a folder of pictures and --out names one.", "Leave one of them out.")
 
     from colddiff_core import devices, images
+    from colddiff_core.experiment import versions
 
     chosen = devices.choose(device)
+    settings = {
+        "op": operator.name,
+        "parameters": _parameters(operator),
+        "t": severity,
+        "output": f"strip of {strip}" if strip else kind if animate else "picture",
+        "size": size,
+        "seed": seed or 0,
+        "second": series.fingerprint(pool) if pool else None,
+        "device": chosen.type,
+        "versions": versions(),
+    }
+    if resume:
+        files = series.without_own(files, folder, "degrade", settings)
+    paths = [file for file, _ in files]
+    settings["inputs"] = series.fingerprint(paths)
+    ending = f"{name}-{kind}{'.gif' if animate else '.png'}"
+    targets = [out] if out else series.targets(paths, folder, ending)
+    is_series = out is None and (out_dir is not None or len(files) > 1)
     for target in targets:
         images.check_suffix(target, images.ANIMATED if animate else images.SUFFIXES)
+    severities = _spread(severity, MOST_FRAMES if animate else strip) if animate or strip else [severity]
+
+    def make(number: int) -> list[Image]:
+        x0 = images.read(paths[number], size=size).unsqueeze(0).to(chosen)
+        frozen = draw(x0, number)
+        return [images.to_pillow(operator(x0, s, frozen)[0]) for s in severities]
+
+    with series.Series(targets, "degrade", settings if is_series else None, resume=resume, force=force) as own:
+        written = _write(screen, own, files, make, is_film=animate)
+    screen.result(
+        {
+            "operator": operator.name,
+            "t": severity,
+            "steps": operator.steps,
+            "files": written,
+            "kept": len(own.kept),
+        }
+    )
+
+
+def _write(
+    screen: Screen,
+    own: series.Series,
+    files: Sequence[tuple[Path, bool]],
+    make: Callable[[int], list[Image]],
+    *,
+    is_film: bool,
+) -> list[str]:
+    """Write what is missing of a series, and return all of its files; what cannot be made of a folder is left out.
+
+    Raises UsageError for a file that was named itself, and where none of a folder's can be used.
+    """
+    from colddiff_core import images
+
+    if own.is_complete:
+        screen.say("Nothing is missing: all were there already.")
     written = []
-    for index, ((file, is_asked_for), target) in enumerate(zip(files, targets, strict=True)):
-        severities = _spread(severity, MOST_FRAMES if animate else strip) if animate or strip else [severity]
-        try:
-            x0 = images.read(file, size=size).unsqueeze(0).to(chosen)
-            frozen = draw(x0, index)
-            pictures = [images.to_pillow(operator(x0, s, frozen)[0]) for s in severities]
-        except UsageError as error:
-            what = error.what if str(file) in error.what else f"{file}: {error.what}"
-            if is_asked_for:
-                raise UsageError(what, error.remedy) from None
-            screen.warn(f"{what} Left out.")
-            continue
-        if animate:
-            images.write_animation(pictures, target)
-        else:
-            picture = images.beside(pictures)
-            images.write(picture, target)
-            screen.picture(picture)
-        written.append(str(target))
-        if not json:
-            screen.say(str(target))
+    is_long = len(files) > series.MANY
+    with Progress(console=screen.console, transient=True, disable=not (screen.is_terminal and is_long)) as progress:
+        task = progress.add_task("degrading", total=len(files))
+        for number, ((file, is_asked_for), target) in enumerate(zip(files, own.targets, strict=True)):
+            progress.update(task, completed=number)
+            if number in own.kept:
+                written.append(str(target))
+                continue
+            try:
+                pictures = make(number)
+            except UsageError as error:
+                what = error.what if str(file) in error.what else f"{file}: {error.what}"
+                if is_asked_for:
+                    raise UsageError(what, error.remedy) from None
+                screen.warn(f"{what} Left out.")
+                continue
+            if is_film:
+                images.write_animation(pictures, own.place(number))
+            else:
+                picture = images.beside(pictures)
+                images.write(picture, own.place(number))
+                if not is_long:
+                    screen.picture(picture)
+            written.append(str(target))
+            if not screen.is_json and not is_long:
+                screen.say(str(target))
     if not written:
         raise UsageError(f"None of {counted(len(files), 'image')} could be degraded.", "Check the files.")
-    screen.result({"operator": operator.name, "t": severity, "steps": operator.steps, "files": written})
+    if is_long or own.kept:
+        screen.say(series.summary(own, len(written)))
+    return written
 
 
 def _operator(op: str | None, preset: str | None, steps: int | None, given: dict[str, Any]) -> Degradation:
@@ -128,18 +195,23 @@ def _size_of(preset: str | None) -> int:
     return presets.load(preset).data.size if preset else 0
 
 
-def _drawing(operator: Degradation, second: Path | None, seed: int) -> Callable[[Tensor, int], Frozen]:
-    """Return what draws the randomness of the image numbered so, pictures to mix in among it."""
-    from colddiff_core import images, seeds
+def _pool(operator: Degradation, second: Path | None) -> list[Path]:
+    """Return the pictures that are mixed in, none where the operator mixes in none."""
     from colddiff_core.datasets.files import list_images
 
-    pool: list[Path] = []
-    if operator.second_field:
-        if second is None:
-            raise UsageError(f"{operator.name} mixes in a second picture.", "Name an image or a folder with --second.")
-        pool = list_images(second) if second.is_dir() else [second]
-        if not pool:
-            raise UsageError(f"No images in {second}.", "Name an image or a folder of images with --second.")
+    if not operator.second_field:
+        return []
+    if second is None:
+        raise UsageError(f"{operator.name} mixes in a second picture.", "Name an image or a folder with --second.")
+    pool = list_images(second) if second.is_dir() else [second]
+    if not pool:
+        raise UsageError(f"No images in {second}.", "Name an image or a folder of images with --second.")
+    return pool
+
+
+def _drawing(operator: Degradation, pool: list[Path], seed: int) -> Callable[[Tensor, int], Frozen]:
+    """Return what draws the randomness of the image numbered so, a picture of the pool among it."""
+    from colddiff_core import images, seeds
 
     def draw(x0: Tensor, index: int) -> Frozen:
         fields = {}
@@ -149,45 +221,6 @@ def _drawing(operator: Degradation, second: Path | None, seed: int) -> Callable[
         return operator.freeze(x0, generator=seeds.image_generators(seed, [index]), **fields)
 
     return draw
-
-
-def _files(inputs: list[str]) -> list[tuple[Path, bool]]:
-    """Return the files meant, and whether each was named itself: one found in a folder may be left out."""
-    from colddiff_core.datasets.files import list_images
-
-    found: list[tuple[Path, bool]] = []
-    for name in inputs:
-        if not name:
-            raise UsageError("An image's name is empty.", "Was a variable of the shell not set?")
-        path = Path(name)
-        if path.is_dir():
-            inside = list_images(path)
-        elif not path.exists() and glob.has_magic(name):
-            inside = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
-        else:
-            found.append((path, True))
-            continue
-        if not inside:
-            raise UsageError(f"No images in {name}.", "Name images, folders of images or globs.")
-        found += [(path, False) for path in inside]
-    if not found:
-        raise UsageError("No image was named.", "Name images, folders of images or globs.")
-    return found
-
-
-def _targets(files: list[Path], out: Path | None, out_dir: Path, ending: str, force: bool) -> list[Path]:
-    """Return where each picture goes; refuses what exists, before anything is written."""
-    if out is not None and len(files) > 1:
-        raise UsageError(f"--out names one picture and {len(files)} were given.", "Use --out-dir.")
-    targets = [out] if out else [out_dir / f"{file.stem}-{ending}" for file in files]
-    names: dict[Path, int] = {}
-    for index, target in enumerate(targets):
-        names[target] = count = names.get(target, 0) + 1
-        if count > 1:  # the same name out of two folders
-            targets[index] = target.with_name(f"{target.stem}-{count}{target.suffix}")
-    for target in targets:
-        outputs.check(target, "another --out or --out-dir", force=force)
-    return targets
 
 
 def _spread(last: int, count: int) -> list[int]:
@@ -220,10 +253,20 @@ def _describe(
 
 
 def _settings(operator: Degradation) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in _parameters(operator).items())
+
+
+def _parameters(operator: Degradation) -> dict[str, Any]:
+    """Return an operator's parameters by name; a composition's have the part's name before them."""
     from colddiff_core.settings import settings_of
 
     parts = getattr(operator, "parts", (operator,))
-    return ", ".join(f"{f.name}={getattr(part, f.name)}" for part in parts for f in settings_of(type(part)))
+    before = [f"{number}.{part.name}." for number, part in enumerate(parts)] if len(parts) > 1 else [""]
+    return {
+        start + field.name: getattr(part, field.name)
+        for start, part in zip(before, parts, strict=True)
+        for field in settings_of(type(part))
+    }
 
 
 def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
@@ -233,7 +276,7 @@ def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
     from colddiff_core import images
 
     if inputs:
-        return images.read(_files(inputs)[0][0], size=size).unsqueeze(0).to(device)
+        return images.read(inputs_.listed(inputs)[0][0], size=size).unsqueeze(0).to(device)
     from sklearn.datasets import load_sample_image
 
     photo = torch.from_numpy(load_sample_image(SAMPLE_PHOTO).copy()).permute(2, 0, 1)

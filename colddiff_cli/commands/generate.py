@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, opening, options, outputs, references
+from colddiff_cli import films, opening, options, outputs, references, series
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import DIVERSITY, diversity_table, measured
 from colddiff_core import runs
@@ -63,6 +63,7 @@ def generate(
             "--out-dir", help="Write every image there too, a PNG each.", parser=outputs.folder, metavar="DIR"
         ),
     ] = None,
+    resume: options.Resume = False,
     precision: options.Precision = None,
     compiled: options.Compile = None,
     force: options.Force = False,
@@ -79,32 +80,50 @@ def generate(
     if n is not None and interpolate is not None:
         raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")
     count = n or interpolate or SHOWN
+    if resume and out_dir is None:
+        raise UsageError("--resume goes on with a folder of pictures.", "Name it with --out-dir.")
 
-    from colddiff_core import comparison, generation, images, sampling
+    from colddiff_core import experiment, generation, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace)
     generation.check_label(built, label)
-    stem = f"{prior or built.operator.priors[0]}-{name}"
-    grid_path, film_path = films.outputs(out, found.path / "generated" / f"{stem}.png", animate=animate, force=force)
-    neighbours_path = outputs.free_path(None, grid_path.with_name(f"{grid_path.stem}-neighbours.png"), force=force)
-    singles = _singles(out_dir, count, force)
-    same = next(
-        (path for path in (grid_path, film_path) if path and path.resolve() in [s.resolve() for s in singles]), None
-    )
-    if same:
-        raise UsageError(f"{same} is to be one of the images in --out-dir as well.", "Give another --out.")
-    generator = generation.prepare(found, built, prior, components, noise)
-    reference = references.load(screen, built, references.Means()) if diversity else None
-    draw = generator.generate if interpolate is None else generator.interpolate
     chosen_seed = config.train.seed if seed is None else seed
-    batches = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label)
-    made, shown, trajectory = _run(screen, batches, count, singles, is_all=diversity, is_film=animate)
-    images.write(images.album({"": shown}, across=ACROSS), grid_path)
-    if film_path:
-        images.write_animation(films.frames(trajectory), film_path)
-        screen.say(f"trajectory: {film_path}")
+    asked = {
+        "prior": prior or built.operator.priors[0],
+        "components": components,
+        "noise": noise,
+        "class": label,
+        "n" if interpolate is None else "interpolate": count,
+        "sampler": name,
+        "stride": pace,
+        "seed": chosen_seed,
+        "batch": built.batch_size(generation.MOST),
+    }
+    default = found.path / "generated" / f"{asked['prior']}-{name}.png"
+    grid_path, film_path = films.outputs(out, default, animate=animate, force=force, keep=resume)
+    beside = grid_path or out or default
+    neighbours_path = outputs.free_path(None, beside.with_name(f"{beside.stem}-neighbours.png"), force=force)
+    singles = [out_dir / f"{number:06d}.png" for number in range(count)] if out_dir else []
+    outputs.check_apart((grid_path, film_path), singles)
+    settings = opening.described(found, built, step) | asked if out_dir else None
+    with series.Series(singles, "generate", settings, resume=resume, force=force) as own:
+        if own.is_complete and resume:
+            screen.say("Nothing is missing: all were there already.")
+            if out is None and not diversity:  # there is a grid already
+                grid_path, film_path = None, None
+        generator = generation.prepare(found, built, prior, components, noise)
+        reference = references.load(screen, built, references.Means()) if diversity else None
+
+        def wanted(numbers: range) -> bool:
+            on_grid = grid_path is not None and numbers.start < SHOWN
+            return not singles or own.lacks(numbers) or on_grid or diversity
+
+        draw = generator.generate if interpolate is None else generator.interpolate
+        batches = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=wanted)
+        total = sum(1 for _ in experiment.batches(count, generator.batch_size, wanted))
+        made, trajectory = _run(screen, batches, total, own, is_all=diversity, is_film=film_path is not None)
     outcome: dict[str, Any] = {
         "run": str(found.path),
         "step": step,
@@ -115,44 +134,29 @@ def generate(
         "precision": built.precision,
         "seed": chosen_seed,
         "n": count,
-        "picture": str(grid_path),
+        "picture": str(grid_path) if grid_path else None,
         "animation": str(film_path) if film_path else None,
         "files": [str(path) for path in singles],
+        "kept": len(own.kept),
     }
-    screen.picture(images.to_pillow(images.tile(shown, ACROSS)))
+    if grid_path:
+        _show(screen, made[:SHOWN], count, grid_path, trajectory, film_path)
     if reference is not None:
-        described = comparison.describe(made, reference)
-        figures = described.figures
-        _show_neighbours(made, reference, neighbours_path)
-        real = comparison.describe_real(count, reference).figures
         title = f"{counted(count, 'image')} of {found.path}, step {step}, beside real ones of {config.data.dataset}"
-        screen.show(diversity_table(title, {"generated": figures, "real": real}, references.labels(reference)))
-        references.explain(screen, reference, measured({"": figures}, DIVERSITY), is_scarce=described.is_scarce)
-        screen.say(f"nearest training images: {neighbours_path}")
-        outcome |= {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours_path)}
+        outcome |= _measure(screen, made, reference, title, neighbours_path)
     if out_dir is not None:
-        written = {path.resolve() for path in (*singles, grid_path, neighbours_path)}
-        others = sum(path.resolve() not in written for path in out_dir.glob("*.png"))
-        if others:
-            screen.warn(f"{out_dir} holds {counted(others, 'other PNG file')}, not of this call")
-        screen.say(f"{counted(len(singles), 'image')}: {out_dir}")
+        _tell_of_others(screen, out_dir, (*singles, grid_path, neighbours_path))
+        screen.say(series.summary(own, count))
     screen.result(outcome, grid_path)
 
 
-def _singles(folder: Path | None, count: int, force: bool) -> list[Path]:
-    """Return the file of every image, named by its number; refuses to overwrite."""
-    if folder is None:
-        return []
-    paths = [folder / f"{number:06d}.png" for number in range(count)]
-    for path in paths:
-        outputs.check(path, "another --out-dir", force=force)
-    return paths
-
-
 def _run(
-    screen: Screen, batches: Iterator[Batch], count: int, singles: list[Path], *, is_all: bool, is_film: bool
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return the images (all of them, or those shown), those on the grid, and the grid's trajectory."""
+    screen: Screen, batches: Iterator[Batch], total: int, own: series.Series, *, is_all: bool, is_film: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Write what is missing of a series; return the images (all of them, or those shown), and the grid's trajectory.
+
+    total: how many batches there are.
+    """
     import torch
 
     from colddiff_core import images
@@ -160,23 +164,58 @@ def _run(
     made: list[Tensor] = []
     film: list[list[Tensor]] = []
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("generating", total=None)
+        task = progress.add_task("generating", total=total)
         for batch in batches:
             on_film = max(0, min(batch.count, SHOWN - batch.first)) if is_film else 0
-            frames = [batch.start.x[:on_film]]
+            frames = [batch.start.x[:on_film].cpu()]
             for step in batch.steps:
-                done = (batch.first + batch.count * step.index / step.count) / count
-                progress.update(task, completed=100 * done, total=100)
+                progress.advance(task, 1 / step.count)
                 frames.append(step.x[:on_film].cpu())
             x = step.x[: batch.count].cpu()
             film.append(frames)
-            for path, image in zip(singles[batch.first :], x, strict=False):
-                images.write(images.to_pillow(image), path)
+            for number, image in enumerate(x, batch.first):
+                if own.lacks([number]):
+                    images.write(images.to_pillow(image), own.place(number))
             if is_all or batch.first < SHOWN:
                 made.append(x)
-    stack = torch.cat(made)
-    trajectory = [torch.cat(parts) for parts in zip(*film, strict=True)] if is_film else []
-    return stack, stack[:SHOWN], trajectory
+    stack = torch.cat(made) if made else torch.empty(0)
+    return stack, [torch.cat(parts) for parts in zip(*film, strict=True)] if is_film else []
+
+
+def _show(
+    screen: Screen, shown: Tensor, count: int, grid_path: Path, trajectory: list[Tensor], film_path: Path | None
+) -> None:
+    """Write the grid of those shown, of `count`, and their film, and draw the grid on a terminal."""
+    from colddiff_core import images
+
+    images.write(images.album({"": shown}, across=ACROSS), grid_path)
+    if film_path:
+        images.write_animation(films.frames(trajectory), film_path)
+        screen.say(f"trajectory: {film_path}")
+    screen.picture(images.to_pillow(images.tile(shown, ACROSS)))
+    if count > len(shown):
+        screen.say(f"on the grid: the first {len(shown)} of {counted(count, 'image')}")
+
+
+def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, neighbours: Path) -> dict[str, Any]:
+    """Show how varied the images are, beside real ones, and write their nearest training images; return the figures."""
+    from colddiff_core import comparison
+
+    described = comparison.describe(made, reference)
+    figures = described.figures
+    _show_neighbours(made, reference, neighbours)
+    real = comparison.describe_real(len(made), reference).figures
+    screen.show(diversity_table(title, {"generated": figures, "real": real}, references.labels(reference)))
+    references.explain(screen, reference, measured({"": figures}, DIVERSITY), is_scarce=described.is_scarce)
+    screen.say(f"nearest training images: {neighbours}")
+    return {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours)}
+
+
+def _tell_of_others(screen: Screen, folder: Path, own: Iterable[Path | None]) -> None:
+    written = {path.resolve() for path in own if path is not None}
+    others = sum(path.resolve() not in written for path in folder.glob("*.png"))
+    if others:
+        screen.warn(f"{folder} holds {counted(others, 'other PNG file')}, not of this call")
 
 
 def _show_neighbours(made: Tensor, reference: Reference, path: Path) -> None:

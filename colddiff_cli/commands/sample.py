@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, opening, options, outputs
+from colddiff_cli import films, inputs, opening, options, outputs, series
 from colddiff_cli.screen import Screen
-from colddiff_core import presets, runs
+from colddiff_core import runs
+from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from colddiff_core.experiment import Experiment
+    from colddiff_core.restoration import Batch
+
+SHOWN = 64  # images on a sheet that stands beside --out-dir
+MOST_SHOWN = 256  # on one that is all there is
+Given = Sequence[tuple[Path, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The images to degrade: how many, each by its number (None where it is left out), and what tells them apart."""
+
+    count: int
+    load: Callable[[int], Tensor | None]
+    settings: dict[str, Any]
 
 
 def sample(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A run (the newest if left out), then image files (test images if none).", metavar="[RUN] [IMAGE]..."
+            help="A run (the newest if left out), then images, folders, globs (test images if none).",
+            metavar="[RUN] [IMAGE]...",
         ),
     ] = None,
     n: Annotated[int, typer.Option("--n", help="How many test images.", min=1)] = 8,
@@ -35,9 +54,19 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The picture to write (RUN/restored/...png).", parser=outputs.picture, metavar="PATH"
+            "--out",
+            help=f"The sheet to write (RUN/restored/...png): all images, with --out-dir the first {SHOWN}.",
+            parser=outputs.picture,
+            metavar="PATH",
         ),
     ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out-dir", help="Write every restored image there too, a PNG each.", parser=outputs.folder, metavar="DIR"
+        ),
+    ] = None,
+    resume: options.Resume = False,
     precision: options.Precision = None,
     compiled: options.Compile = None,
     force: options.Force = False,
@@ -48,62 +77,190 @@ def sample(
 ) -> None:
     """Degrade images with the run's operator, restore them, and write a sheet of both."""
     screen = Screen(json)
-    found, files = _run_and_files(arguments or [])
+    found, names = _run_and_images(arguments or [])
+    files = inputs.listed(names) if names else []
+    _check(out_dir, resume, len(files) or n)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
 
-    from colddiff_core import images, sampling, seeds
+    from colddiff_core import restoration, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
     severity = built.operator.steps if t is None else t
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace, severity)
-    chosen_seed = config.train.seed if seed is None else seed
-    default = found.path / "restored" / f"{name}-t{severity:03d}.png"
-    picture_path, animation_path = films.outputs(out, default, animate=animate, force=force)
-    x0 = _images(built, config, files, n)
-    numbers = range(len(x0))
-    x_t, frozen = built.degrade(x0, severity, seeds.image_generators(chosen_seed, numbers))
-    common: dict[str, Any] = {"seed": chosen_seed, "numbers": numbers, "bits": built.bits}
-    direct = sampling.final(built.restore(x_t, severity, frozen, sampler="direct", stride=1, **common))
-    steps = built.restore(x_t, severity, frozen, sampler=name, stride=pace, **common)
-    trajectory = [x_t]
-    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(name, total=None)
-        x = x_t
-        for taken in steps:
-            x = taken.x
-            progress.update(task, completed=taken.index, total=taken.count)
-            if animate:
-                trajectory.append(x)
-    columns = {"degraded": x_t, "direct": direct, "sampled": x, "original": x0}
-    images.write(images.sheet(columns, blocks=2 if len(x0) > 4 else 1), picture_path)
-    if animation_path:
-        images.write_animation(films.frames(trajectory), animation_path)
-        screen.say(f"trajectory: {animation_path}")
-    screen.rows(columns)
-    outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(x0)}
+    ending = f"{name}-t{severity:03d}.png"
+    default = found.path / "restored" / ending
+    picture, film = films.outputs(out, default, animate=animate, force=force, keep=resume)
+    size = built.batch_size(restoration.MOST)
+    settings = opening.described(found, built, step) | {"sampler": name, "stride": pace, "t": severity}
+    settings |= {"seed": config.train.seed if seed is None else seed, "batch": size}
+    if resume and files and out_dir:
+        files = series.without_own(files, out_dir, "sample", settings)
+    source = _pictures(screen, built, files) if files else _test_images(screen, built, n)
+    settings["inputs"] = source.settings
+    stems = [file for file, _ in files] or [Path(f"{number:06d}") for number in range(source.count)]
+    targets = series.targets(stems, out_dir, ending) if out_dir else []
+    outputs.check_apart((picture, film), targets)
+    with series.Series(targets, "sample", settings if out_dir else None, resume=resume, force=force) as own:
+        if own.is_complete and resume and out is None:
+            picture, film = None, None  # of a series on which nothing is missing there is a sheet already
+        shown = range((SHOWN if out_dir else source.count) if picture else 0)
+        work = Work(screen, own, shown, name, pace, is_film=film is not None)
+        # A sheet alone need not pay for more images than it shows.
+        work.run(built, source, t=severity, seed=settings["seed"], size=size if out_dir else min(size, source.count))
+    numbers = work.written if out_dir else work.restored
+    if not numbers:
+        raise UsageError(f"None of {counted(source.count, 'image')} could be restored.", "Check the files.")
+    if resume and not own.made:
+        screen.say("Nothing is missing: all were there already.")
+        if out is None:  # what is still absent cannot be read, and the sheet has been drawn without it
+            picture, film = None, None
+    if picture:
+        work.conclude(picture, film)
+    if out_dir is not None:
+        if picture and source.count > SHOWN:
+            screen.say(f"on the sheet: the first {SHOWN} of {counted(source.count, 'image')}")
+        screen.say(series.summary(own, len(numbers)))
+    outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(numbers)}
     outcome |= {"precision": built.precision}
-    outcome |= {"picture": str(picture_path), "animation": str(animation_path) if animation_path else None}
-    screen.result(outcome, picture_path)
+    outcome |= {"picture": str(picture) if picture else None, "animation": str(film) if film else None}
+    outcome |= {"files": [str(targets[number]) for number in numbers] if out_dir else [], "kept": len(own.kept)}
+    screen.result(outcome, picture)
 
 
-def _run_and_files(arguments: list[str]) -> tuple[runs.Run, list[Path]]:
-    """Return the run and the image files: a first argument that is a file, or named like an image, is no run."""
+@dataclasses.dataclass
+class Work:
+    """Restores batches, writes the pictures of a series and holds what a sheet shows, the numbers `shown`.
+
+    restored: the numbers of all images so far; written: of those whose pictures are there.
+    """
+
+    screen: Screen
+    own: series.Series
+    shown: range
+    sampler: str
+    stride: int
+    is_film: bool
+    restored: list[int] = dataclasses.field(default_factory=list)
+    columns: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
+    trajectories: list[list[Tensor]] = dataclasses.field(default_factory=list)
+
+    @property
+    def written(self) -> list[int]:
+        return sorted(self.own.kept.union(self.restored))
+
+    def run(self, built: Experiment, source: Source, *, size: int, **common: int) -> None:
+        """Restore all batches, of `size` images, that a picture of the series or of the sheet is in."""
+        from colddiff_core import experiment, restoration
+
+        def wanted(numbers: range) -> bool:
+            return self.own.lacks(numbers) or numbers.start < self.shown.stop
+
+        total = sum(1 for _ in experiment.batches(source.count, size, wanted))
+        console = self.screen.console
+        with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
+            task = progress.add_task(self.sampler, total=total)
+            batches = restoration.degraded(built, source.load, source.count, size=size, wanted=wanted, **common)
+            for batch in batches:
+                self._restore(batch, lambda share: progress.advance(task, share))
+
+    def conclude(self, picture: Path, film: Path | None) -> None:
+        """Write the sheet, and the trajectory of its images as a film."""
+        import torch
+
+        from colddiff_core import images
+
+        columns = {kind: torch.cat(parts) for kind, parts in self.columns.items()}
+        blocks = 2 if len(columns["original"]) > 4 else 1
+        images.write(images.sheet(columns, blocks=blocks), picture)
+        if film:
+            images.write_animation(
+                films.frames([torch.cat(parts) for parts in zip(*self.trajectories, strict=True)]), film
+            )
+            self.screen.say(f"trajectory: {film}")
+        self.screen.rows(columns)
+
+    def _restore(self, batch: Batch, progress: Callable[[float], None]) -> None:
+        from colddiff_core import images
+
+        is_shown = batch.first < self.shown.stop
+        way = [batch.of(batch.x_t, self.shown)]
+        x = batch.x_t
+        for step in batch.restore(self.sampler, self.stride):
+            x = step.x
+            progress(1 / step.count)
+            if self.is_film and is_shown:
+                way.append(batch.of(x, self.shown))
+        for number in batch.numbers:
+            if self.own.lacks([number]):
+                images.write(images.to_pillow(x[number - batch.first]), self.own.place(number))
+        self.restored += batch.numbers
+        if is_shown:
+            every = {"degraded": batch.x_t, "direct": batch.direct(), "sampled": x, "original": batch.x0}
+            for kind, stack in every.items():
+                self.columns.setdefault(kind, []).append(batch.of(stack, self.shown))
+            self.trajectories.append(way)
+
+
+def _check(out_dir: Path | None, is_resumed: bool, count: int) -> None:
+    """Refuse what cannot be, before the run is opened."""
+    if is_resumed and out_dir is None:
+        raise UsageError("--resume goes on with a folder of pictures.", "Name it with --out-dir.")
+    if out_dir is None and count > MOST_SHOWN:
+        what = f"A sheet has room for {MOST_SHOWN} images, and there are {count}."
+        raise UsageError(what, "Have a picture each written with --out-dir, or take fewer.")
+
+
+def _run_and_images(arguments: list[str]) -> tuple[runs.Run, list[str]]:
+    """Return the run and what names images: a first argument that does so is no run."""
+    if arguments and not _names_images(arguments[0]):
+        return runs.find(arguments[0]), arguments[1:]
+    return runs.find(None), arguments
+
+
+def _names_images(name: str) -> bool:
+    """Tell whether a name is of a file, or like an image's, or of images in a folder that is no run."""
     from colddiff_core.images import SUFFIXES
 
-    is_image = bool(arguments) and Path(arguments[0]).suffix.lower() in SUFFIXES
-    if arguments and not is_image and not Path(arguments[0]).is_file():
-        return runs.find(arguments[0]), [Path(name) for name in arguments[1:]]
-    return runs.find(None), [Path(name) for name in arguments]
+    path = Path(name)
+    if path.is_dir():
+        is_run = (path / "run.toml").exists()
+        return not is_run and any(inside.suffix.lower() in SUFFIXES for inside in path.iterdir())
+    return path.suffix.lower() in SUFFIXES or path.is_file() or bool(glob.has_magic(name) and glob.glob(name))
 
 
-def _images(built: Experiment, config: presets.Config, files: list[Path], n: int) -> Tensor:
-    import torch
+def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
+    """Return picture files as the run takes them; says where their channels are not the run's."""
+    from colddiff_core import images
 
-    from colddiff_core import experiment, images
+    own = [images.channels_of(file) for file, _ in files]
+    if others := sum(channels not in (0, built.channels) for channels in own):
+        theirs, runs_own = ("gray", "colour") if built.channels > 1 else ("in colour", "gray")
+        is_one = others == 1
+        what = f"{counted(others, 'picture')} {'is' if is_one else 'are'} {theirs} and the run knows {runs_own}"
+        screen.warn(f"{what}: {'it is' if is_one else 'they are'} restored in {runs_own}")
 
-    if files:
-        stack = [images.read(path, size=config.data.size, channels=built.channels) for path in files]
-        return torch.stack(stack).to(built.device)
-    return experiment.load_images(config, "test", built.channels).images(slice(0, n)).to(built.device)
+    def load(number: int) -> Tensor | None:
+        file, is_asked_for = files[number]
+        try:
+            return images.read(file, size=built.config.data.size, channels=built.channels)
+        except UsageError as error:
+            if is_asked_for:
+                raise
+            screen.warn(f"{error.what} Left out.")
+            return None
+
+    return Source(len(files), load, series.fingerprint([file for file, _ in files]))
+
+
+def _test_images(screen: Screen, built: Experiment, n: int) -> Source:
+    from colddiff_core import experiment
+
+    data = built.config.data
+    every = experiment.load_images(built.config, "test", built.channels)
+    count = min(n, len(every))
+    if count < n:
+        screen.warn(f"{data.dataset} has {counted(count, 'test image')}: all of them are taken")
+    settings = {"dataset": data.dataset, "images": count, "of": len(every), "directory": data.directory}
+    return Source(count, lambda number: every.images(slice(number, number + 1))[0], settings)

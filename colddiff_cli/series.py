@@ -1,0 +1,304 @@
+"""Pictures that one call writes into a folder, which a later call can go on with.
+
+The folder is marked with the settings of the call before its first picture is written. Pictures are written whole, so
+one that is there was made by the call whose mark is there: `--resume` keeps it, and makes those that are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from colddiff_cli import outputs
+from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
+from colddiff_core.files import flush, refusals
+
+MANY = 16  # pictures that are told and drawn one by one; more are counted
+DRAFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)")  # as `files.whole` names one
+MOST_DIFFERENCES = 3  # told of two calls
+# Settings that say nothing to a person, and what is said instead.
+DIGESTS = {"digest": "the input files are others or have changed since", "weights": "the weights are others"}
+Settings = Mapping[str, Any]
+
+
+class Interrupted(ColddiffError):  # noqa: N818 - nothing is in error
+    """Ctrl-C among pictures that can be gone on with."""
+
+    exit_code = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A hidden file in a folder of pictures: which call made them, with what, and what they are called."""
+
+    path: Path
+    command: str
+    settings: dict[str, Any]
+    pictures: list[str]
+
+    @classmethod
+    def of(cls, folder: Path, command: str, settings: Settings, pictures: list[str]) -> Self:
+        """Return the mark of a call; its name follows from all that it says."""
+        plain = json.loads(json.dumps(settings))  # as it is read again: a tuple is a list
+        said = json.dumps([command, plain, pictures], sort_keys=True)
+        name = hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+        return cls(folder / f".colddiff-{name}.json", command, plain, pictures)
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Return a mark that is there; None where there is none, or one whose writer was killed at it."""
+        with contextlib.suppress(OSError, ValueError):
+            values = json.loads(path.read_bytes())
+            return cls(path, values["command"], dict(values["settings"]), list(values["pictures"]))
+        return None
+
+    @property
+    def is_there(self) -> bool:
+        return Mark.read(self.path) == self
+
+    def text(self) -> str:
+        values = {"command": self.command, "settings": self.settings, "pictures": self.pictures}
+        return json.dumps(values, indent=1) + "\n"
+
+
+class Series:
+    """Pictures 0..n - 1 of one call, and the folder that is its own until the context ends.
+
+    kept: the numbers of those that were there already, and stay.
+    """
+
+    def __init__(
+        self, targets: Sequence[Path], command: str, settings: Settings | None, *, resume: bool = False, force: bool
+    ) -> None:
+        """Take the pictures of `targets`, all in one folder, for a call of these settings; None leaves no mark.
+
+        Raises UsageError for pictures that are there and are neither kept (`resume`) nor overwritten (`force`), and
+        for a `resume` where no call of these settings was at work; MachineError where one is at work now.
+        """
+        self.targets, self.is_forced = targets, force
+        self.folder = targets[0].parent if targets else Path()
+        self.kept: frozenset[int] = frozenset()
+        self.made = 0
+        self._lock: int | None = None
+        self._mark: Mark | None = None
+        self._is_begun = False
+        if resume and force:
+            raise UsageError("--resume keeps pictures and --force overwrites them.", "Give one of them.")
+        if settings is not None:
+            self._mark = Mark.of(self.folder, command, settings, [target.name for target in targets])
+        is_marked = self._mark is not None and self._mark.is_there
+        if is_marked:
+            self._hold()
+        try:
+            if resume and not is_marked:
+                raise _nothing_to_go_on_with(self.folder, command, self._mark)
+            self._check(is_marked, resume)
+        except BaseException:
+            self._release()
+            raise
+        self._is_begun = is_marked and not force
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._release()
+        if isinstance(error, KeyboardInterrupt) and self._mark is not None and self._is_begun:
+            done, total = len(self.kept) + self.made, len(self.targets)
+            what = f"Interrupted: {done} of {counted(total, 'image')} {'is' if done == 1 else 'are'} in {self.folder}."
+            raise Interrupted(what, "Go on with them: the same call with --resume.") from None
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.kept) == len(self.targets)
+
+    def lacks(self, numbers: Iterable[int]) -> bool:
+        """Tell whether any of these pictures is to be made; there may be fewer than the numbers say."""
+        return any(number < len(self.targets) and number not in self.kept for number in numbers)
+
+    def place(self, number: int) -> Path:
+        """Return where to write a picture now; the folder is marked before the first."""
+        if not self._is_begun:
+            self._begin()
+            self._is_begun = True
+        self.made += 1
+        return self.targets[number]
+
+    def _check(self, is_marked: bool, is_resumed: bool) -> None:
+        instead = "another --out or --out-dir" + (", go on with --resume" if is_marked else "")
+        for target in self.targets:
+            outputs.check(target, instead, force=self.is_forced or is_resumed)
+        if is_resumed:
+            self.kept = frozenset(number for number, target in enumerate(self.targets) if target.exists())
+            self._drop_drafts()
+
+    def _begin(self) -> None:
+        """Make the folder this call's own: it may have been another's since it was looked at."""
+        if self._mark is None:
+            return
+        with refusals(self._mark.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._hold()
+        others = [mark for mark in marks(self.folder) if mark != self._mark]
+        if not self.is_forced:
+            for target in self.targets:
+                outputs.check(target, "another --out-dir", force=False)
+        names = set(self._mark.pictures)
+        for other in others:
+            if not names.isdisjoint(other.pictures):  # from now on what bears these names is not of that call
+                descriptor = _locked(other.path)
+                other.path.unlink(missing_ok=True)
+                os.close(descriptor)
+        if self._mark.is_there:
+            self._drop_drafts()
+            return
+        assert self._lock is not None
+        with refusals(self._mark.path):
+            # In place, not by a draft: whoever holds the lock holds this very file. Half of it counts for no mark.
+            os.ftruncate(self._lock, 0)
+            with open(self._lock, "wb", closefd=False) as file:
+                file.write(self._mark.text().encode())
+            os.fsync(self._lock)
+            flush(self.folder)
+
+    def _hold(self) -> None:
+        assert self._mark is not None
+        self._lock = _locked(self._mark.path)
+
+    def _release(self) -> None:
+        if self._lock is None:
+            return
+        if self._mark is not None and not os.fstat(self._lock).st_size:  # refused before anything was written
+            self._mark.path.unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = None
+
+    def _drop_drafts(self) -> None:
+        """Remove what a killed call had half written of these pictures."""
+        names = {target.name for target in self.targets}
+        with refusals(self.folder), os.scandir(self.folder) as entries:
+            drafts = [entry.path for entry in entries if _drafted(entry.name) in names]
+            for draft in drafts:
+                os.unlink(draft)
+
+
+def marks(folder: Path) -> list[Mark]:
+    """Return the marks in a folder."""
+    found = (Mark.read(path) for path in sorted(folder.glob(".colddiff-*.json")))
+    return [mark for mark in found if mark is not None]
+
+
+def targets(files: Sequence[Path], folder: Path, ending: str) -> list[Path]:
+    """Return where the picture made of each file goes; the same name out of two folders gets a number."""
+    found = [folder / f"{file.stem}-{ending}" for file in files]
+    names: dict[Path, int] = {}
+    for index, target in enumerate(found):
+        names[target] = count = names.get(target, 0) + 1
+        if count > 1:
+            found[index] = target.with_name(f"{target.stem}-{count}{target.suffix}")
+    return found
+
+
+def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
+    """Return what tells lists of input files apart: how many, and a digest of their paths, sizes and times."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        stamp: tuple[int, ...] = ()
+        with contextlib.suppress(OSError):  # what is absent is told where it is read
+            status = file.stat()
+            stamp = (status.st_size, status.st_mtime_ns)
+        digest.update(repr((str(file), stamp)).encode())
+    return {"files": len(files), "digest": digest.hexdigest()}
+
+
+def without_own(
+    files: list[tuple[Path, bool]], folder: Path, command: str, settings: Settings
+) -> list[tuple[Path, bool]]:
+    """Return files, and whether each was named itself, without what a call of these settings made of them in `folder`.
+
+    Where pictures go below the folder that they are made of, those made so far are found among its images.
+    """
+    same = [mark for mark in marks(folder) if mark.command == command and _agree(settings, mark.settings)]
+    own = {name for mark in same for name in mark.pictures}
+    if not own:
+        return files
+    is_there = {parent: parent.resolve() == folder.resolve() for parent in {file.parent for file, _ in files}}
+    return [
+        (file, is_named) for file, is_named in files if is_named or not (is_there[file.parent] and file.name in own)
+    ]
+
+
+def _agree(some: Settings, every: Settings) -> bool:
+    return all(every.get(key) == value for key, value in json.loads(json.dumps(some)).items())
+
+
+def summary(series: Series, count: int) -> str:
+    """Return a line on a finished series of `count` images: how many, how many of them were kept, and where."""
+    kept = f" ({len(series.kept)} of them kept)" if series.kept else ""
+    return f"{counted(count, 'image')}{kept}: {series.folder}"
+
+
+def _drafted(name: str) -> str | None:
+    found = DRAFT.fullmatch(name)
+    return found[1] + found[2] if found else None
+
+
+def _locked(path: Path) -> int:
+    """Lock a mark, made empty where it is absent, for this process; the lock goes with it, however it ends."""
+    while True:
+        with refusals(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            what = f"Another process is writing these pictures into {path.parent}."
+            raise MachineError(what, "Wait for it or stop it first, or give another --out-dir.") from None
+        except OSError:
+            pass  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # it was removed before it was locked
+
+
+def _nothing_to_go_on_with(folder: Path, command: str, mark: Mark | None) -> UsageError:
+    others = [other for other in marks(folder) if other.command == command] if mark else []
+    if mark is None or not others:
+        what = f"There is nothing to go on with: no call of {command} has marked {folder} as its own."
+        return UsageError(what, "Leave --resume out, or name the folder with --out-dir.")
+    told = min((list(_differences(other.settings, mark.settings)) for other in others), key=len)
+    more = f" and {len(told) - MOST_DIFFERENCES} more" if len(told) > MOST_DIFFERENCES else ""
+    difference = ", ".join(told[:MOST_DIFFERENCES]) or "the pictures have other names"
+    what = f"The call of {command} that {folder} was marked by had other settings: {difference}{more}."
+    return UsageError(what, "Give the settings of that call, or another --out-dir without --resume.")
+
+
+def _differences(was: Settings, now: Settings) -> Iterator[str]:
+    """Yield what differs between two calls, in words."""
+    for key in {**was, **now}:
+        before, after = was.get(key), now.get(key)
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after)
+        elif key not in DIGESTS:
+            yield f"{key} was {_told(before)}, now {_told(after)}"
+        elif all(was.get(other) == now.get(other) for other in {**was, **now} if other not in DIGESTS):
+            yield DIGESTS[key]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {entry}" for key, entry in value.items() if key not in DIGESTS)
+    return "left out" if value is None else str(value)

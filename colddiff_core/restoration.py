@@ -1,0 +1,82 @@
+"""Images degraded and brought back batch by batch: image k is the same however many are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from colddiff_core import experiment, sampling, seeds
+from colddiff_core.degradations import Frozen
+from colddiff_core.experiment import Experiment, Wanted, all_of
+from colddiff_core.sampling import Step
+
+# Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
+MOST = {"cpu": 16, "cuda": 256}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images `numbers` of those asked for, degraded to severity t and not yet restored.
+
+    The batch is filled up: x0, x_t (B, C, H, W) and frozen hold more than `numbers` where too few are left, and
+    gray ones in place of those that could not be loaded. Neither are in `numbers`.
+    """
+
+    experiment: Experiment
+    first: int
+    numbers: tuple[int, ...]
+    x0: Tensor
+    x_t: Tensor
+    frozen: Frozen
+    t: int
+    seed: int
+
+    def restore(self, sampler: str, stride: int) -> Iterator[Step]:
+        """Take the whole batch back to x_0, step by step; errors as `Experiment.restore`."""
+        numbers = range(self.first, self.first + len(self.x_t))
+        bits = self.experiment.bits
+        way = {"sampler": sampler, "stride": stride, "seed": self.seed, "numbers": numbers, "bits": bits}
+        return self.experiment.restore(self.x_t, self.t, self.frozen, **way)  # type: ignore[arg-type]
+
+    def direct(self) -> Tensor:
+        """Return R(x_t, t) of the whole batch, (B, C, H, W)."""
+        return sampling.final(self.restore("direct", 1))
+
+    def of(self, x: Tensor, numbers: range) -> Tensor:
+        """Return those of (B, C, H, W) whose numbers are in a range, without what fills the batch up; on the CPU."""
+        places = [number - self.first for number in self.numbers if number in numbers]
+        return x[places].cpu()
+
+
+def degraded(
+    built: Experiment,
+    load: Callable[[int], Tensor | None],
+    count: int,
+    *,
+    t: int,
+    seed: int,
+    size: int,
+    wanted: Wanted = all_of,
+) -> Iterator[Batch]:
+    """Return images 0..count - 1 degraded, `size` at a time as `experiment.batches` has them.
+
+    load: returns an image (C, H, W) by its number, None where it cannot be had; what it raises goes through.
+    Batches without a `wanted` image, and those of which none can be loaded, are left out.
+    """
+    side = built.config.data.size
+    for numbers in experiment.batches(count, size, wanted):
+        loaded = {number: load(number) for number in numbers if number < count}
+        there = tuple(number for number, image in loaded.items() if image is not None)
+        if not there:
+            continue
+        x0 = torch.zeros(size, built.channels, side, side)
+        for number in there:
+            image = loaded[number]
+            assert image is not None
+            x0[number - numbers.start] = image
+        x0 = x0.to(built.device)
+        x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
+        yield Batch(built, numbers.start, there, x0, x_t, frozen, t, seed)
