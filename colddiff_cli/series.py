@@ -56,7 +56,7 @@ class Mark:
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """Return a mark that is there; None where there is none, or one whose writer was killed at it."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             values = json.loads(path.read_bytes())
             return cls(path, values["command"], dict(values["settings"]), list(values["pictures"]))
         return None
@@ -113,7 +113,7 @@ class Series:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._release()
         if isinstance(error, KeyboardInterrupt) and self._mark is not None and self._is_begun:
-            done, total = len(self.kept) + self.made, len(self.targets)
+            done, total = sum(target.exists() for target in self.targets), len(self.targets)
             what = f"Interrupted: {done} of {counted(total, 'image')} {'is' if done == 1 else 'are'} in {self.folder}."
             raise Interrupted(what, "Go on with them: the same call with --resume.") from None
 

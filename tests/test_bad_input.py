@@ -173,6 +173,24 @@ BAD = [
     (["degrade", "photo.png", "--op", "blur", "--out", "a.xyz"], "format"),
     (["degrade", "photo.png", "--op", "blur", "--strip", "1"], "filmstrip"),
     (["degrade", "photo.png"], "--op"),
+    (["degrade", "photo.png", "--op", "blur", "--resume"], "nothing to go on with"),
+    (["degrade", "photo.png", "--op", "blur", "--resume", "--out-dir", "new"], "nothing to go on with"),
+    (["degrade", "photo.png", "--op", "blur", "--resume", "--out-dir", "empty"], "nothing to go on with"),
+    (["degrade", "photo.png", "--op", "blur", "--resume", "--out", "a.png"], "--out names one"),
+    (["degrade", "photo.png", "--op", "blur", "--resume", "--force", "--out-dir", "new"], "one of them"),
+    (["degrade", "cut.png", "--op", "blur", "--out-dir", "new"], "cut.png"),
+    (["sample", "RUN", "--resume"], "Name it with --out-dir"),
+    (["sample", "RUN", "--resume", "--out-dir", "new"], "nothing to go on with"),
+    (["sample", "RUN", "--resume", "--force", "--out-dir", "new"], "one of them"),
+    (["sample", "RUN", "cut.png", "--out-dir", "new"], "cut.png"),
+    (["sample", "RUN", "empty"], "No images in empty"),
+    (["sample", "RUN", ""], "is empty"),
+    (["sample", "RUN", "--n", "300"], "has room for 256 images"),
+    (["sample", "RUN", "--out-dir", "photo.png"], "is a file"),
+    (["sample", "RUN", "--n", "2", "--out-dir", "new", "--out", "new/000000-tacos-t005.png"], "Give another --out"),
+    (["generate", "RUN", "--resume"], "Name it with --out-dir"),
+    (["generate", "RUN", "--n", "2", "--resume", "--out-dir", "new"], "nothing to go on with"),
+    (["generate", "RUN", "--n", "2", "--resume", "--force", "--out-dir", "new"], "one of them"),
     (["presets", "nothing"], "Unknown preset"),
     (["nothing"], "nothing"),
 ]
@@ -223,7 +241,7 @@ PLACES = [
 ]
 WRITERS = {
     "degrade": ("--out", "--out-dir"),
-    "sample": ("--out",),
+    "sample": ("--out", "--out-dir"),
     "generate": ("--out", "--out-dir"),
     "compare": ("--out",),
 }

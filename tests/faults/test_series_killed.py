@@ -1,0 +1,103 @@
+"""Calls that write many pictures, killed at random moments: the next ones go on, and none is made twice or left out."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import calls
+import numpy as np
+import pytest
+import tally
+from conftest import finish, left_behind, make_trainer, pictures_in
+from PIL import Image
+
+KILLS = 4
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose prior is fitted already, for that is done once for all calls."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    finish(make_trainer(path))
+    calls.finish(["generate", str(path), "--n", "1"], path.parent)
+    return path
+
+
+def write_photos(folder: Path, count: int, side: int) -> None:
+    folder.mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    for number, pixels in enumerate(values):
+        Image.fromarray(pixels).save(folder / f"{number:05d}.png", compress_level=1)
+
+
+def states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the pictures that are there; what stands beside a name changes where it is written again."""
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                status = entry.stat()
+                found[entry.name] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def kill(process: BaseProcess, folder: Path, count: int, delay: float) -> bool:
+    """Kill a process once a folder holds so many files, and a little later; tell whether it was still at work."""
+    while process.is_alive() and (not folder.is_dir() or len(os.listdir(folder)) < count):
+        time.sleep(0.001 if count < 1000 else 0.02)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def kill_and_resume(command: list[str], folder: Path, count: int, name: str, seed: int) -> None:
+    """Kill a command that writes `count` pictures, again and again, and hold what becomes of it against a whole one."""
+    moments = random.Random(seed)
+    whole, parts = folder / "whole", folder / "parts"
+    calls.finish([*command, "--out-dir", "whole"], folder)
+    assert len(pictures_in(whole)) == count
+    counts = {"kills": 0, "pictures": count, "missing": 0, "made_twice": 0, "different": 0}
+    before: dict[str, tuple[int, int]] = {}
+    resume: list[str] = []
+    for _ in range(KILLS):
+        process = calls.start([*command, "--out-dir", "parts", *resume], folder)
+        more = moments.randrange(1, 2 * count // (KILLS + 1))
+        counts["kills"] += kill(process, parts, min(count - 2, len(before) + more), moments.uniform(0, 0.003))
+        now = states(parts)
+        counts["made_twice"] += sum(now.get(picture) != state for picture, state in before.items())
+        before, resume = now, ["--resume"]
+    calls.finish([*command, "--out-dir", "parts", "--resume"], folder)
+    now = states(parts)
+    counts["made_twice"] += sum(now.get(picture) != state for picture, state in before.items())
+    counts["missing"] = count - len(now)
+    counts["different"] = sum((whole / it).read_bytes() != (parts / it).read_bytes() for it in left_behind(whole))
+    tally.add(name, **counts)
+    assert counts == {"kills": KILLS, "pictures": count, "missing": 0, "made_twice": 0, "different": 0}
+    assert left_behind(parts) == left_behind(whole)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_degrade_goes_on_after_kills(count, tmp_path):
+    write_photos(tmp_path / "in", count, 32)
+    command = ["degrade", "in", "--op", "snow+mask", "--t", "40", "--seed", "3"]
+    kill_and_resume(command, tmp_path, count, "degrade resumed", 1)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_sample_goes_on_after_kills(count, run, tmp_path):
+    write_photos(tmp_path / "in", count, 12)
+    shutil.copytree(run, tmp_path / "run")
+    kill_and_resume(["sample", "run", "in"], tmp_path, count, "sample resumed", 2)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_generate_goes_on_after_kills(count, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    kill_and_resume(["generate", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)
