@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +19,9 @@ from typing import Any, Self
 
 from colddiff_cli import outputs
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
-from colddiff_core.files import flush, refusals
+from colddiff_core.files import drafted, flush, refusals
 
 MANY = 16  # pictures that are told and drawn one by one; more are counted
-DRAFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)")  # as `files.whole` names one
 MOST_DIFFERENCES = 3  # told of two calls
 # Settings that say nothing to a person, and what is said instead.
 DIGESTS = {"digest": "the input files are others or have changed since", "weights": "the weights are others"}
@@ -187,7 +185,7 @@ class Series:
         """Remove what a killed call had half written of these pictures."""
         names = {target.name for target in self.targets}
         with refusals(self.folder), os.scandir(self.folder) as entries:
-            drafts = [entry.path for entry in entries if _drafted(entry.name) in names]
+            drafts = [entry.path for entry in entries if drafted(entry.name) in names]
             for draft in drafts:
                 os.unlink(draft)
 
@@ -246,11 +244,6 @@ def summary(series: Series, count: int) -> str:
     """Return a line on a finished series of `count` images: how many, how many of them were kept, and where."""
     kept = f" ({len(series.kept)} of them kept)" if series.kept else ""
     return f"{counted(count, 'image')}{kept}: {series.folder}"
-
-
-def _drafted(name: str) -> str | None:
-    found = DRAFT.fullmatch(name)
-    return found[1] + found[2] if found else None
 
 
 def _locked(path: Path) -> int:

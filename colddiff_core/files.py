@@ -11,7 +11,7 @@ from pathlib import Path
 
 from colddiff_core.errors import MachineError
 
-_DRAFT = re.compile(r"\..+-[0-9a-f]{8}(\.\w+)?")
+_DRAFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)?")
 
 
 @contextlib.contextmanager
@@ -39,11 +39,17 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
 
 
+def drafted(name: str) -> str | None:
+    """Return the name that a file is a draft for, as `beside` names them; None for one that is no draft."""
+    found = _DRAFT.fullmatch(name)
+    return found[1] + (found[2] or "") if found else None
+
+
 def sweep(folder: Path) -> None:
     """Remove the drafts of files that killed processes left in a folder which no living one writes to."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
-            if _DRAFT.fullmatch(name):
+            if drafted(name):
                 with contextlib.suppress(OSError):
                     (folder / name).unlink()
 
