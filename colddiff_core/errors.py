@@ -48,6 +48,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
+def reason(error: BaseException) -> str:
+    """Return what went wrong, for a record: the user's words where there are some."""
+    return error.what if isinstance(error, ColddiffError) else f"{type(error).__name__}: {error}"
+
+
 def counted(number: int, thing: str) -> str:
     """Return a count in words: "1 image", "2 images"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,7 +1,4 @@
-"""The training loop: the loss of R(D(x0, t), t), L1 as the paper's, everything random keyed by (seed, step).
-
-Source: Bansal et al. 2022, section 3.1, equation 1.
-"""
+"""The training loop around the optimizer steps: lines, checkpoints, sheets, requests, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -12,23 +9,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from colddiff_core import checkpoint, compiling, control, devices, divergence, preview, provenance, seeds
+from colddiff_core import checkpoint, control, devices, divergence, preview, provenance
 from colddiff_core.datasets import ImageSet
-from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError
+from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, reason
 from colddiff_core.experiment import Experiment
-from colddiff_core.feed import Feed
 from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
 from colddiff_core.preview import Sheet
 from colddiff_core.runs import RunWriter
+from colddiff_core.stepping import Stepper
 
-UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
-UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,26 +59,13 @@ class Trainer:
         self.run = run
         self.step = 0
         self.is_stopping = False
-        data = experiment.config.data
         self.train_set, self.test_set = train, test
-        self.feed = Feed(train, experiment.device, size=data.size, flip=data.flip)
-        network = experiment.restorer.unet
-        average = AveragedModel(network)
-        self._blend = get_ema_multi_avg_fn(self.settings.ema_decay)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
-        )
-        self.parts = checkpoint.Training(network, average, optimizer)
+        self.stepper = Stepper(experiment, train, self._note)
+        self.parts = self.stepper.parts
         self.last_sheet: Sheet | None = None
         self._saved = 0  # step of the newest checkpoint
         self._stopped_by: dict[str, Any] = {}
-        self._watch = divergence.Watch()
-        self._falls = 0  # times that the run went back with a lower rate
         self.provenance = provenance.of(experiment, train)
-        self._order: tuple[int, Tensor] | None = None
-        mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
-        compiling.compile_network(network, mode)
-        self._untried = UNTRIED if compiling.is_compiled(network) else 0  # steps
 
     def resume(self, *, may_change: bool = False) -> None:
         """Go back to the run's newest complete checkpoint and forget what was logged after it.
@@ -114,8 +92,8 @@ class Trainer:
         content.restore(self.parts)
         state = content.state
         self.step = self._saved = int(state["step"])
-        self._falls = max(self._falls, _count(state.get("falls")))
-        self._watch.restart(_count(state.get("skipped_in_a_row")))
+        self.stepper.falls = max(self.stepper.falls, _count(state.get("falls")))
+        self.stepper.watch.restart(_count(state.get("skipped_in_a_row")))
 
     def stop(self, by: str = "") -> None:
         """Have the loop end after the step in hand, with a checkpoint; `by` names whoever asks, for the event."""
@@ -130,7 +108,7 @@ class Trainer:
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.run.event("failed", step=self.step, why=_reason(error))
+            self.run.event("failed", step=self.step, why=reason(error))
             raise
 
     def _loop(self) -> Iterator[Tick]:
@@ -139,12 +117,11 @@ class Trainer:
         if not any(event.get("event") == "started" for event in self.run.events()):
             self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
         self._saved = self.step
-        self._send_ahead(self.step)
+        self.stepper.send_ahead(self.step)
         if self._is_sampled(self.step) and not preview.path(self.run, self.step).exists():
             self._sample_due()  # a trainer was killed over it
         while self.step < settings.steps and not self.is_stopping:
-            take = self._try_step if self._untried else self._take_step
-            take(meter)
+            self.stepper.take(self.step, meter)
             self.step += 1
             is_last = self.step == settings.steps
             is_saved = is_last or self.step % settings.checkpoint_every == 0
@@ -174,23 +151,23 @@ class Trainer:
 
     def _trouble(self, is_saved: bool) -> str:
         """Record the steps that were skipped; return why the run cannot go on from here, empty where it can."""
-        skipped, are_too_many = self._watch.read()
+        skipped, are_too_many = self.stepper.watch.read()
         for step in skipped:
-            self.run.event("warning", step=step.step, message=f"step {step.step} skipped: {step.why}")
+            self._note(f"step {step.step} skipped: {step.why}")
         if are_too_many:
             return f"{divergence.IN_A_ROW} steps in a row could not be taken: {skipped[-1].why}"
         return "" if not is_saved or self.parts.is_finite() else "a weight is not finite"
 
     def _go_back(self, why: str, meter: Meter) -> None:
         """Go on from the newest checkpoint with a lower rate; raises MachineError where there is none, or no hope."""
-        step, falls = self.step, self._falls + 1
+        step, falls = self.step, self.stepper.falls + 1
         found = checkpoint.newest(self.run, checkpoint.read) if falls <= divergence.FALLS else None
         if found is None:
             raise self._diverged(why)
         self._restore(found.content)
         # What follows from a checkpoint is the same each time, this too: a run killed here comes to it again.
-        self._falls = falls
-        self._watch.restart(0)  # the lower rate gets as many steps to prove itself
+        self.stepper.falls = falls
+        self.stepper.watch.restart(0)  # the lower rate gets as many steps to prove itself
         self.parts.optimizer.zero_grad(set_to_none=True)
         meter.keep(0)
         self.run.forget_after(self.step)
@@ -202,7 +179,7 @@ class Trainer:
         figures = meter.read(self.experiment.operator.steps)
         if figures["loss"] is None:
             return None
-        metrics = {"step": self.step} | figures | {"lr": self._rate(self.step - 1)}
+        metrics = {"step": self.step} | figures | {"lr": self.stepper.rate(self.step - 1)}
         self.run.log(**metrics)
         return metrics
 
@@ -224,9 +201,13 @@ class Trainer:
         except MachineError as error:
             self._warn(f"no sheet of step {self.step}: {error.what}")
 
-    def _warn(self, message: str) -> None:
-        """Tell, in the events and whoever started the training, what it goes on in spite of."""
+    def _note(self, message: str) -> None:
+        """Record what the training goes on in spite of."""
         self.run.event("warning", step=self.step, message=message)
+
+    def _warn(self, message: str) -> None:
+        """Record it, and tell whoever started the training."""
+        self._note(message)
         warnings.warn(ColddiffWarning(message), stacklevel=2)
 
     def _is_logged(self, step: int) -> bool:
@@ -274,138 +255,18 @@ class Trainer:
             else:
                 self.save(**answer)
         except Exception as error:
-            self.run.event("warning", step=self.step, message=f"no {request} as asked: {_reason(error)}", **answer)
-
-    def _send_ahead(self, step: int) -> None:
-        """Have a step's images gathered while the one before is taken, where they are not on the device."""
-        if step < self.settings.steps and not self.feed.is_resident:
-            for part in self._indices(step).split(self.settings.batch_size):
-                self.feed.ahead(part)
-
-    def _try_step(self, meter: Meter) -> None:
-        """Take one of the first steps of a compiled network; where it fails, say so and go on without compiling.
-
-        A step's randomness follows from its number: taken again, it is the same.
-        """
-        self._untried -= 1
-        known = len(meter.losses)
-        try:
-            self._take_step(meter)
-        except ColddiffError:
-            raise
-        except Exception as error:
-            why = " ".join(_reason(error).split("\n")[0].split())
-        else:
-            return
-        # Not above: until the error is gone it holds all that the step had made.
-        self._untried = 0
-        compiling.undo(self.parts.network)
-        self.run.event("warning", step=self.step, message=f"the network is not compiled: {why}")
-        self.parts.optimizer.zero_grad(set_to_none=True)
-        meter.keep(known)
-        self._take_step(meter)
-
-    def _take_step(self, meter: Meter) -> None:
-        """Take one optimizer step: `accumulate` forward and backward passes, then the update.
-
-        On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there. Not so a
-        second data set, which lies on the CPU, and tables of masks and snow too large to keep.
-        """
-        settings, experiment = self.settings, self.experiment
-        operator, device = experiment.operator, experiment.device
-        self._send_ahead(self.step + 1)
-        if compiling.is_compiled(self.parts.network):
-            compiling.begin_step()
-        optimizer: Any = self.parts.optimizer
-        rate = self._rate(self.step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        numbers = seeds.generator(settings.seed, "step", self.step)
-        # Fields the size of the images are drawn where they are needed.
-        fields = seeds.generator(settings.seed, "frozen", self.step, device=device)
-        indices = self._indices(self.step)
-        loss = torch.zeros((), device=device)
-        for part in indices.split(settings.batch_size):
-            x0 = self.feed.take(part, numbers)
-            t = devices.upload(torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers), device)
-            frozen = experiment.freeze(x0, fields)
-            x_t = experiment.observe(operator(x0, t, frozen), fields)
-            error = experiment.restorer(x_t, t, frozen, self._labels(part, numbers)) - x0
-            losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
-            share = losses.sum() / len(indices)
-            share.backward()
-            loss += share.detach()
-            meter.add(losses.detach(), t)
-        if settings.clip:
-            meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), settings.clip)
-        else:
-            gradients = [p.grad for p in self.parts.network.parameters() if p.grad is not None]
-            meter.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        # The fused optimizer leaves weights and moments as they are where this is 1, without the CPU's having to look.
-        optimizer.grad_scale, optimizer.found_inf = None, self._watch.add(self.step + 1, loss, meter.grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (self.step + 1) % settings.ema_every == 0:
-            self._update_average()
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Bring the average nearer to the weights, or to them the first time."""
-        average, network = self.parts.average, self.parts.network
-        if not average.n_averaged:
-            average.update_parameters(network)
-            return
-        # Not by update_parameters, which sends the count to the device and waits.
-        self._blend(list(average.module.parameters()), list(network.parameters()), average.n_averaged)
-        average.n_averaged += 1
-
-    def _labels(self, picked: Tensor, numbers: torch.Generator) -> Tensor | None:
-        """Return what a conditional network is told of these images: most of their classes, the rest as unknown."""
-        classes = self.experiment.config.model.classes
-        if not classes:
-            return None
-        assert self.train_set.labels is not None
-        is_told = torch.rand(len(picked), generator=numbers) >= UNTOLD
-        told = torch.where(is_told, self.train_set.labels[picked], classes)
-        return devices.upload(told, self.experiment.device)
-
-    def _rate(self, step: int) -> float:
-        """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
-        settings = self.settings
-        scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
-        if settings.schedule == "cosine":
-            scale *= 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1)))
-        return settings.lr * scale * divergence.SLOWER**self._falls
-
-    def _indices(self, step: int) -> Tensor:
-        """Return a step's training images: every epoch a new permutation, read on across its end."""
-        size, count = self.settings.batch_size * self.settings.accumulate, len(self.train_set)
-        position = step * size
-        picked = []
-        while size:
-            epoch, offset = divmod(position, count)
-            part = self._permutation(epoch)[offset : offset + size]
-            picked.append(part)
-            position += len(part)
-            size -= len(part)
-        return torch.cat(picked)
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            numbers = seeds.generator(self.settings.seed, "epoch", epoch)
-            self._order = (epoch, torch.randperm(len(self.train_set), generator=numbers))
-        return self._order[1]
+            self.run.event("warning", step=self.step, message=f"no {request} as asked: {reason(error)}", **answer)
 
     def _diverged(self, why: str) -> _UnsoundError:
         kept = "the last checkpoint is kept" if self.run.checkpoints() else "before the first checkpoint"
-        tried = f" after {self._falls} lower rates" if self._falls else ""
+        tried = f" after {self.stepper.falls} lower rates" if self.stepper.falls else ""
         return _UnsoundError(
             f"At step {self.step} {why}{tried}; {kept}.",
             f"Use a lower rate: colddiff train --resume {self.run.path} --set train.lr={self._rate_to_try():g}",
         )
 
     def _rate_to_try(self) -> float:
-        return self.settings.lr * divergence.SLOWER ** (self._falls + 2)
+        return self.settings.lr * divergence.SLOWER ** (self.stepper.falls + 2)
 
     def save(self, **details: Any) -> None:
         """Have a checkpoint of this step, told by an event; weights that are not finite are not saved."""
@@ -418,8 +279,8 @@ class Trainer:
             "seed": self.settings.seed,
             "epoch": epoch,
             "epoch_position": offset,
-            "skipped_in_a_row": self._watch.in_a_row,
-            "falls": self._falls,
+            "skipped_in_a_row": self.stepper.watch.in_a_row,
+            "falls": self.stepper.falls,
             "provenance": self.provenance,
         }
         if self._saved != self.step:  # asked for where there is one already
@@ -459,7 +320,3 @@ def _elapsed(logged: list[dict[str, Any]]) -> float:
 def _count(told: Any) -> int:
     """Return a count that a checkpoint's state tells, 0 where it tells none."""
     return told if isinstance(told, int) and told > 0 else 0
-
-
-def _reason(error: BaseException) -> str:
-    return error.what if isinstance(error, ColddiffError) else f"{type(error).__name__}: {error}"

@@ -24,7 +24,7 @@ class Spoilt(nn.Module):
 
     def forward(self, x_t, t, frozen, labels):
         made = self.inner(x_t, t, frozen, labels)
-        if self.trainer.step + 1 not in self.steps or self.trainer._falls >= self.after_falls:
+        if self.trainer.step + 1 not in self.steps or self.trainer.stepper.falls >= self.after_falls:
             return made
         if self.what == "gradient":
             made.register_hook(lambda gradient: gradient * math.nan)

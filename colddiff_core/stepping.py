@@ -1,0 +1,178 @@
+"""One optimizer step: the images, their severities and degradations, the loss of R(D(x0, t), t), the update.
+
+Everything random is keyed by (seed, step), so a step taken again is the same. Source: Bansal et al. 2022, section 3.1,
+equation 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from colddiff_core import checkpoint, compiling, devices, divergence, seeds
+from colddiff_core.datasets import ImageSet
+from colddiff_core.errors import ColddiffError, reason
+from colddiff_core.experiment import Experiment
+from colddiff_core.feed import Feed
+from colddiff_core.meter import Meter
+from colddiff_core.presets import TrainConfig
+
+UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
+UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
+
+
+class Stepper:
+    """Takes the optimizer steps of one experiment, each by its number from 0.
+
+    parts: network, average and optimizer; watch: which steps were skipped, since they were not finite; falls: how
+    many times the run went back, which lowers the rate.
+    """
+
+    def __init__(self, experiment: Experiment, train: ImageSet, tell: Callable[[str], None]) -> None:
+        """Make the optimizer and the average; `tell` is given what training goes on in spite of."""
+        self.experiment, self.train_set, self._tell = experiment, train, tell
+        self.settings: TrainConfig = experiment.config.train
+        data = experiment.config.data
+        self.feed = Feed(train, experiment.device, size=data.size, flip=data.flip)
+        network = experiment.restorer.unet
+        average = AveragedModel(network)
+        self._blend = get_ema_multi_avg_fn(self.settings.ema_decay)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
+        )
+        self.parts = checkpoint.Training(network, average, optimizer)
+        self.watch = divergence.Watch()
+        self.falls = 0
+        self._order: tuple[int, Tensor] | None = None
+        mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
+        compiling.compile_network(network, mode)
+        self._untried = UNTRIED if compiling.is_compiled(network) else 0  # steps
+
+    def take(self, step: int, meter: Meter) -> None:
+        """Take a step; one whose loss or gradient is not finite changes no weight, as `watch` will tell."""
+        (self._try if self._untried else self._take)(step, meter)
+
+    def send_ahead(self, step: int) -> None:
+        """Have a step's images gathered while the one before is taken, where they are not on the device."""
+        if step < self.settings.steps and not self.feed.is_resident:
+            for part in self.indices(step).split(self.settings.batch_size):
+                self.feed.ahead(part)
+
+    def _try(self, step: int, meter: Meter) -> None:
+        """Take one of the first steps of a compiled network; where it fails, say so and go on without compiling.
+
+        A step's randomness follows from its number: taken again, it is the same.
+        """
+        self._untried -= 1
+        known = len(meter.losses)
+        try:
+            self._take(step, meter)
+        except ColddiffError:
+            raise
+        except Exception as error:
+            why = " ".join(reason(error).split("\n")[0].split())
+        else:
+            return
+        # Not above: until the error is gone it holds all that the step had made.
+        self._untried = 0
+        compiling.undo(self.parts.network)
+        self._tell(f"the network is not compiled: {why}")
+        self.parts.optimizer.zero_grad(set_to_none=True)
+        meter.keep(known)
+        self._take(step, meter)
+
+    def _take(self, step: int, meter: Meter) -> None:
+        """Take one optimizer step: `accumulate` forward and backward passes, then the update.
+
+        On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there. Not so a
+        second data set, which lies on the CPU, and tables of masks and snow too large to keep.
+        """
+        settings, experiment = self.settings, self.experiment
+        operator, device = experiment.operator, experiment.device
+        self.send_ahead(step + 1)
+        if compiling.is_compiled(self.parts.network):
+            compiling.begin_step()
+        optimizer: Any = self.parts.optimizer
+        rate = self.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        numbers = seeds.generator(settings.seed, "step", step)
+        # Fields the size of the images are drawn where they are needed.
+        fields = seeds.generator(settings.seed, "frozen", step, device=device)
+        indices = self.indices(step)
+        loss = torch.zeros((), device=device)
+        for part in indices.split(settings.batch_size):
+            x0 = self.feed.take(part, numbers)
+            t = devices.upload(torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers), device)
+            frozen = experiment.freeze(x0, fields)
+            x_t = experiment.observe(operator(x0, t, frozen), fields)
+            error = experiment.restorer(x_t, t, frozen, self.labels(part, numbers)) - x0
+            losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
+            share = losses.sum() / len(indices)
+            share.backward()
+            loss += share.detach()
+            meter.add(losses.detach(), t)
+        if settings.clip:
+            meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), settings.clip)
+        else:
+            gradients = [p.grad for p in self.parts.network.parameters() if p.grad is not None]
+            meter.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        # The fused optimizer leaves weights and moments as they are where this is 1, without the CPU's having to look.
+        optimizer.grad_scale, optimizer.found_inf = None, self.watch.add(step + 1, loss, meter.grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % settings.ema_every == 0:
+            self._update_average()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Bring the average nearer to the weights, or to them the first time."""
+        average, network = self.parts.average, self.parts.network
+        if not average.n_averaged:
+            average.update_parameters(network)
+            return
+        # Not by update_parameters, which sends the count to the device and waits.
+        self._blend(list(average.module.parameters()), list(network.parameters()), average.n_averaged)
+        average.n_averaged += 1
+
+    def labels(self, picked: Tensor, numbers: torch.Generator) -> Tensor | None:
+        """Return what a conditional network is told of these images: most of their classes, the rest as unknown."""
+        classes = self.experiment.config.model.classes
+        if not classes:
+            return None
+        assert self.train_set.labels is not None
+        is_told = torch.rand(len(picked), generator=numbers) >= UNTOLD
+        told = torch.where(is_told, self.train_set.labels[picked], classes)
+        return devices.upload(told, self.experiment.device)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
+        settings = self.settings
+        scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+        if settings.schedule == "cosine":
+            scale *= 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1)))
+        return settings.lr * scale * divergence.SLOWER**self.falls
+
+    def indices(self, step: int) -> Tensor:
+        """Return a step's training images: every epoch a new permutation, read on across its end."""
+        size, count = self.settings.batch_size * self.settings.accumulate, len(self.train_set)
+        position = step * size
+        picked = []
+        while size:
+            epoch, offset = divmod(position, count)
+            part = self.permutation(epoch)[offset : offset + size]
+            picked.append(part)
+            position += len(part)
+            size -= len(part)
+        return torch.cat(picked)
+
+    def permutation(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            numbers = seeds.generator(self.settings.seed, "epoch", epoch)
+            self._order = (epoch, torch.randperm(len(self.train_set), generator=numbers))
+        return self._order[1]
