@@ -26,6 +26,11 @@ WAIT = 0.3  # seconds that a disk stays full
 QUICK = 20  # seconds in which a training that is asked to end does so
 
 
+def slow(*values: object) -> list[object]:
+    """Return cases for the long form alone."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def mount(place: Path, *options: str) -> None:
     words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
@@ -57,7 +62,7 @@ def fill(disk: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8)]])
+@pytest.mark.parametrize("seed", [1, *slow(*range(2, 8))])
 def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, undisturbed, seed):
     run, chance = small_disk / "run", random.Random(seed)
     process = trainings.start(run)
@@ -77,7 +82,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, undisturbed, 
     tally.add("disk full", tried=1, survived=1, went_on_by_itself=int(not code), bytes_lost=0)
 
 
-@pytest.mark.parametrize("room", [0, 8, *[pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4, 16, 40, 80, 160)]])
+@pytest.mark.parametrize("room", [8, *slow(0, 1, 2, 4, 16, 40, 80, 160)])
 def test_a_disk_that_stays_full_ends_a_training_with_the_reason(small_disk, undisturbed, room):
     run = small_disk / "run"
     process = trainings.start(run)
@@ -97,8 +102,8 @@ def test_a_disk_that_stays_full_ends_a_training_with_the_reason(small_disk, undi
     tally.add("disk stays full", tried=1, survived=1, bytes_lost=0)
 
 
-@pytest.mark.parametrize("fault", ["full", "readonly"])
-@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12)]])
+@pytest.mark.parametrize("fault", ["full", *slow("readonly")])
+@pytest.mark.parametrize("seed", [1, *slow(*range(2, 12))])
 def test_operations_that_are_refused_lose_nothing(tmp_path, undisturbed, fault, seed):
     run, chance = tmp_path / "run", random.Random(seed)
     first = chance.randint(1, 400)
@@ -194,6 +199,7 @@ def test_a_second_trainer_is_turned_away_and_the_first_not_disturbed(tmp_path, u
     tally.add("two trainers", tried=1, survived=1)
 
 
+@pytest.mark.slow
 def test_of_two_trainings_begun_at_once_one_gets_the_folder(tmp_path, undisturbed):
     run = tmp_path / "run"
     ends = [trainings.end(process) for process in [trainings.start(run), trainings.start(run)]]
@@ -205,8 +211,8 @@ def test_of_two_trainings_begun_at_once_one_gets_the_folder(tmp_path, undisturbe
     tally.add("two trainers", tried=1, survived=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8)]])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)])
+@pytest.mark.parametrize("seed", [1, *slow(*range(2, 8))])
 def test_a_signal_saves_the_step_in_hand_and_ends(tmp_path, undisturbed, number, seed):
     run = tmp_path / "run"
     process = trainings.start(run)
@@ -225,6 +231,7 @@ def test_a_signal_saves_the_step_in_hand_and_ends(tmp_path, undisturbed, number,
     tally.add(signal.Signals(number).name, tried=1, survived=1, steps_lost=0)
 
 
+@pytest.mark.slow
 def test_nohup_is_left_to_go_on(tmp_path, undisturbed):
     run = tmp_path / "run"
     ignoring = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
@@ -236,7 +243,7 @@ def test_nohup_is_left_to_go_on(tmp_path, undisturbed):
     tally.add("SIGHUP under nohup", tried=1, survived=1)
 
 
-@pytest.mark.parametrize("is_heard", [True, False], ids=["hangup", "silence"])
+@pytest.mark.parametrize("is_heard", [True, *slow(False)])
 def test_a_terminal_that_vanishes_costs_nothing(tmp_path, undisturbed, is_heard):
     """With the signal that a terminal sends, and without: then only what is written to it fails."""
     run = tmp_path / "run"
