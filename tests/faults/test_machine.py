@@ -77,9 +77,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, undisturbed, 
     if code:  # it came to its end on the full disk
         assert "Traceback" not in said
         trainings.finish(run)
-    assert trainings.left_by(run).weights == undisturbed.weights
-    assert trainings.left_by(run).lines == undisturbed.lines
-    tally.add("disk full", tried=1, survived=1, went_on_by_itself=int(not code), bytes_lost=0)
+    trainings.hold("disk full for a while", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
 
 
 @pytest.mark.parametrize("room", [8, *slow(0, 1, 2, 4, 16, 40, 80, 160)])
@@ -98,8 +96,7 @@ def test_a_disk_that_stays_full_ends_a_training_with_the_reason(small_disk, undi
     assert saved, "a checkpoint that was there is gone"
     filler.unlink()
     trainings.finish(run)
-    assert trainings.left_by(run).weights == undisturbed.weights
-    tally.add("disk stays full", tried=1, survived=1, bytes_lost=0)
+    trainings.hold("disk stays full", run, undisturbed, has_sheets=False)
 
 
 @pytest.mark.parametrize("fault", ["full", *slow("readonly")])
@@ -113,8 +110,7 @@ def test_operations_that_are_refused_lose_nothing(tmp_path, undisturbed, fault, 
     assert code in (0, 1), said
     if code:
         trainings.finish(run)
-    assert trainings.left_by(run).weights == undisturbed.weights
-    tally.add(f"refused ({fault})", tried=1, survived=1, went_on_by_itself=int(not code), bytes_lost=0)
+    trainings.hold(f"refused ({fault})", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
 
 
 def test_a_run_on_a_read_only_disk_is_refused_and_can_be_used(small_disk, capsys):
@@ -195,8 +191,7 @@ def test_a_second_trainer_is_turned_away_and_the_first_not_disturbed(tmp_path, u
     assert (code, len(said.splitlines())) == (1, 2), said
     assert "is being trained by another process" in said
     assert trainings.end(first)[0] == 0
-    assert trainings.left_by(run) == undisturbed
-    tally.add("two trainers", tried=1, survived=1)
+    trainings.hold("two trainers", run, undisturbed)
 
 
 @pytest.mark.slow
@@ -207,8 +202,7 @@ def test_of_two_trainings_begun_at_once_one_gets_the_folder(tmp_path, undisturbe
     assert codes[0] == 0, ends
     assert codes[1] in (1, 2), ends
     assert not any("Traceback" in said for _, said in ends)
-    assert trainings.left_by(run) == undisturbed
-    tally.add("two trainers", tried=1, survived=1)
+    trainings.hold("two trainers", run, undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)])
@@ -226,9 +220,7 @@ def test_a_signal_saves_the_step_in_hand_and_ends(tmp_path, undisturbed, number,
     assert (code, last["event"], last["by"]) == (130, "stopped", signal.Signals(number).name), said
     assert runs.path_step(runs.Run(run).newest_checkpoint()) == last["step"]
     trainings.finish(run)
-    assert trainings.left_by(run).weights == undisturbed.weights
-    assert trainings.left_by(run).lines == undisturbed.lines
-    tally.add(signal.Signals(number).name, tried=1, survived=1, steps_lost=0)
+    trainings.hold(signal.Signals(number).name, run, undisturbed)
 
 
 @pytest.mark.slow
@@ -239,8 +231,7 @@ def test_nohup_is_left_to_go_on(tmp_path, undisturbed):
     trainings.await_beginning(run, process, 0)
     process.send_signal(signal.SIGHUP)
     assert trainings.end(process)[0] == 0
-    assert trainings.left_by(run) == undisturbed
-    tally.add("SIGHUP under nohup", tried=1, survived=1)
+    trainings.hold("SIGHUP under nohup", run, undisturbed)
 
 
 @pytest.mark.parametrize("is_heard", [True, *slow(False)])
@@ -267,8 +258,7 @@ def test_a_terminal_that_vanishes_costs_nothing(tmp_path, undisturbed, is_heard)
         trainings.finish(run)
     else:
         assert (process.returncode, last["event"]) == (0, "finished")
-    assert trainings.left_by(run).weights == undisturbed.weights
-    tally.add("terminal vanished", tried=1, survived=1, bytes_lost=0)
+    trainings.hold("terminal vanished", run, undisturbed)
 
 
 def _take_terminal(descriptor: int) -> None:
@@ -287,5 +277,4 @@ def test_words_that_cannot_be_written_cost_no_work(tmp_path, undisturbed):
     assert "The output could not be written: No space left on device." in said
     assert "Traceback" not in said
     assert "Exception ignored" not in said
-    assert trainings.left_by(run) == undisturbed
-    tally.add("output refused", tried=1, survived=1)
+    trainings.hold("output refused", run, undisturbed)

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import tally
+
 from colddiff_core import runs
 
 STEPS, SAVED, SAMPLED = 120, 7, 20
@@ -74,11 +76,16 @@ def await_beginning(run: Path, process: subprocess.Popen[str], before: int) -> N
 
 @dataclasses.dataclass(frozen=True)
 class Left:
-    """What a training left: of the weights the digests, of the log the lines, of the sheets the bytes."""
+    """What a training left: of weights and sheets the digests and sizes, of the log the lines."""
 
-    weights: dict[str, str]
+    files: dict[str, tuple[str, int]]
     lines: list[dict[str, object]]
-    sheets: dict[str, str]
+
+    def lost_by(self, other: Left) -> int:
+        """Return how many bytes of this are not what `other` left: files that differ, and lines that are not there."""
+        files = [size for name, (digest, size) in self.files.items() if other.files.get(name) != (digest, size)]
+        lines = [json.dumps(line) for line in self.lines if line not in other.lines]
+        return sum(files) + sum(map(len, lines))
 
 
 def left_by(run: Path) -> Left:
@@ -90,11 +97,23 @@ def left_by(run: Path) -> Left:
     assert hidden == [], "drafts were left behind"
     assert found.events()[-1]["event"] == "finished"
     lines = [{key: value for key, value in line.items() if key not in TIMED} for line in found.metrics()]
-    return Left(
-        {name: digest(newest / name) for name in runs.TENSOR_FILES},
-        lines,
-        {path.name: digest(path) for path in sorted(found.samples.iterdir())},
-    )
+    kept = [newest / name for name in runs.TENSOR_FILES] + sorted(found.samples.iterdir())
+    return Left({path.name: (digest(path), path.stat().st_size) for path in kept}, lines)
+
+
+def hold(scenario: str, run: Path, undisturbed: Left, *, has_sheets: bool = True, **counts: int) -> None:
+    """Count what became of a finished training, and fail where it is not what an undisturbed one left.
+
+    has_sheets: whether it must have every sheet, which a full disk may refuse.
+    """
+    left = left_by(run)
+    if not has_sheets:
+        files = {name: found for name, found in undisturbed.files.items() if not name.startswith("step-")}
+        undisturbed = dataclasses.replace(undisturbed, files=files)
+    lost = undisturbed.lost_by(left)
+    tally.add(scenario, **({"tried": 1, "survived": int(not lost)} | counts), bytes_lost=lost)
+    assert lost == 0, f"{run}: lost {lost} bytes"
+    assert left.lines == undisturbed.lines, f"{run}: another log"
 
 
 def digest(path: Path) -> str:
