@@ -150,7 +150,7 @@ def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
 
     before = {number: signal.getsignal(number) for number in ENDINGS}
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as nohup has it
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, on_signal)
     try:
         yield

@@ -15,7 +15,7 @@ from PIL import Image
 
 from colddiff_core import runs
 
-PAUSE = 0.02  # seconds between two looks: ten times as often as the dashboard's
+PAUSE = 0.02  # seconds between two looks; the dashboard takes a second
 
 
 def look_at_files(run: runs.Run, seen: int) -> int:
