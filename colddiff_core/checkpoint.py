@@ -57,14 +57,15 @@ class Found(Generic[T]):
     damaged: Mapping[Path, DamagedError]
 
 
-def newest(run: Run, read: Callable[[Path], T]) -> Found[T] | None:
-    """Return what `read` makes of a run's newest checkpoint that is not damaged; None where there never was one.
+def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) -> Found[T] | None:
+    """Return what `read` makes of a run's newest checkpoint that is not damaged; None where there is none.
 
-    Raises DamagedError where all are, and what else `read` raises.
+    before: only checkpoints of earlier steps than this. Raises DamagedError where all are, and what else `read` raises.
     """
     damaged: dict[Path, DamagedError] = {}
     while True:
         left = [path for path in list_checkpoints(run.path / "checkpoints") if path not in damaged]
+        left = [path for path in left if before is None or path_step(path) < before]
         if not left:
             break
         try:

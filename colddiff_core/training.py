@@ -11,12 +11,12 @@ from typing import Any
 
 from colddiff_core import checkpoint, control, devices, divergence, preview, provenance
 from colddiff_core.datasets import ImageSet
-from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, reason
+from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
 from colddiff_core.preview import Sheet
-from colddiff_core.runs import RunWriter
+from colddiff_core.runs import RunWriter, list_checkpoints, path_step
 from colddiff_core.stepping import Stepper
 
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
@@ -155,15 +155,20 @@ class Trainer:
         for step in skipped:
             self._note(f"step {step.step} skipped: {step.why}")
         if are_too_many:
-            return f"{divergence.IN_A_ROW} steps in a row could not be taken: {skipped[-1].why}"
+            return f"{divergence.IN_A_ROW} steps in a row could not be taken, {skipped[-1].why}"
         return "" if not is_saved or self.parts.is_finite() else "a weight is not finite"
 
     def _go_back(self, why: str, meter: Meter) -> None:
         """Go on from the newest checkpoint with a lower rate; raises MachineError where there is none, or no hope."""
         step, falls = self.step, self.stepper.falls + 1
-        found = checkpoint.newest(self.run, checkpoint.read) if falls <= divergence.FALLS else None
+        # The first step after a checkpoint is the same at any rate: where that was skipped too, it is of no use.
+        last_sound = step - self.stepper.watch.in_a_row
+        found = checkpoint.newest(self.run, checkpoint.read, before=last_sound) if falls <= divergence.FALLS else None
         if found is None:
             raise self._diverged(why)
+        for path in list_checkpoints(found.path.parent):
+            if path_step(path) > path_step(found.path):
+                checkpoint.set_aside(path)
         self._restore(found.content)
         # What follows from a checkpoint is the same each time, this too: a run killed here comes to it again.
         self.stepper.falls = falls
@@ -172,7 +177,7 @@ class Trainer:
         meter.keep(0)
         self.run.forget_after(self.step)
         rate = divergence.SLOWER**falls
-        self._warn(f"at step {step} {why}; back to step {self.step}, the rate times {rate:g}")
+        self._warn(f"step {step}: {why}; back to step {self.step}, the rate times {rate:g}")
 
     def _log(self, meter: Meter) -> dict[str, Any] | None:
         """Log a line and return it; None where no step since the last one had a loss."""
@@ -184,7 +189,13 @@ class Trainer:
         return metrics
 
     def _save_due(self, is_last: bool) -> None:
-        """Save, and go on without where the disk refuses: the next time it may not."""
+        """Save, and go on without where the disk refuses: the next time it may not.
+
+        Not amid skipped steps: these weights may be why, and checkpoints from before that would have to go for it.
+        """
+        if self.stepper.watch.in_a_row and not is_last:
+            self._note(f"no checkpoint of step {self.step}: it was skipped")
+            return
         try:
             self.save()
         except MachineError as error:
@@ -258,15 +269,16 @@ class Trainer:
             self.run.event("warning", step=self.step, message=f"no {request} as asked: {reason(error)}", **answer)
 
     def _diverged(self, why: str) -> _UnsoundError:
-        kept = "the last checkpoint is kept" if self.run.checkpoints() else "before the first checkpoint"
-        tried = f" after {self.stepper.falls} lower rates" if self.stepper.falls else ""
+        tried = f", after {counted(self.stepper.falls, 'lower rate')}" if self.stepper.falls else ""
+        last_sound = self.step - self.stepper.watch.in_a_row
+        is_kept = any(path_step(path) < last_sound for path in self.run.checkpoints())
+        kept = "the last checkpoint is kept" if is_kept else "no checkpoint is from before that"
+        rate = f"train.lr={self.settings.lr * divergence.SLOWER ** (self.stepper.falls + 2):g}"
+        again = f"colddiff train --resume {self.run.path} --set {rate}"
         return _UnsoundError(
-            f"At step {self.step} {why}{tried}; {kept}.",
-            f"Use a lower rate: colddiff train --resume {self.run.path} --set train.lr={self._rate_to_try():g}",
+            f"Step {self.step}: {why}{tried}; {kept}.",
+            f"Use a lower rate: {again}" if is_kept else f"Begin a new run with a lower rate: --set {rate}",
         )
-
-    def _rate_to_try(self) -> float:
-        return self.settings.lr * divergence.SLOWER ** (self.stepper.falls + 2)
 
     def save(self, **details: Any) -> None:
         """Have a checkpoint of this step, told by an event; weights that are not finite are not saved."""

@@ -76,50 +76,47 @@ def optimizer_state(trainer):
 
 def test_after_several_in_a_row_the_run_goes_back_with_a_lower_rate(tmp_path):
     many = ["train.steps=12", "train.log_every=1", "train.warmup=0", "train.schedule=constant"]
-    trainer = spoil(make_trainer(tmp_path / "run", *many), range(4, 10), "nan", after_falls=1)
-    with pytest.warns(ColddiffWarning, match="back to step 6, the rate times 0.5"):
-        finish(trainer)  # step 8 is the fifth in a row; the checkpoint of step 6 holds step 3's weights
-    told = warned(trainer.run)
-    assert [message.split(":")[0] for message in told[:5]] == [f"step {step} skipped" for step in range(4, 9)]
-    assert len(told) == 6
+    trainer = spoil(make_trainer(tmp_path / "run", *many), range(5, 12), "nan", after_falls=1)
+    with pytest.warns(ColddiffWarning, match=r"step 9: 5 steps in a row .* back to step 3, the rate times 0.5"):
+        finish(trainer)
+    told = [message.split(":")[0] for message in warned(trainer.run)]
+    skipped = [f"step {step} skipped" for step in range(5, 10)]
+    assert told == [*skipped[:2], "no checkpoint of step 6", *skipped[2:], "step 9"]
     lines = trainer.run.metrics()
-    assert [line["step"] for line in lines] == [1, 2, 3, *range(7, 13)]
-    assert [line["lr"] / trainer.settings.lr for line in lines] == [1, 1, 1, *[0.5] * 6]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["lr"] / trainer.settings.lr for line in lines] == [1, 1, 1, *[0.5] * 9]
     assert trainer.run.events()[-1]["event"] == "finished"
 
 
-@pytest.mark.filterwarnings("ignore:at step 9")
-def test_a_kill_on_the_way_back_changes_no_bit(tmp_path):
+def test_a_checkpoint_whose_very_next_step_is_skipped_is_passed_over(tmp_path):
+    trainer = spoil(make_trainer(tmp_path / "run", "train.steps=12"), range(7, 14), "nan", after_falls=1)
+    with pytest.warns(ColddiffWarning, match="back to step 3"):
+        finish(trainer)  # the first step after that of step 6 is the same at any rate
+    aside = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert [name.rpartition("-")[0] for name in aside] == [".damaged-step-000006"]
+
+
+@pytest.mark.filterwarnings("ignore::colddiff_core.errors.ColddiffWarning")
+@pytest.mark.parametrize("killed_after", [6, 10, 14, 20])
+def test_a_kill_on_the_way_back_changes_no_bit(tmp_path, killed_after):
     many = ["train.steps=18", "train.checkpoint_every=2"]
     trouble = {"steps": range(5, 15), "what": "nan", "after_falls": 2}
-    whole = spoil(make_trainer(tmp_path / "whole", *many), **trouble)
-    with pytest.warns(ColddiffWarning, match=r"times 0\.25"):
-        finish(whole)
-    for stop_at in (6, 11, 16):
-        path = tmp_path / f"killed-{stop_at}"
-        first = spoil(make_trainer(path, *many), **trouble)
-        with pytest.warns(ColddiffWarning) if stop_at > 8 else no_warning():
-            for tick in first.steps():
-                if tick.step == stop_at:
-                    break
-        first.run.close()
-        second = spoil(make_trainer(path), **trouble)
-        second.resume()
-        with pytest.warns(ColddiffWarning) if stop_at < 16 else no_warning():
-            finish(second)
-        ends = [contents(trainer.run.newest_checkpoint()) for trainer in (whole, second)]
-        for name in runs.TENSOR_FILES:
-            assert all(torch.equal(tensor, ends[1][name][key]) for key, tensor in ends[0][name].items())
-
-
-def no_warning():
-    import contextlib
-
-    return contextlib.nullcontext()
+    whole = finish(spoil(make_trainer(tmp_path / "whole", *many), **trouble))
+    assert whole.stepper.falls == 2
+    first = spoil(make_trainer(tmp_path / "run", *many), **trouble)
+    for _, _ in zip(range(killed_after), first.steps(), strict=False):
+        pass
+    first.run.close()
+    second = spoil(make_trainer(tmp_path / "run"), **trouble)
+    second.resume()
+    finish(second)
+    ends = [contents(trainer.run.newest_checkpoint()) for trainer in (whole, second)]
+    for name in runs.TENSOR_FILES:
+        assert all(torch.equal(tensor, ends[1][name][key]) for key, tensor in ends[0][name].items())
 
 
 def test_what_does_not_get_better_ends_the_run_with_the_reason_and_the_checkpoint(tmp_path):
-    trainer = spoil(make_trainer(tmp_path / "run", "train.steps=20"), range(5, 21), "inf")
+    trainer = spoil(make_trainer(tmp_path / "run", "train.steps=20"), range(8, 21), "inf")
     with pytest.warns(ColddiffWarning), pytest.raises(MachineError, match="lower rate") as failure:
         list(trainer.steps())
     assert f"after {divergence.FALLS} lower rates" in failure.value.what
@@ -132,7 +129,7 @@ def test_what_does_not_get_better_ends_the_run_with_the_reason_and_the_checkpoin
 
 def test_before_the_first_checkpoint_there_is_nowhere_to_go_back_to(tmp_path):
     trainer = spoil(make_trainer(tmp_path / "run", "train.steps=20", "train.checkpoint_every=50"), range(1, 21), "nan")
-    with pytest.raises(MachineError, match="before the first checkpoint"):
+    with pytest.raises(MachineError, match="no checkpoint is from before that"):
         list(trainer.steps())
     assert trainer.step == divergence.IN_A_ROW
 
@@ -153,7 +150,7 @@ def test_a_weight_that_is_not_finite_takes_the_run_back(tmp_path):
     for _ in range(4):
         next(steps)
     next(trainer.parts.network.parameters()).data.fill_(math.nan)
-    with pytest.warns(ColddiffWarning, match="at step 6 a weight is not finite; back to step 3"):
+    with pytest.warns(ColddiffWarning, match="step 6: a weight is not finite; back to step 3"):
         list(steps)
     assert trainer.parts.is_finite()
     assert trainer.run.events()[-1]["event"] == "finished"
