@@ -7,6 +7,7 @@ import os
 import sys
 
 INTERRUPTED = 130
+LONGEST = 1500  # characters of a line: what a library says of a file may hold all of that file
 
 
 def main() -> None:
@@ -61,7 +62,11 @@ def _explain(error: Exception) -> int:
 
 def _complain(code: int, what: str, remedy: str) -> int:
     for line in filter(None, (what, remedy)):
-        told = " ".join(line.split())  # a name may hold a newline; the answer is one line
+        told = " ".join(line.split())[:LONGEST]  # a name may hold a newline; the answer is one line
+        if not told.isprintable():  # imported only then: Ctrl-C may come while it is
+            from colddiff_core.errors import harmless
+
+            told = harmless(told)
         with contextlib.suppress(OSError):  # the terminal may be gone: the exit code is left
             print(f"colddiff: {told}" if line is what else f"  {told}", file=sys.stderr)  # noqa: T201
     return code

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from rich.console import Console
 from rich.table import Table
 
-from colddiff_core.errors import ColddiffWarning, MachineError
+from colddiff_core.errors import ColddiffWarning, MachineError, harmless
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,15 +87,15 @@ class Screen:
 
     def say(self, text: str = "") -> None:
         """Print a line."""
-        self.console.print(text, markup=False)
+        self.console.print(harmless(text), markup=False)
 
     def explain(self, text: str) -> None:
         """Print a sentence, broken between words where the terminal is narrower; nothing in it is to be copied."""
-        self.console.print(text, markup=False, soft_wrap=False)
+        self.console.print(harmless(text), markup=False, soft_wrap=False)
 
     def warn(self, text: str) -> None:
         """Print a line that wants attention."""
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
+        self.console.print(harmless(f"warning: {text}"), markup=False, style="yellow")
 
     def show(self, table: Table) -> None:
         """Print a table."""
@@ -162,14 +162,16 @@ def telling_warnings() -> Iterator[None]:
     ) -> None:
         if issubclass(category, ColddiffWarning):
             with contextlib.suppress(OSError):  # nobody is there to be warned
-                sys.stderr.write(
-                    f"warning: {message}\n"
-                )  # above a progress bar, which takes stderr over while it lives
+                # Above a progress bar, which takes stderr over while it lives.
+                sys.stderr.write(harmless(f"warning: {message}\n"))
         else:
             usual(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", ColddiffWarning)
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # of damaged pictures, which are told of as such or can be read
         warnings.showwarning = show
         yield
 

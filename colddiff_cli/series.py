@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from colddiff_cli import outputs
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
-from colddiff_core.files import drafted, flush, refusals
+from colddiff_core.files import drafted, flush, parse_json, refusals
 
 MANY = 16  # pictures that are told and drawn one by one; more are counted
 MOST_DIFFERENCES = 3  # told of two calls
@@ -55,7 +55,7 @@ class Mark:
     def read(cls, path: Path) -> Self | None:
         """Return a mark that is there; None where there is none, or one whose writer was killed at it."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            values = json.loads(path.read_bytes())
+            values = parse_json(path.read_bytes())
             return cls(path, values["command"], dict(values["settings"]), list(values["pictures"]))
         return None
 

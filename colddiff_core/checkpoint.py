@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
-from colddiff_core.files import flush, refusals
+from colddiff_core.files import flush, parse_json, refusals
 from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
 
 MODEL, AVERAGE, OPTIMIZER = TENSOR_FILES
@@ -159,7 +159,7 @@ def read(path: Path, names: tuple[str, ...] = TENSOR_FILES) -> Content:
 def read_state(path: Path) -> State:
     """Return a checkpoint's state.json; raises as `read` does."""
     try:
-        state: State = json.loads(_content(path / "state.json"))
+        state: State = parse_json(_content(path / "state.json"))
         whole_numbers = (state["step"], state["averaged"], state["channels"])
         if not all(isinstance(number, int) and number >= 0 for number in whole_numbers) or state["channels"] < 1:
             raise ValueError("a number is not what it can be")

@@ -1,13 +1,15 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and JSON that may be anything."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from colddiff_core.errors import MachineError
 
@@ -65,6 +67,17 @@ def refusals(path: Path) -> Iterator[None]:
         if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
             remedy = "A file is in the way of a folder, or a folder of the file: move it, or name another place."
         raise MachineError(f"Cannot write {path}: {reason}.", remedy) from error
+
+
+def parse_json(text: str | bytes, *, constant: Callable[[str], Any] = float) -> Any:
+    """Return what a JSON text says; `constant` is given the words NaN, Infinity and -Infinity.
+
+    Raises ValueError where it is none, tables within tables beyond all use among it.
+    """
+    try:
+        return json.loads(text, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def flush(path: Path) -> None:

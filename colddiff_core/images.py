@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import threading
 import warnings
@@ -28,6 +29,10 @@ TILE = 64  # least side, in pixels, of a picture on a contact sheet
 GAP = 4
 HEAD = 18  # pixels above a sheet for its labels
 BACKGROUND, INK = (24, 24, 28), (220, 220, 220)
+# Of the formats that Pillow knows; it tells them by their content, and among the others are programs (PostScript).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
+if importlib.util.find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS += ("AVIF",)
 _WARNING_FILTERS = threading.Lock()  # they belong to the process, and data sets are decoded by many threads
 MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}  # of a side
 
@@ -74,10 +79,8 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
             f"{path} has too many pixels.", f"The limit is {Image.MAX_IMAGE_PIXELS:,}; scale it down first."
         ) from None
     except UnidentifiedImageError:
-        raise UsageError(
-            f"{path} is not an image that can be read.", f"Known: {', '.join(sorted(SUFFIXES))}."
-        ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} is not an image that can be read.", f"Known formats: {', '.join(FORMATS)}.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
     if size:
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
@@ -102,7 +105,7 @@ def _opened(source: Path | io.BytesIO) -> Image.Image:
     """Open a picture without decoding it; what Pillow only warns of as a decompression bomb is an error."""
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(source)
+        return Image.open(source, formats=FORMATS)
 
 
 def _in_srgb(picture: Image.Image) -> Image.Image:

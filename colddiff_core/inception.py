@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
 from colddiff_core.images import to_bytes
@@ -33,16 +33,20 @@ class Inception:
         check_installed()
         from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415 - seconds that only this needs
 
-        # torch-fidelity downloads its weights unless it is named a file. It hands that on to torch.load, which takes an
-        # open one too: here a copy of the weights in memory.
+        class Unfilled(NoTrainInceptionV3):
+            def load_state_dict(self, *_: object) -> None:
+                """Leave the layers as they are: the weights come later."""
+
+        # torch-fidelity downloads its weights unless it is named a file, and unpickles that: here an empty one.
         file: Any = io.BytesIO()
-        torch.save(dict(weights.tensors), file)
+        torch.save({}, file)
         file.seek(0)
         try:
             with torch.random.fork_rng(devices=[]):  # the layers draw weights before they get them
                 # Without antialiasing torchmetrics resizes as TensorFlow 1 did. With it, enlarged images are those of
                 # pytorch-fid, which the paper's figures were taken with.
-                self._network = NoTrainInceptionV3("inception-v3-compat", [str(self.size)], file, antialias=True)
+                self._network = Unfilled("inception-v3-compat", [str(self.size)], file, antialias=True)
+            nn.Module.load_state_dict(self._network, dict(weights.tensors))
         except RuntimeError:
             raise misfit(INCEPTION, weights) from None
         self._network.to(device)

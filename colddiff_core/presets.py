@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any, Literal
 
 import tomli_w
 
-from colddiff_core.errors import UsageError, nearest
-from colddiff_core.settings import setting, settings_of, take
+from colddiff_core.errors import CONTROLS, UsageError, beginning, nearest, shown
+from colddiff_core.settings import LARGEST, setting, settings_of, take
 
 LARGEST_SEED = 2**63 - 1
+LARGEST_SIDE = 16_384  # pixels
+LARGEST_FILE = 1 << 18  # bytes of TOML: a preset has a thousand or two
+LONGEST_LINE = 4096  # the reader takes the square of the length of a dotted key
+DEEPEST = 16  # tables within tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +30,10 @@ class DataConfig:
     """Which images, and at what size."""
 
     dataset: str = setting("digits", "name of the data set")
-    size: int = setting(32, "side of the images, in pixels", minimum=1)
-    margin: int = setting(0, "pixels that images are loaded larger, for a random crop in training", minimum=0)
+    size: int = setting(32, "side of the images, in pixels", minimum=1, maximum=LARGEST_SIDE)
+    margin: int = setting(
+        0, "pixels that images are loaded larger, for a random crop in training", minimum=0, maximum=LARGEST_SIDE
+    )
     channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour, 0 for what the data set has")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "where the files lie; the user's cache folder if empty")
@@ -41,7 +48,9 @@ class DegradationConfig:
 
     name: str = setting("blur", "name of the operator")
     quantize: int = setting(0, "round what the network sees to this many bits; 0 for not at all", minimum=0, maximum=16)
-    dither: float = setting(0.0, "width of the white noise on what the network sees; pictures span 2", minimum=0)
+    dither: float = setting(
+        0.0, "width of the white noise on what the network sees; pictures span 2", minimum=0, maximum=1000
+    )
     parameters: Mapping[str, Any] = dataclasses.field(init=False, default_factory=dict)
 
 
@@ -50,13 +59,17 @@ class ModelConfig:
     """The restorer R."""
 
     inputs: Literal["plain", "inverse"] = setting("plain", "show the network x_t, or x_t and its linear inverse")
-    floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0)
+    floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0, maximum=1000)
     consistent: bool = setting(False, "take what x_t tells beyond doubt from x_t itself, the rest from the network")
     block: Literal["convnext", "resnet"] = setting("convnext", "the paper's block, or a faster one")
-    width: int = setting(64, "channels at the finest level", minimum=4)
-    multipliers: tuple[int, ...] = setting((1, 2, 4, 8), "channels of each level over width", minimum=1)
+    width: int = setting(64, "channels at the finest level", minimum=4, maximum=4096)
+    multipliers: tuple[int, ...] = setting(
+        (1, 2, 4, 8), "channels of each level over width", minimum=1, maximum=64, longest=LARGEST_SIDE.bit_length()
+    )
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
-    classes: int = setting(0, "tell the network which of so many classes an image is of; 0 for not at all", minimum=0)
+    classes: int = setting(
+        0, "tell the network which of so many classes an image is of; 0 for not at all", minimum=0, maximum=100_000
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +77,8 @@ class TrainConfig:
     """The training loop. Defaults are the paper's (appendix A.1)."""
 
     steps: int = setting(700_000, "optimizer steps", minimum=1)
-    batch_size: int = setting(32, "images per forward pass", minimum=1)
-    accumulate: int = setting(2, "forward passes per optimizer step", minimum=1)
+    batch_size: int = setting(32, "images per forward pass", minimum=1, maximum=1_000_000)
+    accumulate: int = setting(2, "forward passes per optimizer step", minimum=1, maximum=1_000_000)
     loss: Literal["l1", "l2"] = setting("l1", "absolute error, as the paper, or squared: x0_hat is a median or a mean")
     lr: float = setting(2e-5, "learning rate", above=0)
     warmup: int = setting(0, "steps over which the rate rises linearly from 0", minimum=0)
@@ -173,7 +186,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Config:
     base = table.pop("extends", None)
     if base is not None:
         if not isinstance(base, str):
-            raise UsageError(f"{path}: extends = {base!r} is not a preset's name.", nearest(str(base), names()))
+            raise UsageError(f"{path}: extends = {shown(base)} is not a preset's name.", nearest(str(base), names()))
         base_path, base_table = _read_preset(base, beside=path)
         if "extends" in base_table:
             raise UsageError(f"{path}: extends '{base}', which itself extends another.", f"Write {base_path} out.")
@@ -188,12 +201,12 @@ def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = 
     for key in table:
         if key not in SECTIONS and key not in ("name", "description", "paper"):
             raise UsageError(
-                f"{where}: unknown key '{key}'.", nearest(key, [*SECTIONS, "description", "paper", "extends"])
+                f"{where}: unknown key {shown(key)}.", nearest(key, [*SECTIONS, "description", "paper", "extends"])
             )
     # The operator's name first: it takes away the parameters of the one before.
     for override in sorted(overrides, key=lambda text: not text.strip().startswith("degradation.name")):
         section, key, value = _parse(override)
-        checked = _take_section(section, {key: value}, f"--set {override}")
+        checked = _take_section(section, {key: value}, f"--set {beginning(override)}")
         parts = _without_foreign_parameters(parts, checked) if section == "degradation" else parts
         parts[section] = _merged(parts[section], checked)
     made = {section: _make(section, parts[section]) for section in SECTIONS}
@@ -207,7 +220,9 @@ def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = 
 
 def _text(key: str, value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{where}: {key} = {value!r} is not a text.", "Put it in quotation marks.")
+        raise UsageError(f"{where}: {key} = {shown(value)} is not a text.", "Put it in quotation marks.")
+    if len(value) > LONGEST_LINE or CONTROLS.search(value.replace("\n", "") if key == "description" else value):
+        raise UsageError(f"{where}: {key} is too long or holds control characters.", "Write a plain text.")
     return value
 
 
@@ -216,7 +231,8 @@ def _published(paper: Any, where: str) -> Mapping[str, Any]:
     fits = isinstance(paper, Mapping) and all(
         isinstance(value, str)
         if key in ("source", "note")
-        else isinstance(value, Mapping) and all(type(number) in (int, float) for number in value.values())
+        else isinstance(value, Mapping)
+        and all(type(number) in (int, float) and abs(number) <= LARGEST for number in value.values())
         for key, value in paper.items()
     )
     if not fits or (paper and "source" not in paper):
@@ -235,15 +251,43 @@ def dump(table: Mapping[str, Any]) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return a TOML file's tables; raises UsageError where it cannot be read, is not text or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # reading a pipe would wait for ever
+            raise UsageError(f"{path} is not an ordinary file.", "Check the path.")
+        if found.st_size > LARGEST_FILE:
+            raise UsageError(
+                f"{path} is larger than any preset or run.toml ({LARGEST_FILE:,} bytes).", "Check the path."
+            )
+        return parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from None
     except UnicodeDecodeError:
         raise UsageError(
             f"{path} is not a text file.", "TOML is text in UTF-8; name another file, or write it anew."
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}.", "Mend it there.") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the tables of a TOML text; raises ValueError where it is none, and for lines and depths beyond all use."""
+    if max(map(len, text.split("\n"))) > LONGEST_LINE:
+        raise ValueError(f"a line has more than {LONGEST_LINE:,} characters")
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level: list[Any] = [table]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if level:
+        raise ValueError("nested too deep")
+    return table
 
 
 def _read_preset(name: str, beside: Path | None = None) -> tuple[Path, dict[str, Any]]:
@@ -262,11 +306,13 @@ def _parse(override: str) -> tuple[str, str, Any]:
     dotted, equals, text = override.partition("=")
     section, dot, key = dotted.strip().partition(".")
     if not (equals and dot and key):
-        raise UsageError(f"--set {override}: not of the form section.key=value.", "For example: --set train.lr=2e-4")
+        raise UsageError(
+            f"--set {beginning(override)}: not of the form section.key=value.", "For example: --set train.lr=2e-4"
+        )
     if section not in SECTIONS:
-        raise UsageError(f"--set {override}: unknown section '{section}'.", nearest(section, SECTIONS))
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        table = tomllib.loads(f"value = {text}")
+        raise UsageError(f"--set {beginning(override)}: unknown section {shown(section)}.", nearest(section, SECTIONS))
+    with contextlib.suppress(ValueError):
+        table = parse_toml(f"value = {text}")
         if list(table) == ["value"]:  # and nothing smuggled in on a second line
             return section, key, table["value"]
     return section, key, text

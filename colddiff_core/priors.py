@@ -333,4 +333,5 @@ def _read(path: Path, count: int) -> Weights | None:
         is_right = {name: tuple(tensor.shape) for name, tensor in weights.items()} == wanted
     except (OSError, safetensors.SafetensorError, KeyError, IndexError):
         return None
-    return weights if is_right and all(tensor.isfinite().all() for tensor in weights.values()) else None
+    is_sound = all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights.values())
+    return weights if is_right and is_sound else None

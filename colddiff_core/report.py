@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from colddiff_core.files import whole
+from colddiff_core.files import parse_json, whole
 
 MARK = "# The paper's tables"  # how a page begins that may be written anew
 PAGE, DATA = "tables.md", "tables.json"
@@ -70,7 +70,7 @@ def write(report: Record, folder: Path) -> Path:
 
 def read(folder: Path) -> Record:
     """Return the report that was written into a folder."""
-    found: Record = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    found: Record = parse_json((folder / DATA).read_text(encoding="utf-8"))
     return found
 
 

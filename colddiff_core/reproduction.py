@@ -23,7 +23,7 @@ from colddiff_core.comparison import Contender
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import Outcome, Reference
 from colddiff_core.experiment import Experiment
-from colddiff_core.files import whole
+from colddiff_core.files import parse_json, whole
 from colddiff_core.presets import Config
 from colddiff_core.runs import Run
 from colddiff_core.tables import Part, Scale, Table
@@ -170,7 +170,7 @@ class Bench:
 def _read(path: Path) -> Record | None:
     """Return a record that was kept; None where there is none, or none that is whole."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path.read_text(encoding="utf-8"))
         intervals, measured = known["intervals"].values(), known["measured"].values()
         is_whole = (
             bool(known["metrics"])

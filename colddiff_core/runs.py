@@ -23,7 +23,7 @@ from typing import Any
 
 from colddiff_core import control
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, counted, nearest
-from colddiff_core.files import beside, flush, refusals, sweep, whole
+from colddiff_core.files import beside, flush, parse_json, refusals, sweep, whole
 from colddiff_core.presets import Config, dump, from_table, read_toml
 
 ROOT = Path("runs")
@@ -31,6 +31,7 @@ LOGS = ("metrics.jsonl", "events.jsonl")
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just taken the run
 LARGEST_PID = 2**31
+LATEST = 1e11  # seconds: three thousand years
 BEAT = 1.0  # seconds between signs of life of a trainer, at the most often
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -87,17 +88,25 @@ class Run:
         return read_toml(self.config_file)
 
     def config(self, overrides: tuple[str, ...] = ()) -> Config:
-        """Return the run's resolved configuration; raises UsageError where run.toml is damaged."""
+        """Return the run's resolved configuration; raises UsageError where run.toml is damaged.
+
+        A run may be someone else's: nothing is downloaded into a folder that run.toml names and the overrides do not.
+        """
         table = {key: value for key, value in self.table().items() if key != "versions"}
-        return from_table(table, str(self.config_file), overrides)
+        config = from_table(table, str(self.config_file), overrides)
+        named = {text.partition("=")[0].strip() for text in overrides}
+        places = {"data.directory": config.data.directory, "data.second_directory": config.data.second_directory}
+        if all(key in named for key, place in places.items() if place):
+            return config
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, download=False))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines, oldest first; a line still being written is left out."""
-        return list(_lines(self.path / "metrics.jsonl"))
+        """Return the logged lines, oldest first; one still being written is left out, and what no trainer writes."""
+        return [line for line in _lines(self.path / "metrics.jsonl") if _is_logged(line)]
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events, oldest first."""
-        return list(_lines(self.path / "events.jsonl"))
+        return [line for line in _lines(self.path / "events.jsonl") if isinstance(line.get("event"), str)]
 
     def is_finished(self, step: int) -> bool:
         """Tell whether a trainer said its last word after so many steps; one may be killed just before that."""
@@ -113,7 +122,7 @@ class Run:
         except OSError:
             return None
         try:
-            told = json.loads(text)
+            told = parse_json(text)
             pid = int(told["pid"])
             return Holder(pid if 0 < pid < LARGEST_PID else 0, str(told["host"]), beat)
         except (ValueError, KeyError, TypeError, OverflowError):
@@ -266,8 +275,12 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
 
 def rewrite_config(run: Run, config: Config) -> None:
     """Replace the configuration of a run that goes on under changed settings."""
+    before = run.table()
+    table = config.to_table() | {"versions": before.get("versions", {})}
+    # What `Run.config` withholds is not the run's own setting.
+    table["data"]["download"] = from_table({"data": before.get("data", {})}, str(run.config_file)).data.download
     with whole(run.config_file) as draft:
-        draft.write_text(dump(config.to_table() | {"versions": run.table().get("versions", {})}), encoding="utf-8")
+        draft.write_text(dump(table), encoding="utf-8")
 
 
 def free_name(preset: str, root: Path = ROOT) -> Path:
@@ -326,13 +339,13 @@ def path_step(checkpoint: Path) -> int:
 def is_whole(checkpoint: Path) -> bool:
     """Tell whether a checkpoint has all its files at the length that they themselves declare."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = parse_json((checkpoint / "state.json").read_text(encoding="utf-8"))
         return path_step(checkpoint) == state["step"] and all(
             _is_tensor_file(checkpoint / name) for name in TENSOR_FILES
         )
     except PermissionError:  # whose it is will say more, when it is read
         return True
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
         return False
 
 
@@ -342,7 +355,9 @@ def _is_tensor_file(path: Path) -> bool:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             return False
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        return False
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return bool(path.stat().st_size == 8 + length + max(ends, default=0))
 
@@ -387,10 +402,16 @@ def _hold(path: Path) -> int:
     return descriptor
 
 
+def _is_logged(line: dict[str, Any]) -> bool:
+    """Tell whether a line of metrics has a step, and a time that can be one where it has one."""
+    elapsed = line.get("elapsed", 0)
+    return type(line.get("step")) is int and type(elapsed) in (int, float) and 0 <= elapsed < LATEST
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is not whole yet
             with contextlib.suppress(ValueError):
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if isinstance(entry, dict):
                     yield entry

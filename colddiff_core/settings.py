@@ -11,8 +11,10 @@ import math
 import typing
 from typing import Any, Literal
 
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import CONTROLS, UsageError, nearest, shown
 
+LARGEST = 10**9  # of numbers that say nothing else: what is larger is a slip, and would run for ever or out of memory
+LONGEST_TEXT = 10_000  # characters
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -23,9 +25,13 @@ def setting(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    longest: int | None = None,
 ) -> Any:
-    """Declare a dataclass field: its default, its help text and the values it admits."""
-    limits = {"minimum": minimum, "above": above, "maximum": maximum}
+    """Declare a dataclass field: its default, its help text and the values it admits.
+
+    A number without a `maximum` may be up to LARGEST; `longest` is how many entries a list may have.
+    """
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "longest": longest}
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -45,8 +51,8 @@ def take(owner: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     taken = {}
     for key, value in values.items():
         if key not in fields:
-            raise UsageError(f"{where}: unknown key '{key}'.", nearest(key, fields))
-        taken[key] = _checked(f"{where}: {key} = {value!r}", fields[key], hints[key], value)
+            raise UsageError(f"{where}: unknown key {shown(key)}.", nearest(key, fields))
+        taken[key] = _checked(f"{where}: {key} = {shown(value)}", fields[key], hints[key], value)
     return taken
 
 
@@ -65,18 +71,37 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or not value:
             raise UsageError(f"{what} is not a list of whole numbers.", f"Meaning: {help_text}.")
+        if field.metadata["longest"] is not None and len(value) > field.metadata["longest"]:
+            most = f"it has at most {field.metadata['longest']} entries"
+            raise UsageError(f"{what} is too long: {most}.", f"Meaning: {help_text}.")
         return tuple(_checked(what, field, typing.get_args(hint)[0], entry) for entry in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    is_whole = hint is float and isinstance(value, int)
+    if not (is_whole or isinstance(value, hint)) or (isinstance(value, bool) and hint is not bool):
         raise UsageError(f"{what} is not {KINDS[hint]}.", f"Meaning: {help_text}.")
+    if isinstance(value, str):
+        _check_text(what, value)
+    elif not isinstance(value, bool):
+        _check_range(what, field, value)
+    return float(value) if is_whole else value
+
+
+def _check_text(what: str, value: str) -> None:
+    if CONTROLS.search(value):
+        raise UsageError(f"{what} holds control characters.", "Leave them out.")
+    if len(value) > LONGEST_TEXT:
+        raise UsageError(f"{what} is too long: it has at most {LONGEST_TEXT:,} characters.", "Shorten it.")
+
+
+def _check_range(what: str, field: dataclasses.Field[Any], value: float) -> None:
+    """Refuse a number out of range; whole ones may have any number of digits and are not made float before."""
+    remedy = f"Meaning: {field.metadata['help']}."
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{what} is not finite.", f"Meaning: {help_text}.")
-    minimum, above = field.metadata["minimum"], field.metadata["above"]
-    if minimum is not None and value < minimum:
-        raise UsageError(f"{what} is too small: it is at least {minimum}.", f"Meaning: {help_text}.")
+        raise UsageError(f"{what} is not finite.", remedy)
+    minimum, above, maximum = (field.metadata[limit] for limit in ("minimum", "above", "maximum"))
     if above is not None and value <= above:
-        raise UsageError(f"{what} is too small: it is above {above}.", f"Meaning: {help_text}.")
-    if field.metadata["maximum"] is not None and value > field.metadata["maximum"]:
-        raise UsageError(f"{what} is too large: it is at most {field.metadata['maximum']}.", f"Meaning: {help_text}.")
-    return value
+        raise UsageError(f"{what} is too small: it is above {above}.", remedy)
+    least, most = -LARGEST if minimum is None else minimum, LARGEST if maximum is None else maximum
+    if value < least:
+        raise UsageError(f"{what} is too small: it is at least {least}.", remedy)
+    if value > most:
+        raise UsageError(f"{what} is too large: it is at most {most}.", remedy)

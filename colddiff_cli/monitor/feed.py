@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
+
+from colddiff_core.files import parse_json
 
 MOST = 1 << 20  # bytes taken at a time, so that a reader stays responsive
 
@@ -18,8 +19,8 @@ def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=lambda _: None)  # NaN and the infinities are no numbers
-        except (ValueError, RecursionError):
+            row = parse_json(line, constant=lambda _: None)  # NaN and the infinities are no numbers
+        except ValueError:
             row = None
         if isinstance(row, dict):
             rows.append(row)

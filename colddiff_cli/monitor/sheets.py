@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from colddiff_core.files import parse_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,6 +17,7 @@ GAP = 1  # pixels between pictures, as drawn
 SCREEN_GAP = 4  # where the terminal has pixels of its own
 BETWEEN = (48, 48, 56)  # the colour of the gaps
 KEPT = 3  # decoded sheets: a large one takes megabytes
+LARGEST = 50_000_000  # pixels of a sheet: decoded, as much as the memory of a small machine has room for
 LEAST_ROWS = 2  # images that should be seen, before they are enlarged
 
 
@@ -65,7 +67,9 @@ class Sheets:
             key = _state(path) + _state(path.with_suffix(".json"))
             if name in self._read and self._read[name][0] == key:
                 return self._read[name][1]
-            with Image.open(path) as opened:
+            with Image.open(path, formats=("PNG",)) as opened:
+                if opened.width * opened.height > LARGEST:
+                    return None
                 picture = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
@@ -76,8 +80,8 @@ class Sheets:
 
     def _note(self, path: Path) -> dict[str, Any]:
         try:
-            note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            note = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) else {}
 

@@ -16,7 +16,6 @@ from colddiff_cli.monitor.sheets import Sheets
 from colddiff_core.errors import UsageError
 from colddiff_core.runs import BEAT, Run
 
-LARGEST_TABLE = 1 << 20  # bytes
 STALLED_AFTER = 20.0  # seconds without a sign of life
 HUNG_AFTER = 60.0  # the same, where the process is there
 GIVEN_UP = 10.0  # times as long, after which nobody is there to be asked
@@ -106,8 +105,6 @@ class Watched:
 
     def _read_table(self) -> None:
         try:
-            if not 0 <= self.run.config_file.stat().st_size < LARGEST_TABLE or not self.run.config_file.is_file():
-                raise UsageError(f"{self.run.config_file} is no configuration.")
             self.table = self.run.table()
             self._oddities.pop("table", None)
         except UsageError as error:

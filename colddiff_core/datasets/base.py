@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colddiff_core import seeds
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError, nearest, shown
 from colddiff_core.images import to_floats
 
 Split = Literal["train", "test"]
@@ -124,7 +124,7 @@ def load(name: str, request: Request) -> ImageSet:
 def find(name: str) -> Loader:
     """Return the loader of the data set `name`; raises UsageError with the nearest known name."""
     if name not in _REGISTRY:
-        raise UsageError(f"Unknown dataset '{name}'.", nearest(name, _REGISTRY))
+        raise UsageError(f"Unknown dataset {shown(name)}.", nearest(name, _REGISTRY))
     return _REGISTRY[name]
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from colddiff_core.datasets.base import ImageSet, Request
 from colddiff_core.errors import MachineError
-from colddiff_core.files import whole
+from colddiff_core.files import parse_json, whole
 
 DECODING = 1  # to be raised where the same file comes to other pixels
 CHUNK = 256  # images decoded at a time; a set that fits into one chunk is soon decoded, and not kept
@@ -76,7 +76,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
 def load(key: Key) -> ImageSet | None:
     """Return the images kept under a key, their pixels memory-mapped; None where there are none as they should be."""
     try:
-        told = json.loads(key.rest.read_bytes())
+        told = parse_json(key.rest.read_bytes())
         if told["signature"] != key.signature:
             return None
         pixels = _mapped(key.pixels)

@@ -6,9 +6,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ from colddiff_core.images import SUFFIXES, read_bytes
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOUR = 3
 SMALL_FILE = 8192  # bytes
+LARGEST_MEMBER = 1 << 26  # bytes of a file in an archive that are held in memory
+LARGEST_CHUNK = 1 << 28  # bytes of such files at a time
 Naming = Callable[[set[str]], dict[str, str]]  # what the folders of a place are called as classes
 
 
@@ -116,10 +119,10 @@ def _members(archive: Path) -> Iterator[Entry]:
                 inner = PurePosixPath(member.name)
                 path = archive / inner.name
                 if member.isfile() and _is_image(inner.name):
-                    stream = opened.extractfile(member)
-                    assert stream is not None
-                    yield Entry(path, inner.parent.as_posix(), stream.read())
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    # What declares to be larger may be a bomb: it is counted as a file that cannot be read.
+                    stream = opened.extractfile(member) if member.size <= LARGEST_MEMBER else None
+                    yield Entry(path, inner.parent.as_posix(), stream.read() if stream else b"")
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError) as error:
         raise UsageError(f"Cannot read {archive}: {error}.", "The archive may be cut short; fetch it again.") from None
 
 
@@ -142,7 +145,7 @@ def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.
     count = 0
     with cache.Draft(key) as draft:
         with ThreadPoolExecutor(devices.processors()) as pool:
-            while chunk := list(itertools.islice(entries, cache.CHUNK)):
+            for chunk in _chunks(entries):
                 count += len(chunk)
                 seen.update(entry.folder for entry in chunk)
                 kept = []
@@ -165,6 +168,20 @@ def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.
         labels = [numbers[names[folder]] for folder in inner]
         order = _in_turn(labels)
         return draft.keep(order, dataclasses.replace(rest, labels=torch.tensor(labels)[order], classes=classes))
+
+
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """Yield entries by the chunk, smaller ones where their contents are large."""
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        size += len(entry.content or b"")
+        if len(chunk) == cache.CHUNK or size > LARGEST_CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _channels(request: Request) -> int:

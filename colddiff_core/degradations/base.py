@@ -20,6 +20,7 @@ from colddiff_core.settings import setting, settings_of, take
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Severity = int | Tensor
+MOST_STEPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Degradation:
     is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `undo` inverts it part by part
     second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
 
-    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
+    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in settings_of(type(self))}

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
@@ -27,13 +27,13 @@ class Blur(Degradation):
     has_inverse = True
     is_linear = True
 
-    steps: int = setting(300, "number of severities T; t = T is the most severe", minimum=1)
+    steps: int = setting(300, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     schedule: Literal["constant", "linear", "exponential"] = setting(
         "exponential", "width of step i: std, std + growth * i, or std * exp(growth * i)"
     )
     std: float = setting(1.0, "width of the first kernel, in pixels", above=0)
     growth: float = setting(0.01, "how the width grows with the step", minimum=0)
-    kernel_size: int = setting(27, "side of the kernel's window, in pixels, odd", minimum=1)
+    kernel_size: int = setting(27, "side of the kernel's window, in pixels, odd", minimum=1, maximum=1023)
     padding: Literal["circular", "reflect"] = setting("circular", "what lies beyond the border")
     final_mean: bool = setting(False, "replace x_T by its mean, channel by channel")
     stack: ConvolutionStack = dataclasses.field(init=False, repr=False, compare=False)

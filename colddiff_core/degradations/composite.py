@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen, Generators
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators
+from colddiff_core.errors import UsageError, nearest, shown
 from colddiff_core.settings import setting, settings_of, take
 
 JOIN = "+"
+MOST_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Composite(Degradation):
     parts: tuple[Degradation, ...]
     fields: tuple[dict[str, str], ...]
 
-    steps: int = setting(1, "number of severities T; t = T is the most severe", minimum=1)
+    steps: int = setting(1, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
 
     def __post_init__(self) -> None:
         """The parts are checked already."""
@@ -77,6 +78,8 @@ class Composite(Degradation):
 
 def compose(name: str, operators: list[type[Degradation]], values: dict[str, Any]) -> Composite:
     """Return the composition of some operators; parameters and errors as `build` says."""
+    if len(operators) > MOST_PARTS:
+        raise UsageError(f"A composition of {len(operators)} operators is too long.", f"Use at most {MOST_PARTS}.")
     shared = {key: value for key, value in values.items() if key == "steps"}
     parts = tuple(
         op(**take(op, shared | part_values, f"{name}: {op.name}"))
@@ -120,7 +123,7 @@ def _sorted(name: str, operators: list[type[Degradation]], values: dict[str, Any
             owners = [index for index, fields in enumerate(known) if key in fields]
             if not owners:
                 choices = {field for fields in known for field in fields}
-                raise UsageError(f"{name}: unknown key '{key}'.", nearest(key, choices))
+                raise UsageError(f"{name}: unknown key {shown(key)}.", nearest(key, choices))
             if len(owners) > 1:
                 both = " or ".join(f"{labels[i]}.{key}" for i in owners)
                 raise UsageError(f"{name}: '{key}' could be meant for several parts.", f"Say {both}.")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen, at
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, at
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
 from colddiff_core.settings import setting
@@ -27,7 +27,7 @@ class Desaturate(Degradation):
     has_inverse = True
     is_linear = True
 
-    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
+    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     schedule: Literal["linear", "constant"] = setting("linear", "gray at T by equal parts, or a share a step")
     rate: float = setting(0.9, "share of the colour that a step keeps, for the constant schedule", minimum=0)
     kept: Tensor = dataclasses.field(init=False, repr=False, compare=False)

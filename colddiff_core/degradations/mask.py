@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen, Generators, draw_integers, draw_uniform
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators, draw_integers, draw_uniform
 from colddiff_core.degradations.registry import register
 from colddiff_core.schedules import blur_widths
 from colddiff_core.settings import setting
@@ -47,8 +47,8 @@ class Mask(Degradation):
     has_inverse = True
     is_linear = True
 
-    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1)
-    std: float = setting(1.1, "width of the first step's Gaussian, in pixels", above=0)
+    steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
+    std: float = setting(1.1, "width of the first step's Gaussian, in pixels", minimum=0.001)
     growth: float = setting(0.1, "how much wider each further step's is, in pixels", minimum=0)
     location: Literal["random", "center"] = setting("random", "where the hole is")
     fill: Literal["gray", "color"] = setting("gray", "what is in it: gray, or a colour of each image's own")

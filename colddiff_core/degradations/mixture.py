@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen, Generators, at, draw_normal
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators, at, draw_normal
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import cosine_alphas_cumprod
@@ -34,7 +34,7 @@ class Mixture(Degradation):
     frozen_type = FrozenMixture
     has_inverse = True
 
-    steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1)
+    steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     schedule: Literal["cosine"] = setting("cosine", "how abar falls from 1 to 0")
     abar: Tensor = dataclasses.field(init=False, repr=False, compare=False)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core.degradations.base import Degradation, Frozen
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError, counted
 from colddiff_core.separable import MatrixStack
@@ -32,7 +32,7 @@ class Pixelate(Degradation):
     has_inverse = True
     is_linear = True
 
-    steps: int = setting(3, "number of halvings T; t = T is the most severe", minimum=1)
+    steps: int = setting(3, "number of halvings T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     mode: Literal["bicubic", "bilinear", "area"] = setting("bicubic", "how a step scales down")
     stack: MatrixStack = dataclasses.field(init=False, repr=False, compare=False)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from colddiff_core.degradations.base import Degradation
 from colddiff_core.degradations.composite import JOIN, compose
-from colddiff_core.errors import MachineError, UsageError, nearest
+from colddiff_core.errors import MachineError, UsageError, nearest, shown
 from colddiff_core.settings import take
 
 GROUP = "colddiff.degradations"
@@ -52,7 +52,7 @@ def find(name: str) -> type[Degradation]:
     if name not in _REGISTRY and name in _others():
         _load(name, _others()[name])
     if name not in _REGISTRY:
-        raise UsageError(f"Unknown operator '{name}'.", nearest(name, names()))
+        raise UsageError(f"Unknown operator {shown(name)}.", nearest(name, names()))
     return _REGISTRY[name]
 
 

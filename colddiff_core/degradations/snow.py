@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colddiff_core.degradations.base import (
+    MOST_STEPS,
     Degradation,
     Frozen,
     Generators,
@@ -71,7 +72,7 @@ class Snow(Degradation):
 
     frozen_type = FrozenSnow
 
-    steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1)
+    steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     level: Literal[1, 2, 3, 4] = setting(3, "how heavy: 3 is the paper's CIFAR-10, 4 its CelebA")
     brighten: bool = setting(False, "lighten the picture as ImageNet-C does")
     threshold: Tensor = dataclasses.field(init=False, repr=False, compare=False)

@@ -1,0 +1,248 @@
+"""Tries hostile inputs in one process, under guard: fuzz_worker.py FOLDER TARGET SEED; FOLDER - reads cases."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
+sys.dont_write_bytecode = True
+
+PATIENCE = 20.0  # seconds a command may take
+MEMORY = 4 << 30  # bytes that a command may take beyond what the process holds
+CODE = frozenset({"pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.spawn", "os.fork",
+                  "os.posix_spawn", "os.forkpty", "pty.spawn", "ctypes.dlopen", "socket.connect",
+                  "socket.getaddrinfo", "webbrowser.open"})  # fmt: skip
+CHANGES = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.truncate": 1, "os.symlink": 2,
+           "os.link": 2, "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.mkfifo": 1, "shutil.rmtree": 1}  # fmt: skip
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class SlowError(BaseException):
+    """A command that takes longer than anyone would wait."""
+
+
+class Guard:
+    """Sees what Python is about to do; refuses to write outside some folders and to run anything."""
+
+    def __init__(self) -> None:
+        self.roots: tuple[str, ...] = ()
+        self.is_on = False
+        self.seen: dict[str, str] = {}
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.is_on:
+            return
+        if event == "ctypes.dlopen" and not str(arguments[0]).startswith(
+            (*self.roots, os.getcwd(), "in/", "out/", "run/")
+        ):
+            return  # libraries look into themselves
+        if event in CODE:
+            self._refuse("code_run", f"{event} {arguments!r:.200}")
+        elif event == "open":
+            path, mode, flags = arguments
+            if isinstance(path, int) or not (set(str(mode or "")) & set("wax+") or (flags or 0) & WRITING):
+                return
+            self._check(event, path, -1)
+        elif event in CHANGES:
+            folders = [entry for entry in arguments[CHANGES[event] :] if isinstance(entry, int) and entry >= 0]
+            targets = arguments[: CHANGES[event]] if event != "os.symlink" else arguments[1:2]
+            for path in targets:
+                if not isinstance(path, int):
+                    self._check(event, path, folders[-1] if folders and event in ("os.remove", "os.rmdir") else -1)
+
+    def _check(self, event: str, path: Any, folder: int) -> None:
+        place = os.fsdecode(path)
+        if folder >= 0 and not os.path.isabs(place):
+            place = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), place)
+        place = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(place))), os.path.basename(place))
+        if (
+            place != os.devnull
+            and not place.startswith(tuple(f"{root}/" for root in self.roots))
+            and place not in self.roots
+        ):
+            self._refuse("writes_outside", f"{event} {place}")
+
+    def _refuse(self, kind: str, what: str) -> None:
+        self.seen.setdefault(kind, what)
+        raise PermissionError(f"guard: {what}")
+
+    @contextlib.contextmanager
+    def over(self, *roots: Path) -> Iterator[None]:
+        self.roots, self.seen, self.is_on = tuple(os.path.realpath(root) for root in roots), {}, True
+        try:
+            yield
+        finally:
+            self.is_on = False
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """Return (base, work): a sound run to make cases from, made where it is not there yet, and the current folder."""
+    base, work = folder / "base", folder / "work"
+    if not (base / "run.toml").exists():
+        from conftest import finish, make_trainer
+
+        changes = ("model.width=4", "train.keep=1", "train.sample_every=3", "data.size=8")
+        finish(make_trainer(folder / "making", *changes))
+        (folder / "making").rename(base)
+    shutil.rmtree(work, ignore_errors=True)
+    for name in ("in", "out"):
+        (work / name).mkdir(parents=True)
+    os.chdir(work)
+    return base, work
+
+
+def execute(arguments: list[str]) -> tuple[int, str, str]:
+    """Run a command line here; returns its exit code and what it said on stdout and stderr."""
+    from colddiff_cli.__main__ import run
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = _load(*arguments[1:]) if arguments[0] == "LOAD" else run(arguments)
+    texts = [stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err)]
+    return code, texts[0], texts[1]
+
+
+def _load(folder: str, split: Any) -> int:
+    """Load a folder as a data set, as training does, and tell its errors as the command line does."""
+    from colddiff_cli import __main__ as cli
+    from colddiff_core import datasets
+
+    try:
+        found = datasets.load("folder", datasets.Request(split, 8, directory=Path(folder)))
+    except Exception as error:  # told as `run` tells it
+        return cli._explain(error)
+    return 0 if len(found) else 99
+
+
+def complaints(code: int, out: str, err: str) -> str:
+    """Return what is wrong with how a command ended; empty where all is well."""
+    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    if code not in (0, 1, 2):
+        return f"exit code {code}: {err[-300:]}"
+    if "Traceback" in err or "Unexpected" in err or re.search(r"\.py:\d+: \w*Warning", err):
+        return err[-1500:]
+    if code and not 1 <= len(lines) <= 2:
+        return f"{len(lines)} lines: {err[-500:]}"
+    if CONTROLS.search(out + err) or max(map(len, lines), default=0) > 2000:
+        return f"controls or too long: {(out + err)[:500]!r}"
+    return ""
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Return what every file below a folder holds."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def _unusable(run: Path, code: int, before: dict[str, str]) -> str:
+    """Return what a resumed run lacks afterwards; empty where it is as usable as it was."""
+    after = digest(run)
+    if code:
+        kept = {
+            path: held for path, held in before.items() if Path(path).name == "state.json" or path.endswith("tensors")
+        }
+        aside = {held for path, held in after.items() if ".damaged-" in path}
+        lost = [path for path, held in kept.items() if after.get(path) != held and held not in aside]
+        return f"changed or gone: {lost}" if lost else ""
+    from colddiff_core import runs
+
+    return "" if runs.is_whole(run / "checkpoints" / "step-000007") else "no whole checkpoint"
+
+
+def attempt(guard: Guard, base: Path, work: Path, target: str, seed: str) -> tuple[list[int], dict[str, str]]:
+    """Try a case; returns the exit codes, and what was wrong by kind."""
+    import fuzzing
+
+    made = fuzzing.case(target, int(seed), base) if seed.isdigit() else fuzzing.around(Path(seed))
+    for name in ("in", "out", "run"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    (work / "in").mkdir()
+    (work / "out").mkdir()
+    if any("run" in command for command in made.commands):
+        shutil.copytree(base, work / "run")
+    for name, content in made.files.items():
+        (work / name).write_bytes(content)
+    problems: dict[str, str] = {}
+    codes = []
+    for command in made.commands:
+        inputs, run_before = digest(work / "in"), digest(work / "run")
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        try:
+            with guard.over(work / "out", work / "run", work.parent / "cache"):
+                code, out, err = execute(command)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if told := complaints(code, out, err):
+                problems.setdefault("tracebacks", f"{command}: {told}")
+        except SlowError:
+            code = -1
+            problems.setdefault("hangs", f"{command}: {''.join(traceback.format_exc(limit=-6))}")
+        except BaseException as error:
+            code = -2
+            problems.setdefault("tracebacks", f"{command}: {type(error).__name__}: {error}")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        codes.append(code)
+        problems |= {kind: f"{command}: {what}" for kind, what in guard.seen.items()}
+        if digest(work / "in") != inputs or sorted(os.listdir(work)) not in (["in", "out"], ["in", "out", "run"]):
+            problems.setdefault("writes_outside", f"{command}: inputs changed, or {sorted(os.listdir(work))}")
+        if command[:2] == ["train", "--resume"] and (lost := _unusable(work / "run", code, run_before)):
+            problems.setdefault("tracebacks", f"{command}: {lost}")
+    return codes, problems
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    (folder / "cache").mkdir(parents=True, exist_ok=True)
+    words = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    import torch
+
+    torch.set_num_threads(1)
+
+    def slow(number: int, frame: FrameType | None) -> None:
+        raise SlowError
+
+    signal.signal(signal.SIGALRM, slow)
+    base, work = prepare(folder)
+    import fuzzing
+
+    shutil.copytree(base, work / "run")
+    execute(list(fuzzing.READERS[2]))
+    if not (base / "priors").exists():
+        shutil.copytree(work / "run" / "priors", base / "priors")
+    for command in (*fuzzing.READERS, fuzzing.EVAL, fuzzing.RESUME, ["train", "--preset", "digits-blur", "--dry-run"]):
+        execute(list(command))  # all that is imported late is imported before the guard looks
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    guard = Guard()
+    print("begun", file=words)
+    lines = sys.stdin.read().splitlines() if sys.argv[2] == "-" else [" ".join(sys.argv[2:])]
+    for line in lines:
+        target, _, seed = line.partition(" ")
+        codes, problems = attempt(guard, base, work, target, seed)
+        print(json.dumps({"target": target, "seed": seed, "codes": codes, "problems": problems}), file=words)
+
+
+if __name__ == "__main__":
+    main()

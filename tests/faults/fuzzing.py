@@ -1,0 +1,305 @@
+"""Hostile inputs by target and seed, and the process that tries them: what comes of each, and how to repeat one.
+
+A case is a function of its target and its seed alone. Repeat one, with the worker's words on the terminal:
+
+    python tests/faults/fuzz_worker.py FOLDER TARGET SEED
+
+FOLDER is an empty one, or one that was used so before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import random
+import selectors
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import hostile
+import numpy as np
+import safetensors.numpy
+from mutation import mutate
+
+KEPT = Path(__file__).parent / "kept"
+SILENCE = 90.0  # seconds without a word after which a worker is hung beyond the reach of its own alarm
+NUMBER = "step-000006"
+TENSOR_FILES = ("model", "ema", "optimizer")
+RUN_FILES = ("run.toml", "metrics.jsonl", "events.jsonl", "lock", f"samples/{NUMBER}.json", f"samples/{NUMBER}.png")
+READERS = (
+    ["monitor", "run", "--once"],
+    ["monitor", "run", "--once", "--json"],
+    ["generate", "run", "--n", "1", "--out", "out/a.png"],
+)
+EVAL = ["eval", "run", "--n", "2", "--features", "none"]
+RESUME = ["train", "--resume", "run", "--set", "train.steps=7"]
+GIVEN = {"images": "in/x.png", "presets": "in/x.toml", "weights": "in/w.safetensors"}  # where a kept file goes
+COMMANDS = {  # on kept files
+    "images": [["degrade", "in/x.png", "--op", "blur", "--size", "16", "--out", "out/a.png"]],
+    "archives": [["LOAD", "in", "train"], ["LOAD", "in", "test"]],
+    "presets": [["train", "--preset", "in/x.toml", "--dry-run"]],
+    "runs": [*READERS, EVAL, RESUME],
+    "checkpoints": [READERS[2], RESUME],
+    "priors": [READERS[2]],
+    "weights": [["eval", "run", "--n", "2", "--features", "inception", "--weights", "in/w.safetensors"]],
+}
+OPERATORS = ("blur", "mask", "pixelate", "desaturate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Files to write below the worker's folder, in place of the sound ones there, and commands to run on them."""
+
+    files: dict[str, bytes]
+    commands: list[list[str]]
+
+
+def case(target: str, seed: int, base: Path) -> Case:
+    """Return a case; `base` is the sound run that some are made from."""
+    return TARGETS[target](random.Random(f"{target} {seed}"), base)
+
+
+def around(path: Path) -> Case:
+    """Return the case of a file that was kept as TARGET/NAME, or TARGET@FILE/NAME with `~` for the slashes of FILE."""
+    target, _, name = path.parent.name.partition("@")
+    name = name.replace("~", "/") or GIVEN[target]
+    return Case({name: path.read_bytes()}, [list(command) for command in COMMANDS[target]])
+
+
+@functools.cache
+def _pictures() -> dict[str, bytes]:
+    return hostile.pictures()
+
+
+@functools.cache
+def _bombs() -> list[bytes]:
+    return hostile.bombs()
+
+
+def _bad_picture(rng: random.Random) -> tuple[str, bytes]:
+    name, content = rng.choice(sorted(_pictures().items()))
+    if rng.random() < 0.05:
+        content = rng.choice(_bombs())
+    elif rng.random() < 0.93:
+        others = [other for key, other in _pictures().items() if key[-4:] == name[-4:]]
+        content = mutate(content, rng, others)
+    if rng.random() < 0.1:
+        name = (
+            f"{name.partition('.')[0]}.{rng.choice(('png', 'jpg', 'gif', 'webp', 'tif', 'bmp', 'PNG', 'txt', 'eps'))}"
+        )
+    return name, content
+
+
+def _images(rng: random.Random, base: Path) -> Case:
+    if rng.random() < 0.03:
+        files = {f"in/{number}-{name}": content for number in range(6) for name, content in [_bad_picture(rng)]}
+        return Case(files, [["degrade", "in", "--op", rng.choice(OPERATORS), "--size", "16", "--out-dir", "out"]])
+    name, content = _bad_picture(rng)
+    size = ["--size", "16"] if rng.random() < 0.9 else []
+    steps = ["--steps", "3"] if not size else []
+    return Case(
+        {f"in/{name}": content},
+        [["degrade", f"in/{name}", "--op", rng.choice(OPERATORS), *size, *steps, "--out", "out/a.png"]],
+    )
+
+
+def _archives(rng: random.Random, base: Path) -> Case:
+    content = hostile.archive(rng, _pictures())
+    if rng.random() < 0.6:
+        content = mutate(content, rng)
+    ending = rng.choice(("tar", "tar.gz", "tgz"))
+    files = {f"in/train.{ending}": content, f"in/test.{ending}": content}
+    return Case(files, [["LOAD", "in", split] for split in ("train", "test")])
+
+
+def _bad_table(table: dict[str, Any], text: bytes, rng: random.Random) -> bytes:
+    """Return a TOML file that is wrong: its values, its bytes, or all of it."""
+    kind = rng.random()
+    if kind < 0.55:
+        try:
+            return hostile.to_toml(hostile.twisted(table, rng, rng.choice((0.03, 0.1, 0.4)))).encode()
+        except UnicodeEncodeError:
+            return b"\xff"
+    return mutate(text, rng) if kind < 0.93 else rng.choice(hostile.texts())
+
+
+def _presets(rng: random.Random, base: Path) -> Case:
+    text = (Path(__file__).parents[2] / "presets" / f"{rng.choice(('digits-blur', 'mnist-mask'))}.toml").read_bytes()
+    table = tomllib.loads((base / "run.toml").read_text()) if rng.random() < 0.5 else tomllib.loads(text.decode())
+    table.pop("versions", None)
+    command = ["train", "--preset", "in/x.toml", "--dry-run"]
+    if rng.random() < 0.2:
+        command += [
+            "--set",
+            f"{rng.choice(('train.steps', 'data.size', 'model.multipliers', 'x.y'))}={hostile.value(rng)!r}",
+        ]
+    command = [word.replace("\x00", "") for word in command]  # which no command line can hold
+    degrade = ["degrade", "in/p.png", "--preset", "in/x.toml", "--size", "16", "--out", "out/a.png"]
+    files = {"in/x.toml": _bad_table(table, text, rng), "in/p.png": _pictures()["rgb.png"]}
+    return Case(files, [command] + [degrade] * (rng.random() < 0.4))
+
+
+def _is_cheap(text: bytes) -> bool:
+    """Tell whether a run.toml asks for no more work than a test has time for, or is refused."""
+    try:
+        table = tomllib.loads(text.decode())
+        sections = [section for section in table.values() if isinstance(section, dict)]
+        numbers = [n for section in sections for n in section.values() if isinstance(n, int | float)]
+        multipliers = table.get("model", {}).get("multipliers", [])
+        return all(n <= 100 or n >= 10**7 for n in numbers) and str(multipliers) in ("[1, 2]", "[]", "")
+    except (ValueError, RecursionError, AttributeError):
+        return True
+
+
+def _runs(rng: random.Random, base: Path) -> Case:
+    name = rng.choice(RUN_FILES)
+    sound = (base / name).read_bytes()
+    if name == "run.toml":
+        bad = _bad_table(tomllib.loads(sound.decode()), sound, rng)
+        if not _is_cheap(bad):
+            return Case({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1])])
+        commands = [rng.choice(READERS[:2]), READERS[2], rng.choice((EVAL, RESUME))]
+        return Case({f"run/{name}": bad}, [list(command) for command in commands])
+    if name.endswith(".png"):
+        bad = _bad_picture(rng)[1]
+    elif rng.random() < 0.6:
+        lines = (
+            [json.loads(line) for line in sound.decode().splitlines()] if name.endswith("l") else [json.loads(sound)]
+        )
+        twisted = [hostile.twisted(line, rng, 0.15) for line in lines]
+        bad = "\n".join(json.dumps(line) for line in twisted).encode() + b"\n" * (rng.random() < 0.9)
+    else:
+        bad = mutate(sound, rng) if rng.random() < 0.85 else rng.choice(hostile.texts())
+    last = [list(RESUME)] if name in ("metrics.jsonl", "events.jsonl", "lock") and rng.random() < 0.4 else []
+    return Case({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1]), *last])
+
+
+def _bad_tensors(sound: bytes, rng: random.Random) -> bytes:
+    """Return a safetensors file whose header lies, whose tensors are others, or whose bytes are wrong."""
+    length = int.from_bytes(sound[:8], "little")
+    if rng.random() < 0.45:
+        header = hostile.twisted(json.loads(sound[8 : 8 + length]), rng, rng.choice((0.005, 0.02, 0.1)))
+        try:
+            text = json.dumps(header).encode()
+        except ValueError:
+            text = b"{}"
+        text += b" " * (-len(text) % 8)
+        size = len(text) if rng.random() < 0.9 else rng.choice((0, 2**40, 2**63, len(text) - 1))
+        return size.to_bytes(8, "little") + text + sound[8 + length :]
+    if rng.random() < 0.2:
+        tensors = safetensors.numpy.load(sound)
+        name = rng.choice(sorted(tensors))
+        change = rng.randrange(4)
+        if change == 0:
+            tensors[name] = np.full_like(tensors[name], np.nan)
+        elif change == 1:
+            tensors[name] = tensors[name].reshape(-1)[:1]
+        elif change == 2:
+            tensors[name] = tensors[name].astype("int32")
+        else:
+            tensors[rng.choice(hostile.NAMES)] = tensors.pop(name)
+        return safetensors.numpy.save(tensors)
+    return mutate(sound, rng, [sound[: length // 2]])
+
+
+def _checkpoints(rng: random.Random, base: Path) -> Case:
+    folder = f"checkpoints/{NUMBER}"
+    name = rng.choice((*TENSOR_FILES, "state"))
+    if name == "state":
+        path = f"{folder}/state.json"
+        sound = (base / path).read_bytes()
+        whole = json.dumps(hostile.twisted(json.loads(sound), rng, 0.2)).encode()
+        bad = whole if rng.random() < 0.6 else mutate(sound, rng) if rng.random() < 0.8 else rng.choice(hostile.texts())
+    else:
+        path = f"{folder}/{name}.safetensors"
+        bad = _bad_tensors((base / path).read_bytes(), rng)
+    return Case({f"run/{path}": bad}, [list(READERS[2]), list(RESUME)])
+
+
+def _priors(rng: random.Random, base: Path) -> Case:
+    path = "priors/gmm-1.safetensors"
+    bad = _bad_tensors((base / path).read_bytes(), rng)
+    return Case({f"run/{path}": bad}, [list(READERS[2])])
+
+
+def _weights(rng: random.Random, base: Path) -> Case:
+    name = f"in/w.{rng.choice(('pt', 'pth', 'safetensors', 'safetensors'))}"
+    sound = (base / "priors/gmm-1.safetensors").read_bytes()
+    bad = _bad_tensors(sound, rng) if rng.random() < 0.8 else rng.choice([*hostile.texts(), *_bombs()])
+    return Case({name: bad}, [["eval", "run", "--n", "2", "--features", "inception", "--weights", name]])
+
+
+TARGETS: dict[str, Callable[[random.Random, Path], Case]] = {
+    "images": _images,
+    "archives": _archives,
+    "presets": _presets,
+    "runs": _runs,
+    "checkpoints": _checkpoints,
+    "priors": _priors,
+    "weights": _weights,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a case: the exit codes of its commands, and what was wrong with that, by kind."""
+
+    target: str
+    seed: str
+    codes: list[int]
+    problems: dict[str, str]
+
+    def __str__(self) -> str:
+        told = "; ".join(f"{kind}: {words}" for kind, words in self.problems.items())
+        return f"{told}\n  again: python tests/faults/fuzz_worker.py FOLDER {self.target} {self.seed}"
+
+
+def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[Outcome]:
+    """Try cases, (target, seed or kept file), in a process apart, and go on in another where it dies or hangs."""
+    outcomes: list[Outcome] = []
+    left = [(target, str(seed)) for target, seed in cases]
+    while left:
+        told, ending = _worker(folder, left)
+        outcomes += told
+        done = len(told)
+        if done < len(left):
+            if not told and ending == "never began":
+                raise RuntimeError(f"the worker does not start: see {folder / 'worker.log'}")
+            outcomes.append(Outcome(*left[done], [], {ending: "the worker ended"}))
+            done += 1
+        left = left[done:]
+    return outcomes
+
+
+def _worker(folder: Path, cases: list[tuple[str, str]]) -> tuple[list[Outcome], str]:
+    """Return what a worker says of cases until it has done them all, dies or falls silent, and how it ended."""
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), str(folder), "-"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    outcomes: list[Outcome] = []
+    has_begun = False
+    with (
+        (folder / "worker.log").open("ab") as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment) as child,
+        selectors.DefaultSelector() as ready,
+    ):
+        assert child.stdin
+        assert child.stdout
+        child.stdin.write("".join(f"{target} {seed}\n" for target, seed in cases).encode())
+        child.stdin.close()
+        ready.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            if not ready.select(SILENCE):
+                child.kill()
+                return outcomes, "hangs"
+            line = child.stdout.readline()
+            if not line:
+                return outcomes, "crashes" if has_begun else "never began"
+            has_begun = True
+            if line.startswith(b"{"):
+                outcomes.append(Outcome(**json.loads(line)))
