@@ -30,7 +30,7 @@ GAP = 4
 HEAD = 18  # pixels above a sheet for its labels
 BACKGROUND, INK = (24, 24, 28), (220, 220, 220)
 # Of the formats that Pillow knows; it tells them by their content, and among the others are programs (PostScript).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
 if importlib.util.find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
     FORMATS += ("AVIF",)
 _WARNING_FILTERS = threading.Lock()  # they belong to the process, and data sets are decoded by many threads
