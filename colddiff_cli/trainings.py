@@ -22,11 +22,6 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
-def taken(path: Path) -> UsageError:
-    """Return the error of a new run whose place is taken."""
-    return UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
-
-
 def check_names(config: presets.Config) -> None:
     """Refuse what would be refused once the data are read."""
     from colddiff_core import datasets, degradations, sampling
@@ -43,7 +38,7 @@ def start(screen: Screen, config: presets.Config, out: Path | None, device: str)
 
     path = out or runs.free_name(config.name)
     if path.exists():
-        raise taken(path)
+        raise runs.taken(path)
     check_names(config)
     chosen = devices.choose(device)
     sets = _load_sets(config)

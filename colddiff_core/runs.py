@@ -253,9 +253,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
     Raises UsageError where something of that name exists, MachineError where the disk refuses.
     """
     if path.exists():
-        raise UsageError(
-            f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out."
-        )
+        raise taken(path)
     draft = beside(path)
     try:
         with refusals(path):
@@ -266,11 +264,21 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
             (draft / "run.toml").write_text(text, encoding="utf-8")
             flush(draft / "run.toml")
             flush(draft)
-            draft.rename(path)
+            try:
+                draft.rename(path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another training was quicker
+                    raise taken(path) from None
+                raise
             flush(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return RunWriter(path)
+
+
+def taken(path: Path) -> UsageError:
+    """Return the error of a new run whose place is taken."""
+    return UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
 
 
 def rewrite_config(run: Run, config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from colddiff_core import checkpoint, control, devices, divergence, preview, provenance
 from colddiff_core.datasets import ImageSet
-from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, counted, reason
+from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
@@ -38,7 +38,7 @@ class _UnsoundError(MachineError):
     """What would be saved is not finite."""
 
 
-class _AbandonedError(Exception):
+class _AbandonedError(ColddiffError):
     """A sheet was given up because the training is to stop."""
 
 
@@ -315,7 +315,7 @@ class Trainer:
         """Give a sign of life while a sampler runs, which may take minutes: more than whoever ends this may grant."""
         self.run.beat()
         if self.is_stopping:
-            raise _AbandonedError
+            raise _AbandonedError("The training is to end.")
 
 
 def _answering(requests: list[str]) -> dict[str, Any]:

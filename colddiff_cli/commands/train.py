@@ -108,7 +108,7 @@ def _train_watched(
         assert preset is not None
         path = out or runs.free_name(presets.load(preset, changes).name)
         if path.exists():
-            raise trainings.taken(path)
+            raise runs.taken(path)
         arguments = ["--preset", preset, "--out", str(path)]
     arguments += ["--device", device, *(word for change in changes for word in ("--set", change))]
     arguments += ["--data-dir", str(data_dir)] if data_dir else []
