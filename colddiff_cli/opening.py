@@ -31,6 +31,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
 
     from colddiff_core import experiment
 
+    table = built.config.to_table()
     digest = hashlib.blake2b(digest_size=8)
     for weights in built.restorer.unet.state_dict().values():  # not of the file: a trainer may have removed it by now
         digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -38,6 +39,8 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
         "run": str(run.path),
         "step": step,
         "weights": digest.hexdigest(),
+        "degradation": table["degradation"],
+        "data": table["data"],
         "precision": built.precision,
         "compile": built.config.sample.compile,
         "device": built.device.type,

@@ -43,6 +43,8 @@ def free_path(wanted: Path | None, default: Path, *, force: bool) -> Path:
 
     Raises UsageError where it cannot be written to, or exists and is not to be overwritten.
     """
+    if wanted is None and default.parent.is_symlink():
+        raise UsageError(f"{default.parent} is a link, perhaps someone else's.", "Say with --out where to write.")
     path, count = wanted or default, 1
     while wanted is None and path.exists():
         count += 1

@@ -19,8 +19,9 @@ from typing import Any, Self
 
 from colddiff_cli import outputs
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
-from colddiff_core.files import drafted, flush, parse_json, refusals
+from colddiff_core.files import drafted, flush, parse_json, read_ordinary, refusals
 
+LARGEST_MARK = 1 << 30  # bytes: ten million pictures
 MANY = 16  # pictures that are told and drawn one by one; more are counted
 MOST_DIFFERENCES = 3  # told of two calls
 # Settings that say nothing to a person, and what is said instead.
@@ -55,8 +56,10 @@ class Mark:
     def read(cls, path: Path) -> Self | None:
         """Return a mark that is there; None where there is none, or one whose writer was killed at it."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            values = parse_json(path.read_bytes())
-            return cls(path, values["command"], dict(values["settings"]), list(values["pictures"]))
+            values = parse_json(read_ordinary(path, LARGEST_MARK))
+            pictures = list(values["pictures"])
+            if isinstance(values["command"], str) and all(isinstance(name, str) for name in pictures):
+                return cls(path, values["command"], dict(values["settings"]), pictures)
         return None
 
     @property
@@ -113,7 +116,8 @@ class Series:
         if isinstance(error, KeyboardInterrupt) and self._mark is not None and self._is_begun:
             done, total = sum(target.exists() for target in self.targets), len(self.targets)
             what = f"Interrupted: {done} of {counted(total, 'image')} {'is' if done == 1 else 'are'} in {self.folder}."
-            raise Interrupted(what, "Go on with them: the same call with --resume.") from None
+            how = "--resume in place of --force" if self.is_forced else "--resume"
+            raise Interrupted(what, f"Go on with them: the same call with {how}.") from None
 
     @property
     def is_complete(self) -> bool:
@@ -157,6 +161,11 @@ class Series:
                 descriptor = _locked(other.path)
                 other.path.unlink(missing_ok=True)
                 os.close(descriptor)
+        if self.is_forced:
+            # Now, and not one by one: what --resume finds after a kill must be this call's.
+            for target in self.targets:
+                with refusals(target):
+                    target.unlink(missing_ok=True)
         if self._mark.is_there:
             self._drop_drafts()
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -45,7 +46,12 @@ def start(screen: Screen, config: presets.Config, out: Path | None, device: str)
     built = experiment.build(config, sets[0].channels, chosen)
     built.try_out(sets[0])
     run = runs.create(path, config, experiment.versions())
-    trainer = Trainer(built, *sets, run)
+    try:
+        trainer = Trainer(built, *sets, run)
+    except BaseException:
+        run.close()
+        shutil.rmtree(path)
+        raise
     _introduce(screen, trainer, sets)
     return trainer
 
@@ -72,7 +78,7 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     newest = checkpoint.newest(found, checkpoint.read)
     step = runs.path_step(newest.path) if newest else 0
     del newest  # as large as the network, its average and its optimizer
-    if step >= config.train.steps and found.is_finished(step):
+    if step > config.train.steps or (step == config.train.steps and found.is_finished(step)):
         remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
     runs.check_free(found.path)
@@ -124,7 +130,7 @@ def work(screen: Screen, trainer: Trainer) -> bool:
     with _interrupts(screen, trainer):
         _watch(screen, trainer)
     trainer.run.close()
-    if trainer.step == trainer.settings.steps:
+    if trainer.is_finished:
         return True
     screen.say(f"Stopped at step {trainer.step}; saved.")
     return False
@@ -173,6 +179,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
         task = progress.add_task("", total=trainer.settings.steps, completed=first, note="")
         for tick in trainer.steps():
             progress.update(task, completed=tick.step)
+            first = min(first, tick.step - 1)  # a run may go back to before where it was resumed
             if tick.is_paused:
                 screen.say(f"Paused at step {tick.step} as asked; `colddiff monitor {trainer.run.path}` has it go on")
             if tick.metrics is None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -17,15 +18,19 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from colddiff_core import weights
 from colddiff_core.errors import UsageError
-from colddiff_core.files import flush, parse_json, refusals
+from colddiff_core.files import flush, parse_json, read_ordinary, refusals
 from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
+from colddiff_core.settings import LARGEST
 
 MODEL, AVERAGE, OPTIMIZER = TENSOR_FILES
 Weights = dict[str, Tensor]
 State = dict[str, Any]
 T = TypeVar("T")
 REMEDY = "Remove that checkpoint; an older one is used then."
+MOST_CHANNELS = 64
+KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, each of its weight's shape
 
 
@@ -71,7 +76,7 @@ def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) ->
         try:
             return Found(left[-1], read(left[-1]), damaged)
         except DamagedError as error:
-            if left[-1].exists():  # else its trainer took it away meanwhile, for there are newer ones
+            if os.path.lexists(left[-1]):  # else its trainer took it away meanwhile, for there are newer ones
                 damaged[left[-1]] = error
     if not damaged:
         return None
@@ -79,8 +84,8 @@ def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) ->
     raise DamagedError(f"{first.what.rstrip('.')}, and no other checkpoint is whole.", "Train the run anew.")
 
 
-def save(folder: Path, step: int, training: Training, state: State, keep: int) -> Path:
-    """Write checkpoints/step-NNNNNN, then drop all but the `keep` newest; returns the new one.
+def save(folder: Path, step: int, training: Training, state: State, keep: int | None) -> Path:
+    """Write checkpoints/step-NNNNNN, then drop all but the `keep` newest, if given; returns the new one.
 
     The folder gets its name once every file is on the disk, so a reader never meets half of one.
     Raises MachineError where the disk refuses; older checkpoints stay then.
@@ -91,11 +96,12 @@ def save(folder: Path, step: int, training: Training, state: State, keep: int) -
         with refusals(target):
             draft.mkdir(parents=True)
             digests = {
-                MODEL: _write(draft / MODEL, training.network.state_dict()),
-                AVERAGE: _write(draft / AVERAGE, training.average.module.state_dict()),
-                OPTIMIZER: _write(draft / OPTIMIZER, _optimizer_tensors(training)),
+                MODEL: weights.write(training.network.state_dict(), draft / MODEL),
+                AVERAGE: weights.write(training.average.module.state_dict(), draft / AVERAGE),
+                OPTIMIZER: weights.write(_optimizer_tensors(training), draft / OPTIMIZER),
             }
             saved = state | {"step": step, "averaged": int(training.average.n_averaged), "sha256": digests}
+            saved["digest"] = digest(saved)
             (draft / "state.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
             flush(draft / "state.json")
             flush(draft)
@@ -105,7 +111,7 @@ def save(folder: Path, step: int, training: Training, state: State, keep: int) -
             flush(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for old in list_checkpoints(folder)[:-keep]:
+    for old in list_checkpoints(folder)[:-keep] if keep else ():
         # Out of sight first: a kill amid the deletion must not leave half a checkpoint under its name.
         with contextlib.suppress(OSError):
             old.rename(folder / f".old-{old.name}-{uuid.uuid4().hex[:8]}")
@@ -114,11 +120,11 @@ def save(folder: Path, step: int, training: Training, state: State, keep: int) -
     return target
 
 
-def set_aside(damaged: Path) -> Path:
-    """Take a damaged checkpoint out of the way of the ones that follow, without deleting it; returns its new place."""
-    aside = damaged.with_name(f".damaged-{damaged.name}-{uuid.uuid4().hex[:8]}")
-    with refusals(damaged):
-        damaged.rename(aside)
+def set_aside(path: Path, why: str = "damaged") -> Path:
+    """Take a checkpoint out of the way of the ones that follow, without deleting it; returns its new place."""
+    aside = path.with_name(f".{why}-{path.name}-{uuid.uuid4().hex[:8]}")
+    with refusals(path):
+        path.rename(aside)
     return aside
 
 
@@ -161,8 +167,12 @@ def read_state(path: Path) -> State:
     try:
         state: State = parse_json(_content(path / "state.json"))
         whole_numbers = (state["step"], state["averaged"], state["channels"])
-        if not all(isinstance(number, int) and number >= 0 for number in whole_numbers) or state["channels"] < 1:
+        if not all(type(number) is int and 0 <= number <= LARGEST for number in whole_numbers):
             raise ValueError("a number is not what it can be")
+        if not 1 <= state["channels"] <= MOST_CHANNELS:
+            raise ValueError(f"{state['channels']} channels")
+        if ("sha256" in state or "digest" in state) and state.get("digest") != digest(state):  # older ones have neither
+            raise ValueError("not what was written")
         if path_step(path) != state["step"]:
             raise ValueError(f"it is of step {state['step']}")
         if not isinstance(state.get("sha256", {}), dict):
@@ -172,13 +182,10 @@ def read_state(path: Path) -> State:
     return state
 
 
-def _write(path: Path, tensors: Weights) -> str:
-    """Write tensors to the disk and return the SHA-256 of the file."""
-    # Channels-last weights are brought to the plain layout, which is all that the format knows.
-    safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, str(path))
-    flush(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(state: State) -> str:
+    """Return the SHA-256 of all that a state says beside its own digest."""
+    rest = {key: value for key, value in state.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path, sha256: object) -> Weights:
@@ -189,8 +196,10 @@ def _read(path: Path, sha256: object) -> Weights:
         raise DamagedError(f"{path} is damaged (not the bytes that were written).", REMEDY)
     try:
         tensors = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, KeyError) as error:  # the latter for a kind of number that torch has not
         raise DamagedError(f"{path} is damaged ({error}).", REMEDY) from None
+    if not all(tensor.dtype in KINDS for tensor in tensors.values()):
+        raise DamagedError(f"{path} is damaged (numbers of another kind).", REMEDY)
     if not _are_finite(tensors.values()):
         raise DamagedError(f"{path} is damaged (numbers that are not finite).", REMEDY)
     return tensors
@@ -198,7 +207,7 @@ def _read(path: Path, sha256: object) -> Weights:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()  # not mapped: a mapped file that is cut short later ends the process
+        return read_ordinary(path)  # not mapped: a mapped file that is cut short later ends the process
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedError(f"{path} is damaged ({error.strerror}).", REMEDY) from None
     except OSError as error:
@@ -206,7 +215,10 @@ def _content(path: Path) -> bytes:
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+    flags: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        flags.setdefault(tensor.device, []).append(tensor.isfinite().all())
+    return all(bool(torch.stack(found).all()) for found in flags.values())  # one wait for a device
 
 
 def _parameter_names(training: Training) -> list[str]:
@@ -223,17 +235,17 @@ def _optimizer_tensors(training: Training) -> Weights:
 
 
 def _restore_optimizer(path: Path, tensors: Weights, training: Training) -> None:
-    weights = dict(training.network.named_parameters())
-    indices = {name: index for index, name in enumerate(weights)}
-    wanted = {f"{kind}/{name}": like.shape for name, like in weights.items() for kind in MOMENTS}
-    wanted |= {f"step/{name}": torch.Size() for name in weights}
+    parameters = dict(training.network.named_parameters())
+    indices = {name: index for index, name in enumerate(parameters)}
+    wanted = {f"{kind}/{name}": like.shape for name, like in parameters.items() for kind in MOMENTS}
+    wanted |= {f"step/{name}": torch.Size() for name in parameters}
     if {key: value.shape for key, value in tensors.items()} != wanted:
         raise UsageError(f"{path} holds another optimizer's state.", "Was [model] in run.toml changed?")
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, name = key.split("/", 1)
         # The fused optimizer walks weights and moments side by side, so they must lie alike in memory.
-        laid = torch.empty_like(weights[name]).copy_(value) if kind in MOMENTS else value
+        laid = torch.empty_like(parameters[name]).copy_(value) if kind in MOMENTS else value
         state.setdefault(indices[name], {})[kind] = laid
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -23,6 +23,7 @@ from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import MachineError
 from colddiff_core.files import whole
+from colddiff_core.weights import write
 
 FEATURES = 48  # below the number of test digits, so that a covariance of theirs has full rank
 STEPS, BATCH, RATE = 1000, 128, 2e-3
@@ -120,7 +121,7 @@ def load_or_train(
         _train(network, train, device, progress)
         network.accuracy.fill_(_accuracy(network, test, device))
         with contextlib.suppress(MachineError), whole(path) as draft:  # it is of use without being kept
-            safetensors.torch.save_file(network.cpu().state_dict(), draft)
+            write(network.cpu().state_dict(), draft)
     return network.to(device).eval()
 
 

@@ -27,7 +27,7 @@ from colddiff_core import (
 )
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
-from colddiff_core.errors import ColddiffWarning, UsageError, counted
+from colddiff_core.errors import ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import quantize
 from colddiff_core.models import Restorer, UNet
 from colddiff_core.presets import Config, DataConfig
@@ -287,7 +287,7 @@ def _retold(state: Mapping[str, Any], config: Config) -> list[str]:
     if not isinstance(settings, Mapping):
         return []
     return [
-        f"{key} = {before}, not {after}"
+        f"{key} = {shown(before)}, not {shown(after)}"
         for key, (before, after) in presets.changes(settings, config.to_table()).items()
         if key.startswith(MAKING) and before is not None and after is not None
     ]

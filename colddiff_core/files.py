@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +69,21 @@ def refusals(path: Path) -> Iterator[None]:
         if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
             remedy = "A file is in the way of a folder, or a folder of the file: move it, or name another place."
         raise MachineError(f"Cannot write {path}: {reason}.", remedy) from error
+
+
+def read_ordinary(path: Path, most: int | None = None) -> bytes:
+    """Return the bytes of an ordinary file; raises OSError for any other kind, and above `most` bytes.
+
+    A pipe among the files of someone's run would be waited for, and a device read, without end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return file.read()
 
 
 def parse_json(text: str | bytes, *, constant: Callable[[str], Any] = float) -> Any:

@@ -133,7 +133,8 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
 def _plain(picture: Image.Image, channels: int) -> Image.Image:
     """Return the picture as 8-bit gray or RGB."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
+        with np.errstate(invalid="ignore"):  # a NaN among them, which becomes 0
+            values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
         scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
         peak = next((scale for scale in scales if values.max(initial=0) <= scale), values.max(initial=1))
         picture = Image.fromarray((values / peak * 255).round().clip(0, 255).astype(np.uint8))

@@ -279,6 +279,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("nested too deep") from None
     level: list[Any] = [table]
     for _ in range(DEEPEST):
+        if any(type(value) is int and abs(value) >= 2**63 for value in level):
+            raise ValueError("a whole number has more than 64 bits")
         level = [
             inner
             for outer in level

@@ -24,6 +24,7 @@ from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
 from colddiff_core.errors import MachineError, UsageError, counted, nearest
 from colddiff_core.files import whole
+from colddiff_core.weights import write
 
 Weights = dict[str, Tensor]
 ImageGenerators = Sequence[torch.Generator]  # one for each image
@@ -264,8 +265,9 @@ def load_or_fit(prior: Prior, source: Source, folder: Path, components: int | No
     kept = _read(path, count)
     if kept is None:
         kept = _fit(prior, source, count)
-        with contextlib.suppress(MachineError), whole(path) as draft:  # a run that cannot be written to can be used
-            safetensors.torch.save_file(kept, draft)
+        if not folder.is_symlink():  # in someone's run that may lead anywhere
+            with contextlib.suppress(MachineError), whole(path) as draft:  # a run that cannot be written to can be used
+                write(kept, draft)
     return kept
 
 

@@ -11,6 +11,7 @@ import torch
 
 from colddiff_core import presets, seeds
 from colddiff_core.datasets import ImageSet
+from colddiff_core.errors import shown
 from colddiff_core.experiment import Experiment
 
 SECTIONS = ("data", "degradation", "model", "train")
@@ -51,7 +52,7 @@ def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
         if isinstance(before, Mapping) and after is not None and before != after:
             one, other = before.get("count"), after["count"]
             told.append(
-                f"there were {one} {name} and are {other}" if one != other else f"the {other} {name} are others"
+                f"there were {_word(one)} {name} and are {other}" if one != other else f"the {other} {name} are others"
             )
     return told
 
@@ -82,7 +83,8 @@ def _traces(experiment: Experiment) -> list[float]:
 
 def _agreement(before: Any, after: list[float]) -> bool | None:
     """Tell whether an operator left the same traces; None where those of before are not known."""
-    if not isinstance(before, list) or not all(type(value) in (int, float) for value in before):
+    # Not by isinstance alone: a number of a thousand digits is none of ours.
+    if not isinstance(before, list) or not all(type(value) in (int, float) and abs(value) < 1e6 for value in before):
         return None
     return len(before) == len(after) and all(
         abs(one - other) <= TOLERANCE for one, other in zip(before, after, strict=True)
@@ -92,7 +94,8 @@ def _agreement(before: Any, after: list[float]) -> bool | None:
 def _counts(key: str, before: Any, after: Any, traces: bool | None) -> bool:
     """Tell whether a setting that differs makes other weights."""
     if key.startswith("degradation.") and key.split(".")[1] not in presets.OWN:
-        return not traces  # a default that was written out, or left out, changes nothing
+        # A default that was written out, or left out, changes nothing.
+        return not traces or (before is not None and after is not None)
     return before is not None and after is not None  # else one of the two programs did not know the key
 
 
@@ -102,4 +105,4 @@ def _table(saved: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _word(value: Any) -> str:
-    return "unset" if value is None else str(value)
+    return "unset" if value is None else value if isinstance(value, str) and value.isalnum() else shown(value)

@@ -23,15 +23,18 @@ from typing import Any
 
 from colddiff_core import control
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, counted, nearest
-from colddiff_core.files import beside, flush, parse_json, refusals, sweep, whole
+from colddiff_core.files import beside, drafted, flush, parse_json, read_ordinary, refusals, sweep, whole
 from colddiff_core.presets import Config, dump, from_table, read_toml
 
 ROOT = Path("runs")
 LOGS = ("metrics.jsonl", "events.jsonl")
+OWN = ("lock", "run.toml", *LOGS, "samples", "checkpoints", control.FOLDER)  # what a trainer writes to
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just taken the run
 LARGEST_PID = 2**31
+LARGEST_STATE, LARGEST_HEADER = 1 << 20, 100_000_000  # bytes; the latter is the format's own limit
 LATEST = 1e11  # seconds: three thousand years
+STALE = 60.0  # seconds after which the draft of a run is nobody's
 BEAT = 1.0  # seconds between signs of life of a trainer, at the most often
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -96,7 +99,7 @@ class Run:
         config = from_table(table, str(self.config_file), overrides)
         named = {text.partition("=")[0].strip() for text in overrides}
         places = {"data.directory": config.data.directory, "data.second_directory": config.data.second_directory}
-        if all(key in named for key, place in places.items() if place):
+        if "data.download" in named or all(key in named for key, place in places.items() if place):
             return config
         return dataclasses.replace(config, data=dataclasses.replace(config.data, download=False))
 
@@ -164,15 +167,22 @@ class RunWriter(Run):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        for name in OWN:
+            if (path / name).is_symlink():
+                raise UsageError(f"{path / name} is a link.", "A run has its files in its own folder: link to that.")
         self._lock = _hold(path)
         self._beaten = 0.0
         self._unwritten: dict[str, list[bytes]] = {}
         self._is_refused = False
-        control.take(path)  # asked of an earlier trainer
-        for name in LOGS:
-            _drop_torn_line(path / name)
-        for folder in (path, self.samples):
-            sweep(folder)  # what an earlier one was killed over
+        try:
+            control.take(path)  # asked of an earlier trainer
+            for name in LOGS:
+                _drop_torn_line(path / name)
+            for folder in (path, self.samples):
+                sweep(folder)  # what an earlier one was killed over
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def log(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
@@ -196,10 +206,11 @@ class RunWriter(Run):
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics beyond `step`: a resumed run writes those steps again."""
-        lines = [*self.metrics(), *map(json.loads, self._unwritten.pop("metrics.jsonl", []))]
+        lines = [*self.metrics(), *map(json.loads, self._unwritten.get("metrics.jsonl", []))]
         kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= step]
         with whole(self.path / "metrics.jsonl") as draft:
             draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._unwritten["metrics.jsonl"] = []
 
     def flush(self) -> None:
         """Have the disk hold what was logged; what it refuses will be tried again."""
@@ -254,6 +265,10 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
     """
     if path.exists():
         raise taken(path)
+    for entry in path.parent.glob(f".{path.stem}-*"):
+        # Of a training that was killed over it; one that is at it now is done in a moment.
+        if drafted(entry.name) == path.name and entry.is_dir() and time.time() - last_written(entry) > STALE:
+            shutil.rmtree(entry, ignore_errors=True)
     draft = beside(path)
     try:
         with refusals(path):
@@ -347,7 +362,7 @@ def path_step(checkpoint: Path) -> int:
 def is_whole(checkpoint: Path) -> bool:
     """Tell whether a checkpoint has all its files at the length that they themselves declare."""
     try:
-        state = parse_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = parse_json(read_ordinary(checkpoint / "state.json", LARGEST_STATE))
         return path_step(checkpoint) == state["step"] and all(
             _is_tensor_file(checkpoint / name) for name in TENSOR_FILES
         )
@@ -359,9 +374,11 @@ def is_whole(checkpoint: Path) -> bool:
 
 def _is_tensor_file(path: Path) -> bool:
     """Tell whether a safetensors file is as long as its header says: 8 bytes, the header, the data."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return False
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
+        if length > min(path.stat().st_size, LARGEST_HEADER):
             return False
         header = parse_json(file.read(length))
     if not isinstance(header, dict):
@@ -373,8 +390,9 @@ def _is_tensor_file(path: Path) -> bool:
 def _drop_torn_line(path: Path) -> None:
     """Cut what a killed writer left behind the last newline, so that the next line begins as one."""
     if path.exists():
-        with refusals(path), path.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+        with refusals(path):
+            kept = read_ordinary(path).rfind(b"\n") + 1
+            os.truncate(path, kept)
 
 
 def check_free(path: Path) -> None:
@@ -384,9 +402,7 @@ def check_free(path: Path) -> None:
     with refusals(path):
         descriptor = os.open(path / "lock", os.O_RDWR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise _held(path) from None
+        _lock(descriptor, path)
     finally:
         os.close(descriptor)
 
@@ -398,16 +414,25 @@ def _held(path: Path) -> MachineError:
 def _hold(path: Path) -> int:
     """Lock the run for this process; the lock goes with the process, however it ends."""
     with refusals(path):
-        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        _lock(descriptor, path)
+        with refusals(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
+    except BlockingIOError:
         raise _held(path) from None
-    with refusals(path):
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-    return descriptor
+    except OSError:
+        pass  # a file system without locks: there is nothing to tell a second trainer by
 
 
 def _is_logged(line: dict[str, Any]) -> bool:
@@ -417,8 +442,8 @@ def _is_logged(line: dict[str, Any]) -> bool:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is not whole yet
+    with contextlib.suppress(OSError):
+        for line in read_ordinary(path).split(b"\n")[:-1]:  # what follows the last newline is not whole yet
             with contextlib.suppress(ValueError):
                 entry = parse_json(line)
                 if isinstance(entry, dict):

@@ -17,6 +17,7 @@ from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
 from colddiff_core.preview import Sheet
 from colddiff_core.runs import RunWriter, list_checkpoints, path_step
+from colddiff_core.settings import LARGEST
 from colddiff_core.stepping import Stepper
 
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
@@ -58,7 +59,7 @@ class Trainer:
         self.settings: TrainConfig = experiment.config.train
         self.run = run
         self.step = 0
-        self.is_stopping = False
+        self.is_stopping = self.is_finished = False
         self.train_set, self.test_set = train, test
         self.stepper = Stepper(experiment, train, self._note)
         self.parts = self.stepper.parts
@@ -92,7 +93,7 @@ class Trainer:
         content.restore(self.parts)
         state = content.state
         self.step = self._saved = int(state["step"])
-        self.stepper.falls = max(self.stepper.falls, _count(state.get("falls")))
+        self.stepper.falls = max(self.stepper.falls, min(_count(state.get("falls")), divergence.FALLS))
         self.stepper.watch.restart(_count(state.get("skipped_in_a_row")))
 
     def stop(self, by: str = "") -> None:
@@ -144,7 +145,9 @@ class Trainer:
         if self.step > self._saved:
             self._trouble(False)
             self.save()
-        if self.step >= settings.steps:
+        is_shown = preview.path(self.run, self.step).exists()
+        self.is_finished = self.step >= settings.steps and (is_shown or not self.is_stopping)
+        if self.is_finished:
             self.run.event("finished", step=self.step)
         else:
             self.run.event("stopped", step=self.step, **self._stopped_by)
@@ -168,7 +171,7 @@ class Trainer:
             raise self._diverged(why)
         for path in list_checkpoints(found.path.parent):
             if path_step(path) > path_step(found.path):
-                checkpoint.set_aside(path)
+                checkpoint.set_aside(path, "passed")
         self._restore(found.content)
         # What follows from a checkpoint is the same each time, this too: a run killed here comes to it again.
         self.stepper.falls = falls
@@ -284,6 +287,7 @@ class Trainer:
         """Have a checkpoint of this step, told by an event; weights that are not finite are not saved."""
         if not self.parts.is_finite():
             raise self._diverged("a weight is not finite")
+        in_a_row = self.stepper.watch.in_a_row
         position = self.step * self.settings.batch_size * self.settings.accumulate
         epoch, offset = divmod(position, len(self.train_set))
         state = {
@@ -291,13 +295,15 @@ class Trainer:
             "seed": self.settings.seed,
             "epoch": epoch,
             "epoch_position": offset,
-            "skipped_in_a_row": self.stepper.watch.in_a_row,
+            "skipped_in_a_row": in_a_row,
             "falls": self.stepper.falls,
             "provenance": self.provenance,
         }
         if self._saved != self.step:  # asked for where there is one already
             self.run.flush()
-            checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, self.settings.keep)
+            # Amid skipped steps those from before them may be what the run has to go back to.
+            keep = None if in_a_row else self.settings.keep
+            checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, keep)
             self._saved = self.step
         self.run.event("checkpoint", step=self.step, **details)
 
@@ -331,4 +337,4 @@ def _elapsed(logged: list[dict[str, Any]]) -> float:
 
 def _count(told: Any) -> int:
     """Return a count that a checkpoint's state tells, 0 where it tells none."""
-    return told if isinstance(told, int) and told > 0 else 0
+    return told if type(told) is int and 0 < told <= LARGEST else 0

@@ -15,7 +15,7 @@ import trainings
 from hypothesis import settings
 from PIL import Image
 
-from colddiff_core import devices, experiment, presets, runs
+from colddiff_core import checkpoint, devices, experiment, presets, runs
 from colddiff_core.training import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -109,6 +109,7 @@ def seal(path: Path) -> None:
     """Have a checkpoint vouch for a file as it is now."""
     state = json.loads((path.parent / "state.json").read_text())
     state["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    state["digest"] = checkpoint.digest(state)
     (path.parent / "state.json").write_text(json.dumps(state))
 
 

@@ -93,7 +93,7 @@ def test_a_checkpoint_whose_very_next_step_is_skipped_is_passed_over(tmp_path):
     with pytest.warns(ColddiffWarning, match="back to step 3"):
         finish(trainer)  # the first step after that of step 6 is the same at any rate
     aside = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
-    assert [name.rpartition("-")[0] for name in aside] == [".damaged-step-000006"]
+    assert [name.rpartition("-")[0] for name in aside] == [".passed-step-000006"]
 
 
 @pytest.mark.filterwarnings("ignore::colddiff_core.errors.ColddiffWarning")

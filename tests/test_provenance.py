@@ -12,7 +12,7 @@ from conftest import finish, make_trainer, seal
 from safetensors.torch import load, save_file
 
 from colddiff_cli.__main__ import run as command
-from colddiff_core import degradations, experiment, presets, provenance, runs
+from colddiff_core import checkpoint, degradations, experiment, presets, provenance, runs
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations.blur import Blur
 from colddiff_core.errors import ColddiffWarning, UsageError
@@ -124,7 +124,7 @@ def test_an_operator_that_computes_otherwise_is_told(own, monkeypatch, capsys):
 def test_a_checkpoint_from_before_says_nothing_and_goes_on(own):
     state = runs.Run(own).newest_checkpoint() / "state.json"
     table = json.loads(state.read_text())
-    for key in ("provenance", "sha256", "falls", "skipped_in_a_row"):
+    for key in ("provenance", "sha256", "digest", "falls", "skipped_in_a_row"):
         del table[key]
     state.write_text(json.dumps(table))
     assert command(["train", "--resume", str(own)]) == 0
@@ -185,17 +185,15 @@ def test_where_no_checkpoint_is_whole_that_is_said(tiny_run, tmp_path):
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tiny_run, tmp_path, monkeypatch):
-    from pathlib import Path
-
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    read = Path.read_bytes
+    read = checkpoint.read_ordinary
 
-    def closed(self):
-        if self.name == "ema.safetensors":
-            raise PermissionError(13, "Permission denied", str(self))
-        return read(self)
+    def closed(path):
+        if path.name == "ema.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", closed)
+    monkeypatch.setattr(checkpoint, "read_ordinary", closed)
     with pytest.raises(UsageError, match=r"Cannot read .*step-000006.*Permission denied"):
         experiment.open_run(runs.Run(copy), torch.device("cpu"))
 

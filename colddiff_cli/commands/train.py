@@ -102,8 +102,7 @@ def _train_watched(
     check_terminal()
     if resume is not None:
         path = runs.find(resume).path
-        arguments = ["--resume", str(path)] + (["--out", str(out)] if out else [])
-        arguments += ["--allow-change"] if may_change else []
+        arguments = ["--resume", str(path)] + (["--allow-change"] if may_change else [])
     else:
         assert preset is not None
         path = out or runs.free_name(presets.load(preset, changes).name)
@@ -130,9 +129,6 @@ def _train_watched(
 def _conclude(screen: Screen, trainer: Trainer) -> None:
     """Show the last sheet and say what can be done with the run."""
     path = trainer.run.path
-    if trainer.last_sheet is None and trainer.is_stopping:  # told to end amid the last sheet
-        screen.result({"run": str(path), "step": trainer.step, "finished": True, "sheet": None}, path)
-        return
     columns, figures = trainer.last_sheet or trainer.restore_tests()
     found = trainer.run.samples / f"step-{trainer.step:06d}.png"
     sheet = found if found.exists() else None  # the disk may have had no room for it

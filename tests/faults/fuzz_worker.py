@@ -122,10 +122,12 @@ def execute(arguments: list[str]) -> tuple[int, str, str]:
 def _load(folder: str, split: Any) -> int:
     """Load a folder as a data set, as training does, and tell its errors as the command line does."""
     from colddiff_cli import __main__ as cli
+    from colddiff_cli.screen import telling_warnings
     from colddiff_core import datasets
 
     try:
-        found = datasets.load("folder", datasets.Request(split, 8, directory=Path(folder)))
+        with telling_warnings():
+            found = datasets.load("folder", datasets.Request(split, 8, directory=Path(folder)))
     except Exception as error:  # told as `run` tells it
         return cli._explain(error)
     return 0 if len(found) else 99

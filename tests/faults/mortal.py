@@ -67,19 +67,20 @@ def at_line(number: int) -> None:
 
 
 def at_tensors(number: int) -> None:
-    import safetensors.torch
+    from colddiff_core import weights
 
-    save, done = safetensors.torch.save_file, 0
+    write, done = weights.write, 0
 
-    def half(tensors: object, path: str) -> None:
+    def half(tensors: dict[str, object], path: Path) -> str:
         nonlocal done
         done += 1
-        save(tensors, path)
+        digest = write(tensors, path)
         if done == number:
             os.truncate(path, os.path.getsize(path) // 2)
             die()
+        return digest
 
-    safetensors.torch.save_file = half
+    weights.write = half
 
 
 def at_picture(number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from mutation import mutate
 
 from colddiff_cli.__main__ import run
-from colddiff_core import images, presets
+from colddiff_core import checkpoint, images, presets, runs
 from colddiff_core.errors import UsageError
 from colddiff_core.files import parse_json
 
@@ -273,3 +274,71 @@ def test_mutations_follow_from_their_generator():
     sound = json.dumps(list(range(300))).encode()
     assert all(mutate(sound, random.Random(seed)) == mutate(sound, random.Random(seed)) for seed in range(50))
     assert len({mutate(sound, random.Random(seed)) for seed in range(50)}) > 40
+
+
+@pytest.mark.parametrize("name", runs.OWN)
+def test_a_run_of_links_is_not_written_through(tmp_path, capsys, name):
+    path = tmp_path / "run"
+    finish(make_trainer(path, "train.steps=2"))
+    outside = tmp_path / "outside"
+    (path / name).rename(outside)
+    (path / name).symlink_to(outside)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != "lock"}
+    assert run(["train", "--resume", str(path), "--set", "train.steps=4"]) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in before} == before
+    tally.add("links and pipes", inputs=1, refused=1)
+
+
+@pytest.mark.parametrize("place", ["checkpoints/step-000009", "checkpoints/step-000002/ema.safetensors", "priors"])
+@pytest.mark.parametrize("kind", ["dangling", "pipe", "device"])
+def test_links_to_nowhere_pipes_and_devices_are_not_waited_for(tmp_path, capsys, place, kind):
+    path = tmp_path / "run"
+    finish(make_trainer(path, "train.steps=2"))
+    spoilt = path / place
+    if spoilt.is_file():
+        spoilt.unlink()
+    if kind == "pipe":
+        os.mkfifo(spoilt)
+    else:
+        spoilt.symlink_to("/nowhere" if kind == "dangling" else "/dev/zero")
+    code = run(["generate", str(path), "--n", "1", "--out", str(tmp_path / "a.png")])
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert "Unexpected" not in told
+    assert code == (2 if "ema" in place else 0), told
+    for log in runs.LOGS:
+        (path / log).unlink()
+        os.mkfifo(path / log)
+    assert runs.Run(path).metrics() == []
+    assert run(["train", "--resume", str(path), "--set", "train.steps=4"]) in (1, 2)
+    assert len([line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]) == 2
+    tally.add("links and pipes", inputs=1, refused=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": 10**6},
+        {"averaged": 2**63},
+        {"falls": 10**400},
+        {"falls": 7},
+        {"skipped_in_a_row": -1},
+        {"provenance": {"operator": [10**400] * 18, "settings": {"model": {"width": [[]] * 10**5}}}},
+        {"provenance": {"images": {"count": "x\n" * 10**5}}},
+        {"step": True},
+    ],
+    ids=str,
+)
+def test_any_state_of_a_checkpoint_is_taken_or_refused(tmp_path, capsys, change):
+    path = tmp_path / "run"
+    finish(make_trainer(path, "train.steps=2"))
+    file = runs.Run(path).newest_checkpoint() / "state.json"
+    state = json.loads(file.read_text()) | change
+    file.write_text(json.dumps(state | {"digest": checkpoint.digest(state)}))
+    generate = ["generate", str(path), "--n", "1", "--out", str(tmp_path / "a.png")]
+    for words in (generate, ["train", "--resume", str(path), "--set", "train.steps=4"]):
+        assert run(words) in (0, 1, 2)
+        told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+        assert len(told) <= 2, told
+        assert "Unexpected" not in "".join(told)
