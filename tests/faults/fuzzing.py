@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import random
@@ -26,6 +27,8 @@ import hostile
 import numpy as np
 import safetensors.numpy
 from mutation import mutate
+
+from colddiff_core.checkpoint import digest
 
 KEPT = Path(__file__).parent / "kept"
 SILENCE = 90.0  # seconds without a word after which a worker is hung beyond the reach of its own alarm
@@ -219,7 +222,23 @@ def _checkpoints(rng: random.Random, base: Path) -> Case:
     else:
         path = f"{folder}/{name}.safetensors"
         bad = _bad_tensors((base / path).read_bytes(), rng)
-    return Case({f"run/{path}": bad}, [list(READERS[2]), list(RESUME)])
+    files = {f"run/{path}": bad}
+    if rng.random() < 0.8:  # an attacker knows how to make a digest, too
+        files |= _sealed(path, bad, base)
+    return Case(files, [list(READERS[2]), list(RESUME)])
+
+
+def _sealed(path: str, bad: bytes, base: Path) -> dict[str, bytes]:
+    """Return the state of a checkpoint that vouches for a bad file of it, or for itself, where that is JSON."""
+    place = f"checkpoints/{NUMBER}/state.json"
+    try:
+        state = json.loads(bad if path == place else (base / place).read_bytes())
+        if path != place:
+            state["sha256"][Path(path).name] = hashlib.sha256(bad).hexdigest()
+        state["digest"] = digest(state)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {f"run/{place}": json.dumps(state).encode()}
 
 
 def _priors(rng: random.Random, base: Path) -> Case:
