@@ -43,10 +43,14 @@ class ColddiffWarning(UserWarning):
 
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "STATUS_ALLOC_FAILED")  # of torch's plain errors
 
+# All that oneDNN says where it cannot have the memory for its code; a descriptor that it cannot make is something else.
+ONEDNN_FAILED = ("could not create a primitive", "could not execute a primitive")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on the CPU or on a GPU."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+    told = str(error)
+    return isinstance(error, MemoryError) or told in ONEDNN_FAILED or any(sign in told for sign in OUT_OF_MEMORY)
 
 
 def reason(error: BaseException) -> str:

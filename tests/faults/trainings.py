@@ -49,9 +49,9 @@ def start(run: Path, *more: str, fault: tuple[str, int] = ("none", 0), **options
     return subprocess.Popen(words, text=True, env=environment, **options)
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+def end(process: subprocess.Popen[str], patience: float = PATIENCE) -> tuple[int, str]:
     """Wait for a training to end; returns its exit code and what it said."""
-    said, _ = process.communicate(timeout=PATIENCE)
+    said, _ = process.communicate(timeout=patience)
     return process.returncode, said
 
 
