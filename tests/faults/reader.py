@@ -1,7 +1,7 @@
 """A reader of a live run: looks at everything in it until its trainer is done, and holds what it sees to the promise.
 
-python reader.py RUN files|weights: the second opens the newest checkpoint again and again, as `generate` does. Prints
-how often it looked; a traceback is a broken promise.
+python reader.py RUN files|weights PAUSE: `weights` opens the newest checkpoint again and again, as `generate` does;
+PAUSE is in seconds between two looks. Prints how often it looked; a traceback is a broken promise.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pathlib import Path
 from PIL import Image
 
 from colddiff_core import runs
-
-PAUSE = 0.02  # seconds between two looks; the dashboard takes a second
 
 
 def look_at_files(run: runs.Run, seen: int) -> int:
@@ -52,7 +50,7 @@ def is_done(run: runs.Run) -> bool:
 
 
 def main() -> None:
-    run, what = runs.Run(Path(sys.argv[1])), sys.argv[2]
+    run, what, pause = runs.Run(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
     warnings.simplefilter("error")  # a checkpoint that is called damaged is a broken promise too
     looks = seen = 0
     while True:
@@ -64,7 +62,7 @@ def main() -> None:
         looks += 1
         if done:
             break
-        time.sleep(PAUSE)
+        time.sleep(pause)
     print(looks)
 
 

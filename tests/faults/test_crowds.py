@@ -21,17 +21,18 @@ READER = Path(__file__).with_name("reader.py")
 PICTURES = 40
 
 
-def read(run: Path, what: str) -> subprocess.Popen[str]:
+def read(run: Path, what: str, pause: float) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(trainings.ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(READER), str(run), what]
+    words = [sys.executable, str(READER), str(run), what, str(pause)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def crowd(run: Path, files: int, weights: int, *more: str) -> None:
+def crowd(run: Path, files: int, weights: int, pause: float, *more: str) -> None:
     """Train a run under the eyes of so many readers of its files and of its weights."""
     process = trainings.start(run, *more)
     trainings.await_beginning(run, process, 0)
-    readers = [read(run, "files") for _ in range(files)] + [read(run, "weights") for _ in range(weights)]
+    kinds = ["files"] * files + ["weights"] * weights
+    readers = [read(run, kind, pause) for kind in kinds]
     code, said = trainings.end(process, 5 * trainings.PATIENCE)  # twenty others want the processors
     assert code == 0, said
     looks = 0
@@ -43,14 +44,14 @@ def crowd(run: Path, files: int, weights: int, *more: str) -> None:
 
 
 def test_readers_see_a_whole_run_and_change_no_bit(tmp_path, undisturbed):
-    crowd(tmp_path / "run", 4, 1)
+    crowd(tmp_path / "run", 4, 1, 0.02)
     trainings.hold("  their run", tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
 def test_twenty_readers_on_a_run_that_keeps_one_checkpoint(tmp_path):
-    often = ("--set", "train.steps=1500", "--set", "train.checkpoint_every=5", "--set", "train.keep=1")
-    crowd(tmp_path / "run", 17, 3, *often)
+    often = ("--set", "train.checkpoint_every=5", "--set", "train.keep=1")
+    crowd(tmp_path / "run", 17, 3, 0.5, *often)  # twice as often as the dashboard looks
 
 
 def pictures(folder: Path) -> Path:
