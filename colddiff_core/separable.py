@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 DENSE_TABLE_BYTES = 2**25  # beyond this a table of matrices is given up for the FFT
+LARGEST_BASIS = 1024  # pixels of a side up to which components are taken by a matrix of the side, which is faster there
+ROWS = 512  # of a picture that are transformed at a time
 
 
 def gaussian(std: float, size: int) -> Tensor:
@@ -59,6 +61,21 @@ def _basis(n: int, padding: str) -> tuple[Tensor, Tensor, Tensor]:
     analysis = scale * cosines * ends[None, :]
     synthesis = scale * cosines * ends[None, :]
     return analysis, synthesis, torch.arange(n)
+
+
+def _cosines(x: Tensor, axis: int) -> Tensor:
+    """Return the DCT-I of x (B, 1, H, W) along an axis, which is its own inverse times 2 (n - 1)."""
+    n = x.shape[axis]
+    if n == 1:
+        return x * 2**0.5  # so that the factor is that of n = 2
+    made = torch.empty_like(x)
+    other = -2 if axis == -1 else -1
+    # Some rows at a time: the mirrored signal and its spectrum take six times the room of what is transformed.
+    for before, after in zip(x.split(ROWS, other), made.split(ROWS, other), strict=True):
+        signal = before.movedim(axis, -1)
+        mirrored = torch.cat([signal, signal[..., 1:-1].flip(-1)], -1)
+        after.copy_(torch.fft.rfft(mirrored).real.movedim(-1, axis))
+    return made
 
 
 class SeparableStack:
@@ -168,6 +185,28 @@ class ConvolutionStack(SeparableStack):
             return super().apply(x, t)
         return self._convolve(self._convolve(x, t, -1), t, -2)
 
+    def invert(self, x_t: Tensor, t: int | Tensor, floor: float) -> Tensor:
+        if max(x_t.shape[-2:]) <= LARGEST_BASIS:
+            return super().invert(x_t, t, floor)
+        vertical, horizontal = (self._pick("spectrum", n, x_t.device, t) for n in x_t.shape[-2:])
+        gain = vertical[..., :, None] * horizontal[..., None, :]
+        gain = gain.div_(gain.square().add_(floor**2))
+        made = torch.empty_like(x_t)
+        for before, after in zip(x_t.split(1, 1), made.split(1, 1), strict=True):
+            after.copy_(self._filter(before, gain))
+        return made
+
+    def _filter(self, x: Tensor, gain: Tensor) -> Tensor:
+        """Multiply the components of one channel (B, 1, H, W) by a gain for each pair of frequencies."""
+        height, width = x.shape[-2:]
+        if self.padding == "circular":
+            # The frequencies beyond half the period are those before it, mirrored.
+            mirrored = torch.arange(height, device=x.device)
+            rows = torch.minimum(mirrored, height - mirrored)
+            return torch.fft.irfft2(torch.fft.rfft2(x).mul_(gain.index_select(-2, rows)), s=(height, width))
+        components = _cosines(_cosines(x, -1), -2).mul_(gain)
+        return _cosines(_cosines(components, -1), -2).div_(4 * max(height - 1, 1) * max(width - 1, 1))
+
     def _split(self, n: int, device: torch.device, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gain = self._pick("gain", n, device, t)
         return self._table("analysis", n, device), gain, self._table("synthesis", n, device)
@@ -195,9 +234,9 @@ class ConvolutionStack(SeparableStack):
         gain = self._pick("spectrum", x.shape[axis], x.device, t)
         if not isinstance(t, int):
             gain = gain.unsqueeze(1)
-        # A channel at a time: the mirrored signal and its spectrum take six times the room of what is convolved.
         made = torch.empty_like(x)
-        for before, after in zip(x.split(1, 1), made.split(1, 1), strict=True):
+        other = -2 if axis == -1 else -1
+        for before, after in zip(x.split(ROWS, other), made.split(ROWS, other), strict=True):
             after.copy_(self._convolve_rows(before.movedim(axis, -1), gain).movedim(-1, axis))
         return made
 

@@ -48,3 +48,16 @@ def test_the_floor_bounds_what_noise_can_become():
         for t in (1, 5, 20):
             grown = heavy.invert(noise, t, floor).norm() / noise.norm()
             assert grown <= 1.01 / (2 * floor)
+
+
+@pytest.mark.parametrize("padding", ["circular", "reflect"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (16, 16), (17, 30)])
+def test_components_by_fft_equal_those_by_matrices(padding, shape, monkeypatch):
+    x = torch.rand(3, 2, *shape, generator=seeds.generator(0))
+    for t in (3, torch.tensor([0, 2, 7])):
+        by_matrices = stack(padding).invert(x, t, 0.01)
+        with monkeypatch.context() as patch:
+            patch.setattr(separable, "LARGEST_BASIS", 0)
+            patch.setattr(separable, "ROWS", 5)
+            by_fft = stack(padding).invert(x, t, 0.01)
+        torch.testing.assert_close(by_matrices, by_fft, rtol=0, atol=2e-5)
