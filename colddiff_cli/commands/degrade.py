@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from colddiff_cli import inputs as inputs_
-from colddiff_cli import options, outputs, series
+from colddiff_cli import one_by_one, options, outputs, series
 from colddiff_cli.screen import Screen
 from colddiff_core import presets
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +70,7 @@ def degrade(
     if describe:
         _describe(screen, operator, draw, inputs or [], size or _size_of(preset), device)
         return
-    if strip == 1 or (animate and severity == 0):
-        raise UsageError("An animation or a filmstrip of one frame is a picture.", "Ask for two severities or more.")
-    if strip and animate:
-        raise UsageError("--strip and --animate are two different outputs.", "Ask for one of them.")
+    _check_frames(strip, severity, animate=animate)
     kind = "film" if animate else "strip" if strip else f"t{severity:03d}"
     name = operator.name.replace("+", "-")
     files, folder = inputs_.listed(inputs or []), out_dir or Path()
@@ -115,66 +111,36 @@ def degrade(
         return [images.to_pillow(operator(x0, s, frozen)[0]) for s in severities]
 
     with series.Series(targets, "degrade", settings if is_series else None, resume=resume, force=force) as own:
-        written = _write(screen, own, files, make, is_film=animate)
+
+        def work(number: int, at_share: one_by_one.AtShare) -> None:
+            pictures = make(number)
+            if animate:
+                images.write_animation(pictures, own.place(number))
+            else:
+                picture = images.beside(pictures)
+                images.write(picture, own.place(number))
+                if len(files) <= series.MANY:
+                    screen.picture(picture)
+            if not screen.is_json and len(files) <= series.MANY:
+                screen.say(str(targets[number]))
+
+        done = one_by_one.make(screen, own, files, "degrading", work)
     screen.result(
         {
             "operator": operator.name,
             "t": severity,
             "steps": operator.steps,
-            "files": written,
+            "files": [str(targets[number]) for number in done],
             "kept": len(own.kept),
         }
     )
 
 
-def _write(
-    screen: Screen,
-    own: series.Series,
-    files: Sequence[tuple[Path, bool]],
-    make: Callable[[int], list[Image]],
-    *,
-    is_film: bool,
-) -> list[str]:
-    """Write what is missing of a series, and return all of its files; what cannot be made of a folder is left out.
-
-    Raises UsageError for a file that was named itself, and where none of a folder's can be used.
-    """
-    from colddiff_core import images
-
-    if own.is_complete:
-        screen.say("Nothing is missing: all were there already.")
-    written = []
-    is_long = len(files) > series.MANY
-    with Progress(console=screen.console, transient=True, disable=not (screen.is_terminal and is_long)) as progress:
-        task = progress.add_task("degrading", total=len(files))
-        for number, ((file, is_asked_for), target) in enumerate(zip(files, own.targets, strict=True)):
-            progress.update(task, completed=number)
-            if number in own.kept:
-                written.append(str(target))
-                continue
-            try:
-                pictures = make(number)
-            except UsageError as error:
-                what = error.what if str(file) in error.what else f"{file}: {error.what}"
-                if is_asked_for:
-                    raise UsageError(what, error.remedy) from None
-                screen.warn(f"{what} Left out.")
-                continue
-            if is_film:
-                images.write_animation(pictures, own.place(number))
-            else:
-                picture = images.beside(pictures)
-                images.write(picture, own.place(number))
-                if not is_long:
-                    screen.picture(picture)
-            written.append(str(target))
-            if not screen.is_json and not is_long:
-                screen.say(str(target))
-    if not written:
-        raise UsageError(f"None of {counted(len(files), 'image')} could be degraded.", "Check the files.")
-    if is_long or own.kept:
-        screen.say(series.summary(own, len(written)))
-    return written
+def _check_frames(strip: int, severity: int, *, animate: bool) -> None:
+    if strip == 1 or (animate and severity == 0):
+        raise UsageError("An animation or a filmstrip of one frame is a picture.", "Ask for two severities or more.")
+    if strip and animate:
+        raise UsageError("--strip and --animate are two different outputs.", "Ask for one of them.")
 
 
 def _operator(op: str | None, preset: str | None, steps: int | None, given: dict[str, Any]) -> Degradation:
