@@ -16,6 +16,8 @@ from colddiff_core.errors import ColddiffWarning, MachineError, counted, is_out_
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.presets import ModelConfig
 
+# Of a tile of a photograph on a CPU: more costs memory that the photograph wants, and saves little of the overlap.
+MOST_TILE = 1.5 * 2**30  # bytes
 SHARE = {"cpu": 0.25, "cuda": 0.5}  # the rest is for weights, for what kernels take themselves and for other programs
 # Values that live at once where they are most, measured (docs/decisions/012-memory.md): for each channel of a pixel at
 # the finest level, and at the others, where the way up has both sides; for each of attention's; of its input beside.
@@ -47,6 +49,15 @@ def image_bytes(model: ModelConfig, side: int, dtype: torch.dtype) -> int:
             values = max(values, ATTENTION * inner + BESIDE * channels)
         most = max(most, values * (side >> level) ** 2)
     return most * BYTES[dtype]
+
+
+def tile_side(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Return the side in pixels of the largest square that a network takes at a time, a multiple of 64."""
+    room = SHARE[device.type] * total(device)
+    if device.type == "cpu":
+        room = min(room, MOST_TILE)
+    least = 2 ** max(6, len(model.multipliers) - 1)
+    return max(1, int((room / image_bytes(model, least, dtype)) ** 0.5)) * least
 
 
 def total(device: torch.device) -> int:

@@ -51,6 +51,7 @@ class ConvNextBlock(nn.Module):
     """
 
     expansion = 2
+    reach = 5  # pixels that what a pixel becomes depends on, in each direction
 
     def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
         super().__init__()
@@ -78,12 +79,14 @@ class ResnetBlock(nn.Module):
     Source: Ho et al. 2020, appendix B.
     """
 
+    reach = 2
+
     def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
         super().__init__()
         self.time = nn.Linear(width_t, channels_out)
-        self.norm1 = nn.GroupNorm(_groups(channels_in), channels_in)
+        self.norm1 = self.norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_groups(channels_out), channels_out)
+        self.norm2 = self.norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -91,9 +94,28 @@ class ResnetBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x))).add_(self.time(F.silu(embedding))[:, :, None, None])
         return self.conv2(F.silu(self.norm2(h))).add_(self.skip(x))
 
+    @staticmethod
+    def norm(channels: int) -> nn.Module:
+        """Return the normalisation of (B, C, H, W) before a convolution."""
+        return nn.GroupNorm(math.gcd(channels, 8), channels)
+
+
+class LocalBlock(ResnetBlock):
+    """A ResnetBlock that normalises each pixel by itself, so that none depends on what lies beyond the convolutions.
+
+    A group's mean over the whole picture would be another in each tile of a photograph. Source: the LayerNorm of
+    restoration networks since Chen et al. 2022 (NAFNet).
+    """
+
+    @staticmethod
+    def norm(channels: int) -> nn.Module:
+        return ChannelNorm(channels)
+
 
 class ConvStem(nn.Module):
     """A plain 3x3 convolution where a block's norm would erase the level of the picture."""
+
+    reach = 1
 
     def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
         super().__init__()
@@ -101,11 +123,6 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.conv(x)
-
-
-def _groups(channels: int) -> int:
-    """Return the number of groups: 8, or as many as divide the channels."""
-    return math.gcd(channels, 8)
 
 
 class LinearAttention(nn.Module):

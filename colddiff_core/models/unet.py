@@ -9,12 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError, counted
-from colddiff_core.models.blocks import ConvNextBlock, ConvStem, LinearAttention, ResnetBlock, TimeEmbedding
+from colddiff_core.models.blocks import (
+    ConvNextBlock,
+    ConvStem,
+    LinearAttention,
+    LocalBlock,
+    ResnetBlock,
+    TimeEmbedding,
+)
 
 BlockType = type[ConvNextBlock] | type[ResnetBlock]
-BLOCKS: dict[str, BlockType] = {"convnext": ConvNextBlock, "resnet": ResnetBlock}
+BLOCKS: dict[str, BlockType] = {"convnext": ConvNextBlock, "resnet": ResnetBlock, "local": LocalBlock}
 SMALLEST = 4  # pixels of a side
-STEMS: dict[str, type[ConvNextBlock] | type[ConvStem]] = {"convnext": ConvNextBlock, "resnet": ConvStem}
+STEMS: dict[str, type[ConvNextBlock] | type[ConvStem]] = {
+    "convnext": ConvNextBlock,
+    "resnet": ConvStem,
+    "local": ConvStem,
+}
 
 
 class UNet(nn.Module):
@@ -30,6 +41,9 @@ class UNet(nn.Module):
 
     With `classes`, forward takes labels (B,) int64 in 0..classes, `classes` for an image of no known class; they are
     embedded and added to the time, as is usual since Dhariwal and Nichol 2021, section 3.1.
+
+    reach: how many pixels away, in each direction, x may lie to have a say in a pixel of what is returned; None where
+    there is no such bound, for attention and the groups' norms are of whole pictures.
 
     Raises UsageError for an image whose side is not a multiple of `divisor`.
     Source: Bansal et al. 2022, appendix A; Ronneberger et al. 2015.
@@ -69,6 +83,8 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose2d(after, after, 4, stride=2, padding=1) for _, after in climb)
         self.head_block = make(finest, finest, width)
         self.head = nn.Conv2d(finest, channels_out, 1)
+        is_bounded = attention == "none" and block != "resnet"
+        self.reach = self._reach(STEMS[block].reach, make.reach) if is_bounded else None
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
@@ -86,6 +102,21 @@ class UNet(nn.Module):
         with torch.autocast(x.device.type, dtype=low, enabled=low != torch.float32):
             h = self._body(h.to(low), embedding.to(low))
         return self.head(h.float())
+
+    @staticmethod
+    def _count(levels: nn.ModuleList) -> list[int]:
+        return [len(level.blocks) for level in levels if isinstance(level, Level)]
+
+    def _reach(self, stem: int, block: int) -> int:
+        """Return the reach of stem and blocks, each counted in the pixels of its level, and of the way between levels.
+
+        Scaling down reads two of its own level's pixels, scaling up one of the coarser.
+        """
+        deepest = len(self.shrink)
+        down = sum(count * block << level for level, count in enumerate(self._count(self.down)))
+        up = sum(count * block << deepest - index for index, count in enumerate(self._count(self.up)))
+        between = sum((2 << level) + (2 << level) for level in range(deepest))
+        return stem + down + between + (2 * block << deepest) + up + block
 
     def lay_out(self, side: int) -> UNet:
         """Lay the weights out in memory as is fastest for pictures of `side` pixels, where they are; returns self.

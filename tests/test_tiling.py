@@ -1,0 +1,113 @@
+"""Photographs by tiles: the whole's own pixels, whatever the size, and no seam."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colddiff_core import devices, memory, seeds
+from colddiff_core.models import UNet
+from colddiff_core.presets import ModelConfig
+from colddiff_core.tiling import Tiled
+
+LOCAL = {"width": 8, "multipliers": (1, 2), "attention": "none"}
+
+
+def network(block: str = "local", **settings) -> UNet:
+    torch.manual_seed(0)
+    return UNet(3, 3, block=block, **LOCAL | settings).eval().requires_grad_(False)
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    return torch.rand(2, 3, height, width, generator=seeds.generator(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("block", ["local", "convnext"])
+@pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 2), (1, 1, 1, 1)])
+def test_no_pixel_beyond_the_reach_has_a_say_and_the_reach_is_not_far_too_wide(block, multipliers):
+    unet = network(block, multipliers=multipliers)
+    assert unet.reach is not None
+    side = -(-(2 * unet.reach + 9) // 8) * 8
+    x = (torch.rand(1, 3, 1, side, generator=seeds.generator(1)) - 0.5).expand(1, 3, 8, side).clone().requires_grad_()
+    for middle in range(side // 2, side // 2 + unet.divisor):  # pixels lie differently to the coarser grids
+        found = torch.autograd.grad(unet(x, torch.tensor([3]))[..., middle].sum(), x)[0]
+        used = found.abs().amax((0, 1, 2)).nonzero()[:, 0]
+        farthest = max(middle - int(used.min()), int(used.max()) - middle)
+        assert farthest <= unet.reach
+    assert farthest > 0.8 * unet.reach
+
+
+def test_where_the_whole_picture_has_a_say_there_is_no_reach():
+    assert network("resnet").reach is None
+    assert network("local", attention="middle").reach is None
+    assert network("convnext", attention="all").reach is None
+
+
+@pytest.mark.parametrize("size", [(150, 340), (201, 203), (97, 500), (300, 160)])
+def test_tiles_give_what_the_whole_gives(size):
+    unet = network()
+    tiled = Tiled(unet, 160)
+    assert not tiled.is_whole(*size)
+    x, t = picture(*size), torch.tensor([1, 4])
+    shares = []
+    tiled.at_tile = shares.append
+    by_tiles = tiled(x, t)
+    whole = Tiled(unet, 1000)(x, t)
+    assert by_tiles.shape == x.shape
+    torch.testing.assert_close(by_tiles, whole, rtol=0, atol=2e-5)
+    assert len(shares) > 1
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_tiles_of_a_bfloat16_body_differ_by_less_than_eight_bits_tell():
+    unet = network(body_dtype=torch.bfloat16)
+    x, t = picture(200, 320), torch.tensor([1, 4])
+    difference = (Tiled(unet, 160)(x, t) - Tiled(unet, 1000)(x, t)).abs().max()
+    assert difference <= 2 / 255  # of a range of 2
+
+
+class Level(torch.nn.Module):
+    """A network that sees nothing but the mean of what it is given."""
+
+    divisor, body_dtype, reach = 4, torch.float32, None
+
+    def forward(self, x, t, labels):
+        return x.mean((-2, -1), keepdim=True).expand_as(x).clone()
+
+
+def test_tiles_that_differ_give_way_to_each_other_without_a_seam():
+    x = torch.zeros(1, 1, 200, 1000)
+    x[..., 500:] = 1
+    tiled = Tiled(Level(), 100)
+    assert not tiled.is_whole(200, 1000)
+    made = tiled(x, torch.tensor([1]))[0, 0]
+    steps = made[:, 1:] - made[:, :-1]
+    assert made.min() == 0
+    assert made.max() == pytest.approx(1)
+    assert 0.005 < steps.max() < 1.01 / (2 * tiled.feather)
+    assert steps.min() > -1e-6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (33, 7)])
+def test_sizes_that_the_network_cannot_halve_are_filled_up_by_reflection(size):
+    unet = network(multipliers=(1, 2, 2, 2))
+    made = Tiled(unet, 512)(picture(*size), torch.tensor([1, 2]))
+    assert made.shape[-2:] == size
+    assert made.isfinite().all()
+    if size == (5, 64):
+        x = picture(*size)
+        filled = torch.cat([x, x[..., [3, 2, 1], :]], -2)
+        expected = unet(filled, torch.tensor([1, 2]))[..., :5, :]
+        torch.testing.assert_close(Tiled(unet, 512)(x, torch.tensor([1, 2])), expected, rtol=0, atol=1e-6)
+
+
+def test_a_tile_fits_into_memory():
+    model = ModelConfig(width=32, multipliers=(1, 2, 4), block="local", attention="none")
+    cpu = devices.choose("cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        side = memory.tile_side(model, dtype, cpu)
+        assert side % 64 == 0
+        assert side >= 64
+        assert memory.image_bytes(model, side, dtype) <= memory.MOST_TILE
+    assert memory.tile_side(model, torch.bfloat16, cpu) > memory.tile_side(model, torch.float32, cpu)
