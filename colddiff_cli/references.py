@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from colddiff_cli.screen import Screen
-from colddiff_core.errors import UsageError, counted, nearest
+from colddiff_core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from colddiff_core.classifier import Classifier
@@ -68,8 +68,8 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     def train() -> ImageSet:
         return experiment.load_images(config, "train", built.channels)
 
-    if test.skipped:
-        screen.warn(f"left out {counted(test.skipped, 'test file')} that could not be read: other images are measured")
+    if left_out := experiment.left_out(config.data, test, "test"):
+        screen.warn(f"{left_out}: other images are measured")
     perceptual = _perceptual(screen, built)
     if means.features == "none":
         return evaluation.Reference(test, train, perceptual=perceptual)

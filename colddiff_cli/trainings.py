@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from colddiff_cli.screen import Screen
 from colddiff_core import presets, runs
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
@@ -29,7 +29,7 @@ def check_names(config: presets.Config) -> None:
 
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
     sampling.check(config.sample.sampler, operator, config.sample.stride)
-    datasets.find(config.data.dataset)
+    datasets.find(config.data.dataset, crop=config.data.crop)
 
 
 def start(screen: Screen, config: presets.Config, out: Path | None, device: str) -> Trainer:
@@ -106,12 +106,11 @@ def _load_sets(config: presets.Config) -> tuple[ImageSet, ImageSet]:
 
 
 def _introduce(screen: Screen, trainer: Trainer, sets: tuple[ImageSet, ImageSet]) -> None:
-    from colddiff_core import devices
+    from colddiff_core import devices, experiment
 
     built, config = trainer.experiment, trainer.experiment.config
     for split, images in zip(("training", "test"), sets, strict=True):
-        if images.skipped:
-            message = f"left out {counted(images.skipped, f'{split} file')} that could not be read"
+        if message := experiment.left_out(config.data, images, split):
             trainer.run.event("warning", message=message)
             screen.warn(message)
     count = sum(p.numel() for p in built.restorer.parameters())

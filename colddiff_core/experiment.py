@@ -177,18 +177,20 @@ def load_images(
 ) -> datasets.ImageSet:
     """Return a split of the configured data set, the centre of its images; errors as the data set says.
 
+    With `data.crop` they are the centres of windows of the pictures as they are.
     has_margin: with the `data.margin` pixels around them that a random crop is taken from.
     """
     data = config.data
-    side = data.size + data.margin
-    found = _load(data, data.dataset, data.directory, split, channels or data.channels, side)
+    request = _request(data, data.directory, split, channels or data.channels)
+    request = dataclasses.replace(request, size=data.size + data.margin, crop=data.crop, margin=data.margin)
+    found = datasets.load(data.dataset, request)
     return found if has_margin else found.centre(data.size)
 
 
 def load_second(
     config: Config, operator: Degradation, split: datasets.base.Split, channels: int
 ) -> datasets.ImageSet | None:
-    """Return a split of the second data set where the operator mixes one in, else None.
+    """Return a split of the second data set where the operator mixes one in, else None; scaled, never cropped.
 
     Raises UsageError where one is needed and none is configured.
     """
@@ -198,7 +200,8 @@ def load_second(
     if not data.second:
         names = ", ".join(datasets.names())
         raise UsageError(f"{operator.name} mixes in images of a second data set.", f"Name it: data.second={names}.")
-    found = _load(data, data.second, data.second_directory or data.directory, split, channels, data.size)
+    request = _request(data, data.second_directory or data.directory, split, channels)
+    found = datasets.load(data.second, request)
     if found.channels != channels:
         raise UsageError(
             f"data.second = {data.second} has {counted(found.channels, 'channel')} and {data.dataset} has {channels}.",
@@ -207,11 +210,17 @@ def load_second(
     return found
 
 
-def _load(
-    data: DataConfig, name: str, place: str, split: datasets.base.Split, channels: int, side: int
-) -> datasets.ImageSet:
-    directory = Path(place) if place else None
-    return datasets.load(name, datasets.Request(split, side, channels, directory, data.download))
+def _request(data: DataConfig, place: str, split: datasets.base.Split, channels: int) -> datasets.Request:
+    return datasets.Request(split, data.size, channels, Path(place) if place else None, data.download)
+
+
+def left_out(data: DataConfig, images: datasets.ImageSet, split: str) -> str:
+    """Return how many files of a split were left out, and why, in words; empty where none was."""
+    if not images.skipped:
+        return ""
+    side = data.size + data.margin
+    why = f"could not be read or have no window of {side} x {side} pixels" if data.crop else "could not be read"
+    return f"left out {counted(images.skipped, f'{split} file')} that {why}"
 
 
 def build(config: Config, channels: int, device: torch.device, split: datasets.base.Split = "train") -> Experiment:

@@ -97,6 +97,18 @@ def channels_of(path: Path) -> int:
         return 0
 
 
+def pixels_of(path: Path, content: bytes | None = None) -> int:
+    """Return how many pixels a picture file says it has, without decoding it; 0 where it is no picture.
+
+    `content` as in `read_bytes`.
+    """
+    try:
+        with _opened(path if content is None else io.BytesIO(content)) as opened:
+            return opened.width * opened.height
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return 0
+
+
 def _is_gray(picture: Image.Image) -> bool:
     return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
 

@@ -34,6 +34,12 @@ class DataConfig:
     margin: int = setting(
         0, "pixels that images are loaded larger, for a random crop in training", minimum=0, maximum=LARGEST_SIDE
     )
+    crop: int = setting(
+        0,
+        "windows taken from each image at its own resolution, at most so many; 0 scales the whole image",
+        minimum=0,
+        maximum=100_000,
+    )
     channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour, 0 for what the data set has")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "where the files lie; the user's cache folder if empty")

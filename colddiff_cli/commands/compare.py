@@ -238,6 +238,8 @@ def _check_alike(experiments: list[Experiment]) -> None:
         for what, ours, theirs in (
             ("data.dataset", first.config.data.dataset, other.config.data.dataset),
             ("data.size", first.config.data.size, other.config.data.size),
+            ("data.margin", first.config.data.margin, other.config.data.margin),
+            ("data.crop", first.config.data.crop, other.config.data.crop),
             ("channels", first.channels, other.channels),
             ("data.directory", *(_folder(built) for built in (first, other))),
         ):

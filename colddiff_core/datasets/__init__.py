@@ -3,8 +3,9 @@
 from colddiff_core.datasets import digits as _digits
 from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
+from colddiff_core.datasets import photos as _photos
 from colddiff_core.datasets import pictures as _pictures
 from colddiff_core.datasets.base import ImageSet, Request, find, load, names, package_of
 
 __all__ = ["ImageSet", "Request", "find", "load", "names", "package_of"]
-_REGISTERED = (_digits, _folder, _mnist, _pictures)
+_REGISTERED = (_digits, _folder, _mnist, _photos, _pictures)

@@ -25,7 +25,8 @@ class Request:
     """What is wanted of a data set.
 
     `size` is the side in pixels; `channels` is 1, 3, or 0 for what the data set has; `directory` is
-    where its files lie or go; `download` allows fetching them.
+    where its files lie or go; `download` allows fetching them. `crop` > 0 takes up to so many squares of that side from
+    each picture at its own resolution, so that each window `margin` pixels smaller lies within one, where they suffice.
     """
 
     split: Split
@@ -33,6 +34,8 @@ class Request:
     channels: int = 0
     directory: Path | None = None
     download: bool = True
+    crop: int = 0
+    margin: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,8 @@ class ImageSet:
     """A split held as one tensor.
 
     pixels: (N, C, H, W) uint8; labels: (N,) int64 or None; classes: their names where they have any; skipped: how many
-    files could not be read; suffixes: of the image files, where it comes from such; note: in what they differ from the
-    data set as published, such as "JPEG".
+    files were left out, which could not be read or have no room for a crop; suffixes: of the image files, where it
+    comes from such; note: in what they differ from the data set as published, such as "JPEG".
     """
 
     pixels: Tensor
@@ -89,14 +92,21 @@ class ImageSet:
 Loader = Callable[[Request], ImageSet]
 _REGISTRY: dict[str, Loader] = {}
 _PACKAGES: dict[str, str] = {}
+_CROPPED: set[str] = set()
 
 
-def register(name: str, *, package: str = "") -> Callable[[Loader], Loader]:
-    """Register the function that loads the data set `name`; `package` is what installs it, where one does."""
+def register(name: str, *, package: str = "", has_crops: bool = False) -> Callable[[Loader], Loader]:
+    """Register the function that loads the data set `name`.
+
+    `package` is what installs it, where one does; `has_crops` tells that its images come in sizes of their own, so that
+    `Request.crop` has a meaning for it.
+    """
 
     def add(loader: Loader) -> Loader:
         _REGISTRY[name] = loader
         _PACKAGES[name] = package
+        if has_crops:
+            _CROPPED.add(name)
         return loader
 
     return add
@@ -115,17 +125,28 @@ def package_of(name: str) -> str:
 def load(name: str, request: Request) -> ImageSet:
     """Return one split of the data set `name`.
 
-    Raises UsageError for an unknown name and what the data set's loader says of bad input, MachineError
-    where files cannot be had.
+    Raises UsageError for an unknown name, for a crop of images that have none, and what the data set's loader says of
+    bad input, MachineError where files cannot be had.
     """
-    return find(name)(request)
+    return find(name, crop=request.crop)(request)
 
 
-def find(name: str) -> Loader:
-    """Return the loader of the data set `name`; raises UsageError with the nearest known name."""
+def find(name: str, *, crop: int = 0) -> Loader:
+    """Return the loader of the data set `name`.
+
+    Raises UsageError with the nearest known name, and for a crop of images that have no sizes of their own.
+    """
     if name not in _REGISTRY:
         raise UsageError(f"Unknown dataset {shown(name)}.", nearest(name, _REGISTRY))
+    if crop and name not in _CROPPED:
+        raise uncropped(name)
     return _REGISTRY[name]
+
+
+def uncropped(what: str) -> UsageError:
+    """Return what is told where a crop is asked of images that are all of one small size."""
+    known = ", ".join(sorted(_CROPPED))
+    return UsageError(f"data.crop: the images of {what} are all of one small size.", f"Leave it out; {known} know it.")
 
 
 def fit(pixels: Tensor, request: Request) -> Tensor:

@@ -1,8 +1,8 @@
 """Decoded images kept between launches: one array of pixels, memory-mapped, and a JSON of all the rest beside it.
 
-An entry belongs to a place, a split, a size and a number of channels; it is good for as long as the files are the ones
-it was decoded from, by name, size and time of change. It is a cache: whatever is wrong with it, it is built anew, and
-where it cannot be written, images are held in memory.
+An entry belongs to a place, a split, a size, a number of channels and what is cropped; it is good for as long as the
+files are the ones it was decoded from, by name, size and time of change. It is a cache: whatever is wrong with it, it
+is built anew, and where it cannot be written, images are held in memory.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def folder() -> Path:
 
 def key(where: Path, request: Request, channels: int, stamps: Sequence[object]) -> Key:
     """Return the key of a split of the images at `where`; `stamps` are its files' and whatever else it depends on."""
-    named = (os.path.abspath(where), request.split, request.size, channels)
+    named: tuple[object, ...] = (os.path.abspath(where), request.split, request.size, channels)
+    if request.crop:  # a margin alone makes no other pixels: it is part of the size
+        named += (request.crop, request.margin)
     path = folder() / f"{_hash(named, 16)}.npy"
     return Key(path, _hash((DECODING, PIL.__version__, stamps), 32), (channels, request.size, request.size))
 

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from colddiff_core import devices
-from colddiff_core.datasets import cache
+from colddiff_core.datasets import cache, tiles
 from colddiff_core.datasets.base import ImageSet, Request
 from colddiff_core.errors import ColddiffError, UsageError, counted
-from colddiff_core.images import SUFFIXES, read_bytes
+from colddiff_core.images import SUFFIXES, pixels_of, read_bytes
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOUR = 3
 SMALL_FILE = 8192  # bytes
 LARGEST_MEMBER = 1 << 26  # bytes of a file in an archive that are held in memory
-LARGEST_CHUNK = 1 << 28  # bytes of such files at a time
+LARGEST_CHUNK = 1 << 28  # bytes of such files, of whole pictures and of tiles at a time
 Naming = Callable[[set[str]], dict[str, str]]  # what the folders of a place are called as classes
 
 
@@ -38,6 +38,11 @@ class Entry:
     path: Path
     folder: str
     content: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """Return its path below the split's folder or in the archive, which no other file there has."""
+        return PurePosixPath(self.folder, self.path.name).as_posix()
 
 
 def list_images(root: Path) -> list[Path]:
@@ -72,8 +77,22 @@ def decode(paths: Sequence[Path], request: Request, where: Path, among: Sequence
     names; `among` are all the files where `paths` is a part of them, so that every part numbers the classes alike.
     """
     inner = _folders(paths, where)
-    folders = {*inner, *_folders(among or [], where)}
-    if len(paths) <= cache.CHUNK:
+    return _decode_files(paths, inner, request, where, {*inner, *_folders(among or [], where)})
+
+
+def decode_apart(paths: Sequence[Path], request: Request, where: Path) -> ImageSet:
+    """Return files that may lie anywhere as one set without classes, each known by its name alone; errors as `decode`.
+
+    `where` stands for them all in messages and in the cache.
+    """
+    here = "."
+    return _decode_files(paths, [here] * len(paths), request, where, {here})
+
+
+def _decode_files(
+    paths: Sequence[Path], inner: Sequence[str], request: Request, where: Path, folders: set[str]
+) -> ImageSet:
+    if len(paths) * max(1, request.crop) <= cache.CHUNK:
         key = None
     else:
         stamps = [(folder, path.name, cache.stamp(path)) for path, folder in zip(paths, inner, strict=True)]
@@ -133,33 +152,43 @@ def _load(entries: Iterator[Entry], request: Request, where: Path, key: cache.Ke
 
 
 def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.Key | None, naming: Naming) -> ImageSet:
+    size = 0 if request.crop else request.size
+    most = max(1, min(cache.CHUNK, LARGEST_CHUNK // (_channels(request) * request.size**2)))  # images of a portion
+
     def one(entry: Entry) -> np.ndarray | None:
         try:
-            return read_bytes(entry.path, size=request.size, channels=_channels(request), content=entry.content)
+            return read_bytes(entry.path, size=size, channels=_channels(request), content=entry.content)
         except ColddiffError:
             return None
 
     seen: set[str] = set()  # folders, those of broken files too
     inner: list[str] = []  # the folder of each image
     suffixes: set[str] = set()
-    count = 0
+    count = used = 0
     with cache.Draft(key) as draft:
         with ThreadPoolExecutor(devices.processors()) as pool:
-            for chunk in _chunks(entries):
+            for chunk in _chunks(entries, request):
                 count += len(chunk)
                 seen.update(entry.folder for entry in chunk)
-                kept = []
+                kept: list[np.ndarray] = []
                 pictures = map(one, chunk) if _are_small(chunk) else pool.map(one, chunk)
                 for entry, picture in zip(chunk, pictures, strict=True):
-                    if picture is not None:
-                        kept.append(picture)
-                        inner.append(entry.folder)
-                        suffixes.add(entry.path.suffix.lower())
+                    corners = [] if picture is None else _corners(picture, entry, request)
+                    if picture is None or not corners:
+                        continue
+                    used += 1
+                    suffixes.add(entry.path.suffix.lower())
+                    inner += [entry.folder] * len(corners)
+                    for corner in corners:
+                        kept.append(tiles.cut(picture, corner, request.size))
+                        if len(kept) == most:
+                            draft.add(np.stack(kept))
+                            kept = []
                 if kept:
                     draft.add(np.stack(kept))
-        if not inner:
-            raise UsageError(f"None of {counted(count, 'image')} in {where} can be read.", "Check the files.")
-        rest = ImageSet(torch.empty(0), skipped=count - len(inner), suffixes=frozenset(suffixes))
+        if not used:
+            raise _nothing(count, where, request)
+        rest = ImageSet(torch.empty(0), skipped=count - used, suffixes=frozenset(suffixes))
         names = naming(seen)
         classes = tuple(sorted(set(names.values())))
         if len(classes) < 2 or "." in classes:  # folders do not sort the images
@@ -170,13 +199,28 @@ def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.
         return draft.keep(order, dataclasses.replace(rest, labels=torch.tensor(labels)[order], classes=classes))
 
 
-def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    """Yield entries by the chunk, smaller ones where their contents are large."""
+def _corners(picture: np.ndarray, entry: Entry, request: Request) -> list[tuple[int, int]]:
+    """Return where in a picture (C, H, W) the images lie that it is to give: the whole of it unless it is cropped."""
+    return tiles.corners(picture.shape[-2:], request, entry.name) if request.crop else [(0, 0)]
+
+
+def _nothing(count: int, where: Path, request: Request) -> UsageError:
+    found = f"None of {counted(count, 'image')} in {where} can be read"
+    if not request.crop:
+        return UsageError(f"{found}.", "Check the files.")
+    what = f"{found} and has {request.size} x {request.size} pixels."
+    return UsageError(what, "Check the files; data.size and data.margin together are what a crop needs.")
+
+
+def _chunks(entries: Iterator[Entry], request: Request) -> Iterator[list[Entry]]:
+    """Yield entries by the chunk, smaller ones where their contents are large, or the pictures that are cropped."""
     chunk: list[Entry] = []
     size = 0
     for entry in entries:
         chunk.append(entry)
         size += len(entry.content or b"")
+        if request.crop:  # of what is scaled only the small picture stays in memory
+            size += pixels_of(entry.path, entry.content) * _channels(request)
         if len(chunk) == cache.CHUNK or size > LARGEST_CHUNK:
             yield chunk
             chunk, size = [], 0

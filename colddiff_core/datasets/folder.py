@@ -13,14 +13,13 @@ from colddiff_core.images import SUFFIXES
 TEST_SHARE = 0.1
 
 
-@register("folder")
+@register("folder", has_crops=True)
 def load(request: Request) -> ImageSet:
     """Return the images under a folder, shorter side scaled and centre cropped; RGB unless asked for gray.
 
     With `train` and `test` in it (folders or tar archives) those are the splits; else a tenth of the files,
     chosen by a hash of their path below the folder, is held out. Folders that sort all the images are their
-    classes. Files that cannot be read are skipped and
-    counted.
+    classes. Files that cannot be read, or are too small for a crop, are skipped and counted.
 
     Raises UsageError where the folder is missing or holds no readable image of the split.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colddiff_core.datasets.base import ImageSet, Request, fit, register
+from colddiff_core.datasets.base import ImageSet, Request, fit, register, uncropped
 from colddiff_core.datasets.files import decode, find_split, list_images
 from colddiff_core.datasets.folder import hashed_split
 from colddiff_core.datasets.places import default_directory
@@ -20,7 +20,7 @@ CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2  # a label, then the three channels
 CELEBA_SPLITS = {"train": "0", "test": "2"}
 
 
-@register("cifar10")
+@register("cifar10", has_crops=True)
 def load_cifar10(request: Request) -> ImageSet:
     """Return CIFAR-10, from its binary version or from folders of images (10 classes, 32 x 32).
 
@@ -29,6 +29,8 @@ def load_cifar10(request: Request) -> ImageSet:
     root = _root(request)
     binary = root / "cifar-10-batches-bin"
     if binary.is_dir():
+        if request.crop:
+            raise uncropped("CIFAR-10's binary version")
         return _read_binary(binary, request)
     remedy = (
         "Unpack cifar-10-binary.tar.gz of www.cs.toronto.edu/~kriz/cifar.html there, or put images in "
@@ -39,7 +41,7 @@ def load_cifar10(request: Request) -> ImageSet:
     return dataclasses.replace(found, note="JPEG") if found.suffixes & LOSSY else found
 
 
-@register("celeba")
+@register("celeba", has_crops=True)
 def load_celeba(request: Request) -> ImageSet:
     """Return CelebA's aligned faces, the centre square. Source: Liu et al. 2015."""
     root = _root(request)
@@ -53,7 +55,7 @@ def load_celeba(request: Request) -> ImageSet:
     return _split("CelebA", root, ("celeba", "celeba-half"), request, remedy)
 
 
-@register("afhq")
+@register("afhq", has_crops=True)
 def load_afhq(request: Request) -> ImageSet:
     """Return AFHQ's cats. Source: Choi et al. 2020."""
     root = _root(request)

@@ -1,0 +1,53 @@
+"""The photographs that come with scikit-image and scikit-learn: nothing to download."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from colddiff_core.datasets.base import ImageSet, Request, register
+from colddiff_core.datasets.files import decode_apart
+from colddiff_core.errors import UsageError
+
+FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}  # of photographs, in the packages
+COLOURED = {
+    "train": {
+        "skimage": (
+            "astronaut.png",
+            "chelsea.png",
+            "hubble_deep_field.jpg",
+            "ihc.png",
+            "motorcycle_left.png",
+            "retina.jpg",
+        ),
+        "sklearn": ("china.jpg",),
+    },
+    "test": {"skimage": ("coffee.png", "rocket.jpg"), "sklearn": ("flower.jpg",)},
+}
+GRAY = ("brick.png", "camera.png", "grass.png", "gravel.png")  # scikit-image's, of the training set
+
+
+@register("photos", package="scikit-image", has_crops=True)
+def load(request: Request) -> ImageSet:
+    """Return 7 training or 3 test photographs of 300 to 1411 pixels, in colour; in gray, 4 more to train on.
+
+    A gray photograph has nothing to say of colour: with 3 channels it is left out. Made for `Request.crop`; without
+    it each is one image, its shorter side scaled. The packages are not imported, only the files in them read.
+    Source: scikit-image's data and the sample images of scikit-learn, with their licences beside them.
+
+    Raises UsageError where scikit-image is not installed.
+    """
+    folders = {package: _folder(package) / inner for package, inner in FOLDERS.items()}
+    paths = [folders[package] / name for package, names in COLOURED[request.split].items() for name in names]
+    if request.channels == 1 and request.split == "train":
+        paths += [folders["skimage"] / name for name in GRAY]
+    return decode_apart(paths, request, folders["skimage"])
+
+
+def _folder(package: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(
+            "The data set 'photos' needs scikit-image.", "pip install 'colddiff[photos]', or pip install scikit-image."
+        )
+    return Path(found.submodule_search_locations[0])
