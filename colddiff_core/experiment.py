@@ -28,13 +28,14 @@ from colddiff_core import (
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import ColddiffWarning, UsageError, counted, shown
-from colddiff_core.images import quantize
+from colddiff_core.images import compressed, quantize
 from colddiff_core.models import Restorer, UNet
 from colddiff_core.presets import Config, DataConfig
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
 
 MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights
+BEST_JPEG = 100  # quality
 Wanted = Callable[[range], bool]
 
 
@@ -77,6 +78,12 @@ class Experiment:
         side, limit = self.config.data.size, most[self.device.type]
         return memory.batch_size(self.config.model, side, self.body_dtype, self.device, limit)
 
+    @functools.cached_property
+    def variants(self) -> tuple[Degradation, ...]:
+        """Return the operators that training degrades by, of which any may have made a picture that a user has."""
+        jitter = self.config.degradation.jitter
+        return self.operator.variants(jitter) if jitter else (self.operator,)
+
     @property
     def bits(self) -> int:
         """Return what `degrade` rounds to, 0 for not at all."""
@@ -87,7 +94,22 @@ class Experiment:
         settings = self.config.degradation
         if settings.dither:
             x_t = x_t + settings.dither * draw_normal(x_t, generator, tuple(x_t.shape[1:]))
-        return quantize(x_t, settings.quantize)
+        x_t = quantize(x_t, settings.quantize)
+        if settings.jpeg:
+            drawn = draw_integers(x_t, generator, BEST_JPEG + 1 - settings.jpeg) + settings.jpeg
+            x_t = compressed(x_t, drawn.tolist())
+        return x_t
+
+    def degrade_variously(self, x0: Tensor, t: Tensor, frozen: Frozen, generator: Generators) -> Tensor:
+        """Return D(x0, t) as training shows it, t (B,) int64: by one of the operator's variants for each image."""
+        if len(self.variants) == 1:
+            return self.operator(x0, t, frozen)
+        drawn = draw_integers(x0, generator, len(self.variants))
+        x_t = torch.empty_like(x0)
+        for number, variant in enumerate(self.variants):
+            own = (drawn == number).nonzero()[:, 0]
+            x_t[own] = variant(x0[own], t[own], frozen[own])
+        return x_t
 
     def freeze(self, x0: Tensor, generator: Generators) -> Frozen:
         """Draw everything random about the images, pictures of the second data set among it."""
@@ -232,6 +254,9 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
     """
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
     sampling.check(config.sample.sampler, operator)
+    if config.degradation.jitter and len(operator.variants(config.degradation.jitter)) == 1:
+        what = f"degradation.jitter = {config.degradation.jitter}: {operator.name} has no kernels to vary."
+        raise UsageError(what, "Use degradation.jitter=0.")
     model = config.model
     divisor = 2 ** (len(model.multipliers) - 1)
     if config.data.size % divisor:

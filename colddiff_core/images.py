@@ -28,6 +28,7 @@ ANIMATED = frozenset({".gif", ".webp", ".png"})
 TILE = 64  # least side, in pixels, of a picture on a contact sheet
 GAP = 4
 HEAD = 18  # pixels above a sheet for its labels
+LUMA = torch.tensor((0.299, 0.587, 0.114))  # of red, green and blue (ITU-R BT.601)
 BACKGROUND, INK = (24, 24, 28), (220, 220, 220)
 # Of the formats that Pillow knows; it tells them by their content, and among the others are programs (PostScript).
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -176,6 +177,17 @@ def quantize(x: Tensor, bits: int) -> Tensor:
         return x
     levels = 2**bits - 1
     return ((x + 1) * (levels / 2)).round().clamp(0, levels) / (levels / 2) - 1
+
+
+def compressed(x: Tensor, qualities: Sequence[int]) -> Tensor:
+    """Return pictures (B, C, H, W) in [-1, 1], C = 1 or 3, as JPEG files of a quality of 1..100 each give them back."""
+    made = []
+    for picture, quality in zip(x, qualities, strict=True):
+        file = io.BytesIO()
+        to_pillow(picture).save(file, "JPEG", quality=quality)
+        pixels = np.array(Image.open(file, formats=("JPEG",)))
+        made.append(torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
+    return to_floats(torch.stack(made)).to(x.device)
 
 
 def dequantize(x: Tensor, guess: Tensor, bits: int) -> Tensor:

@@ -57,6 +57,15 @@ class DegradationConfig:
     dither: float = setting(
         0.0, "width of the white noise on what the network sees; pictures span 2", minimum=0, maximum=1000
     )
+    jitter: float = setting(
+        0.0, "share by which kernels in training are wider or narrower than the operator's", minimum=0, maximum=0.9
+    )
+    jpeg: int = setting(
+        0,
+        "compress what the network sees as JPEG of a quality from this one to 100; 0 for not at all",
+        minimum=0,
+        maximum=100,
+    )
     parameters: Mapping[str, Any] = dataclasses.field(init=False, default_factory=dict)
 
 
@@ -67,7 +76,9 @@ class ModelConfig:
     inputs: Literal["plain", "inverse"] = setting("plain", "show the network x_t, or x_t and its linear inverse")
     floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0, maximum=1000)
     consistent: bool = setting(False, "take what x_t tells beyond doubt from x_t itself, the rest from the network")
-    block: Literal["convnext", "resnet"] = setting("convnext", "the paper's block, or a faster one")
+    block: Literal["convnext", "resnet", "local"] = setting(
+        "convnext", "the paper's block, a faster one, or that without a look at the whole picture, for photographs"
+    )
     width: int = setting(64, "channels at the finest level", minimum=4, maximum=4096)
     multipliers: tuple[int, ...] = setting(
         (1, 2, 4, 8), "channels of each level over width", minimum=1, maximum=64, longest=LARGEST_SIDE.bit_length()

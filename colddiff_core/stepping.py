@@ -110,7 +110,7 @@ class Stepper:
             x0 = self.feed.take(part, numbers)
             t = devices.upload(torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers), device)
             frozen = experiment.freeze(x0, fields)
-            x_t = experiment.observe(operator(x0, t, frozen), fields)
+            x_t = experiment.observe(experiment.degrade_variously(x0, t, frozen, fields), fields)
             error = experiment.restorer(x_t, t, frozen, self.labels(part, numbers)) - x0
             losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
             share = losses.sum() / len(indices)

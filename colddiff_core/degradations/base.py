@@ -21,6 +21,7 @@ from colddiff_core.settings import setting, settings_of, take
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Severity = int | Tensor
 MOST_STEPS = 10_000
+SPREAD = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the variants of an operator, in units of the jitter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Degradation:
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
     is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `undo` inverts it part by part
+    is_projected: ClassVar[bool] = True  # of a linear operator: photographs gain by D(x0_hat, t) = x_t
+    is_colouring: ClassVar[bool] = False  # a gray picture may be what it made of one in colour
     second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -119,6 +122,25 @@ class Degradation:
         if not self.has_inverse:
             raise UsageError(f"{self.name} has no inverse.", "Use model.inputs=plain.")
         return self.undo(x_t, self._checked(t, x_t), self._known(frozen), floor)
+
+    @property
+    def is_solving(self) -> bool:
+        """Tell whether `reestimate` finds what is random in x_t, so that nothing of it has to be known before."""
+        return type(self).solve is not Degradation.solve
+
+    def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
+        """Return the least severity, and the random fields, by which D hides some pixels, hidden (B, H, W) bool.
+
+        Raises UsageError where the operator hides no pixels, or not as many.
+        """
+        raise UsageError(f"{self.name} hides no pixels, so a mask says nothing of it.", "Leave --mask out.")
+
+    def variants(self, jitter: float) -> tuple[Degradation, ...]:
+        """Return operators with kernels up to a share `jitter` wider or narrower, or of other kinds, this among them.
+
+        What one has drawn for an image is good for all. Where nothing of that is to be varied this one is alone.
+        """
+        return (self,)
 
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
         """Return the operator's Frozen, drawing what `fields` does not give."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen
+from colddiff_core.degradations.base import MOST_STEPS, SPREAD, Degradation, Frozen
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
@@ -50,6 +50,13 @@ class Blur(Degradation):
     @property
     def priors(self) -> tuple[str, ...]:
         return ("gmm", "degraded")
+
+    def variants(self, jitter: float) -> tuple[Degradation, ...]:
+        growth = self.growth if self.schedule == "linear" else 0.0  # elsewhere it is no width
+        return tuple(
+            dataclasses.replace(self, std=self.std * (1 + jitter * part), growth=self.growth + growth * jitter * part)
+            for part in SPREAD
+        )
 
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         x_t = self.stack.apply(x0, t)

@@ -32,6 +32,14 @@ class Composite(Degradation):
     def __post_init__(self) -> None:
         """The parts are checked already."""
 
+    def variants(self, jitter: float) -> tuple[Degradation, ...]:
+        each = [part.variants(jitter) for part in self.parts]
+        count = max(map(len, each))
+        return tuple(
+            dataclasses.replace(self, parts=tuple(own[number * len(own) // count] for own in each))
+            for number in range(count)
+        )
+
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
         drawn: dict[str, Tensor] = {}
         for part, names in zip(self.parts, self.fields, strict=True):
@@ -100,6 +108,7 @@ def compose(name: str, operators: list[type[Degradation]], values: dict[str, Any
         "name": name,
         "frozen_type": dataclasses.make_dataclass("FrozenComposite", made, bases=(Frozen,), frozen=True),
         "has_inverse": all(part.has_inverse for part in parts),
+        "is_colouring": any(part.is_colouring for part in parts),
         "second_field": second[0] if second else "",
     }
     composite: Composite = type("Composite", (Composite,), traits)(parts=parts, fields=joint, steps=steps)

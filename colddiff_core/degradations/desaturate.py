@@ -26,6 +26,7 @@ class Desaturate(Degradation):
 
     has_inverse = True
     is_linear = True
+    is_colouring = True
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     schedule: Literal["linear", "constant"] = setting("linear", "gray at T by equal parts, or a share a step")

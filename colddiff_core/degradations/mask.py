@@ -10,13 +10,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators, draw_integers, draw_uniform
+from colddiff_core.degradations.base import (
+    MOST_STEPS,
+    SPREAD,
+    Degradation,
+    Frozen,
+    Generators,
+    draw_integers,
+    draw_uniform,
+)
 from colddiff_core.degradations.registry import register
+from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
 from colddiff_core.settings import setting
 
 REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
 MOST_ENTRIES = 2**25  # of a table that is kept: 128 MB
+UNSEEN = 1 / 255  # of a pixel that 8 bits do not tell from gray
 NODES = 4096  # per width, of the radial table where squared distances are too many
 
 
@@ -62,6 +72,10 @@ class Mask(Degradation):
     def priors(self) -> tuple[str, ...]:
         return ("color", "degraded") if self.fill == "color" else ("degraded",)
 
+    def variants(self, jitter: float) -> tuple[Degradation, ...]:
+        scales = [1 + jitter * part for part in SPREAD]
+        return tuple(dataclasses.replace(self, std=self.std * scale, growth=self.growth * scale) for scale in scales)
+
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMask:
         count, channels, height, width = x0.shape
         if self.location == "center":
@@ -82,6 +96,24 @@ class Mask(Degradation):
         mask = self._mask(x_t, t, frozen)
         seen = x_t if self.fill == "gray" else x_t - (1 - mask) * frozen.color[:, :, None, None]
         return mask / (mask.square() + floor**2) * seen
+
+    def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
+        rows, cols = (torch.arange(n, device=hidden.device, dtype=torch.float64) for n in hidden.shape[-2:])
+        if not hidden.any((-2, -1)).all():
+            raise UsageError("The mask hides no pixel.", "Mark what is to be made anew in white.")
+        where = hidden.double() / hidden.sum((-2, -1), keepdim=True)
+        row, col = (where.sum(-1) * rows).sum(-1).round(), (where.sum(-2) * cols).sum(-1).round()
+        squared = (rows - row[:, None]).square()[:, :, None] + (cols - col[:, None]).square()[:, None, :]
+        farthest = squared[hidden].max().cpu()
+        widths = blur_widths("linear", self.steps, self.std, self.growth)
+        left = torch.cumprod(torch.expm1(farthest / (-2 * widths**2)).neg(), 0)
+        covering = (left <= UNSEEN).nonzero()
+        if not len(covering):
+            what = (
+                f"The mask reaches {float(farthest) ** 0.5:.0f} pixels from its middle, beyond this run's largest hole."
+            )
+            raise UsageError(what, "Use a run with larger holes (degradation.std, degradation.growth), or mask less.")
+        return int(covering[0]) + 1, {"center_row": row.long(), "center_col": col.long()}
 
     def _mask(self, like: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
         """Return M_t for each image: (B, 1, H, W) float32."""

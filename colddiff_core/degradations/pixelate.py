@@ -16,6 +16,8 @@ from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
 
 LARGE = 192  # pixels of a side beyond which the chain of a few steps costs less than a matrix of the side
+ITERATIONS = 50  # at most; a dozen reach ENOUGH
+ENOUGH = 1e-5  # of the residual's length at first, which is below what 8 bits or the network tell
 
 
 @register("pixelate")
@@ -44,6 +46,11 @@ class Pixelate(Degradation):
     def priors(self) -> tuple[str, ...]:
         return ("gaussian", "degraded")
 
+    def variants(self, jitter: float) -> tuple[Degradation, ...]:
+        """Return an operator for every way of scaling down: by how much is told by the blocks."""
+        modes: tuple[Literal["bicubic", "bilinear", "area"], ...] = ("bicubic", "bilinear", "area")
+        return tuple(dataclasses.replace(self, mode=mode) for mode in modes) if jitter else (self,)
+
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         for n in x0.shape[-2:]:
             self._check_size(n)
@@ -61,6 +68,8 @@ class Pixelate(Degradation):
     def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         for n in x_t.shape[-2:]:
             self._check_size(n)
+        if isinstance(t, int) and max(x_t.shape[-2:]) > LARGE:
+            return self._least_squares(x_t, t, floor)
         return self.stack.invert(x_t, t, floor)
 
     def _check_size(self, n: int) -> None:
@@ -86,6 +95,47 @@ class Pixelate(Degradation):
             x = self._step(x, i, (height >> (i + 1), width >> (i + 1)), (height, width))
         return x
 
+    def _least_squares(self, x_t: Tensor, t: int, floor: float) -> Tensor:
+        """Return (A^T A + floor^2)^-1 A^T x_t, as the matrices' singular values give it, by conjugate gradients.
+
+        All is in the span of the rows of A, where its singular values are of one size: a few iterations are enough. A
+        channel at a time, for a photograph is large.
+        """
+        made = torch.empty_like(x_t)
+        for before, after in zip(x_t.split(1, 1), made.split(1, 1), strict=True):
+            after.copy_(self._conjugate_gradients(before, t, floor))
+        return made
+
+    def _conjugate_gradients(self, x_t: Tensor, t: int, floor: float) -> Tensor:
+        def normal(x: Tensor) -> Tensor:
+            return self._adjoint(self._chain(x, t), t).add_(x, alpha=floor**2)
+
+        residual = self._adjoint(x_t, t)
+        found, direction = torch.zeros_like(x_t), residual.clone()
+        energy = first = _energy(residual)
+        for _ in range(ITERATIONS):
+            image = normal(direction)
+            # An image that is done, or was empty, stays as it is.
+            share = energy / (direction * image).sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x_t.dtype).tiny)
+            found.addcmul_(share, direction)
+            residual.addcmul_(share, image, value=-1)
+            before, energy = energy, _energy(residual)
+            if bool((energy <= ENOUGH**2 * first).all()):
+                break
+            direction.mul_(energy / before.clamp_min(torch.finfo(x_t.dtype).tiny)).add_(residual)
+        return found
+
+    def _adjoint(self, x: Tensor, t: int) -> Tensor:
+        """Return A^T x of the chain, which is linear: its derivative's product with x."""
+        with torch.enable_grad():
+            start = torch.zeros_like(x, requires_grad=True)
+            found: Tensor = torch.autograd.grad(self._chain(start, t), start, x)[0]
+        return found
+
     def _step(self, x: Tensor, i: int, small: tuple[int, int], size: tuple[int, int]) -> Tensor:
         low = F.interpolate(x, size=small, mode=self.mode)
         return F.interpolate(low, size=size, mode="nearest-exact")
+
+
+def _energy(x: Tensor) -> Tensor:
+    return x.square().sum((1, 2, 3), keepdim=True)
