@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Annotated, Any, Literal
 
 import typer
@@ -30,10 +30,11 @@ def with_parameters(command: Callable[..., Any], name: str | None) -> Callable[.
     """Return `command` with an option for every parameter of the operator `name`, none where it is None.
 
     The values given arrive as the keyword `given`, {parameter: value}. An unknown operator adds nothing:
-    the command itself says what is wrong.
+    the command itself says what is wrong. A parameter of the same name as one of the command's options has the
+    operator's name before it (`--holes-size`).
     """
     try:
-        options = _options(name) if name else {}
+        options = _options(name, inspect.signature(command).parameters) if name else {}
     except ColddiffError:
         options = {}
 
@@ -63,7 +64,7 @@ def _operator_of_preset(preset: str) -> str | None:
         return None
 
 
-def _options(name: str) -> dict[str, tuple[str, Any]]:
+def _options(name: str, taken: Container[str]) -> dict[str, tuple[str, Any]]:
     """Return {variable: (parameter, annotation)}; a part of a composition has its name before the parameter's."""
     from colddiff_core import degradations
     from colddiff_core.settings import settings_of
@@ -78,12 +79,13 @@ def _options(name: str) -> dict[str, tuple[str, Any]]:
                 continue
             key = f"{part}.{field.name}" if len(parts) > 1 else field.name
             variable = f"operator_{part}_{field.name}"
-            found[variable] = (key, _annotation(key, field, hints[field.name], part))
+            label = f"{part}.{field.name}" if field.name in taken else key
+            found[variable] = (key, _annotation(label, field, hints[field.name], part))
     return found
 
 
-def _annotation(key: str, field: dataclasses.Field[Any], hint: Any, part: str) -> Any:
-    flag = "--" + key.replace("_", "-").replace(".", "-")
+def _annotation(label: str, field: dataclasses.Field[Any], hint: Any, part: str) -> Any:
+    flag = "--" + label.replace("_", "-").replace(".", "-")
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
     help_text = f"{field.metadata['help']} ({default})"
     panel = f"Parameters of {part}"

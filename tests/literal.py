@@ -89,6 +89,15 @@ def desaturate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     return x
 
 
+def holes(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
+    """A pixel at a time: gray from its turn on, as soon as a step has been taken."""
+    x = x0.clone()
+    for b, row, col in torch.nonzero(frozen.turn <= 1).tolist():
+        if t and float(frozen.turn[b, row, col]) * op.steps <= t:
+            x[b, :, row, col] = 0
+    return x
+
+
 def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
     """One picture at a time, every pixel's neighbours by hand (appendix A.5)."""
     if t == 0:
@@ -138,6 +147,7 @@ FORMS = {
     "animorph": mixture,
     "blur": blur,
     "desaturate": desaturate,
+    "holes": holes,
     "mask": mask,
     "noise": mixture,
     "pixelate": pixelate,

@@ -30,6 +30,7 @@ VARIANTS = {
         {"fill": "color", "std": 0.05, "growth": 0.3},
         {"std": 9.0, "growth": 40.0},  # too wide for a table of squared distances
     ],
+    "holes": [{"count": 1, "size": 0.01}, {"count": 8, "size": 1.0}],
     "pixelate": [{"mode": "bilinear"}, {"mode": "area"}],
     "desaturate": [{"schedule": "constant", "rate": 0.7}],
     "snow": [{"level": 1}, {"level": 2, "brighten": True}, {"level": 4, "brighten": True}],
@@ -224,6 +225,8 @@ def test_parameters_carry_help_and_are_checked(name):
         ("noise", {"schedule": "linear"}, "cosine"),
         ("mask", {"location": "left"}, "random, center"),
         ("desaturate", {"rate": 1.5}, "adds colour"),
+        ("holes", {"count": 9}, "at most 8"),
+        ("holes", {"size": 0}, "above 0"),
         ("snow", {"level": 5}, "1, 2, 3, 4"),
         ("snow", {"level": True}, "1, 2, 3, 4"),
         ("snow+blurr", {}, "Did you mean 'blur'"),

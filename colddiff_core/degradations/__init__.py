@@ -2,6 +2,7 @@
 
 from colddiff_core.degradations import blur as _blur
 from colddiff_core.degradations import desaturate as _desaturate
+from colddiff_core.degradations import holes as _holes
 from colddiff_core.degradations import mask as _mask
 from colddiff_core.degradations import mixture as _mixture
 from colddiff_core.degradations import pixelate as _pixelate
@@ -10,4 +11,4 @@ from colddiff_core.degradations.base import Degradation, Frozen
 from colddiff_core.degradations.registry import build, find, names, register
 
 __all__ = ["Degradation", "Frozen", "build", "find", "names", "register"]
-_REGISTERED = (_blur, _desaturate, _mask, _mixture, _pixelate, _snow)
+_REGISTERED = (_blur, _desaturate, _holes, _mask, _mixture, _pixelate, _snow)

@@ -1,0 +1,142 @@
+"""Holes of any form: drawn, taken from a user's mask, and found in a picture by themselves."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from colddiff_cli.__main__ import run
+from colddiff_core import degradations, images, seeds
+from colddiff_core.degradations import holes
+from colddiff_core.errors import UsageError
+
+
+def drawn(
+    batch: int = 24, height: int = 40, width: int = 61, **values
+) -> tuple[holes.Holes, Tensor, holes.FrozenHoles]:
+    op = degradations.build("holes", **values)
+    x0 = torch.rand(batch, 3, height, width, generator=seeds.generator(0)) * 0.9 + 0.05
+    return op, x0, op.freeze(x0, generator=seeds.image_generators(0, range(batch)))
+
+
+def test_holes_are_hard_grow_and_nest():
+    op, x0, frozen = drawn()
+    before = torch.zeros(x0.shape, dtype=torch.bool)
+    for t in range(1, op.steps + 1):
+        x_t = op(x0, t, frozen)
+        hidden = x_t == 0
+        assert torch.equal(x_t[~hidden], x0[~hidden])
+        assert bool((hidden >= before).all())
+        before = hidden
+    share = before.float().mean((1, 2, 3))
+    assert 0 < share.min() < share.max() < 0.5
+    assert len(share.unique()) > 20
+
+
+@pytest.mark.parametrize("values", [{"count": 1, "size": 0.001}, {"count": 8, "size": 1.0}])
+def test_every_image_has_a_hole_at_the_end(values):
+    op, x0, frozen = drawn(200, 5, 7, **values)
+    assert bool((op(x0, op.steps, frozen) == 0).any(dim=(1, 2, 3)).all())
+
+
+def test_no_shape_reaches_further_than_its_size():
+    _, _, frozen = drawn(60, 50, 80, count=1, size=0.2)
+    for turn in frozen.turn:
+        rows, cols = torch.nonzero(turn <= 1).unbind(1)
+        for places in (rows, cols):  # a rectangle's corners stand out from its half-extents
+            assert int(places.max() - places.min()) <= 2 * 0.2 * 50 * 2**0.5 + 1
+
+
+def test_a_mask_of_ones_own_is_filled_from_its_rim():
+    hidden = torch.zeros(2, 30, 40, dtype=torch.bool)
+    hidden[0, 5:20, 8:30] = True
+    hidden[0, 25:28, 2:5] = True
+    hidden[1, :, :7] = True  # at the border, beyond which nothing is seen
+    op = degradations.build("holes", steps=6)
+    x0 = torch.ones(2, 1, 30, 40)
+    frozen = op.freeze(x0, turn=holes.turn_of(hidden, 6))
+    shown = [op(x0, t, frozen)[:, 0] == 0 for t in range(7)]
+    assert torch.equal(shown[6], hidden)
+    assert bool(shown[1].any(dim=(1, 2)).all())
+    assert shown[1][1, :, 0].all()
+    assert not shown[5][0, 5, 8:30].any()
+    for fewer, more in itertools.pairwise(shown):
+        assert bool((fewer <= more).all())
+        assert fewer.sum() < more.sum()
+        seen = torch.nn.functional.pad((~more).float(), [1] * 4).unsqueeze(1)
+        beside_seen = torch.nn.functional.max_pool2d(seen, 3, stride=1)[:, 0] > 0
+        if fewer.any():  # but for the last, a step shows the rim of what is hidden
+            assert bool((more & ~fewer & beside_seen).any())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+@pytest.mark.parametrize("side", [1, 2, 9, 30])
+def test_all_is_hidden_at_the_end_and_the_deepest_at_the_beginning(steps, side):
+    hidden = torch.zeros(3, 32, 33, dtype=torch.bool)
+    hidden[0, 1 : 1 + side, 1 : 1 + side] = True
+    hidden[1] = True
+    turn = holes.turn_of(hidden, steps)
+    op = degradations.build("holes", steps=steps)
+    x0 = torch.ones(3, 1, 32, 33)
+    frozen = op.freeze(x0, turn=turn)
+    assert torch.equal(op(x0, steps, frozen)[:, 0] == 0, hidden)
+    at_one = op(x0, 1, frozen)[:, 0] == 0
+    assert at_one[0].any()
+    assert at_one[1].all()
+    assert not at_one[2].any()
+
+
+def test_depth_is_the_distance_from_what_is_seen():
+    hidden = torch.rand(3, 17, 23, generator=seeds.generator(1)) < 0.9
+    hidden[1] = False
+    seen = hidden.logical_not().nonzero()
+    places = torch.cartesian_prod(torch.arange(17), torch.arange(23))
+    for image, depth in enumerate(holes._depth(hidden)):
+        mine = seen[seen[:, 0] == image, 1:]
+        wanted = (places[:, None] - mine[None]).abs().sum(-1).amin(1).view(17, 23)
+        assert torch.equal(depth.long(), wanted)
+
+
+def test_a_mask_of_another_size_is_refused():
+    op = degradations.build("holes")
+    with pytest.raises(UsageError, match="a mask of 4 x 5 pixels for images of 8 x 9"):
+        op.freeze(torch.zeros(1, 3, 8, 9), turn=torch.zeros(1, 4, 5))
+
+
+@pytest.mark.parametrize("gray", holes.GRAYS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flat_gray_finds_the_holes_and_nothing_else(gray, channels):
+    op, x0, frozen = drawn(size=0.3)
+    x0 = x0[:, :channels]
+    hidden = op(x0, op.steps, frozen)[:, :1] == 0
+    x_t = torch.where(hidden, images.to_floats(torch.tensor(gray)), images.quantize(x0, 8))
+    thick = holes._opened(hidden[:, 0])
+    assert torch.equal(holes.flat_gray(x_t), thick)
+    assert thick.sum() > 0.98 * hidden.sum()
+
+
+def test_gray_that_is_not_flat_is_no_hole():
+    levels = torch.full((1, 3, 20, 20), 60, dtype=torch.uint8)
+    levels[:, :, 2, 2:18] = 128  # a line
+    levels[:, :, 4:6, 4:8] = 128  # eight pixels
+    levels[:, :2, 10:15, 10:15] = 128  # not gray
+    levels[:, :, 16:20, 0:4] = torch.tensor([127, 128], dtype=torch.uint8).repeat(8).view(4, 4)  # not of one shade
+    assert not holes.flat_gray(images.to_floats(levels)).any()
+    levels[:, :, 7:10, 2:5] = 127
+    assert int(holes.flat_gray(images.to_floats(levels)).sum()) == 9
+
+
+def test_the_commands_own_size_and_the_operators(in_folder, capsys):
+    Image.new("RGB", (40, 30), "white").save("a.png")
+    shares = []
+    for size in ("0.1", "0.4"):
+        words = ["degrade", "a.png", "--op", "holes", "--size", "24", "--holes-size", size, "--out", f"{size}.png"]
+        assert run([*words, "--force"]) == 0
+        made = images.read(in_folder / f"{size}.png")
+        assert made.shape == (3, 24, 24)
+        shares.append(float((made < 0.5).float().mean()))
+    assert 0 < shares[0] < shares[1]
