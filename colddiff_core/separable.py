@@ -207,6 +207,11 @@ class ConvolutionStack(SeparableStack):
         components = _cosines(_cosines(x, -1), -2).mul_(gain)
         return _cosines(_cosines(components, -1), -2).div_(4 * max(height - 1, 1) * max(width - 1, 1))
 
+    def gains(self, n: int, t: Tensor) -> Tensor:
+        """Return the gain of the first t kernels at the frequencies 0..n // 2 of n samples: (S, F) float64, t (S,)."""
+        gains = _gains(self.kernels, n, "circular")
+        return torch.cat([torch.ones_like(gains[:1]), torch.cumprod(gains, 0)])[t]
+
     def _split(self, n: int, device: torch.device, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gain = self._pick("gain", n, device, t)
         return self._table("analysis", n, device), gain, self._table("synthesis", n, device)

@@ -7,8 +7,8 @@ from colddiff_core.degradations import mask as _mask
 from colddiff_core.degradations import mixture as _mixture
 from colddiff_core.degradations import pixelate as _pixelate
 from colddiff_core.degradations import snow as _snow
-from colddiff_core.degradations.base import Degradation, Frozen
+from colddiff_core.degradations.base import Degradation, Estimate, Frozen
 from colddiff_core.degradations.registry import build, find, names, register
 
-__all__ = ["Degradation", "Frozen", "build", "find", "names", "register"]
+__all__ = ["Degradation", "Estimate", "Frozen", "build", "find", "names", "register"]
 _REGISTERED = (_blur, _desaturate, _holes, _mask, _mixture, _pixelate, _snow)

@@ -36,6 +36,23 @@ class Frozen:
         return dataclasses.replace(self, **{f.name: getattr(self, f.name)[images] for f in dataclasses.fields(self)})
 
 
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """How badly a picture is degraded, as the operator's own trace in it tells.
+
+    t: the most likely severity, 0..steps, 0 where there is no trace; low, high: nine chances in ten that the
+    truth is between them; confidence: the chance, 0 to 1, that t is within a tenth (and at least a step) of it;
+    trace: what was seen, in words; fields: what is known of Frozen, each with a batch of one.
+    """
+
+    t: int
+    low: int
+    high: int
+    confidence: float
+    trace: str
+    fields: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Degradation:
     """D(x0, t): an image transform with severity t = 0..steps, D(x0, 0) = x0.
@@ -49,6 +66,7 @@ class Degradation:
     is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `undo` inverts it part by part
     is_projected: ClassVar[bool] = True  # of a linear operator: photographs gain by D(x0_hat, t) = x_t
     is_colouring: ClassVar[bool] = False  # a gray picture may be what it made of one in colour
+    has_estimate: ClassVar[bool] = False
     second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -142,6 +160,20 @@ class Degradation:
         """
         return (self,)
 
+    def estimate(self, x_t: Tensor) -> Estimate:
+        """Return how severely one picture is degraded already, from the operator's own trace in it.
+
+        Shapes: x_t (1, C, H, W) float32 in [-1, 1], C = 1 or 3, that was rounded to 8 bits; any size.
+        Raises UsageError for anything else and where the operator leaves no trace that can be read.
+        """
+        if not self.has_estimate:
+            raise UsageError(f"{self.name} leaves no trace that tells its severity.", "Give --t.")
+        if x_t.ndim != 4 or x_t.shape[0] != 1 or x_t.shape[1] not in (1, 3) or not x_t.numel():
+            raise UsageError(f"A severity is told of one picture, not of {tuple(x_t.shape)}.", "Give one at a time.")
+        if not x_t.isfinite().all():
+            raise UsageError("The picture has values that are no numbers.", "Give another.")
+        return self.look(x_t.detach().cpu())
+
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
         """Return the operator's Frozen, drawing what `fields` does not give."""
         return self.frozen_type()
@@ -162,6 +194,10 @@ class Degradation:
     def undo(self, x_t: Tensor, t: int | Tensor, frozen: Any, floor: float) -> Tensor:
         """Return what `invert` does, for t checked and on x_t's device."""
         raise TypeError(f"{type(self).__name__} does not define undo")
+
+    def look(self, x_t: Tensor) -> Estimate:
+        """Return what `estimate` does, for one picture checked and on the CPU."""
+        raise TypeError(f"{type(self).__name__} does not define look")
 
     def _checked(self, t: Severity, images: Tensor) -> int | Tensor:
         """Return t as an int, or as (B,) int64 on the images' device; raises UsageError for anything else."""

@@ -8,12 +8,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import MOST_STEPS, SPREAD, Degradation, Frozen
+from colddiff_core.degradations.base import MOST_STEPS, SPREAD, Degradation, Estimate, Frozen
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.spectrum import blur_evidence, tile_sides
+from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
 from colddiff_core.separable import ConvolutionStack, gaussian
 from colddiff_core.settings import setting
+
+CANDIDATES = 128  # severities that are compared at most
+SMALLEST = 16  # pixels of a side whose spectrum still tells something
 
 
 @register("blur")
@@ -25,6 +30,7 @@ class Blur(Degradation):
     """
 
     has_inverse = True
+    has_estimate = True
     is_linear = True
 
     steps: int = setting(300, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -77,3 +83,28 @@ class Blur(Degradation):
         # A mean has nothing left to sharpen; its rounding errors would be all that is amplified.
         is_final = torch.as_tensor(t, device=x_t.device).view(-1, 1, 1, 1) == self.steps
         return torch.where(is_final, x_t, inverse)
+
+    def look(self, x_t: Tensor) -> Estimate:
+        """Tell the width by where the picture's spectrum sinks into that of rounding."""
+        if self.final_mean and bool((x_t == x_t[..., :1, :1]).all()):
+            severities = torch.tensor([self.steps])
+            return settle(severities, torch.zeros(1), lambda t: "one colour everywhere")
+        if min(x_t.shape[-2:]) < SMALLEST or bool((x_t == x_t[..., :1, :1]).all()):
+            raise UsageError("The picture is too small or too flat to tell how much it is blurred.", "Give --t.")
+        widths = self._widths()
+        # Severities whose widths are evenly spread, for a course of hundreds of steps has many of nearly one width.
+        wanted = torch.linspace(0, float(widths[-1]), CANDIDATES + 1, dtype=torch.float64)
+        severities = torch.searchsorted(widths, wanted).clamp(max=self.steps).unique()
+        if self.steps <= CANDIDATES:
+            severities = torch.arange(self.steps + 1)
+        height, width = tile_sides(x_t)
+        down, along = self.stack.gains(height, severities), self.stack.gains(width, severities)
+        down = torch.cat([down, down[:, 1 : (height + 1) // 2].flip(1)], 1)
+        evidence = blur_evidence(x_t, (down.square(), along.square()))
+        return settle(severities, evidence, lambda t: f"a blur of {float(widths[t]):.1f} pixels" if t else "no blur")
+
+    def _widths(self) -> Tensor:
+        """Return the width of t steps together, the kernels cut off at their windows: (T + 1,) float64, in pixels."""
+        offsets = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
+        variances = (self.stack.kernels * offsets.square()).sum(1)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), variances.cumsum(0)]).sqrt()

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, at
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen, at
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.roundings import agreement, colour_differences, drained_differences
+from colddiff_core.degradations.traces import is_gray, levels, settle
 from colddiff_core.errors import UsageError
 from colddiff_core.settings import setting
+
+PIXELS = 2**19  # of a large picture that are looked at
+CANDIDATES = 100  # severities that are compared at most
+DARKEST = 16  # levels from black or white: nearer, a rounding is too large a part of a pixel's room
+# How far the most colourful thousandth of a photograph's pixels goes towards the colour cube's border: all the way
+# in nine of ten, on average FULL short of it in the tenth (scikit-image's and scikit-learn's photographs, 40 faces of
+# CelebA's training images, 30 cats of AFHQ's).
+COLOURFUL = 0.999
+FULL = 0.12
+DULL = 0.001
+READING = 0.008  # of the share of the colour, what rounding leaves unsure
+# Below these shares of the colour so many colours fall together that the pattern is lost in the picture's own.
+LEAST_KEPT = {False: 0.42, True: 0.18}
+PLENTY = 8.0  # of a whole picture's; more counts for less, for where colours are few a pattern may be there by chance
+BEYOND = 2.0
+WORTH = 0.02  # of a pixel's evidence: neighbours are alike
 
 
 @register("desaturate")
@@ -25,6 +44,7 @@ class Desaturate(Degradation):
     """
 
     has_inverse = True
+    has_estimate = True
     is_linear = True
     is_colouring = True
 
@@ -48,6 +68,53 @@ class Desaturate(Degradation):
     def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         gray, kept = self._gray(x_t), at(self.kept, t, x_t)
         return gray + kept / (kept.square() + floor**2) * (x_t - gray)
+
+    def look(self, x_t: Tensor) -> Estimate:
+        """Tell what is left of the colour by what rounding did to it and how near it comes to the cube."""
+        self._gray(x_t)
+        kept = self.kept.double()
+        if is_gray(x_t):
+            severities = torch.arange(self.steps + 1)
+            return settle(severities, torch.where(kept <= kept[-1] + READING, 0.0, -math.inf), self._told)
+        severities = torch.linspace(0, self.steps, min(self.steps + 1, CANDIDATES + 1)).round().long()
+        stride = max(1, math.ceil(math.sqrt(x_t.shape[-2] * x_t.shape[-1] / PIXELS)))
+        colours = levels(x_t[0, :, ::stride, ::stride]).round().flatten(1)
+        evidence = self._by_border(colours, kept[severities]) + self._by_rounding(colours, kept[severities])
+        return settle(severities, evidence, self._told)
+
+    def _by_border(self, colours: Tensor, kept: Tensor) -> Tensor:
+        """Return the log evidence of some shares of the colour: putting it back may not leave the cube, and comes near.
+
+        colours: (3, N) whole levels; kept: (S,) float64; returns (S,).
+        """
+        gray = colours.mean(0)
+        dark = torch.where(gray >= DARKEST, (gray - colours.min(0).values - 0.5) / gray, 0.0)
+        bright = torch.where(gray <= 255 - DARKEST, (colours.max(0).values - gray - 0.5) / (255 - gray), 0.0)
+        reached = torch.maximum(dark, bright)
+        farthest = reached.kthvalue(max(1, math.ceil(COLOURFUL * len(reached)))).values.clamp(min=0)
+        full = torch.linspace(0, 1, 201, dtype=torch.float64)
+        chance = torch.exp((full - 1) / FULL) + DULL
+        off = (farthest - kept[:, None] * full) / READING
+        return (chance * torch.exp(-0.5 * off.square()) + 1e-12).sum(1).log()
+
+    def _by_rounding(self, colours: Tensor, kept: Tensor) -> Tensor:
+        """Return the log evidence of some shares of the colour by the pattern of whole levels; shapes as above."""
+        reach = min(max(2 * round(float((colours[1:] - colours[:1]).abs().mean())), 16), 1280 // len(kept) + 12, 64)
+        seen = colour_differences(colours, reach)
+        plain = agreement(seen, torch.ones_like(seen))
+        evidence = torch.zeros_like(kept)
+        for row, share in enumerate(kept.tolist()):
+            found = [
+                agreement(seen, drained_differences(share, reach, is_jpeg)) - plain
+                for is_jpeg, least in LEAST_KEPT.items()
+                if share >= least
+            ]
+            worth = WORTH * max([0.0, *found])
+            evidence[row] = worth if worth < PLENTY else PLENTY + BEYOND * math.log(worth / PLENTY)
+        return evidence
+
+    def _told(self, t: int) -> str:
+        return f"{float(self.kept[t]):.2f} of the colour left" if self.kept[t] else "no colour left"
 
     def _gray(self, x: Tensor) -> Tensor:
         if x.shape[1] < 2:

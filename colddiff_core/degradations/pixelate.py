@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.traces import levels, settle
 from colddiff_core.errors import UsageError, counted
 from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
@@ -18,6 +20,12 @@ from colddiff_core.settings import setting
 LARGE = 192  # pixels of a side beyond which the chain of a few steps costs less than a matrix of the side
 ITERATIONS = 50  # at most; a dozen reach ENOUGH
 ENOUGH = 1e-5  # of the residual's length at first, which is below what 8 bits or the network tell
+ROWS = 512  # of a large picture that are looked at, and as many columns
+# Blocks whose pixels differ this much less from each other than from the next block's are blocks: a photograph's grid
+# of JPEG reaches .8, its pixelated copy .3 once it is compressed at quality 75 (scikit-image's photographs).
+STEADY = 0.5
+WORTH = 60.0  # of the evidence, over the blocks' logarithm: certain where they are exactly even
+LARGEST_BLOCK = 64  # pixels of a side that are tried where no severity's blocks are seen
 
 
 @register("pixelate")
@@ -32,6 +40,7 @@ class Pixelate(Degradation):
     """
 
     has_inverse = True
+    has_estimate = True
     is_linear = True
 
     steps: int = setting(3, "number of halvings T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -71,6 +80,36 @@ class Pixelate(Degradation):
         if isinstance(t, int) and max(x_t.shape[-2:]) > LARGE:
             return self._least_squares(x_t, t, floor)
         return self.stack.invert(x_t, t, floor)
+
+    def look(self, x_t: Tensor) -> Estimate:
+        """Tell the blocks by where pixels differ from their neighbours, and where they do not."""
+        for n in x_t.shape[-2:]:
+            self._check_size(n)
+        profiles = [_changes(x_t, axis) for axis in (-2, -1)]
+        if not any(bool(profile.any()) for profile in profiles):
+            raise UsageError("The picture is too flat to show blocks.", "Give --t.")
+        unsteady = [1.0]
+        for t in range(1, self.steps + 1):
+            blocks = [_block(len(p) + 1, (len(p) + 1) >> t) for p in profiles]
+            unsteady.append(_unsteadiness(profiles, blocks))
+        seen = max((t for t, share in enumerate(unsteady) if share < STEADY), default=0)
+        evidence = torch.zeros(self.steps + 1)
+        if seen:
+            evidence[seen] = WORTH * math.log(STEADY / max(unsteady[seen], 1e-2))
+            return settle(torch.arange(self.steps + 1), evidence, lambda t: self._told(t, x_t))
+        other = [_other_blocks(profile) for profile in profiles]
+        if min(other) < 2:
+            evidence[0] = WORTH * min(math.log(min(unsteady[1:], default=1.0) / STEADY), 0.5)
+            return settle(torch.arange(self.steps + 1), evidence, lambda t: self._told(t, x_t))
+        # As coarse as these, if of another size or place: the nearest severity, without confidence.
+        nearest = min(round(math.log2(max(other))), self.steps)
+        told = f"blocks of {other[1]}x{other[0]} pixels, of a size or place that no severity has"
+        evidence[nearest] = 1.0
+        return dataclasses.replace(settle(torch.arange(self.steps + 1), evidence, lambda t: told), t=nearest)
+
+    def _told(self, t: int, x_t: Tensor) -> str:
+        height, width = (n / (n >> t) for n in x_t.shape[-2:])
+        return f"blocks of {width:.4g}x{height:.4g} pixels" if t else "no blocks"
 
     def _check_size(self, n: int) -> None:
         if n >> self.steps < 1:
@@ -139,3 +178,42 @@ class Pixelate(Degradation):
 
 def _energy(x: Tensor) -> Tensor:
     return x.square().sum((1, 2, 3), keepdim=True)
+
+
+def _changes(x: Tensor, axis: int) -> Tensor:
+    """Return how much pixels differ from the next along an axis, on average: (n - 1,) float64, levels."""
+    across = -1 if axis == -2 else -2
+    lines = torch.linspace(0, x.shape[across] - 1, min(x.shape[across], ROWS)).round().long()
+    return levels(x.index_select(across, lines)).diff(dim=axis).abs().double().mean((0, 1, across))
+
+
+def _block(n: int, count: int) -> Tensor:
+    """Return the block that each of n pixels is in, `count` blocks enlarged by nearest pixels: (n,) int64."""
+    return ((torch.arange(n, dtype=torch.float64) + 0.5) * count / n).floor().long()
+
+
+def _unsteadiness(profiles: list[Tensor], blocks: list[Tensor]) -> float:
+    """Return how much pixels differ within blocks over how much across their borders, at the worst place within."""
+    across, within = [], [0.0]
+    for profile, block in zip(profiles, blocks, strict=True):
+        is_border = block.diff() > 0
+        across.append(profile[is_border])
+        # How far into its block a pixel is: blocks within blocks show at one place alone.
+        place = torch.arange(len(block)) - torch.searchsorted(block, block)
+        places = place[1:][~is_border]
+        totals = torch.bincount(places, profile[~is_border])
+        counts = torch.bincount(places)
+        within += (totals / counts)[counts > counts.max() // 4].tolist() if len(counts) else []
+    between = float(torch.cat(across).mean()) if any(len(part) for part in across) else 0.0
+    return max(within) / between if between else 1.0
+
+
+def _other_blocks(profile: Tensor) -> int:
+    """Return the side of the blocks that a grid of whole pixels shows along an axis; 1 where none does."""
+    found = 1  # the largest is the blocks' own, for a part of their side shows as well
+    for side in range(2, min(LARGEST_BLOCK, len(profile) // 3) + 1):
+        place = torch.arange(len(profile)) % side
+        means = (torch.bincount(place, profile) / torch.bincount(place)).sort(descending=True).values
+        if means[1] < STEADY * means[0]:
+            found = side
+    return found
