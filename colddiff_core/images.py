@@ -11,13 +11,13 @@ import importlib.util
 import io
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from colddiff_core.errors import UsageError
@@ -69,10 +69,30 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
 
     `content` is the file's own where it lies in an archive; `path` then only names it.
     """
+    with opened(path, content) as stored:
+        stored.load()
+        picture = _plain(in_srgb(ImageOps.exif_transpose(stored)), channels)
+    if size:
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.array(picture)  # a copy: Pillow's own buffer cannot be written to
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def channels_of(path: Path) -> int:
+    """Return how many channels `read` makes of a picture file that are its own: 1 or 3; 0 where it is no picture."""
     try:
-        with _opened(path if content is None else io.BytesIO(content)) as opened:
-            opened.load()
-            picture = _plain(_in_srgb(ImageOps.exif_transpose(opened)), channels)
+        with opened(path) as picture:
+            return 1 if is_gray(picture) else 3
+    except UsageError:
+        return 0
+
+
+@contextlib.contextmanager
+def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """Yield a picture file that is not decoded yet; arguments and errors as in `read_bytes`, decoding included."""
+    try:
+        with _opened(path if content is None else io.BytesIO(content)) as picture:
+            yield picture
     except FileNotFoundError:
         raise UsageError(f"No such file: {path}.", "Check the path.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -83,10 +103,6 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
         raise UsageError(f"{path} is not an image that can be read.", f"Known formats: {', '.join(FORMATS)}.") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
-    if size:
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-    pixels = np.array(picture)  # a copy: Pillow's own buffer cannot be written to
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def channels_of(path: Path) -> int:
@@ -111,6 +127,10 @@ def pixels_of(path: Path, content: bytes | None = None) -> int:
 
 
 def _is_gray(picture: Image.Image) -> bool:
+
+
+def is_gray(picture: Image.Image) -> bool:
+    """Return whether a picture has shades and no colours."""
     return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
 
 
@@ -118,18 +138,26 @@ def _opened(source: Path | io.BytesIO) -> Image.Image:
     """Open a picture without decoding it; what Pillow only warns of as a decompression bomb is an error."""
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(source, formats=FORMATS)
+        picture = Image.open(source, formats=FORMATS)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        # Of a file that it can name Pillow maps the pixels, and garbles those of one that lies sideways.
+        picture.filename = ""
+    return picture
 
 
-def _in_srgb(picture: Image.Image) -> Image.Image:
-    """Return a picture with an embedded colour profile in sRGB; without one, as it is."""
+def in_srgb(picture: Image.Image) -> Image.Image:
+    """Return a picture with an embedded colour profile, or in Lab, in sRGB; any other as it is."""
+    if picture.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        with contextlib.suppress(ImageCms.PyCMSError):
+            return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB") or picture
     profile = picture.info.get("icc_profile")
     if profile and picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA" if "transparency" in picture.info or picture.mode == "PA" else "RGB")
     if profile and picture.mode == "RGBA":
         opaque = picture.convert("RGB")
         opaque.info["icc_profile"] = profile
-        converted_rgba = _in_srgb(opaque).convert("RGBA")
+        converted_rgba = in_srgb(opaque).convert("RGBA")
         converted_rgba.putalpha(picture.getchannel("A"))
         return converted_rgba
     if not profile or picture.mode not in ("RGB", "CMYK", "L"):
@@ -145,17 +173,33 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
 
 def _plain(picture: Image.Image, channels: int) -> Image.Image:
     """Return the picture as 8-bit gray or RGB."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        with np.errstate(invalid="ignore"):  # a NaN among them, which becomes 0
-            values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
-        scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
-        peak = next((scale for scale in scales if values.max(initial=0) <= scale), values.max(initial=1))
-        picture = Image.fromarray((values / peak * 255).round().clip(0, 255).astype(np.uint8))
-    is_gray = _is_gray(picture)
+    if is_deep(picture):
+        values = np.asarray(picture)
+        picture = Image.fromarray((shares_of(values, white_of(values)) * 255).round().astype(np.uint8))
+    has_shades = is_gray(picture)
     if "A" in picture.getbands() or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return picture.convert("L" if channels == 1 or (channels == 0 and is_gray) else "RGB")
+    return picture.convert("L" if channels == 1 or (channels == 0 and has_shades) else "RGB")
+
+
+def is_deep(picture: Image.Image) -> bool:
+    """Return whether a picture is gray with more than 8 bits."""
+    return picture.mode.startswith("I") or picture.mode == "F"
+
+
+def white_of(values: np.ndarray) -> float:
+    """Return what stands for white among the values (H, W) of a deep gray picture: the least scale that holds them."""
+    scales = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
+    most = float(values.max(initial=0, where=np.isfinite(values)))
+    return next((scale for scale in scales if most <= scale), most)
+
+
+def shares_of(values: np.ndarray, white: float) -> np.ndarray:
+    """Return the values of a deep gray picture as shares of white, float64 in [0, 1]; what is not finite is black."""
+    with np.errstate(invalid="ignore"):  # a NaN among them
+        finite = np.nan_to_num(values.astype(np.float64), copy=False, posinf=0.0, neginf=0.0)
+    return (finite / white).clip(0, 1)
 
 
 def to_floats(pixels: Tensor) -> Tensor:
@@ -207,15 +251,16 @@ def to_pillow(x: Tensor) -> Image.Image:
 def write(picture: Image.Image, path: Path) -> None:
     """Write a picture whole; raises UsageError for an unknown suffix, MachineError where the disk refuses."""
     check_suffix(path, SUFFIXES)
-    _check_sides(picture, path)
+    check_sides(picture.size, path)
     with whole(path) as draft:
         picture.save(draft)
 
 
-def _check_sides(picture: Image.Image, path: Path) -> None:
+def check_sides(size: tuple[int, int], path: Path) -> None:
+    """Raise UsageError where the format of an output has no room for width x height pixels."""
     most = MOST_PIXELS.get(path.suffix.lower())
-    if most is not None and max(picture.size) > most:
-        what = f"{path}: {picture.width} x {picture.height} pixels are more than {path.suffix} holds ({most} a side)"
+    if most is not None and max(size) > most:
+        what = f"{path}: {size[0]} x {size[1]} pixels are more than {path.suffix} holds ({most} a side)"
         raise UsageError(f"{what}.", "Write a .png, or make it smaller with --size or fewer severities.")
 
 
@@ -335,7 +380,7 @@ def write_animation(frames: Sequence[Image.Image], path: Path, *, milliseconds: 
     check_suffix(path, ANIMATED)
     if len(frames) < 2:
         raise UsageError("An animation of one frame is a picture.", "Ask for at least two steps.")
-    _check_sides(frames[0], path)
+    check_sides(frames[0].size, path)
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     with whole(path) as draft:
         frames[0].save(draft, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)

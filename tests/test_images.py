@@ -45,6 +45,17 @@ def test_a_photograph_taken_sideways_stands_upright(tmp_path):
     assert images.read(tmp_path / "side.png").shape == (3, 8, 4)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_that_lies_sideways_is_not_garbled(tmp_path, mode):
+    values = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000
+    lying = Image.fromarray(values) if mode == "I;16" else picture(mode=mode)
+    lying.save(tmp_path / "up.tif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "side.tif", exif=exif)
+    assert torch.equal(images.read(tmp_path / "side.tif"), images.read(tmp_path / "up.tif").mT.flip(-1))
+
+
 def test_size_crops_the_centre_and_channels_convert(tmp_path):
     picture(20, 10).save(tmp_path / "a.png")
     assert images.read(tmp_path / "a.png", size=6, channels=1).shape == (1, 6, 6)
