@@ -87,6 +87,18 @@ def channels_of(path: Path) -> int:
         return 0
 
 
+def pixels_of(path: Path, content: bytes | None = None) -> int:
+    """Return how many pixels a picture file says it has, without decoding it; 0 where it is no picture.
+
+    `content` as in `read_bytes`.
+    """
+    try:
+        with opened(path, content) as picture:
+            return picture.width * picture.height
+    except UsageError:
+        return 0
+
+
 @contextlib.contextmanager
 def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Yield a picture file that is not decoded yet; arguments and errors as in `read_bytes`, decoding included."""
@@ -103,30 +115,6 @@ def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
         raise UsageError(f"{path} is not an image that can be read.", f"Known formats: {', '.join(FORMATS)}.") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
-
-
-def channels_of(path: Path) -> int:
-    """Return how many channels `read` makes of a picture file that are its own: 1 or 3; 0 where it is no picture."""
-    try:
-        with _opened(path) as opened:
-            return 1 if _is_gray(opened) else 3
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return 0
-
-
-def pixels_of(path: Path, content: bytes | None = None) -> int:
-    """Return how many pixels a picture file says it has, without decoding it; 0 where it is no picture.
-
-    `content` as in `read_bytes`.
-    """
-    try:
-        with _opened(path if content is None else io.BytesIO(content)) as opened:
-            return opened.width * opened.height
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return 0
-
-
-def _is_gray(picture: Image.Image) -> bool:
 
 
 def is_gray(picture: Image.Image) -> bool:

@@ -15,7 +15,9 @@ LOCAL = {"width": 8, "multipliers": (1, 2), "attention": "none"}
 
 def network(block: str = "local", **settings) -> UNet:
     torch.manual_seed(0)
-    return UNet(3, 3, block=block, **LOCAL | settings).eval().requires_grad_(False)
+    made = UNet(3, 3, block=block, **LOCAL | settings).eval().requires_grad_(False)
+    torch.nn.init.normal_(made.head.weight)  # that of a local network says nothing at first
+    return made
 
 
 def picture(height: int, width: int) -> torch.Tensor:

@@ -32,7 +32,8 @@ class UNet(nn.Module):
     """(B, C_in, H, W) float32, t (B,) int64 -> (B, C_out, H, W) float32.
 
     Each level has two blocks, attention and `width * multiplier` channels at half the side of the one
-    before; all but the finest hand their features over to the way back up. `attention` is "all",
+    before; all but the finest hand their features over to the way back up, and with local blocks the finest
+    too: of a photograph nearly every pixel is to stay as it is. `attention` is "all",
     "middle" for the coarsest level alone, or "none". Width 64 with multipliers 1, 2, 4, 8 and convnext
     blocks is the paper's: 56.6 M parameters at one channel.
 
@@ -81,8 +82,13 @@ class UNet(nn.Module):
         climb = [(b, a) for a, b in itertools.pairwise(widths)][::-1]
         self.up = nn.ModuleList(Level(make, 2 * before, after, width, attention == "all") for before, after in climb)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(after, after, 4, stride=2, padding=1) for _, after in climb)
-        self.head_block = make(finest, finest, width)
+        self.is_full_width = block == "local"
+        self.head_block = make(2 * finest if self.is_full_width else finest, finest, width)
         self.head = nn.Conv2d(finest, channels_out, 1)
+        if self.is_full_width:
+            # At first it says nothing, and the picture stays as the operator's inverse has it.
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
         is_bounded = attention == "none" and block != "resnet"
         self.reach = self._reach(STEMS[block].reach, make.reach) if is_bounded else None
 
@@ -153,6 +159,8 @@ class UNet(nn.Module):
         h = self.middle(h, embedding)
         for level, grow in zip(self.up, self.grow, strict=True):
             h = grow(level(torch.cat([h, passed.pop()], dim=1), embedding))
+        if self.is_full_width:
+            h = torch.cat([h, passed.pop()], dim=1)
         return self.head_block(h, embedding)
 
 
