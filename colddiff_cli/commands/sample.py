@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, inputs, opening, options, outputs, series
+from colddiff_cli import films, inputs, opening, options, outputs, photos, series
 from colddiff_cli.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
@@ -45,7 +45,14 @@ def sample(
         ),
     ] = None,
     n: Annotated[int, typer.Option("--n", help="How many test images.", min=1)] = 8,
-    t: options.Severity = None,
+    t: Annotated[
+        str | None,
+        typer.Option(
+            "--t",
+            help="Severity, 1 to the operator's steps (all of them). With --degraded: auto (the default) or sweep too.",
+            metavar="N|auto|sweep",
+        ),
+    ] = None,
     sampler: options.Sampler = None,
     stride: options.Stride = None,
     animate: Annotated[
@@ -66,6 +73,26 @@ def sample(
             "--out-dir", help="Write every restored image there too, a PNG each.", parser=outputs.folder, metavar="DIR"
         ),
     ] = None,
+    degraded: Annotated[
+        bool, typer.Option("--degraded", help="The images are degraded already: restore them as they are.")
+    ] = False,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", help="With --degraded: a picture, white where to make pixels anew.", metavar="FILE"),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="With --degraded: write before | after beside each picture.")
+    ] = False,
+    consistent: Annotated[
+        bool | None,
+        typer.Option(
+            "--consistent/--no-consistent",
+            help="With --degraded: degraded again, the restoration is the picture (where that helps).",
+        ),
+    ] = None,
+    colour: Annotated[
+        str, typer.Option("--colour", help="With --degraded: how a gray run takes colour: channels, luma.")
+    ] = "channels",
     resume: options.Resume = False,
     precision: options.Precision = None,
     compiled: options.Compile = None,
@@ -78,23 +105,46 @@ def sample(
     """Degrade images with the run's operator, restore them, and write a sheet of both."""
     screen = Screen(json)
     found, names = _run_and_images(arguments or [])
+    overrides = options.run_overrides(data_dir, precision, compiled)
+    if degraded:
+        asked = photos.Asked(
+            t=t,
+            mask=mask,
+            colour=colour,
+            is_consistent=consistent,
+            is_compared=compare,
+            sampler=sampler,
+            stride=stride,
+            out=out,
+            out_dir=out_dir,
+            seed=seed or 0,
+            is_resumed=resume,
+            is_forced=force,
+        )
+        photos.restore(screen, found, names, asked, device, overrides)
+        return
+    _check_own(mask=mask is not None, compare=compare, consistent=consistent is not None)
     files = inputs.listed(names) if names else []
     _check(out_dir, resume, len(files) or n)
-    overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
 
     from colddiff_core import restoration, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
-    severity = built.operator.steps if t is None else t
+    severity = built.operator.steps if t is None else photos.whole(t)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace, severity)
     ending = f"{name}-t{severity:03d}.png"
     default = found.path / "restored" / ending
     picture, film = films.outputs(out, default, animate=animate, force=force, keep=resume)
     size = built.batch_size(restoration.MOST)
-    settings = opening.described(found, built, step) | {"sampler": name, "stride": pace, "t": severity}
-    settings |= {"seed": config.train.seed if seed is None else seed, "batch": size}
+    settings = opening.described(found, built, step) | {
+        "sampler": name,
+        "stride": pace,
+        "t": severity,
+        "seed": config.train.seed if seed is None else seed,
+        "batch": size,
+    }
     if resume and files and out_dir:
         files = series.without_own(files, out_dir, "sample", settings)
     source = _pictures(screen, built, files) if files else _test_images(screen, built, n)
@@ -110,8 +160,7 @@ def sample(
         # A sheet alone need not pay for more images than it shows.
         work.run(built, source, t=severity, seed=settings["seed"], size=size if out_dir else min(size, source.count))
     numbers = work.written if out_dir else work.restored
-    if not numbers:
-        raise UsageError(f"None of {counted(source.count, 'image')} could be restored.", "Check the files.")
+    _check_any(numbers, source.count)
     if resume and not own.made:
         screen.say("Nothing is missing: all were there already.")
         if out is None:  # what is still absent cannot be read, and the sheet has been drawn without it
@@ -123,8 +172,7 @@ def sample(
             screen.say(f"on the sheet: the first {SHOWN} of {counted(source.count, 'image')}")
         screen.say(series.summary(own, len(numbers)))
     outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(numbers)}
-    outcome |= {"precision": built.precision}
-    outcome |= {"picture": str(picture) if picture else None, "animation": str(film) if film else None}
+    outcome |= {"precision": built.precision, "picture": picture and str(picture), "animation": film and str(film)}
     outcome |= {"files": [str(targets[number]) for number in numbers] if out_dir else [], "kept": len(own.kept)}
     screen.result(outcome, picture)
 
@@ -210,6 +258,19 @@ def _check(out_dir: Path | None, is_resumed: bool, count: int) -> None:
     if out_dir is None and count > MOST_SHOWN:
         what = f"A sheet has room for {MOST_SHOWN} images, and there are {count}."
         raise UsageError(what, "Have a picture each written with --out-dir, or take fewer.")
+
+
+def _check_any(numbers: list[int], count: int) -> None:
+    if not numbers:
+        raise UsageError(f"None of {counted(count, 'image')} could be restored.", "Check the files.")
+
+
+def _check_own(**are_given: bool) -> None:
+    """Refuse options that only mean something for pictures which are degraded already."""
+    for name, is_given in are_given.items():
+        if is_given:
+            what = f"--{name} is for pictures that are degraded already."
+            raise UsageError(what, "Say so with --degraded, or leave it out.")
 
 
 def _run_and_images(arguments: list[str]) -> tuple[runs.Run, list[str]]:

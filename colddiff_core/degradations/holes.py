@@ -11,6 +11,7 @@ from torch import Tensor
 from colddiff_core.degradations.base import (
     MOST_STEPS,
     Degradation,
+    Estimate,
     Frozen,
     Generators,
     at,
@@ -18,7 +19,7 @@ from colddiff_core.degradations.base import (
     draw_uniform,
 )
 from colddiff_core.degradations.registry import register
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, counted
 from colddiff_core.images import to_bytes
 from colddiff_core.settings import setting
 
@@ -27,6 +28,7 @@ LONG = (0.4, 1.0)  # a shape's longer half-extent, as a share of the largest
 ROUND = (0.35, 1.0)  # the shorter half-extent of an ellipse or a rectangle, as a share of the longer
 THICK = (0.12, 0.35)  # half of a stroke's width, as a share of the longer half-extent
 GRAYS = (127, 128)  # of 8 bits, what programs round the middle to
+SURE = 0.95  # that a photograph has no such gray of its own; none of scikit-image's has
 TIPS = 64  # pixels from a flat area's thick parts within which the thin ones belong to it
 
 
@@ -56,6 +58,7 @@ class Holes(Degradation):
 
     frozen_type = FrozenHoles
     has_inverse = True
+    has_estimate = True
     is_linear = True
 
     steps: int = setting(20, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -89,6 +92,22 @@ class Holes(Degradation):
         There is nothing for the floor to hold back, for K_t has no entry between 0 and 1.
         """
         return self.degrade(x_t, t, frozen)
+
+    def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
+        if not hidden.any((-2, -1)).all():
+            raise UsageError("The mask hides no pixel.", "Mark what is to be made anew in white.")
+        return self.steps, {"turn": turn_of(hidden, self.steps)}
+
+    def look(self, x_t: Tensor) -> Estimate:
+        """Take flat gray areas for holes: as one of T, whose form is told by `turn`."""
+        hidden = flat_gray(x_t)
+        count = int(hidden.sum())
+        if not count:
+            return Estimate(0, 0, 0, SURE, "no holes of flat gray", {})
+        fields = {"turn": turn_of(hidden, self.steps)}
+        return Estimate(
+            self.steps, self.steps, self.steps, SURE, f"flat gray holes of {counted(count, 'pixel')}", fields
+        )
 
     def _drawn(self, x0: Tensor, generator: Generators) -> Tensor:
         """Return the least of `count` gauges, each of a kind, a place, an angle and two extents of its own."""

@@ -1,0 +1,263 @@
+"""`colddiff sample --degraded`: the user's own pictures, which are degraded already."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colddiff_cli import inputs, one_by_one, opening, series
+from colddiff_cli.screen import Screen
+from colddiff_core import runs
+from colddiff_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from colddiff_core.blind import Blind, Given
+    from colddiff_core.degradations import Degradation
+    from colddiff_core.experiment import Experiment
+    from colddiff_core.photographs import Photograph
+
+AUTO, SWEEP = "auto", "sweep"
+SWEPT = 384  # pixels of a side of the window that candidates are shown of
+LOW = 0.5  # confidence below which an estimate is worth a second look
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the options ask for; None is the run's own or the operator's."""
+
+    t: str | None
+    mask: Path | None
+    colour: str
+    is_consistent: bool | None
+    is_compared: bool
+    sampler: str | None
+    stride: int | None
+    out: Path | None
+    out_dir: Path | None
+    seed: int
+    is_resumed: bool
+    is_forced: bool
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.t == SWEEP
+
+
+def restore(
+    screen: Screen, found: runs.Run, names: list[str], asked: Asked, device: str, overrides: tuple[str, ...]
+) -> None:
+    """Restore pictures as they are, or show what each would be at several severities."""
+    if not names:
+        raise UsageError("--degraded restores pictures of your own.", "Name images, folders of images or globs.")
+    files = inputs.listed(names)
+    _check(asked, files)
+
+    from colddiff_core import images, photographs
+
+    built, step = opening.open_run(screen, found, device, overrides)
+    worker = _worker(built, asked)
+    t = _severity(asked.t, built.operator)
+    settings = opening.described(found, built, step) | {
+        "degraded": True,
+        "t": asked.t or AUTO,
+        "sampler": worker.sampler,
+        "stride": worker.stride,
+        "consistent": worker.is_consistent,
+        "colour": asked.colour,
+        "compared": asked.is_compared,
+        "seed": asked.seed,
+        "mask": series.fingerprint([asked.mask]) if asked.mask else None,
+    }
+    folder = asked.out_dir or Path()
+    if asked.is_resumed:
+        files = series.without_own(files, folder, "sample", settings)
+    paths = [file for file, _ in files]
+    settings["inputs"] = series.fingerprint(paths)
+    targets = (
+        [asked.out] if asked.out else series.targets(paths, folder, "sweep.png" if asked.is_sweep else "restored.png")
+    )
+    if asked.is_compared:
+        targets += [target.with_name(f"{target.stem}-compared{target.suffix}") for target in targets]
+    for target in targets:
+        images.check_suffix(target, images.SUFFIXES if asked.is_sweep else photographs.SUFFIXES)
+    is_series = asked.out is None and (asked.out_dir is not None or len(files) > 1)
+    told: dict[int, dict[str, Any]] = {}
+    with series.Series(
+        targets, "sample", settings if is_series else None, resume=asked.is_resumed, force=asked.is_forced
+    ) as own:
+        job = Job(screen, own, asked, worker, t, paths)
+
+        def work(number: int, at_share: one_by_one.AtShare) -> None:
+            told[number] = job.sweep(number, at_share) if asked.is_sweep else job.restore(number, at_share)
+
+        done = one_by_one.make(screen, own, files, worker.sampler, work, is_slow=True)
+    result = {"run": str(found.path), "step": step, "sampler": worker.sampler, "stride": worker.stride}
+    result |= {"consistent": worker.is_consistent, "precision": built.precision, "steps": built.operator.steps}
+    result |= {"n": len(done), "kept": len(own.kept)}
+    result |= {"files": [{"input": str(paths[n]), "output": str(targets[n])} | told.get(n, {}) for n in done]}
+    screen.result(result, targets[done[-1]] if len(done) == 1 else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The pictures of one call: reads, restores and writes each, and says what it took it for."""
+
+    screen: Screen
+    own: series.Series
+    asked: Asked
+    worker: Blind
+    t: int | None
+    paths: list[Path]
+
+    def restore(self, number: int, at_share: one_by_one.AtShare) -> dict[str, Any]:
+        """Restore one picture and write it; return what there is to tell of it."""
+        from colddiff_core import images, photographs
+
+        path = self.paths[number]
+        photograph = photographs.read(path)
+        given = self._look(path, photograph)
+        worker = self._worker_for(given)
+        restored = worker.restore(given, at_share)
+        told = self._told(given) | {"sampler": worker.sampler}
+        is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
+        if self.asked.is_compared or is_shown:
+            both = photographs.beside(photograph, given.picture, restored)
+            if self.asked.is_compared:
+                compared = self.own.place(number + len(self.paths))
+                photographs.write(both, both.pixels, compared)
+                told["compared"] = str(compared)
+            if is_shown:
+                self.screen.picture(images.to_pillow(both.pixels))
+        for note in photographs.write(photograph, restored, self.own.place(number)):
+            self.screen.warn(f"{path}: {note}")
+        return told
+
+    def sweep(self, number: int, at_share: one_by_one.AtShare) -> dict[str, Any]:
+        """Write a strip of what one picture, or the part of it with most detail, would be at several severities."""
+        from colddiff_core import blind, images, photographs
+
+        path = self.paths[number]
+        photograph = photographs.read(path)
+        picture = photographs.upright(photograph, photograph.pixels)
+        whole = self._look(path, dataclasses.replace(photograph, pixels=picture))
+        window = blind.detailed(picture, SWEPT) if not dataclasses.fields(whole.frozen) else picture
+        candidates = blind.severities(self.worker.operator, whole.estimate)
+        columns = {"given": window[None]}
+        for index, t in enumerate(candidates):
+
+            def at_part(part: float, index: int = index) -> None:
+                at_share((index + part) / len(candidates))
+
+            given = whole.at(t) if window is picture else self.worker.look(window, t)
+            made = self._worker_for(given).restore(given, at_part)
+            is_estimate = whole.estimate is not None and t == whole.estimate.t
+            columns[f"t {t}{'*' if is_estimate else ''}"] = made[None]
+        strip = images.sheet(columns)
+        images.write(strip, self.own.place(number))
+        if len(self.paths) <= series.MANY:
+            self.screen.picture(strip)
+        return self._told(whole) | {"candidates": candidates}
+
+    def _look(self, path: Path, photograph: Photograph) -> Given:
+        for note in photograph.notes:
+            self.screen.warn(f"{path}: {note}")
+        own, channels = len(photograph.pixels), self.worker.experiment.channels
+        if own > channels:
+            how = (
+                "its brightness is restored, its colours stay" if self.asked.colour == "luma" else "channel by channel"
+            )
+            self.screen.say(f"{path}: the run knows gray pictures and this one has colour: {how}")
+        hidden = _hidden(self.asked.mask, photograph) if self.asked.mask else None
+        given = self.worker.look(photograph.pixels, self.t, hidden)
+        steps = self.worker.operator.steps
+        estimate = given.estimate
+        if self.t is None and estimate is not None:
+            sure = f"{estimate.low} to {estimate.high}, {estimate.confidence:.0%} sure"
+            self.screen.say(f"{path}: t = {estimate.t} of {steps} ({sure}): {estimate.trace}")
+            if not estimate.t:
+                self.screen.warn(f"{path}: nothing to restore was found; it stays as it is. Say how much with --t.")
+            elif estimate.confidence < LOW and not self.asked.is_sweep:
+                self.screen.say("  Look at the candidates with --t sweep.")
+        elif self.t is None:
+            self.screen.say(f"{path}: t = {given.t} of {steps}, as the mask asks for")
+        return given
+
+    def _worker_for(self, given: Given) -> Blind:
+        """Return what restores a picture: with the run's own sampler, unless that needs what nobody knows of it."""
+        if given.is_known or self.asked.sampler is not None:
+            return self.worker
+        return dataclasses.replace(self.worker, sampler="direct", stride=1)
+
+    def _told(self, given: Given) -> dict[str, Any]:
+        told: dict[str, Any] = {"t": given.t}
+        if self.t is None and given.estimate is not None:
+            found = given.estimate
+            told |= {"low": found.low, "high": found.high, "confidence": found.confidence, "trace": found.trace}
+        return told
+
+
+def _check(asked: Asked, files: list[tuple[Path, bool]]) -> None:
+    """Refuse what cannot be, before the run is opened."""
+    if asked.out is not None and len(files) > 1:
+        raise UsageError(f"--out names one picture and {len(files)} were given.", "Use --out-dir.")
+    if asked.out is not None and asked.out_dir is not None:
+        raise UsageError("--out names a picture and --out-dir a folder.", "Give one of them.")
+    if asked.out is not None and asked.is_resumed:
+        raise UsageError("--resume goes on with a folder of pictures and --out names one.", "Leave one of them out.")
+    if asked.is_sweep and asked.is_compared:
+        raise UsageError("--t sweep shows candidates and restores nothing.", "Leave --compare out.")
+
+
+def _worker(built: Experiment, asked: Asked) -> Blind:
+    from colddiff_core import blind, sampling
+
+    op, config = built.operator, built.config.sample
+    can_project = op.is_linear and op.has_inverse
+    if asked.is_consistent and not can_project:
+        raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave it out.")
+    if asked.colour not in ("channels", "luma"):
+        raise UsageError(f"--colour {asked.colour} is not known.", "Choices: channels, luma.")
+    sampler, stride = asked.sampler or config.sampler, asked.stride or config.stride
+    sampling.check(sampler, op, min(stride, op.steps))
+    is_consistent = op.is_projected and can_project if asked.is_consistent is None else asked.is_consistent
+    return blind.Blind(built, sampler, stride, is_consistent, asked.colour, asked.seed)  # type: ignore[arg-type]
+
+
+def _severity(text: str | None, operator: Degradation) -> int | None:
+    """Return the severity asked for, None where it is to be estimated."""
+    if text in (None, AUTO, SWEEP):
+        return None
+    t = whole(text)
+    if not 0 <= t <= operator.steps:
+        raise UsageError(f"t = {t} is out of range for {operator.name}.", f"Use 0 to {operator.steps} (its steps).")
+    return t
+
+
+def whole(text: str) -> int:
+    """Return the number that --t gives; raises UsageError for anything else."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--t {text} is no severity.", f"Give a whole number, {AUTO} or {SWEEP}.") from None
+
+
+def _hidden(mask: Path, photograph: Photograph) -> Tensor:
+    """Return which pixels of a photograph, as it lies in its file, a picture of a mask marks in white."""
+    import torch
+
+    from colddiff_core import images, photographs
+
+    marked = images.read(mask, channels=1)[0] > 0
+    height, width = photograph.pixels.shape[-2:]
+    numbers = torch.arange(height * width).view(1, height, width)
+    upright = photographs.upright(photograph, numbers)[0]
+    if marked.shape != upright.shape:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (marked.shape, upright.shape)]
+        what = f"{mask} has {sizes[0]} pixels and the picture {sizes[1]}."
+        raise UsageError(what, "Draw the mask on a copy of the picture: white where it is to be made anew.")
+    hidden = torch.zeros(height * width, dtype=torch.bool)
+    hidden[upright[marked]] = True
+    return hidden.view(height, width)

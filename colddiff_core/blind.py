@@ -1,0 +1,208 @@
+"""Restoring pictures that are degraded already: of any size, by how badly they look, and true to what they show."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from colddiff_core import memory, tiling
+from colddiff_core.degradations import Degradation, Estimate, Frozen
+from colddiff_core.errors import MachineError, UsageError, is_out_of_memory
+from colddiff_core.experiment import Experiment
+from colddiff_core.images import LUMA, dequantize
+from colddiff_core.models import UNet
+
+Colour = Literal["channels", "luma"]
+BITS = 8  # of the pictures that users have
+CANDIDATES = 6  # severities of a sweep
+SMALLEST_TILE = 128  # pixels of a side
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A picture as a run takes it, and what is known of its degradation.
+
+    x_t: (B, C, H, W) float32 in [-1, 1], C the run's channels; B is 3 where a gray run takes the channels of a colour
+    picture one by one, else 1. picture: the same as its file has it, (C', H, W). frozen: for x_t, what is not known of
+    it drawn; is_known: whether nothing had to be. estimate: by the operator's trace, where that was looked for.
+    """
+
+    picture: Tensor
+    x_t: Tensor
+    colour: Colour
+    frozen: Frozen
+    is_known: bool
+    estimate: Estimate | None
+    t: int
+
+    def at(self, t: int) -> Given:
+        """Return the same picture taken to be of another severity."""
+        return dataclasses.replace(self, t=t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blind:
+    """Restores given pictures with a run's experiment.
+
+    Tiles of the network are as large as memory has room for, and smaller once it has run out. is_consistent: the
+    restoration, degraded again, is to be x_t. `at_share` is called with the share of a picture's work done.
+    """
+
+    experiment: Experiment
+    sampler: str
+    stride: int
+    is_consistent: bool
+    colour: Colour = "channels"
+    seed: int = 0
+
+    @property
+    def operator(self) -> Degradation:
+        return self.experiment.operator
+
+    def look(self, picture: Tensor, t: int | None, hidden: Tensor | None = None) -> Given:
+        """Return a picture (C', H, W) float32 in [-1, 1] as the run takes it.
+
+        t: its severity, None to have it estimated; hidden: (H, W) bool, the pixels to be made anew, which t then
+        follows from unless it is given.
+        Raises UsageError where the operator leaves no trace, hides no pixels, or cannot be of so small a picture.
+        """
+        x_t = self._stack(picture.to(self.experiment.device))
+        fields: dict[str, Tensor] = {}
+        estimate = None
+        wanted = {field.name for field in dataclasses.fields(self.operator.frozen_type)}
+        if hidden is not None:
+            covering, fields = self.operator.covering(hidden[None].to(x_t.device))
+            t = covering if t is None else t
+        elif t is None or (wanted and self.operator.has_estimate):
+            estimate = self.operator.estimate(x_t.mean(0, keepdim=True))
+            fields = estimate.fields
+            t = estimate.t if t is None else t
+        fields = {name: value.expand(len(x_t), *value.shape[1:]) for name, value in fields.items() if name in wanted}
+        frozen = self.operator.freeze(x_t, generator=torch.Generator().manual_seed(self.seed), **fields)
+        if hidden is not None:  # whatever is there now, a scratch or a name, must not be seen
+            x_t = self.operator(x_t, t, frozen)
+        is_known = wanted <= set(fields) or self.operator.is_solving
+        return Given(picture, x_t, self.colour, frozen, is_known, estimate, t)
+
+    def restore(self, given: Given, at_share: Callable[[float], None] = lambda share: None) -> Tensor:
+        """Return the restoration of a picture, (C', H, W) float32 in [-1, 1] on the CPU; at t = 0 the picture itself.
+
+        C' is the picture's channels, or 3 where colour was put into a gray one. Raises UsageError where the sampler
+        cannot be used: all but "direct" must know the picture's degradation in full; MachineError where memory has no
+        room even for small tiles.
+        """
+        if given.t == 0:
+            return given.picture
+        if not given.is_known and self.sampler != "direct":
+            what = f"{self.sampler} must know what {self.operator.name} drew for a picture, and this one does not tell."
+            raise UsageError(what, "Use --sampler direct.")
+        built = self.experiment
+        side = memory.tile_side(built.config.model, built.body_dtype, built.device)
+        while True:
+            try:
+                return self._back(given, self._restored(given, side, at_share))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            side //= 2
+            if side < SMALLEST_TILE:
+                height, width = given.picture.shape[-2:]
+                what = f"There is not enough memory on {built.device} for a picture of {width}x{height} pixels."
+                raise MachineError(what, "Restore parts of it, or a smaller one.")
+
+    def _restored(self, given: Given, side: int, at_share: Callable[[float], None]) -> Tensor:
+        unet = self.experiment.restorer.unet
+        assert isinstance(unet, UNet)
+        done, count = 0.0, 1
+
+        def at_tile(share: float) -> None:
+            at_share((done + share) / count)
+
+        built = self.experiment.with_network(tiling.Tiled(unet, side, at_tile))
+        numbers = [0] * len(given.x_t)
+        way = {"sampler": self.sampler, "stride": self.stride, "seed": self.seed, "numbers": numbers, "bits": BITS}
+        with torch.no_grad():
+            x = given.x_t
+            for step in built.restore(given.x_t, given.t, given.frozen, **way):  # type: ignore[arg-type]
+                x, done, count = step.x, float(step.index), step.count
+                at_share(done / count)
+            if self.is_consistent:
+                x = self.project(x, given)
+        return x
+
+    def project(self, x0_hat: Tensor, given: Given) -> Tensor:
+        """Return x0_hat changed as little as D(x0_hat, t) = x_t asks for, as far as x_t was not rounded.
+
+        x0_hat + A^+ (x* - A x0_hat), A^+ the regularised inverse and x* the values nearest to A x0_hat that round to
+        x_t. Source: the projection of Wang et al. 2022 (DDNM), for pictures of 8 bits.
+        """
+        again = self.operator(x0_hat, given.t, given.frozen)
+        wanted = dequantize(given.x_t, again, BITS)
+        floor = self.experiment.config.model.floor
+        by = (given.t, given.frozen, floor)
+        return x0_hat + (self.operator.invert(wanted, *by) - self.operator.invert(again, *by))
+
+    def _stack(self, picture: Tensor) -> Tensor:
+        own, channels = len(picture), self.experiment.channels
+        if own == channels:
+            return picture[None]
+        if own == 1:
+            return picture.expand(1, channels, *picture.shape[1:])
+        if self.colour == "luma":
+            return _luma(picture)[None]
+        return picture[:, None]
+
+    def _back(self, given: Given, x: Tensor) -> Tensor:
+        own, channels = len(given.picture), self.experiment.channels
+        x = x.clamp(-1, 1)
+        if own == channels:
+            made = x[0]
+        elif own == 1:
+            made = x[0] if self.operator.is_colouring else x[0].mean(0, keepdim=True)
+        elif given.colour == "luma":
+            picture = given.picture.to(x.device)
+            made = picture + (x[0] - _luma(picture))  # the differences of the channels from luma are the chroma
+        else:
+            made = x[:, 0]
+        return made.clamp(-1, 1).cpu()
+
+
+def severities(operator: Degradation, estimate: Estimate | None, count: int = CANDIDATES) -> list[int]:
+    """Return severities to choose from, 0 not among them: around an estimate, as far again as it may be off, or all."""
+    low, high = 1, operator.steps
+    if estimate is not None and estimate.t > 0:
+        reach = max(estimate.high - estimate.low, count)
+        low, high = max(1, estimate.t - reach), min(operator.steps, estimate.t + reach)
+    found = {round(low + (high - low) * index / (count - 1)) for index in range(count)}
+    if estimate is not None and estimate.t:
+        found.add(estimate.t)
+    return sorted(found)
+
+
+def detailed(picture: Tensor, side: int) -> Tensor:
+    """Return the window of a picture (C, H, W), up to side x side pixels, in which there is most to see."""
+    height, width = (min(side, n) for n in picture.shape[-2:])
+    luma = picture.mean(0)
+    edges = (luma[1:, :-1] - luma[:-1, :-1]).abs() + (luma[:-1, 1:] - luma[:-1, :-1]).abs()
+    pitch = max(1, side // 4)
+    places = [
+        (top, left)
+        for top in range(0, picture.shape[-2] - height + 1, pitch)
+        for left in range(0, picture.shape[-1] - width + 1, pitch)
+    ]
+    # The median row's edges: a single hard one, as of a roof before the sky, is little to see.
+    top, left = max(places, key=lambda at: float(_window(edges, at[0], at[1], height, width).mean(1).median()))
+    return _window(picture, top, left, height, width)
+
+
+def _window(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    return x[..., top : top + height, left : left + width]
+
+
+def _luma(picture: Tensor) -> Tensor:
+    weights = LUMA.to(picture.device).view(3, 1, 1)
+    return (picture * weights).sum(0, keepdim=True)
