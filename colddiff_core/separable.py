@@ -120,8 +120,13 @@ class SeparableStack:
         analysis_h, vertical, synthesis_h = self._split(x_t.shape[-2], x_t.device, t)
         analysis_w, horizontal, synthesis_w = self._split(x_t.shape[-1], x_t.device, t)
         gain = vertical[..., :, None] * horizontal[..., None, :]
-        components = (analysis_h @ x_t @ analysis_w.mT) * (gain / (gain.square() + floor**2))
+        noise = self._noise("component", x_t, floor)
+        components = (analysis_h @ x_t @ analysis_w.mT) * (gain / (gain.square() + noise))
         return synthesis_h @ components @ synthesis_w.mT
+
+    def _noise(self, kind: str, x: Tensor, floor: float) -> Tensor | float:
+        """Return the square of the noise over the spread of the picture, for each pair of components or for all."""
+        return floor**2
 
     def is_dense(self, x: Tensor) -> bool:
         """Tell whether tables of matrices for both sides of x stay within memory."""
@@ -172,13 +177,17 @@ class ConvolutionStack(SeparableStack):
     chain of convolutions to float32 precision, and defined where a kernel is wider than the image,
     which the chain is not. Where tables of matrices would be too large the gains are applied by FFT.
 
+    is_natural: the inverse takes the spread of pictures to fall with the frequency w, a floor to be that of
+    w = 1 radian a pixel and floor * w elsewhere: Wiener's filter for photographs (Field 1987, power ~ 1 / w^2).
+
     Source: Bansal et al. 2022, section 4.1 (x_t = M_t * ... * M_1 * x_0).
     """
 
-    def __init__(self, kernels: Tensor, padding: str) -> None:
+    def __init__(self, kernels: Tensor, padding: str, *, is_natural: bool = False) -> None:
         super().__init__(len(kernels))
         self.kernels = kernels
         self.padding = padding
+        self.is_natural = is_natural
 
     def apply(self, x: Tensor, t: int | Tensor) -> Tensor:
         if self.is_dense(x):
@@ -190,7 +199,7 @@ class ConvolutionStack(SeparableStack):
             return super().invert(x_t, t, floor)
         vertical, horizontal = (self._pick("spectrum", n, x_t.device, t) for n in x_t.shape[-2:])
         gain = vertical[..., :, None] * horizontal[..., None, :]
-        gain = gain.div_(gain.square().add_(floor**2))
+        gain = gain.div_(gain.square().add_(self._noise("frequency", x_t, floor)))
         made = torch.empty_like(x_t)
         for before, after in zip(x_t.split(1, 1), made.split(1, 1), strict=True):
             after.copy_(self._filter(before, gain))
@@ -216,14 +225,22 @@ class ConvolutionStack(SeparableStack):
         gain = self._pick("gain", n, device, t)
         return self._table("analysis", n, device), gain, self._table("synthesis", n, device)
 
+    def _noise(self, kind: str, x: Tensor, floor: float) -> Tensor | float:
+        if not self.is_natural:
+            return floor**2
+        vertical, horizontal = (self._table(kind, n, x.device) for n in x.shape[-2:])
+        return (vertical.square()[:, None] + horizontal.square()).mul_(floor**2)
+
     def _build(self, kind: str, n: int) -> Tensor:
         if kind == "spectrum":
             return self._composed(n).float()
+        period = _period(n, self.padding)
+        if kind == "frequency":
+            return torch.arange(period // 2 + 1) * (2 * math.pi / period)
         analysis, synthesis, frequency = _basis(n, self.padding)
-        if kind == "analysis":
-            return analysis.float()
-        if kind == "synthesis":
-            return synthesis.float()
+        by_kind = {"analysis": analysis, "synthesis": synthesis, "component": frequency * (2 * math.pi / period)}
+        if kind in by_kind:
+            return by_kind[kind].float()
         gain = self._composed(n)[:, frequency]
         if kind == "gain":
             return gain.float()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,8 +11,8 @@ from colddiff_core import seeds, separable
 from colddiff_core.separable import ConvolutionStack, gaussian
 
 
-def stack(padding: str, size: int = 5, steps: int = 7) -> ConvolutionStack:
-    return ConvolutionStack(torch.stack([gaussian(0.5 + 0.2 * i, size) for i in range(steps)]), padding)
+def stack(padding: str, size: int = 5, steps: int = 7, **settings: bool) -> ConvolutionStack:
+    return ConvolutionStack(torch.stack([gaussian(0.5 + 0.2 * i, size) for i in range(steps)]), padding, **settings)
 
 
 @pytest.mark.parametrize("padding", ["circular", "reflect"])
@@ -52,12 +54,27 @@ def test_the_floor_bounds_what_noise_can_become():
 
 @pytest.mark.parametrize("padding", ["circular", "reflect"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (16, 16), (17, 30)])
-def test_components_by_fft_equal_those_by_matrices(padding, shape, monkeypatch):
+@pytest.mark.parametrize("is_natural", [False, True])
+def test_components_by_fft_equal_those_by_matrices(padding, shape, is_natural, monkeypatch):
     x = torch.rand(3, 2, *shape, generator=seeds.generator(0))
     for t in (3, torch.tensor([0, 2, 7])):
-        by_matrices = stack(padding).invert(x, t, 0.01)
+        by_matrices = stack(padding, is_natural=is_natural).invert(x, t, 0.01)
         with monkeypatch.context() as patch:
             patch.setattr(separable, "LARGEST_BASIS", 0)
             patch.setattr(separable, "ROWS", 5)
-            by_fft = stack(padding).invert(x, t, 0.01)
+            by_fft = stack(padding, is_natural=is_natural).invert(x, t, 0.01)
         torch.testing.assert_close(by_matrices, by_fft, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("padding", ["circular", "reflect"])
+def test_natural_spectra_hold_the_fine_back_and_keep_the_mean(padding):
+    """A wave of w radians a pixel comes back as g / (g^2 + (floor w)^2) of what the blur left of it."""
+    natural, floor, n = stack(padding, is_natural=True), 0.3, 33
+    period = n if padding == "circular" else 2 * n - 2
+    for cycles in (0, 3, 11):
+        w = 2 * math.pi * cycles / period
+        wave = torch.cos(w * torch.arange(n)).expand(1, 1, 5, n)
+        left = natural.apply(wave, 4)
+        gain = float(left[0, 0, 0, 0])
+        wanted = wave * gain**2 / (gain**2 + (floor * w) ** 2)
+        torch.testing.assert_close(natural.invert(left, 4, floor), wanted, rtol=0, atol=1e-5)

@@ -41,6 +41,9 @@ class Blur(Degradation):
     growth: float = setting(0.01, "how the width grows with the step", minimum=0)
     kernel_size: int = setting(27, "side of the kernel's window, in pixels, odd", minimum=1, maximum=1023)
     padding: Literal["circular", "reflect"] = setting("circular", "what lies beyond the border")
+    spectrum: Literal["flat", "natural"] = setting(
+        "flat", "spread of pictures that the inverse goes by: one for all frequencies, or falling as photographs' does"
+    )
     final_mean: bool = setting(False, "replace x_T by its mean, channel by channel")
     stack: ConvolutionStack = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -51,7 +54,9 @@ class Blur(Degradation):
             raise UsageError(f"blur: kernel_size = {self.kernel_size} has no centre.", remedy)
         widths = blur_widths(self.schedule, self.steps, self.std, self.growth)
         kernels = torch.stack([gaussian(float(width), self.kernel_size) for width in widths])
-        object.__setattr__(self, "stack", ConvolutionStack(kernels, self.padding))
+        object.__setattr__(
+            self, "stack", ConvolutionStack(kernels, self.padding, is_natural=self.spectrum == "natural")
+        )
 
     @property
     def priors(self) -> tuple[str, ...]:
