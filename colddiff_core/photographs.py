@@ -237,11 +237,12 @@ def _as_stored(picture: Image.Image, orientation: int) -> Image.Image:
 
 def _in_three_colours(picture: Image.Image) -> Image.Image:
     """Return a picture as L, LA, RGB or RGBA, or deep gray as it is: palettes laid out, CMYK and Lab in sRGB."""
-    if images.is_deep(picture) or picture.mode in ("LA", "RGBA"):
-        return picture
+    is_clear = "transparency" in picture.info
+    if images.is_deep(picture) or picture.mode in ("LA", "RGBA") or (picture.mode in ("L", "RGB") and not is_clear):
+        return picture  # a conversion to the same would be a copy
     if picture.mode in ("La", "RGBa"):
         return picture.convert(picture.mode.upper())
-    if picture.mode == "PA" or "transparency" in picture.info:
+    if picture.mode == "PA" or is_clear:
         return picture.convert("LA" if images.is_gray(picture) else "RGBA")
     if images.is_gray(picture):
         return picture.convert("L")
