@@ -33,7 +33,7 @@ def load(request: Request) -> ImageSet:
 
     A gray photograph has nothing to say of colour: with 3 channels it is left out. Made for `Request.crop`; without
     it each is one image, its shorter side scaled. The packages are not imported, only the files in them read.
-    Source: scikit-image's data and the sample images of scikit-learn, with their licences beside them.
+    Source: `skimage.data` and `sklearn.datasets.load_sample_images`, which name the authors and licences.
 
     Raises UsageError where scikit-image is not installed.
     """
