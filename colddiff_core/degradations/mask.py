@@ -14,12 +14,16 @@ from colddiff_core.degradations.base import (
     MOST_STEPS,
     SPREAD,
     Degradation,
+    Estimate,
     Frozen,
     Generators,
     draw_integers,
     draw_uniform,
 )
+from colddiff_core.degradations.hole import NODES as RADII
+from colddiff_core.degradations.hole import Masks, find_hole
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.traces import levels, settle
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
 from colddiff_core.settings import setting
@@ -27,6 +31,7 @@ from colddiff_core.settings import setting
 REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
 MOST_ENTRIES = 2**25  # of a table that is kept: 128 MB
 UNSEEN = 1 / 255  # of a pixel that 8 bits do not tell from gray
+CANDIDATES = 100  # severities that are compared at most where a picture's own is looked for
 NODES = 4096  # per width, of the radial table where squared distances are too many
 
 
@@ -55,6 +60,7 @@ class Mask(Degradation):
 
     frozen_type = FrozenMask
     has_inverse = True
+    has_estimate = True
     is_linear = True
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -115,6 +121,38 @@ class Mask(Degradation):
             raise UsageError(what, "Use a run with larger holes (degradation.std, degradation.growth), or mask less.")
         return int(covering[0]) + 1, {"center_row": row.long(), "center_col": col.long()}
 
+    def look(self, x_t: Tensor) -> Estimate:
+        """Tell the hole by its colour, and its growth by how far around it the picture is drawn towards that."""
+        if bool((x_t == x_t[..., :1, :1]).all()):
+            raise UsageError("The picture is of one colour, hole or not.", "Give --t.")
+        severities = torch.linspace(0, self.steps, min(self.steps, CANDIDATES) + 1).round().long()
+        masks = self._radial(severities)
+        y = levels(x_t)[0].round()
+        color = torch.full((len(y),), 127.5) if self.fill == "gray" else None
+        centre = (max(y.shape[-2] // 2 - 1, 0), max(y.shape[-1] // 2 - 1, 0)) if self.location == "center" else None
+        hole = find_hole(y, masks, color, centre)
+        fields = {
+            "center_row": torch.tensor([hole.row]),
+            "center_col": torch.tensor([hole.col]),
+            "color": (hole.color / 127.5 - 1)[None],
+        }
+
+        def told(t: int) -> str:
+            if t == 0:
+                return "no hole"
+            radius = self._radial(torch.tensor([t])).radius(0, 0.5)
+            kind = "gray" if self.fill == "gray" else "plain"
+            return f"a {kind} hole of {2 * radius:.0f} pixels around row {hole.row}, column {hole.col}"
+
+        found = settle(severities, hole.evidence, told, fields)
+        return found if found.t else dataclasses.replace(found, fields={})
+
+    def _radial(self, severities: Tensor) -> Masks:
+        """Return M_t by distance for rising severities, as the search for a hole takes it."""
+        reach = REACH * self._widest
+        squared = torch.linspace(0, reach, RADII, dtype=torch.float64).square()
+        return Masks(self._products(squared, severities.tolist()), reach)
+
     def _mask(self, like: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
         """Return M_t for each image: (B, 1, H, W) float32."""
         height, width = like.shape[-2:]
@@ -162,9 +200,13 @@ class Mask(Degradation):
         squared = torch.arange(count, dtype=torch.float64)
         if is_radial:
             squared = squared.mul_(self.std / NODES).square_()
+        return self._products(squared, severities)
+
+    def _products(self, squared: Tensor, severities: Sequence[int]) -> Tensor:
+        """Return M_t at squared distances (D,) float64 for rising severities: (S, D) float32."""
         widths = blur_widths("linear", self.steps, self.std, self.growth).tolist()
         product, done = torch.ones_like(squared), 0
-        rows = torch.empty(len(severities), count)
+        rows = torch.empty(len(severities), len(squared))
         for row, t in enumerate(severities):
             for width in widths[done:t]:
                 product.mul_(torch.expm1(squared / (-2 * width**2)).neg_())
