@@ -18,14 +18,14 @@ NODES = 8192  # of the radial table
 LIVELY = 30.0  # levels off the hole's colour, or off the neighbours, that count as no hole at all
 LARGEST = 2**20  # pixels that the search runs over; a larger picture is looked at in every so many-th row and column
 SCALES = 9  # hole sizes that are searched for
-KEPT = 2  # places looked at closely
+KEPT = 1  # places looked at closely
 AROUND = 3  # pixels about a place found in which its true centre is looked for
-SAMPLE = 3000  # pixels around a place that are compared with each severity
-ALIKE = 30.0  # pixels of a photograph that tell no more than one, their neighbours being like them
+SAMPLE = 2000  # pixels around a place that are compared with each severity
+ALIKE = 100.0  # pixels of a photograph that tell no more than one, their neighbours being like them
 STRAY = 0.02 / 256  # of a pixel's chance: edited, or changed by compression
 PATTERN_WORTH = 0.3
 PATTERN_CLEAR = 7.0  # standard deviations by which the best place's pattern must stand out to be believed
-CHANCE_HOLE = 12.0  # a photograph's own dark or flat spot passes for a hole of a pixel or two with about this evidence
+CHANCE_HOLE = 6.0  # a photograph's own dark or flat spot passes for a hole of a pixel or two with about this evidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def find_hole(y: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, 
         return best[0]
     finer = []
     for hole in best[:KEPT]:
-        finer.append(_around(y, masks, hole, has_pattern=color is not None))
+        finer.append(_around(y, masks, _climbed(y, masks, hole)) if color is not None else _climbed(y, masks, hole))
     return max(finer, key=lambda hole: float(hole.evidence.max()))
 
 
@@ -166,7 +166,7 @@ def _chance(own: Tensor, value: Tensor, half: Tensor) -> Tensor:
     return (below(value + half) - below(value - half)) / (2 * half)
 
 
-def _around(y: Tensor, masks: Masks, hole: Hole, *, has_pattern: bool) -> Hole:
+def _around(y: Tensor, masks: Masks, hole: Hole) -> Hole:
     """Return the hole with its centre and severity found to the pixel, by the pattern that rounding left there."""
     best = int(hole.evidence.argmax())
     if best == 0:
@@ -180,22 +180,38 @@ def _around(y: Tensor, masks: Masks, hole: Hole, *, has_pattern: bool) -> Hole:
         if 0 <= hole.row + down < y.shape[-2] and 0 <= hole.col + along < y.shape[-1]
     ]
     own = _histogram(y)
-    if has_pattern:
-        values, rows, cols = _sample(y, masks, hole.row, hole.col)
-        scores = []
-        for row, col in places:
-            distance = ((rows - row).square() + (cols - col).square()).float().sqrt()
-            scores.append(_pattern(values, masks.at(distance, rows_of)[:, None], hole.color))
-        every = torch.stack(scores)
-        apart = every - every.median()
-        if apart.max() > PATTERN_CLEAR * 1.48 * apart.abs().median():
-            row, col = places[int(every.amax(1).argmax())]
-            found = _closely(y, masks, hole.color, row, col, own)
-            evidence = found.evidence.clone()
-            evidence[rows_of] += PATTERN_WORTH * apart.amax(0)
-            return dataclasses.replace(found, evidence=evidence)
-    near = [_closely(y, masks, hole.color, row, col, own) for row, col in places[::AROUND]]
-    return max([hole, *near], key=lambda found: float(found.evidence.max()))
+    values, rows, cols = _sample(y, masks, hole.row, hole.col)
+    scores = []
+    for row, col in places:
+        distance = ((rows - row).square() + (cols - col).square()).float().sqrt()
+        scores.append(_pattern(values, masks.at(distance, rows_of)[:, None], hole.color))
+    every = torch.stack(scores)
+    apart = every - every.median()
+    if apart.max() > PATTERN_CLEAR * 1.48 * apart.abs().median():
+        row, col = places[int(every.amax(1).argmax())]
+        found = _closely(y, masks, hole.color, row, col, own)
+        evidence = found.evidence.clone()
+        evidence[rows_of] += PATTERN_WORTH * apart.amax(0)
+        return dataclasses.replace(found, evidence=evidence)
+    return hole
+
+
+def _climbed(y: Tensor, masks: Masks, hole: Hole) -> Hole:
+    """Return the likeliest hole that is reached from one by moving its centre, by fewer and fewer pixels."""
+    own = _histogram(y)
+    step = 8
+    while step:
+        moved = [
+            _closely(y, masks, hole.color, row, col, own)
+            for row, col in ((hole.row + a * step, hole.col + b * step) for a in (-1, 0, 1) for b in (-1, 0, 1))
+            if 0 <= row < y.shape[-2] and 0 <= col < y.shape[-1] and (row, col) != (hole.row, hole.col)
+        ]
+        top = max(moved, key=lambda found: float(found.evidence.max()))
+        if float(top.evidence.max()) > float(hole.evidence.max()):
+            hole = top
+        else:
+            step //= 2
+    return hole
 
 
 def _pattern(values: Tensor, kept: Tensor, color: Tensor) -> Tensor:
