@@ -13,6 +13,7 @@ from torch import Tensor
 from colddiff_core.degradations.base import (
     MOST_STEPS,
     Degradation,
+    Estimate,
     Frozen,
     Generators,
     at,
@@ -20,7 +21,10 @@ from colddiff_core.degradations.base import (
     draw_uniform,
     on_device,
 )
+from colddiff_core.degradations.flakes import snow_evidence
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.traces import settle
+from colddiff_core.errors import UsageError
 from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
 
@@ -36,6 +40,7 @@ class Level(NamedTuple):
     lightening: tuple[float, float]
 
 
+SMALLEST = 16  # pixels of a side whose halves still have something to share
 SPREAD = 0.3  # of the seed matrix
 LUMA = torch.tensor((0.299, 0.587, 0.114))
 LEVELS = {
@@ -71,6 +76,7 @@ class Snow(Degradation):
     """
 
     frozen_type = FrozenSnow
+    has_estimate = True
 
     steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     level: Literal[1, 2, 3, 4] = setting(3, "how heavy: 3 is the paper's CIFAR-10, 4 its CelebA")
@@ -111,6 +117,12 @@ class Snow(Degradation):
             x0 = kept * x0 + (1 - kept) * torch.maximum(x0, 1.5 * _gray(x0) + 1.5)
         # Twice the layer: it is of [0, 1], the picture of [-1, 1].
         return (layer + layer.flip(-2, -1)).mul_(2).add(x0).clamp_(-1, 1)
+
+    def look(self, x_t: Tensor) -> Estimate:
+        """Tell the snow by what the picture shares with itself turned by half."""
+        if min(x_t.shape[-2:]) < SMALLEST or bool((x_t == x_t[..., :1, :1]).all()):
+            raise UsageError("The picture is too small or too flat to tell its snow.", "Give --t.")
+        return settle(*snow_evidence(x_t, self), lambda t: f"snow of {t / self.steps:.0%} strength" if t else "no snow")
 
     def layer(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         """Return S_t, the snow before it is turned and added: (B, H, W) float32 in [0, 1]."""
