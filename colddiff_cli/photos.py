@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 AUTO, SWEEP = "auto", "sweep"
 SWEPT = 384  # pixels of a side of the window that candidates are shown of
+RIM = 64  # pixels around it that are restored as well: beyond the window the picture goes on
 LOW = 0.5  # confidence below which an estimate is worth a second look
 
 
@@ -80,7 +81,8 @@ def restore(
         [asked.out] if asked.out else series.targets(paths, folder, "sweep.png" if asked.is_sweep else "restored.png")
     )
     if asked.is_compared:
-        targets += [target.with_name(f"{target.stem}-compared{target.suffix}") for target in targets]
+        names = [target.stem.removesuffix("-restored") + "-compared" + target.suffix for target in targets]
+        targets += [target.with_name(name) for target, name in zip(targets, names, strict=True)]
     for target in targets:
         images.check_suffix(target, images.SUFFIXES if asked.is_sweep else photographs.SUFFIXES)
     is_series = asked.out is None and (asked.out_dir is not None or len(files) > 1)
@@ -143,9 +145,11 @@ class Job:
         photograph = photographs.read(path)
         picture = photographs.upright(photograph, photograph.pixels)
         whole = self._look(path, dataclasses.replace(photograph, pixels=picture))
-        window = blind.detailed(picture, SWEPT) if not dataclasses.fields(whole.frozen) else picture
+        # A hole or snow is of the whole picture; a blur is the same everywhere.
+        window = picture if dataclasses.fields(whole.frozen) else blind.detailed(picture, SWEPT + 2 * RIM)
+        middle = blind.middle(window, SWEPT)
         candidates = blind.severities(self.worker.operator, whole.estimate)
-        columns = {"given": window[None]}
+        columns = {"given": window[middle][None]}
         for index, t in enumerate(candidates):
 
             def at_part(part: float, index: int = index) -> None:
@@ -154,7 +158,7 @@ class Job:
             given = whole.at(t) if window is picture else self.worker.look(window, t)
             made = self._worker_for(given).restore(given, at_part)
             is_estimate = whole.estimate is not None and t == whole.estimate.t
-            columns[f"t {t}{'*' if is_estimate else ''}"] = made[None]
+            columns[f"t {t}{'*' if is_estimate else ''}"] = made[middle][None]
         strip = images.sheet(columns)
         images.write(strip, self.own.place(number))
         if len(self.paths) <= series.MANY:

@@ -105,7 +105,9 @@ class Blind:
         while True:
             try:
                 return self._back(given, self._restored(given, side, at_share))
-            except (MemoryError, RuntimeError) as error:
+            except memory.TooLargeError:
+                pass
+            except (MemoryError, RuntimeError) as error:  # what is not the network's
                 if not is_out_of_memory(error):
                     raise
             side //= 2
@@ -197,6 +199,14 @@ def detailed(picture: Tensor, side: int) -> Tensor:
     # The median row's edges: a single hard one, as of a roof before the sky, is little to see.
     top, left = max(places, key=lambda at: float(_window(edges, at[0], at[1], height, width).mean(1).median()))
     return _window(picture, top, left, height, width)
+
+
+def middle(x: Tensor, side: int) -> tuple[slice, slice, slice]:
+    """Return what takes the middle of pictures (C, H, W), up to side x side pixels; all of one that is no larger."""
+    height, width = x.shape[-2:]
+    tops = [max(0, (n - side) // 2) for n in (height, width)]
+    rows, columns = (slice(top, n - top) for top, n in zip(tops, (height, width), strict=True))
+    return slice(None), rows, columns
 
 
 def _window(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:

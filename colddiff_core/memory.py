@@ -80,6 +80,10 @@ def _machines() -> int:
         return int(psutil.virtual_memory().total)
 
 
+class TooLargeError(MachineError):
+    """One image is more than there is memory for."""
+
+
 class Pieces:
     """Evaluates a restorer on whole batches, and in pieces once memory has run out.
 
@@ -100,7 +104,7 @@ class Pieces:
         """Return R(x_t, t), (B, C, H, W) float32; all but the restorer is as `Restorer` takes it.
 
         Pieces agree with the whole to the rounding of the body's dtype. Warns of every halving by a ColddiffWarning.
-        Raises MachineError where there is no memory for a single image.
+        Raises TooLargeError where there is no memory for a single image.
         """
         made: list[Tensor] = []
         first = 0
@@ -129,8 +133,8 @@ class Pieces:
         return made[0] if len(made) == 1 else torch.cat(made)
 
 
-def _too_large(x_t: Tensor) -> MachineError:
+def _too_large(x_t: Tensor) -> TooLargeError:
     height, width = x_t.shape[-2:]
     what = f"There is not enough memory on {x_t.device} for one image of {width}x{height} pixels."
     other = "use --device cpu, or a run of smaller images" if x_t.is_cuda else "use a run of smaller images"
-    return MachineError(what, f"A smaller batch does not help: {other}.")
+    return TooLargeError(what, f"A smaller batch does not help: {other}.")

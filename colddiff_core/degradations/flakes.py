@@ -67,7 +67,7 @@ def signs(x: Tensor) -> Tensor:
     y = ((x.mean(1, keepdim=True) + 1) / 2).double()
     turned = y.flip(-2, -1)
     free = ((torch.maximum(y, turned) < FULL) & (y > 0) & (turned > 0)).double()
-    found = []
+    found: list[Tensor] = []
     for scale in SCALES:
         if scale > min(y.shape[-2:]) // 2:
             found += found[-2:]
