@@ -224,7 +224,7 @@ def _worker(built: Experiment, asked: Asked) -> Blind:
         raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave it out.")
     if asked.colour not in ("channels", "luma"):
         raise UsageError(f"--colour {asked.colour} is not known.", "Choices: channels, luma.")
-    sampler, stride = asked.sampler or config.sampler, asked.stride or config.stride
+    sampler, stride = asked.sampler or config.sampler, config.stride if asked.stride is None else asked.stride
     sampling.check(sampler, op, min(stride, op.steps))
     is_consistent = op.is_projected and can_project if asked.is_consistent is None else asked.is_consistent
     return blind.Blind(built, sampler, stride, is_consistent, asked.colour, asked.seed)  # type: ignore[arg-type]

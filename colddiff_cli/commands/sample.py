@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from colddiff_core.restoration import Batch
 
 SHOWN = 64  # images on a sheet that stands beside --out-dir
+TEST_IMAGES = 8
 MOST_SHOWN = 256  # on one that is all there is
 Given = Sequence[tuple[Path, bool]]
 
@@ -44,7 +45,7 @@ def sample(
             metavar="[RUN] [IMAGE]...",
         ),
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="How many test images.", min=1)] = 8,
+    n: Annotated[int | None, typer.Option("--n", help="How many test images (8).", min=1)] = None,
     t: Annotated[
         str | None,
         typer.Option(
@@ -107,25 +108,32 @@ def sample(
     found, names = _run_and_images(arguments or [])
     overrides = options.run_overrides(data_dir, precision, compiled)
     if degraded:
-        asked = photos.Asked(
-            t=t,
-            mask=mask,
-            colour=colour,
-            is_consistent=consistent,
-            is_compared=compare,
-            sampler=sampler,
-            stride=stride,
-            out=out,
-            out_dir=out_dir,
-            seed=seed or 0,
-            is_resumed=resume,
-            is_forced=force,
+        _check_unused(n=n is not None, animate=animate)
+        photos.restore(
+            screen,
+            found,
+            names,
+            photos.Asked(
+                t=t,
+                mask=mask,
+                colour=colour,
+                is_consistent=consistent,
+                is_compared=compare,
+                sampler=sampler,
+                stride=stride,
+                out=out,
+                out_dir=out_dir,
+                seed=seed or 0,
+                is_resumed=resume,
+                is_forced=force,
+            ),
+            device,
+            overrides,
         )
-        photos.restore(screen, found, names, asked, device, overrides)
         return
     _check_own(mask=mask is not None, compare=compare, consistent=consistent is not None)
     files = inputs.listed(names) if names else []
-    _check(out_dir, resume, len(files) or n)
+    _check(out_dir, resume, len(files) or n or TEST_IMAGES)
     config = found.config(overrides)
 
     from colddiff_core import restoration, sampling
@@ -147,7 +155,7 @@ def sample(
     }
     if resume and files and out_dir:
         files = series.without_own(files, out_dir, "sample", settings)
-    source = _pictures(screen, built, files) if files else _test_images(screen, built, n)
+    source = _pictures(screen, built, files) if files else _test_images(screen, built, n or TEST_IMAGES)
     settings["inputs"] = source.settings
     stems = [file for file, _ in files] or [Path(f"{number:06d}") for number in range(source.count)]
     targets = series.targets(stems, out_dir, ending) if out_dir else []
@@ -263,6 +271,16 @@ def _check(out_dir: Path | None, is_resumed: bool, count: int) -> None:
 def _check_any(numbers: list[int], count: int) -> None:
     if not numbers:
         raise UsageError(f"None of {counted(count, 'image')} could be restored.", "Check the files.")
+
+
+def _check_unused(*, n: bool, animate: bool) -> None:
+    """Refuse options that mean nothing for pictures which are degraded already."""
+    if n:
+        raise UsageError("--n counts test images, and --degraded restores your own.", "Leave one of them out.")
+    if animate:
+        raise UsageError(
+            "--animate shows the way of a batch, and --degraded restores picture by picture.", "Leave it out."
+        )
 
 
 def _check_own(**are_given: bool) -> None:

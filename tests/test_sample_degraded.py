@@ -1,0 +1,198 @@
+"""`colddiff sample --degraded` as users call it: their own files in, as large and as told of, sharper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import finish, left_behind, make_trainer, pictures_in
+from PIL import Image, ImageCms, ImageDraw, ImageFilter
+
+from colddiff_cli.__main__ import run
+
+PHOTOS = ("data.margin=4", "data.crop=4", "train.precision=float32")
+
+
+@pytest.fixture(scope="module")
+def photo_runs(tmp_path_factory) -> Path:
+    """A folder of tiny runs, each by an operator of photographs; read them, do not write to them."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("blur", "mask", "snow"):
+        finish(make_trainer(folder / name, *PHOTOS, "degradation.steps=8", preset=f"photos-{name}-small"))
+    return folder
+
+
+@pytest.fixture
+def blurred(in_folder) -> Path:
+    picture = Image.new("RGB", (90, 61), "gray")
+    draw = ImageDraw.Draw(picture)
+    for index in range(14):
+        colour = (37 * index % 256, 91 * index % 256, 255 - 53 * index % 256)
+        draw.ellipse((index * 7 - 9, 4 * index % 50, index * 7 + 12, 4 * index % 50 + 17), fill=colour)
+    picture = picture.filter(ImageFilter.GaussianBlur(1.2))
+    path = in_folder / "blurred.jpg"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "A camera"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture.save(path, quality=97, exif=exif, icc_profile=profile, dpi=(300, 300))
+    return path
+
+
+def test_a_picture_is_restored_and_keeps_all_else(photo_runs, blurred, capsys):
+    assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "blurred.jpg: t = " in told[0]
+    assert "a blur of" in told[0]
+    assert "% sure" in told[0]
+    assert told[-1] == "blurred-restored.png"
+    before, after = Image.open(blurred), Image.open("blurred-restored.png")
+    assert after.size == before.size == (90, 61)
+    assert after.mode == "RGB"
+    assert after.info["icc_profile"] == before.info["icc_profile"]
+    assert dict(after.getexif()) == dict(before.getexif())
+    assert after.tobytes() != before.tobytes()
+    assert pictures_in(Path()) == ["blurred-restored.png", "blurred.jpg"]
+
+
+def test_the_same_call_gives_the_same_bytes_and_refuses_to_overwrite(photo_runs, blurred, capsys):
+    call = ["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded", "--t", "5", "--out"]
+    assert run([*call, "a.png"]) == run([*call, "b.png"]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert run([*call, "a.png"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run([*call, "a.jpg"]) == 0
+    assert Image.open("a.jpg").format == "JPEG"
+
+
+def test_json_tells_what_the_picture_was_taken_for(photo_runs, blurred, capsys):
+    call = ["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded", "--json"]
+    assert run([*call, "--compare"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    file = told["files"][0]
+    assert (file["input"], file["output"], file["compared"]) == (
+        "blurred.jpg",
+        "blurred-restored.png",
+        "blurred-compared.png",
+    )
+    assert 0 <= file["low"] <= file["t"] <= file["high"] <= told["steps"] == 8
+    assert 0 <= file["confidence"] <= 1
+    assert run([*call, "--force", "--t", "7", "--sampler", "tacos", "--no-consistent"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"][0]["t"] == 7
+    assert "confidence" not in told["files"][0]
+    assert (told["sampler"], told["consistent"]) == ("tacos", False)
+
+
+def test_compare_shows_both_upright_and_at_full_size(photo_runs, blurred):
+    assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded", "--compare"]) == 0
+    both = Image.open("blurred-compared.png")
+    assert both.height == 90  # as the orientation tag has it
+    assert both.width > 2 * 61
+    assert both.getexif().get(0x0112, 1) == 1
+
+
+def test_sweep_writes_candidates_and_restores_nothing(photo_runs, blurred, capsys):
+    assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded", "--t", "sweep"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "blurred-sweep.png"
+    strip = Image.open("blurred-sweep.png")
+    assert strip.width > 4 * 61
+    assert pictures_in(Path()) == ["blurred-sweep.png", "blurred.jpg"]
+    assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded", "--t", "sweep", "--compare"]) == 2
+
+
+def test_a_mask_is_drawn_on_the_upright_picture(photo_runs, blurred, capsys):
+    mask = Image.new("L", (61, 90))
+    ImageDraw.Draw(mask).rectangle((50, 10, 56, 14), fill=255)
+    mask.save("mask.png")
+    call = ["sample", str(photo_runs / "mask"), "blurred.jpg", "--degraded", "--mask"]
+    assert run([*call, "mask.png", "--out", "filled.png"]) == 0
+    assert "as the mask asks for" in capsys.readouterr().out
+    turned = [Image.open(name).transpose(Image.Transpose.ROTATE_270) for name in ("blurred.jpg", "filled.png")]
+    rows, columns = np.nonzero((np.asarray(turned[0]) != np.asarray(turned[1])).any(-1))
+    where = set(zip(columns.tolist(), rows.tolist(), strict=True))
+    assert where
+    assert where <= {(x, y) for x in range(50, 57) for y in range(10, 15)}
+    Image.new("L", (90, 61), 255).save("lying.png")
+    assert run([*call, "lying.png", "--force"]) == 2
+    assert "has 90x61 pixels and the picture 61x90" in capsys.readouterr().err
+
+
+def test_a_folder_goes_in_and_out_and_can_be_gone_on_with(photo_runs, blurred, capsys):
+    Path("in").mkdir()
+    for index in range(3):
+        Image.open(blurred).rotate(40 * index).save(f"in/{index}.png")
+    Path("in/broken.png").write_bytes(b"no picture")
+    call = ["sample", str(photo_runs / "blur"), "in", "--degraded", "--out-dir", "out", "--compare"]
+    assert run(call) == 0
+    assert "broken.png is not an image" in capsys.readouterr().out
+    names = sorted([f"{index}-{kind}.png" for index in range(3) for kind in ("restored", "compared")])
+    assert pictures_in(Path("out")) == names
+    written = {name: Path("out", name).read_bytes() for name in names}
+    for name in ("1-restored.png", "2-compared.png"):
+        Path("out", name).unlink()
+    assert run([*call, "--resume", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kept"] == 4
+    assert [file["output"] for file in told["files"]] == [f"out/{index}-restored.png" for index in range(3)]
+    assert {name: Path("out", name).read_bytes() for name in names} == written
+    assert run([*call, "--resume", "--t", "3"]) == 2
+    assert "t was auto, now 3" in capsys.readouterr().err
+
+
+def test_without_knowledge_of_the_snow_it_is_restored_in_one_step(photo_runs, blurred, capsys):
+    call = ["sample", str(photo_runs / "snow"), "blurred.jpg", "--degraded", "--t", "4", "--json"]
+    assert run(call) == 0
+    assert json.loads(capsys.readouterr().out)["files"][0]["sampler"] == "direct"
+    assert run([*call, "--force", "--sampler", "tacos"]) == 2
+    assert "must know what snow drew" in capsys.readouterr().err
+
+
+def test_a_gray_run_says_how_it_takes_colour(tiny_run, blurred, capsys):
+    call = ["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2", "--out"]
+    assert run([*call, "a.png"]) == 0
+    assert "channel by channel" in capsys.readouterr().out
+    assert run([*call, "b.png", "--colour", "luma"]) == 0
+    assert "its colours stay" in capsys.readouterr().out
+    assert Image.open("a.png").size == Image.open("b.png").size == (90, 61)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--degraded restores pictures of your own"),
+        (["blurred.jpg", "--t", "9"], "t = 9 is out of range for blur"),
+        (["blurred.jpg", "--t", "-1"], "t = -1 is out of range for blur"),
+        (["blurred.jpg", "--t", "much"], "--t much is no severity"),
+        (["blurred.jpg", "--mask", "blurred.jpg"], "blur hides no pixels"),
+        (["blurred.jpg", "--mask", "none.png"], "No such file: none.png"),
+        (["blurred.jpg", "--colour", "red"], "--colour red is not known"),
+        (["blurred.jpg", "--sampler", "taco"], "tacos"),
+        (["blurred.jpg", "--stride", "0"], "stride"),
+        (["blurred.jpg", "--out", "a.gif"], "Cannot tell the format of a.gif"),
+        (["blurred.jpg", "--out", "a.png", "--out-dir", "b"], "--out names a picture and --out-dir a folder"),
+        (["blurred.jpg", "--resume", "--out", "a.png"], "--resume goes on with a folder"),
+        (["blurred.jpg", "blurred.jpg", "--out", "a.png"], "--out names one picture and 2 were given"),
+        (["nothing.png"], "No such file: nothing.png"),
+        (["blurred.jpg", "--n", "4"], "--n counts test images"),
+        (["blurred.jpg", "--animate"], "--animate"),
+    ],
+)
+def test_what_cannot_be_is_told_in_two_lines_and_leaves_nothing(arguments, message, photo_runs, blurred, capsys):
+    assert run(["sample", str(photo_runs / "blur"), *arguments, "--degraded"]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) <= 2
+    assert left_behind(Path()) == ["blurred.jpg"]
+
+
+@pytest.mark.parametrize("option", [["--mask", "blurred.jpg"], ["--compare"], ["--consistent"], ["--t", "auto"]])
+def test_what_is_for_degraded_pictures_is_refused_for_others(option, photo_runs, blurred, capsys):
+    assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", *option]) == 2
+    assert len(capsys.readouterr().err.splitlines()) <= 2
+
+
+def test_consistency_is_of_linear_operators(photo_runs, blurred, capsys):
+    assert run(["sample", str(photo_runs / "snow"), "blurred.jpg", "--degraded", "--consistent"]) == 2
+    assert "snow is not linear" in capsys.readouterr().err
