@@ -13,11 +13,13 @@ from torch import Tensor
 
 from colddiff_core.degradations.base import Degradation
 
-SIDE = 256  # pixels of the centre that is looked at: a turn about the centre maps it onto itself
+SIDE = 224  # pixels of the centre that is looked at: a turn about the centre maps it onto itself
 SEVERITIES = 20  # that are simulated; those between follow a smooth course
-PICTURES = 12  # at each
+PICTURES = 10  # at each
 SCALES = (1, 2, 4)  # pixels
 FULL = 0.985  # of [0, 1]: nearer to white a pixel may have been clipped, and tells nothing of its flake
+WHITES = (FULL,)  # what both of two opposite pixels reach: flakes do, photographs' highlights seldom meet
+RARE = 2e-3  # of the pixels
 LEAST = 2e-3  # of a contrast, half a level: below it the signs are as the contrast, above it as its logarithm
 DEGREE = 4  # of the courses
 NEAR = 0.07  # of the steps
@@ -62,7 +64,7 @@ def signs(x: Tensor) -> Tensor:
     """Return what tells snow of pictures (B, C, H, W) float32 in [-1, 1]: (B, K) float64.
 
     The contrast that opposite pixels share, at each of SCALES, along the direction that has more
-    of it and the other; then what share of the pixels is full, and the mean of the darker of opposite pixels.
+    of it and the other; then what share of the opposite pixels is white, and the mean of the darker of them.
     """
     y = ((x.mean(1, keepdim=True) + 1) / 2).double()
     turned = y.flip(-2, -1)
@@ -85,9 +87,9 @@ def signs(x: Tensor) -> Tensor:
             shared.append(agreed.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1))
         ordered = torch.stack(shared, 1).sort(1).values
         found += [torch.asinh(ordered[:, 1] / LEAST), torch.asinh(ordered[:, 0] / LEAST)]
-    full = 1 - (y < FULL).double().mean((1, 2, 3))
-    darker = torch.minimum(y, turned).mean((1, 2, 3))
-    return torch.stack([*found, full, darker], 1)
+    darker = torch.minimum(y, turned)
+    whole = [torch.asinh((darker >= white).double().mean((1, 2, 3)) / RARE) for white in WHITES]
+    return torch.stack([*found, *whole, darker.mean((1, 2, 3))], 1)
 
 
 def _photographs(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:

@@ -18,7 +18,6 @@ NODES = 8192  # of the radial table
 LIVELY = 30.0  # levels off the hole's colour, or off the neighbours, that count as no hole at all
 LARGEST = 2**20  # pixels that the search runs over; a larger picture is looked at in every so many-th row and column
 SCALES = 9  # hole sizes that are searched for
-KEPT = 1  # places looked at closely
 AROUND = 3  # pixels about a place found in which its true centre is looked for
 SAMPLE = 2000  # pixels around a place that are compared with each severity
 ALIKE = 100.0  # pixels of a photograph that tell no more than one, their neighbours being like them
@@ -62,18 +61,14 @@ def find_hole(y: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, 
 
     y: (C, H, W) float32, levels; color: (C,) levels or None where it is unknown; centre: where it is known.
     """
-    best: list[Hole] = []
     own = _histogram(y)
-    for row, col in [centre] if centre else _places(y, masks, color):
-        filling = color if color is not None else y[:, row, col]
-        best.append(_closely(y, masks, filling, row, col, own))
-    best.sort(key=lambda hole: -float(hole.evidence.max()))
-    if centre:
-        return best[0]
-    finer = []
-    for hole in best[:KEPT]:
-        finer.append(_around(y, masks, _climbed(y, masks, hole)) if color is not None else _climbed(y, masks, hole))
-    return max(finer, key=lambda hole: float(hole.evidence.max()))
+    places = [centre] if centre else _places(y, masks, color)
+    seen = [_closely(y, masks, color if color is not None else y[:, row, col], row, col, own) for row, col in places]
+    hole = max(seen, key=lambda found: float(found.evidence.max()))
+    if centre or not int(hole.evidence.argmax()):
+        return hole
+    hole = _climbed(y, masks, hole)
+    return hole if color is None else _around(y, masks, hole)
 
 
 def _places(y: Tensor, masks: Masks, color: Tensor | None) -> list[tuple[int, int]]:
@@ -169,8 +164,6 @@ def _chance(own: Tensor, value: Tensor, half: Tensor) -> Tensor:
 def _around(y: Tensor, masks: Masks, hole: Hole) -> Hole:
     """Return the hole with its centre and severity found to the pixel, by the pattern that rounding left there."""
     best = int(hole.evidence.argmax())
-    if best == 0:
-        return hole
     last = len(masks.table) - 1
     rows_of = torch.arange(max(1, int(best * 0.6) - 2), min(last, int(best * 1.7) + 3) + 1)
     places = [
@@ -206,11 +199,9 @@ def _climbed(y: Tensor, masks: Masks, hole: Hole) -> Hole:
             for row, col in ((hole.row + a * step, hole.col + b * step) for a in (-1, 0, 1) for b in (-1, 0, 1))
             if 0 <= row < y.shape[-2] and 0 <= col < y.shape[-1] and (row, col) != (hole.row, hole.col)
         ]
-        top = max(moved, key=lambda found: float(found.evidence.max()))
-        if float(top.evidence.max()) > float(hole.evidence.max()):
-            hole = top
-        else:
-            step //= 2
+        top = max([hole, *moved], key=lambda found: float(found.evidence.max()))
+        step = step if top is not hole else step // 2
+        hole = top
     return hole
 
 

@@ -1,0 +1,117 @@
+"""How near severity estimates come: the median relative error by operator, data set and band of severities.
+
+Usage: python benchmarks/severity.py --data-dir DIR [--n N] [--per N] [OPERATOR...]
+DIR/kodak holds PNGs, DIR/celeba-half a test.tar or a folder test of JPEGs; what is absent is passed over. Each picture
+is degraded at severities spread over 1..steps, rounded to 8 bits and handed to `estimate` with nothing else. Where a
+preset photo-OPERATOR exists its parameters are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from colddiff_core import degradations, presets, seeds
+from colddiff_core.degradations import Degradation
+from colddiff_core.images import quantize
+
+OPERATORS = {
+    "blur": {"steps": 32, "schedule": "constant", "std": 0.7, "kernel_size": 9, "padding": "reflect"},
+    "pixelate": {"steps": 2, "mode": "area"},
+    "desaturate": {"steps": 20},
+    "mask": {"steps": 50, "std": 4.0, "growth": 0.5},
+    "mask-color": {"steps": 50, "std": 4.0, "growth": 0.5, "fill": "color"},
+    "snow": {"steps": 50, "level": 3},
+}
+BANDS = (1 / 3, 2 / 3, 1.0)
+GOLDEN = 0.618  # so that no two pictures have the same severities
+
+
+def operator(name: str) -> Degradation:
+    preset = f"photo-{name}"
+    if preset in presets.names():
+        config = presets.load(preset)
+        return degradations.build(config.degradation.name, **config.degradation.parameters)
+    return degradations.build(name.partition("-")[0], **OPERATORS[name])
+
+
+def picture(source: Path | io.BytesIO) -> Tensor:
+    values = np.array(Image.open(source).convert("RGB"))
+    return torch.from_numpy(values).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def kodak(directory: Path, most: int) -> Iterator[Tensor]:
+    for path in sorted((directory / "kodak").glob("*.png"))[:most]:
+        yield picture(path)
+
+
+def celeba(directory: Path, most: int) -> Iterator[Tensor]:
+    archive = directory / "celeba-half" / "test.tar"
+    if not archive.exists():
+        paths = sorted((directory / "celeba-half" / "test").glob("**/*.jpg"))
+        yield from map(picture, paths[:: max(1, len(paths) // most)][:most])
+        return
+    with tarfile.open(archive) as files:
+        members = [member for member in files if member.isfile() and member.name.endswith(".jpg")]
+        for member in members[:: max(1, len(members) // most)][:most]:
+            held = files.extractfile(member)
+            assert held is not None
+            yield picture(io.BytesIO(held.read()))
+
+
+def measure(op: Degradation, pictures: list[Tensor], per: int) -> None:
+    found, seconds = [], 0.0
+    for number, x0 in enumerate(pictures):
+        for turn in range(per):
+            t = 1 + int((turn + number * GOLDEN % 1) / per * op.steps)
+            frozen = op.freeze(x0, generator=seeds.generator(1000 * number + turn))
+            x_t = quantize(op(x0, t, frozen), 8)
+            started = time.perf_counter()
+            told = op.estimate(x_t)
+            seconds += time.perf_counter() - started
+            found.append((t, abs(told.t - t) / t, told.low <= t <= told.high))
+    errors = [error for _, error, _ in found]
+    shown = f"{len(found):>5}{statistics.median(errors):>9.1%}"
+    low = 0.0
+    for high in BANDS:
+        band = [error for t, error, _ in found if low < t / op.steps <= high + 1e-9]
+        shown += f"{statistics.median(band):>9.1%}" if band else f"{'-':>9}"
+        low = high + 1e-9
+    inside = sum(is_inside for *_, is_inside in found) / len(found)
+    print(f"{shown}{inside:>9.0%}{seconds / len(found):>9.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("operators", nargs="*", help=f"of {', '.join(OPERATORS)}; all if none are named")
+    parser.add_argument("--data-dir", type=Path, required=True, help="where the folders kodak and celeba-half lie")
+    parser.add_argument("--n", type=int, default=50, help="most pictures of a set")
+    parser.add_argument("--per", type=int, default=4, help="severities of each picture")
+    arguments = parser.parse_args()
+    sets = {
+        "kodak": list(kodak(arguments.data_dir, arguments.n)),
+        "celeba": list(celeba(arguments.data_dir, arguments.n)),
+    }
+    print("median |t - truth| / truth; by thirds of the severities; how often low..high holds the truth")
+    print(
+        f"{'operator':<12}{'set':<8}{'n':>5}{'median':>9}{'mild':>9}{'middle':>9}{'severe':>9}{'inside':>9}{'seconds':>9}"
+    )
+    for name in arguments.operators or OPERATORS:
+        for label, pictures in sets.items():
+            if pictures:
+                print(f"{name:<12}{label:<8}", end="")
+                measure(operator(name), pictures, arguments.per)
+
+
+if __name__ == "__main__":
+    main()
