@@ -3,7 +3,7 @@
 Usage: python benchmarks/severity.py --data-dir DIR [--n N] [--per N] [OPERATOR...]
 DIR/kodak holds PNGs, DIR/celeba-half a test.tar or a folder test of JPEGs; what is absent is passed over. Each picture
 is degraded at severities spread over 1..steps, rounded to 8 bits and handed to `estimate` with nothing else. Where a
-preset photo-OPERATOR exists its parameters are used.
+preset photos-OPERATOR is of that operator its parameters are used.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ GOLDEN = 0.618  # so that no two pictures have the same severities
 
 
 def operator(name: str) -> Degradation:
-    preset = f"photo-{name}"
-    if preset in presets.names():
-        config = presets.load(preset)
-        return degradations.build(config.degradation.name, **config.degradation.parameters)
+    preset = f"photos-{name}"
+    degradation = presets.load(preset).degradation if preset in presets.names() else None
+    if degradation is not None and degradation.name == name:
+        return degradations.build(name, **degradation.parameters)
     return degradations.build(name.partition("-")[0], **OPERATORS[name])
 
 
