@@ -37,17 +37,18 @@ def load(request: Request) -> ImageSet:
 
     Raises UsageError where scikit-image is not installed.
     """
-    folders = {package: _folder(package) / inner for package, inner in FOLDERS.items()}
+    folders = {package: folder(package) for package in FOLDERS}
     paths = [folders[package] / name for package, names in COLOURED[request.split].items() for name in names]
     if request.channels == 1 and request.split == "train":
         paths += [folders["skimage"] / name for name in GRAY]
     return decode_apart(paths, request, folders["skimage"])
 
 
-def _folder(package: str) -> Path:
+def folder(package: str) -> Path:
+    """Return where a package, "skimage" or "sklearn", has its photographs; raises UsageError where it is absent."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise UsageError(
             "The data set 'photos' needs scikit-image.", "pip install 'colddiff[photos]', or pip install scikit-image."
         )
-    return Path(found.submodule_search_locations[0])
+    return Path(found.submodule_search_locations[0]) / FOLDERS[package]

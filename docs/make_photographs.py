@@ -1,0 +1,50 @@
+"""Draw docs/images/photographs.jpg: photographs of scikit-image that were not trained on, degraded, restored, original.
+
+python docs/make_photographs.py RUNS   # the folder of the runs photos-*-small
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from colddiff_core import blind, devices, experiment, images, runs, seeds
+
+SIDE = 256
+# The run, the severity, which of the test photographs, and the window's upper left corner.
+ROWS = [
+    ("blur", 12, "coffee.png", (60, 230)),
+    ("pixelate", 2, "coffee.png", (60, 230)),
+    ("mask", 12, "rocket.jpg", (60, 200)),
+    ("desaturate", 14, "coffee.png", (60, 230)),
+]
+
+
+def main() -> None:
+    place = Path(sys.argv[1])
+    columns: dict[str, list[torch.Tensor]] = {"given": [], "restored": [], "original": []}
+    for name, t, file, (top, left) in ROWS:
+        built, _ = experiment.open_run(runs.Run(place / f"photos-{name}-small"), devices.choose("cpu"))
+        x0 = images.read(_photograph(file), channels=3)[:, top : top + SIDE, left : left + SIDE]
+        frozen = built.operator.freeze(x0[None], generator=seeds.image_generators(1, [0]))
+        x_t = images.quantize(built.operator(x0[None], t, frozen), blind.BITS)[0]
+        worker = blind.Blind(built, built.config.sample.sampler, 1, built.operator.is_projected)
+        restored = worker.restore(worker.look(x_t, None))
+        for column, picture in (("given", x_t), ("restored", restored), ("original", x0)):
+            columns[column].append(picture)
+    sheet = images.sheet({name: torch.stack(pictures) for name, pictures in columns.items()})
+    images.write(sheet, Path(__file__).parent / "images" / "photographs.jpg")
+
+
+def _photograph(name: str) -> Path:
+    """Return a test photograph's file; raises where it is one of those trained on."""
+    from colddiff_core.datasets import photos
+
+    (package,) = (package for package, names in photos.COLOURED["test"].items() if name in names)
+    return photos.folder(package) / name
+
+
+if __name__ == "__main__":
+    main()
