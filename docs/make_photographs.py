@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from colddiff_core import blind, devices, experiment, images, runs, seeds
+from colddiff_core.datasets import photos
 
 SIDE = 256
 # The run, the severity, which of the test photographs, and the window's upper left corner.
@@ -40,8 +41,6 @@ def main() -> None:
 
 def _photograph(name: str) -> Path:
     """Return a test photograph's file; raises where it is one of those trained on."""
-    from colddiff_core.datasets import photos
-
     (package,) = (package for package, names in photos.COLOURED["test"].items() if name in names)
     return photos.folder(package) / name
 

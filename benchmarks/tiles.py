@@ -1,0 +1,71 @@
+"""A photograph by tiles against the whole, and what one of 24 megapixels takes.
+
+python benchmarks/tiles.py RUN PHOTO [--t T]
+
+Prints by how many levels of 255 the two restorations differ at most, for tiles of several sides, before they are rounded
+to 8 bits; then the peak memory and the seconds of `sample RUN --degraded` on a picture of 6000 x 4000 pixels made of
+copies of the photograph, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+from PIL import Image
+from torch import Tensor
+
+from colddiff_core import blind, devices, experiment, images, memory, runs
+
+LARGE = (6000, 4000)
+COMMAND = "import sys; from colddiff_cli.__main__ import run; sys.exit(run(sys.argv[1:]))"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("run", type=Path)
+    options.add_argument("photo", type=Path)
+    options.add_argument("--t", type=int, default=0, help="severity, half of the operator's if left out")
+    chosen = options.parse_args()
+    built, _ = experiment.open_run(runs.Run(chosen.run), devices.choose("cpu"))
+    t = chosen.t or -(-built.operator.steps // 2)
+    x0 = images.read(chosen.photo, channels=built.channels)
+    x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), blind.BITS)[0]
+    worker = blind.Blind(built, "direct", 1, built.operator.is_projected and built.operator.is_linear)
+    whole = _restored(worker, x_t, t, 1 << 15)
+    print(f"{chosen.photo.name}, {x0.shape[-1]} x {x0.shape[-2]} pixels, t = {t}, {built.precision}")
+    for side in (256, 320, 512):
+        difference = (_restored(worker, x_t, t, side) - whole).abs() * 127.5
+        print(f"tiles of {side}: at most {difference.max():.3f} of 255, {difference.mean():.4f} on average")
+    with tempfile.TemporaryDirectory() as folder:
+        large = Path(folder) / "large.png"
+        _copies(images.to_pillow(x_t)).save(large)
+        command = [sys.executable, "-c", COMMAND, "sample", chosen.run.resolve(), large, "--degraded", "--t", str(t)]
+        started = time.monotonic()
+        subprocess.run([*map(str, command), "--out", f"{folder}/restored.png"], check=True, cwd=folder)
+        seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"{LARGE[0]} x {LARGE[1]} pixels: {peak:.2f} GiB at its peak, {seconds:.0f} s")
+
+
+def _restored(worker: blind.Blind, x_t: Tensor, t: int, side: int) -> Tensor:
+    with mock.patch.object(memory, "tile_side", lambda *_: side):
+        return worker.restore(worker.look(x_t, t))
+
+
+def _copies(picture: Image.Image) -> Image.Image:
+    canvas = Image.new(picture.mode, LARGE)
+    for top in range(0, LARGE[1], picture.height):
+        for left in range(0, LARGE[0], picture.width):
+            canvas.paste(picture, (left, top))
+    return canvas
+
+
+if __name__ == "__main__":
+    main()
