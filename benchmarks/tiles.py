@@ -2,9 +2,9 @@
 
 python benchmarks/tiles.py RUN PHOTO [--t T]
 
-Prints by how many levels of 255 the two restorations differ at most, for tiles of several sides, before they are rounded
-to 8 bits; then the peak memory and the seconds of `sample RUN --degraded` on a picture of 6000 x 4000 pixels made of
-copies of the photograph, in a process of its own.
+Prints by how many levels of 255 the two restorations differ at most, for tiles of several sides, before they are
+rounded to 8 bits; then the peak memory and the seconds of `sample RUN --degraded` on 6000 x 4000 pixels, made of copies
+of the photograph, in a process of its own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _restored(worker: blind.Blind, x_t: Tensor, t: int, side: int) -> Tensor:
-    with mock.patch.object(memory, "tile_side", lambda *_: side):
+    with mock.patch.object(memory, "tile_side", return_value=side):
         return worker.restore(worker.look(x_t, t))
 
 

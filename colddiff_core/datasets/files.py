@@ -192,7 +192,7 @@ def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.
         names = naming(seen)
         classes = tuple(sorted(set(names.values())))
         if len(classes) < 2 or "." in classes:  # folders do not sort the images
-            return draft.keep(None, rest)
+            return draft.keep(tiles.order(len(inner)) if request.crop else None, rest)
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[names[folder]] for folder in inner]
         order = _in_turn(labels)

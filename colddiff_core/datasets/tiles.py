@@ -33,6 +33,11 @@ def cut(picture: np.ndarray, corner: tuple[int, int], size: int) -> np.ndarray:
     return picture[:, row : row + size, column : column + size]
 
 
+def order(count: int) -> list[int]:
+    """Return the numbers below `count` mixed, the same every time: file after file, the first ones would be of one."""
+    return torch.randperm(count, generator=seeds.generator("tiles", count)).tolist()
+
+
 def _count(side: int, size: int, pitch: int) -> int:
     """Return how many tiles cover a side, one every `pitch` pixels and the last flush with its end."""
     return -(-(side - size) // pitch) + 1 if side >= size else 0
