@@ -22,6 +22,7 @@ AROUND = 3  # pixels about a place found in which its true centre is looked for
 SAMPLE = 2000  # pixels around a place that are compared with each severity
 ALIKE = 100.0  # pixels of a photograph that tell no more than one, their neighbours being like them
 STRAY = 0.02 / 256  # of a pixel's chance: edited, or changed by compression
+BY_SPREAD = 0.1  # of the evidence among severities, where the spread of the pixels alone tells them apart
 PATTERN_WORTH = 0.3
 PATTERN_CLEAR = 7.0  # standard deviations by which the best place's pattern must stand out to be believed
 CHANCE_HOLE = 6.0  # a photograph's own dark or flat spot passes for a hole of a pixel or two with about this evidence
@@ -68,7 +69,13 @@ def find_hole(y: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, 
     if centre or not int(hole.evidence.argmax()):
         return hole
     hole = _climbed(y, masks, hole)
-    return hole if color is None else _around(y, masks, hole)
+    found = None if color is None else _by_pattern(y, masks, hole)
+    if found:
+        return found
+    # Holes of many sizes fit nearly as well, each with its centre a little off.
+    evidence = hole.evidence.clone()
+    evidence[1:] = evidence.max() + BY_SPREAD * (evidence[1:] - evidence.max())
+    return dataclasses.replace(hole, evidence=evidence)
 
 
 def _places(y: Tensor, masks: Masks, color: Tensor | None) -> list[tuple[int, int]]:
@@ -161,8 +168,8 @@ def _chance(own: Tensor, value: Tensor, half: Tensor) -> Tensor:
     return (below(value + half) - below(value - half)) / (2 * half)
 
 
-def _around(y: Tensor, masks: Masks, hole: Hole) -> Hole:
-    """Return the hole with its centre and severity found to the pixel, by the pattern that rounding left there."""
+def _by_pattern(y: Tensor, masks: Masks, hole: Hole) -> Hole | None:
+    """Return the hole with its centre and severity found to the pixel, by the pattern of rounding if that is clear."""
     best = int(hole.evidence.argmax())
     last = len(masks.table) - 1
     rows_of = torch.arange(max(1, int(best * 0.6) - 2), min(last, int(best * 1.7) + 3) + 1)
@@ -186,7 +193,7 @@ def _around(y: Tensor, masks: Masks, hole: Hole) -> Hole:
         evidence = found.evidence.clone()
         evidence[rows_of] += PATTERN_WORTH * apart.amax(0)
         return dataclasses.replace(found, evidence=evidence)
-    return hole
+    return None
 
 
 def _climbed(y: Tensor, masks: Masks, hole: Hole) -> Hole:
