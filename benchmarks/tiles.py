@@ -37,7 +37,7 @@ def main() -> None:
     t = chosen.t or -(-built.operator.steps // 2)
     x0 = images.read(chosen.photo, channels=built.channels)
     x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), blind.BITS)[0]
-    worker = blind.Blind(built, "direct", 1, built.operator.is_projected and built.operator.is_linear)
+    worker = blind.Blind(built, "direct", 1, built.operator.is_linear)
     whole = _restored(worker, x_t, t, 1 << 15)
     print(f"{chosen.photo.name}, {x0.shape[-1]} x {x0.shape[-2]} pixels, t = {t}, {built.precision}")
     for side in (256, 320, 512):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from colddiff_core.photographs import Photograph
 
 AUTO, SWEEP = "auto", "sweep"
+COLOURS = ("channels", "luma")  # how a gray run takes a picture in colour
 SWEPT = 384  # pixels of a side of the window that candidates are shown of
 RIM = 64  # pixels around it that are restored as well: beyond the window the picture goes on
+OPAQUE = 127  # of 255
 LOW = 0.5  # confidence below which an estimate is worth a second look
 
 
@@ -81,26 +84,29 @@ def restore(
         [asked.out] if asked.out else series.targets(paths, folder, "sweep.png" if asked.is_sweep else "restored.png")
     )
     if asked.is_compared:
-        names = [target.stem.removesuffix("-restored") + "-compared" + target.suffix for target in targets]
-        targets += [target.with_name(name) for target, name in zip(targets, names, strict=True)]
+        targets += [
+            target.with_name(target.stem.removesuffix("-restored") + "-compared" + target.suffix) for target in targets
+        ]
     for target in targets:
         images.check_suffix(target, images.SUFFIXES if asked.is_sweep else photographs.SUFFIXES)
     is_series = asked.out is None and (asked.out_dir is not None or len(files) > 1)
-    told: dict[int, dict[str, Any]] = {}
     with series.Series(
         targets, "sample", settings if is_series else None, resume=asked.is_resumed, force=asked.is_forced
     ) as own:
         job = Job(screen, own, asked, worker, t, paths)
-
-        def work(number: int, at_share: one_by_one.AtShare) -> None:
-            told[number] = job.sweep(number, at_share) if asked.is_sweep else job.restore(number, at_share)
-
-        done = one_by_one.make(screen, own, files, worker.sampler, work, is_slow=True)
+        work = job.sweep if asked.is_sweep else job.restore
+        done, kept = one_by_one.make(screen, own, files, "restored", work, is_slow=True)
     result = {"run": str(found.path), "step": step, "sampler": worker.sampler, "stride": worker.stride}
     result |= {"consistent": worker.is_consistent, "precision": built.precision, "steps": built.operator.steps}
-    result |= {"n": len(done), "kept": len(own.kept)}
-    result |= {"files": [{"input": str(paths[n]), "output": str(targets[n])} | told.get(n, {}) for n in done]}
+    result |= {"n": len(done), "kept": kept}
+    result |= {
+        "files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | job.told.get(n, {}) for n in done]
+    }
     screen.result(result, targets[done[-1]] if len(done) == 1 else None)
+
+
+def _outputs(targets: list[Path]) -> dict[str, str]:
+    return dict(zip(("output", "compared"), map(str, targets), strict=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,43 +119,58 @@ class Job:
     worker: Blind
     t: int | None
     paths: list[Path]
+    told: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
-    def restore(self, number: int, at_share: one_by_one.AtShare) -> dict[str, Any]:
-        """Restore one picture and write it; return what there is to tell of it."""
+    def restore(self, number: int, at_share: one_by_one.AtShare) -> Callable[[], None]:
+        """Restore one picture; return what writes it."""
         from colddiff_core import images, photographs
 
         path = self.paths[number]
         photograph = photographs.read(path)
+        self._check_sides(number, photograph)
         given = self._look(path, photograph)
         worker = self._worker_for(given)
         restored = worker.restore(given, at_share)
-        told = self._told(given) | {"sampler": worker.sampler}
-        is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
-        if self.asked.is_compared or is_shown:
-            both = photographs.beside(photograph, given.picture, restored)
-            if self.asked.is_compared:
-                compared = self.own.place(number + len(self.paths))
-                photographs.write(both, both.pixels, compared)
-                told["compared"] = str(compared)
-            if is_shown:
-                self.screen.picture(images.to_pillow(both.pixels))
-        for note in photographs.write(photograph, restored, self.own.place(number)):
-            self.screen.warn(f"{path}: {note}")
-        return told
+        own = {"sampler": worker.sampler, "consistent": worker.is_consistent}
+        self.told[number] = self._told(given) | own
 
-    def sweep(self, number: int, at_share: one_by_one.AtShare) -> dict[str, Any]:
-        """Write a strip of what one picture, or the part of it with most detail, would be at several severities."""
+        def write() -> None:
+            is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
+            if self.asked.is_compared or is_shown:
+                both = photographs.beside(photograph, given.picture, restored)
+                if self.asked.is_compared:
+                    photographs.write(both, both.pixels, self.own.place(number + len(self.paths)))
+                if is_shown:
+                    self.screen.picture(images.to_pillow(both.pixels))
+            for note in photographs.write(photograph, restored, self.own.place(number)):
+                self.screen.warn(f"{path}: {note}")
+
+        return write
+
+    def _check_sides(self, number: int, photograph: Photograph) -> None:
+        """Refuse what its format cannot hold before it is made."""
+        from colddiff_core import images, photographs
+
+        height, width = photograph.pixels.shape[-2:]
+        images.check_sides((width, height), self.own.targets[number])
+        if self.asked.is_compared:
+            both = photographs.size_beside(photograph)
+            images.check_sides(both, self.own.targets[number + len(self.paths)])
+
+    def sweep(self, number: int, at_share: one_by_one.AtShare) -> Callable[[], None]:
+        """Make a strip of what one picture, or a part of it, would be at several severities; return what writes it."""
         from colddiff_core import blind, images, photographs
 
         path = self.paths[number]
         photograph = photographs.read(path)
         picture = photographs.upright(photograph, photograph.pixels)
-        whole = self._look(path, dataclasses.replace(photograph, pixels=picture))
+        whole = self._look(path, dataclasses.replace(photograph, pixels=picture, orientation=1))
         # A hole or snow is of the whole picture; a blur is the same everywhere.
         window = picture if dataclasses.fields(whole.frozen) else blind.detailed(picture, SWEPT + 2 * RIM)
-        middle = blind.middle(window, SWEPT)
+        place = blind.hole(whole, self.worker.operator) if whole.is_known and window is picture else None
+        shown = blind.around(window, SWEPT, place)
         candidates = blind.severities(self.worker.operator, whole.estimate)
-        columns = {"given": window[middle][None]}
+        columns = {"given": window[shown][None]}
         for index, t in enumerate(candidates):
 
             def at_part(part: float, index: int = index) -> None:
@@ -158,12 +179,16 @@ class Job:
             given = whole.at(t) if window is picture else self.worker.look(window, t)
             made = self._worker_for(given).restore(given, at_part)
             is_estimate = whole.estimate is not None and t == whole.estimate.t
-            columns[f"t {t}{'*' if is_estimate else ''}"] = made[middle][None]
+            columns[f"t {t}{'*' if is_estimate else ''}"] = made[shown][None]
         strip = images.sheet(columns)
-        images.write(strip, self.own.place(number))
-        if len(self.paths) <= series.MANY:
-            self.screen.picture(strip)
-        return self._told(whole) | {"candidates": candidates}
+        self.told[number] = self._told(whole) | {"candidates": candidates}
+
+        def write() -> None:
+            images.write(strip, self.own.place(number))
+            if len(self.paths) <= series.MANY:
+                self.screen.picture(strip)
+
+        return write
 
     def _look(self, path: Path, photograph: Photograph) -> Given:
         for note in photograph.notes:
@@ -213,6 +238,12 @@ def _check(asked: Asked, files: list[tuple[Path, bool]]) -> None:
         raise UsageError("--resume goes on with a folder of pictures and --out names one.", "Leave one of them out.")
     if asked.is_sweep and asked.is_compared:
         raise UsageError("--t sweep shows candidates and restores nothing.", "Leave --compare out.")
+    if asked.mask is not None and asked.t not in (None, AUTO):
+        raise UsageError("--mask tells the severity by itself.", "Leave --t out.")
+    if asked.colour not in COLOURS:
+        raise UsageError(f"--colour {asked.colour} is not known.", f"Choices: {', '.join(COLOURS)}.")
+    if asked.t not in (None, AUTO, SWEEP):
+        whole(asked.t)
 
 
 def _worker(built: Experiment, asked: Asked) -> Blind:
@@ -222,11 +253,9 @@ def _worker(built: Experiment, asked: Asked) -> Blind:
     can_project = op.is_linear and op.has_inverse
     if asked.is_consistent and not can_project:
         raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave it out.")
-    if asked.colour not in ("channels", "luma"):
-        raise UsageError(f"--colour {asked.colour} is not known.", "Choices: channels, luma.")
     sampler, stride = asked.sampler or config.sampler, config.stride if asked.stride is None else asked.stride
     sampling.check(sampler, op, min(stride, op.steps))
-    is_consistent = op.is_projected and can_project if asked.is_consistent is None else asked.is_consistent
+    is_consistent = can_project if asked.is_consistent is None else asked.is_consistent
     return blind.Blind(built, sampler, stride, is_consistent, asked.colour, asked.seed)  # type: ignore[arg-type]
 
 
@@ -240,11 +269,14 @@ def _severity(text: str | None, operator: Degradation) -> int | None:
     return t
 
 
-def whole(text: str) -> int:
+def whole(text: str, *, is_degraded: bool = True) -> int:
     """Return the number that --t gives; raises UsageError for anything else."""
     try:
         return int(text)
     except ValueError:
+        if not is_degraded and text in (AUTO, SWEEP):
+            what = f"--t {text} is for pictures that are degraded already."
+            raise UsageError(what, "Say so with --degraded, or give a whole number.") from None
         raise UsageError(f"--t {text} is no severity.", f"Give a whole number, {AUTO} or {SWEEP}.") from None
 
 
@@ -252,9 +284,12 @@ def _hidden(mask: Path, photograph: Photograph) -> Tensor:
     """Return which pixels of a photograph, as it lies in its file, a picture of a mask marks in white."""
     import torch
 
-    from colddiff_core import images, photographs
+    from colddiff_core import photographs
 
-    marked = images.read(mask, channels=1)[0] > 0
+    drawn = photographs.read(mask)
+    marked = photographs.upright(drawn, drawn.pixels).mean(0) > 0
+    if drawn.alpha is not None:  # strokes on nothing
+        marked &= photographs.upright(drawn, drawn.alpha) > OPAQUE
     height, width = photograph.pixels.shape[-2:]
     numbers = torch.arange(height * width).view(1, height, width)
     upright = photographs.upright(photograph, numbers)[0]

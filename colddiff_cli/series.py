@@ -249,10 +249,10 @@ def _agree(some: Settings, every: Settings) -> bool:
     return all(every.get(key) == value for key, value in json.loads(json.dumps(some)).items())
 
 
-def summary(series: Series, count: int) -> str:
+def summary(folder: Path, count: int, kept: int) -> str:
     """Return a line on a finished series of `count` images: how many, how many of them were kept, and where."""
-    kept = f" ({len(series.kept)} of them kept)" if series.kept else ""
-    return f"{counted(count, 'image')}{kept}: {series.folder}"
+    told = f" ({kept} of them kept)" if kept else ""
+    return f"{counted(count, 'image')}{told}: {folder}"
 
 
 def _locked(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core import memory, tiling
+from colddiff_core import memory, sampling, tiling
 from colddiff_core.degradations import Degradation, Estimate, Frozen
 from colddiff_core.errors import MachineError, UsageError, is_out_of_memory
 from colddiff_core.experiment import Experiment
@@ -18,7 +19,11 @@ from colddiff_core.models import UNet
 
 Colour = Literal["channels", "luma"]
 BITS = 8  # of the pictures that users have
+# Least floor of the inverse where a restoration is made consistent: below, what is left of the rounding would be let in
+# (at the 1e-5 of runs on float32 pictures a blur's guess of 32 dB became one of 5).
+FLOOR = 1 / 64
 CANDIDATES = 6  # severities of a sweep
+HIDDEN = 0.5  # of a pixel's value that is left where it counts as hidden
 SMALLEST_TILE = 128  # pixels of a side
 
 
@@ -66,8 +71,8 @@ class Blind:
     def look(self, picture: Tensor, t: int | None, hidden: Tensor | None = None) -> Given:
         """Return a picture (C', H, W) float32 in [-1, 1] as the run takes it.
 
-        t: its severity, None to have it estimated; hidden: (H, W) bool, the pixels to be made anew, which t then
-        follows from unless it is given.
+        t: its severity, None to have it estimated; hidden: (H, W) bool, the pixels to be made anew, from which t then
+        follows.
         Raises UsageError where the operator leaves no trace, hides no pixels, or cannot be of so small a picture.
         """
         x_t = self._stack(picture.to(self.experiment.device))
@@ -75,32 +80,32 @@ class Blind:
         estimate = None
         wanted = {field.name for field in dataclasses.fields(self.operator.frozen_type)}
         if hidden is not None:
-            covering, fields = self.operator.covering(hidden[None].to(x_t.device))
-            t = covering if t is None else t
-        elif t is None or (wanted and self.operator.has_estimate):
-            estimate = self.operator.estimate(x_t.mean(0, keepdim=True))
-            fields = estimate.fields
-            t = estimate.t if t is None else t
-        fields = {name: value.expand(len(x_t), *value.shape[1:]) for name, value in fields.items() if name in wanted}
+            t, fields = self.operator.covering(hidden[None].to(x_t.device))
+        elif t is None:
+            estimate = self.operator.estimate(self._seen(x_t))
+            t, fields = estimate.t, estimate.fields
+        elif wanted.intersection(self.operator.estimated):
+            with contextlib.suppress(UsageError):  # then nothing is known of them
+                fields = self.operator.estimate(self._seen(x_t)).fields
+        fields = {name: _for_each(value, x_t) for name, value in fields.items() if name in wanted}
         frozen = self.operator.freeze(x_t, generator=torch.Generator().manual_seed(self.seed), **fields)
         if hidden is not None:  # whatever is there now, a scratch or a name, must not be seen
             x_t = self.operator(x_t, t, frozen)
-        is_known = wanted <= set(fields) or self.operator.is_solving
+        is_known = hidden is not None or wanted <= set(fields) or self.operator.is_solving
         return Given(picture, x_t, self.colour, frozen, is_known, estimate, t)
 
     def restore(self, given: Given, at_share: Callable[[float], None] = lambda share: None) -> Tensor:
         """Return the restoration of a picture, (C', H, W) float32 in [-1, 1] on the CPU; at t = 0 the picture itself.
 
-        C' is the picture's channels, or 3 where colour was put into a gray one. Raises UsageError where the sampler
-        cannot be used: all but "direct" must know the picture's degradation in full; MachineError where memory has no
-        room even for small tiles.
+        C' is the picture's channels, or 3 where colour was put into a gray one. Raises UsageError where not enough is
+        known of the picture's degradation: all samplers but "direct" must know it in full, and so must a network that
+        is shown the inverse; MachineError where memory has no room even for small tiles.
         """
         if given.t == 0:
             return given.picture
-        if not given.is_known and self.sampler != "direct":
-            what = f"{self.sampler} must know what {self.operator.name} drew for a picture, and this one does not tell."
-            raise UsageError(what, "Use --sampler direct.")
         built = self.experiment
+        if not given.is_known:
+            self._check_unknown()
         side = memory.tile_side(built.config.model, built.body_dtype, built.device)
         while True:
             try:
@@ -116,21 +121,34 @@ class Blind:
                 what = f"There is not enough memory on {built.device} for a picture of {width}x{height} pixels."
                 raise MachineError(what, "Restore parts of it, or a smaller one.")
 
+    def _check_unknown(self) -> None:
+        """Refuse to restore what is not known in full, where that would be restored as something else."""
+        name = self.operator.name
+        if self.sampler != "direct":
+            what = f"{self.sampler} must know what {name} drew for a picture, and this one does not tell."
+            raise UsageError(what, "Use --sampler direct.")
+        restorer = self.experiment.restorer
+        if self.is_consistent or restorer.consistent or restorer.inputs != "plain":
+            what = f"Where {name} has its hole in this picture was not found."
+            raise UsageError(what, "Mark it with --mask, or give a picture that shows it in flat gray.")
+
     def _restored(self, given: Given, side: int, at_share: Callable[[float], None]) -> Tensor:
         unet = self.experiment.restorer.unet
         assert isinstance(unet, UNet)
-        done, count = 0.0, 1
+        done = 0.0
+        count = 1 if sampling.SAMPLERS[self.sampler].is_single else -(-given.t // self.stride)
 
         def at_tile(share: float) -> None:
             at_share((done + share) / count)
 
-        built = self.experiment.with_network(tiling.Tiled(unet, side, at_tile))
+        built = dataclasses.replace(self.experiment, pieces=memory.Pieces(1))  # a tile is as large as fits
+        built = built.with_network(tiling.Tiled(unet, side, at_tile))
         numbers = [0] * len(given.x_t)
         way = {"sampler": self.sampler, "stride": self.stride, "seed": self.seed, "numbers": numbers, "bits": BITS}
         with torch.no_grad():
             x = given.x_t
             for step in built.restore(given.x_t, given.t, given.frozen, **way):  # type: ignore[arg-type]
-                x, done, count = step.x, float(step.index), step.count
+                x, done = step.x, float(step.index)
                 at_share(done / count)
             if self.is_consistent:
                 x = self.project(x, given)
@@ -144,9 +162,13 @@ class Blind:
         """
         again = self.operator(x0_hat, given.t, given.frozen)
         wanted = dequantize(given.x_t, again, BITS)
-        floor = self.experiment.config.model.floor
+        floor = max(self.experiment.config.model.floor, FLOOR)
         by = (given.t, given.frozen, floor)
         return x0_hat + (self.operator.invert(wanted, *by) - self.operator.invert(again, *by))
+
+    def _seen(self, x_t: Tensor) -> Tensor:
+        """Return what a severity is estimated by, a picture (1, C, H, W): with its colours, if a gray run has them."""
+        return x_t if len(x_t) == 1 else x_t.transpose(0, 1)
 
     def _stack(self, picture: Tensor) -> Tensor:
         own, channels = len(picture), self.experiment.channels
@@ -201,12 +223,28 @@ def detailed(picture: Tensor, side: int) -> Tensor:
     return _window(picture, top, left, height, width)
 
 
-def middle(x: Tensor, side: int) -> tuple[slice, slice, slice]:
-    """Return what takes the middle of pictures (C, H, W), up to side x side pixels; all of one that is no larger."""
-    height, width = x.shape[-2:]
-    tops = [max(0, (n - side) // 2) for n in (height, width)]
-    rows, columns = (slice(top, n - top) for top, n in zip(tops, (height, width), strict=True))
-    return slice(None), rows, columns
+def around(x: Tensor, side: int, place: tuple[int, int] | None = None) -> tuple[slice, slice, slice]:
+    """Return what takes a window of up to side x side pixels of pictures (C, H, W), around a place or their middle."""
+    row, column = place or (x.shape[-2] // 2, x.shape[-1] // 2)
+    spans = []
+    for n, middle in zip(x.shape[-2:], (row, column), strict=True):
+        first = min(max(0, middle - side // 2), max(0, n - side))
+        spans.append(slice(first, min(first + side, n)))
+    return slice(None), spans[0], spans[1]
+
+
+def hole(given: Given, operator: Degradation) -> tuple[int, int] | None:
+    """Return the middle (row, column) of what an operator hides of a picture, None where it hides nothing."""
+    ones = torch.ones_like(given.x_t[:1])
+    rows, columns = (operator(ones, given.t, given.frozen[:1])[0].mean(0) < HIDDEN).nonzero(as_tuple=True)
+    return (int(rows.float().mean()), int(columns.float().mean())) if len(rows) else None
+
+
+def _for_each(value: Tensor, x_t: Tensor) -> Tensor:
+    """Return a random field of one picture for all of a batch: a colour's channels one by one where x_t has them so."""
+    if len(x_t) > 1 and value.shape == (1, len(x_t)):
+        return value.T
+    return value.expand(len(x_t), *value.shape[1:])
 
 
 def _window(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:

@@ -108,7 +108,8 @@ class Experiment:
         x_t = torch.empty_like(x0)
         for number, variant in enumerate(self.variants):
             own = (drawn == number).nonzero()[:, 0]
-            x_t[own] = variant(x0[own], t[own], frozen[own])
+            if len(own):  # an FFT of nothing is an error
+                x_t[own] = variant(x0[own], t[own], frozen[own])
         return x_t
 
     def freeze(self, x0: Tensor, generator: Generators) -> Frozen:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import UsageError, is_out_of_memory
 from colddiff_core.files import whole
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -114,6 +114,8 @@ def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise UsageError(f"{path} is not an image that can be read.", f"Known formats: {', '.join(FORMATS)}.") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
+        if is_out_of_memory(error):  # that is not the file's fault
+            raise
         raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
 
 

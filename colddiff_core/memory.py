@@ -90,8 +90,8 @@ class Pieces:
     size: images at a time, None for all of a batch. It is halved whenever memory runs out, and stays so.
     """
 
-    def __init__(self) -> None:
-        self.size: int | None = None
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
 
     def __call__(
         self,

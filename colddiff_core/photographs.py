@@ -148,6 +148,12 @@ def upright(photograph: Photograph, pixels: Tensor) -> Tensor:
     return pixels if turn is None else turn(pixels)
 
 
+def size_beside(photograph: Photograph) -> tuple[int, int]:
+    """Return the width and height of what `beside` makes of a photograph."""
+    height, width = upright(photograph, photograph.pixels[:1]).shape[-2:]
+    return 2 * width + max(images.GAP, width // GAP), height
+
+
 def beside(photograph: Photograph, before: Tensor, after: Tensor) -> Photograph:
     """Return a photograph of two pictures, the first on the left, upright and of full size, with a thin gap.
 
@@ -156,7 +162,7 @@ def beside(photograph: Photograph, before: Tensor, after: Tensor) -> Photograph:
     channels = max(len(before), len(after))
     left, right = (upright(photograph, x).expand(channels, -1, -1) for x in (before, after))
     _, height, width = left.shape
-    gap = max(images.GAP, width // GAP)
+    gap = size_beside(photograph)[0] - 2 * width
     ground = images.to_floats(torch.tensor(images.BACKGROUND[:channels], dtype=torch.uint8)).view(-1, 1, 1)
     pixels = ground.repeat(1, height, 2 * width + gap)
     pixels[..., :width], pixels[..., width + gap :] = left, right

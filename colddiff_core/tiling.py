@@ -32,7 +32,9 @@ class Tiled(nn.Module):
         self.body_dtype = unet.body_dtype
         rim, self.feather = (UNBOUNDED_RIM, UNBOUNDED_FEATHER) if unet.reach is None else (unet.reach, FEATHER)
         self.overlap = _up(2 * (rim + self.feather), unet.divisor)
-        self.side = max(side, self.overlap + 4 * self.feather)  # so that no pixel is of three tiles along an axis
+        self.side = _up(
+            max(side, self.overlap + 4 * self.feather), unet.divisor
+        )  # so that no pixel is of three tiles along an axis
 
     def is_whole(self, height: int, width: int) -> bool:
         """Tell whether a picture is taken at once."""

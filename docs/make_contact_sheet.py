@@ -21,6 +21,7 @@ OPERATORS = (
     ("blur", {"steps": 200, "kernel_size": 15, "padding": "reflect"}),
     ("mask", {"steps": 100, "std": 0.2, "growth": 0.2, "location": "center"}),
     ("mask", {"steps": 200, "std": 0.5, "growth": 0.5, "location": "center", "fill": "color"}),
+    ("holes", {"steps": 20, "count": 5, "size": 0.4}),
     ("pixelate", {"steps": 6}),
     ("desaturate", {"steps": 20}),
     ("snow", {"steps": 200, "level": 4}),

@@ -378,7 +378,10 @@ print(floats, read, memory("VmHWM") - before)
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's count of memory")
 def test_a_large_photograph_is_held_once(tmp_path):
-    """12 megapixels, in a process of its own: beside the floats at most 75 MB, what 150 MB are to 24 megapixels."""
+    """12 megapixels, in a process of its own: beside the floats less than they take, so never a second copy of them.
+
+    Mostly it is 45 to 80 MB, a copy of 8 bits and some rows; but the allocator may give freed pages back late.
+    """
     Image.linear_gradient("L").resize((4000, 3000)).convert("RGB").save(tmp_path / "big.jpg")
     picture().save(tmp_path / "small.jpg")
     names = [str(tmp_path / name) for name in ("big.jpg", "small.jpg", "out.jpg")]
@@ -391,5 +394,5 @@ def test_a_large_photograph_is_held_once(tmp_path):
     )
     floats, on_the_way_in, on_the_way_out = map(float, told.stdout.split())
     assert floats == pytest.approx(137.3, abs=0.1)
-    assert on_the_way_in < 75
-    assert on_the_way_out < 75
+    assert on_the_way_in < floats
+    assert on_the_way_out < floats

@@ -112,26 +112,30 @@ def degrade(
 
     with series.Series(targets, "degrade", settings if is_series else None, resume=resume, force=force) as own:
 
-        def work(number: int, at_share: one_by_one.AtShare) -> None:
+        def work(number: int, at_share: one_by_one.AtShare) -> Callable[[], None]:
             pictures = make(number)
-            if animate:
-                images.write_animation(pictures, own.place(number))
-            else:
-                picture = images.beside(pictures)
-                images.write(picture, own.place(number))
-                if len(files) <= series.MANY:
-                    screen.picture(picture)
-            if not screen.is_json and len(files) <= series.MANY:
-                screen.say(str(targets[number]))
 
-        done = one_by_one.make(screen, own, files, "degrading", work)
+            def write() -> None:
+                if animate:
+                    images.write_animation(pictures, own.place(number))
+                else:
+                    picture = images.beside(pictures)
+                    images.write(picture, own.place(number))
+                    if len(files) <= series.MANY:
+                        screen.picture(picture)
+                if not screen.is_json and len(files) <= series.MANY:
+                    screen.say(str(targets[number]))
+
+            return write
+
+        done, kept = one_by_one.make(screen, own, files, "degraded", work)
     screen.result(
         {
             "operator": operator.name,
             "t": severity,
             "steps": operator.steps,
             "files": [str(targets[number]) for number in done],
-            "kept": len(own.kept),
+            "kept": kept,
         }
     )
 

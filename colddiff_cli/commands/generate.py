@@ -146,7 +146,7 @@ def generate(
         outcome |= _measure(screen, made, reference, title, neighbours_path)
     if out_dir is not None:
         _tell_of_others(screen, out_dir, (*singles, grid_path, neighbours_path))
-        screen.say(series.summary(own, count))
+        screen.say(series.summary(own.folder, count, len(own.kept)))
     screen.result(outcome, grid_path)
 
 

@@ -92,8 +92,9 @@ def sample(
         ),
     ] = None,
     colour: Annotated[
-        str, typer.Option("--colour", help="With --degraded: how a gray run takes colour: channels, luma.")
-    ] = "channels",
+        str | None,
+        typer.Option("--colour", help="With --degraded: how a gray run takes colour: channels (one by one), luma."),
+    ] = None,
     resume: options.Resume = False,
     precision: options.Precision = None,
     compiled: options.Compile = None,
@@ -116,7 +117,7 @@ def sample(
             photos.Asked(
                 t=t,
                 mask=mask,
-                colour=colour,
+                colour=colour or photos.COLOURS[0],
                 is_consistent=consistent,
                 is_compared=compare,
                 sampler=sampler,
@@ -131,7 +132,7 @@ def sample(
             overrides,
         )
         return
-    _check_own(mask=mask is not None, compare=compare, consistent=consistent is not None)
+    _check_own(mask=mask is not None, compare=compare, consistent=consistent is not None, colour=colour is not None)
     files = inputs.listed(names) if names else []
     _check(out_dir, resume, len(files) or n or TEST_IMAGES)
     config = found.config(overrides)
@@ -139,7 +140,7 @@ def sample(
     from colddiff_core import restoration, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
-    severity = built.operator.steps if t is None else photos.whole(t)
+    severity = built.operator.steps if t is None else photos.whole(t, is_degraded=False)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace, severity)
     ending = f"{name}-t{severity:03d}.png"
@@ -178,7 +179,7 @@ def sample(
     if out_dir is not None:
         if picture and source.count > SHOWN:
             screen.say(f"on the sheet: the first {SHOWN} of {counted(source.count, 'image')}")
-        screen.say(series.summary(own, len(numbers)))
+        screen.say(series.summary(own.folder, len(numbers), len(own.kept)))
     outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(numbers)}
     outcome |= {"precision": built.precision, "picture": picture and str(picture), "animation": film and str(film)}
     outcome |= {"files": [str(targets[number]) for number in numbers] if out_dir else [], "kept": len(own.kept)}

@@ -13,6 +13,7 @@ from colddiff_core.datasets.files import decode, find_split, list_images
 from colddiff_core.datasets.folder import hashed_split
 from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import UsageError
+from colddiff_core.images import LUMA
 
 CIFAR_SIDE = 32
 LOSSY = frozenset({".jpg", ".jpeg"})
@@ -98,8 +99,7 @@ def _read_binary(folder: Path, request: Request) -> ImageSet:
     table = torch.from_numpy(records).view(-1, CIFAR_RECORD)
     pixels = table[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
     if request.channels == 1:
-        luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-        pixels = (pixels * luma).sum(1, keepdim=True).round().to(torch.uint8)
+        pixels = (pixels * LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True).round().to(torch.uint8)
     return ImageSet(fit(pixels, dataclasses.replace(request, channels=0)), table[:, 0].long())
 
 

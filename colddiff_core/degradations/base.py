@@ -21,7 +21,7 @@ from colddiff_core.settings import setting, settings_of, take
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Severity = int | Tensor
 MOST_STEPS = 10_000
-SPREAD = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the variants of an operator, in units of the jitter
+VARIANTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the variants of an operator, in units of the jitter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Degradation:
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
     is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `undo` inverts it part by part
-    is_projected: ClassVar[bool] = True  # of a linear operator: photographs gain by D(x0_hat, t) = x_t
     is_colouring: ClassVar[bool] = False  # a gray picture may be what it made of one in colour
     has_estimate: ClassVar[bool] = False
+    estimated: ClassVar[tuple[str, ...]] = ()  # the random fields that an estimate tells
     second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)

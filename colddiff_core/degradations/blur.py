@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.base import MOST_STEPS, SPREAD, Degradation, Estimate, Frozen
+from colddiff_core.degradations.base import MOST_STEPS, VARIANTS, Degradation, Estimate, Frozen
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.spectrum import blur_evidence, tile_sides
 from colddiff_core.degradations.traces import settle
@@ -66,7 +66,7 @@ class Blur(Degradation):
         growth = self.growth if self.schedule == "linear" else 0.0  # elsewhere it is no width
         return tuple(
             dataclasses.replace(self, std=self.std * (1 + jitter * part), growth=self.growth + growth * jitter * part)
-            for part in SPREAD
+            for part in VARIANTS
         )
 
     def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
@@ -106,6 +106,8 @@ class Blur(Degradation):
         down, along = self.stack.gains(height, severities), self.stack.gains(width, severities)
         down = torch.cat([down, down[:, 1 : (height + 1) // 2].flip(1)], 1)
         evidence = blur_evidence(x_t, (down.square(), along.square()))
+        if not evidence.any():
+            raise UsageError("The picture is too small or too flat to tell its blur.", "Give --t.")
         return settle(severities, evidence, lambda t: f"a blur of {float(widths[t]):.1f} pixels" if t else "no blur")
 
     def _widths(self) -> Tensor:

@@ -35,10 +35,11 @@ class Composite(Degradation):
     def variants(self, jitter: float) -> tuple[Degradation, ...]:
         each = [part.variants(jitter) for part in self.parts]
         count = max(map(len, each))
-        return tuple(
+        made = [
             dataclasses.replace(self, parts=tuple(own[number * len(own) // count] for own in each))
             for number in range(count)
-        )
+        ]
+        return tuple(made if self in made else [self, *made])
 
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
         drawn: dict[str, Tensor] = {}

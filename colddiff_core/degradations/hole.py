@@ -19,6 +19,7 @@ LIVELY = 30.0  # levels off the hole's colour, or off the neighbours, that count
 LARGEST = 2**20  # pixels that the search runs over; a larger picture is looked at in every so many-th row and column
 SCALES = 9  # hole sizes that are searched for
 AROUND = 3  # pixels about a place found in which its true centre is looked for
+WIDEST = 2048  # pixels of a side among which a place's surroundings are drawn
 SAMPLE = 2000  # pixels around a place that are compared with each severity
 ALIKE = 100.0  # pixels of a photograph that tell no more than one, their neighbours being like them
 STRAY = 0.02 / 256  # of a pixel's chance: edited, or changed by compression
@@ -114,13 +115,15 @@ def _sample(y: Tensor, masks: Masks, row: int, col: int) -> tuple[Tensor, Tensor
     """Return some pixels around a place: values (C, N), rows and columns (N,)."""
     radius = int(masks.radius(len(masks.table) - 1, 0.995)) + 1
     top, left = max(row - radius, 0), max(col - radius, 0)
-    part = y[:, top : row + radius + 1, left : col + radius + 1]
+    # Of a wide surrounding every few pixels, for more than 2^24 cannot be drawn from.
+    stride = max(1, -(-2 * radius // WIDEST))
+    part = y[:, top : row + radius + 1 : stride, left : col + radius + 1 : stride]
     height, width = part.shape[-2:]
     generator = torch.Generator().manual_seed(0)
     # As many at every distance: a small hole would get none of a wide square's pixels.
     count = min(SAMPLE, height * width)
-    rows = torch.arange(height)[:, None].expand(height, width).reshape(-1) + top
-    cols = torch.arange(width).expand(height, width).reshape(-1) + left
+    rows = torch.arange(height)[:, None].expand(height, width).reshape(-1) * stride + top
+    cols = torch.arange(width).expand(height, width).reshape(-1) * stride + left
     apart = ((rows - row).square() + (cols - col).square()).float().sqrt() + 1
     chosen = (
         torch.multinomial(1 / apart, count, generator=generator) if count < len(apart) else torch.arange(len(apart))

@@ -59,6 +59,7 @@ class Holes(Degradation):
     frozen_type = FrozenHoles
     has_inverse = True
     has_estimate = True
+    estimated = ("turn",)
     is_linear = True
 
     steps: int = setting(20, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from colddiff_core.degradations.base import (
     MOST_STEPS,
-    SPREAD,
+    VARIANTS,
     Degradation,
     Estimate,
     Frozen,
@@ -30,6 +30,7 @@ from colddiff_core.settings import setting
 
 REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
 MOST_ENTRIES = 2**25  # of a table that is kept: 128 MB
+LEAST = 0.001  # pixels
 UNSEEN = 1 / 255  # of a pixel that 8 bits do not tell from gray
 CANDIDATES = 100  # severities that are compared at most where a picture's own is looked for
 NODES = 4096  # per width, of the radial table where squared distances are too many
@@ -62,9 +63,10 @@ class Mask(Degradation):
     has_inverse = True
     has_estimate = True
     is_linear = True
+    estimated = ("center_row", "center_col", "color")
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
-    std: float = setting(1.1, "width of the first step's Gaussian, in pixels", minimum=0.001)
+    std: float = setting(1.1, "width of the first step's Gaussian, in pixels", minimum=LEAST)
     growth: float = setting(0.1, "how much wider each further step's is, in pixels", minimum=0)
     location: Literal["random", "center"] = setting("random", "where the hole is")
     fill: Literal["gray", "color"] = setting("gray", "what is in it: gray, or a colour of each image's own")
@@ -79,8 +81,10 @@ class Mask(Degradation):
         return ("color", "degraded") if self.fill == "color" else ("degraded",)
 
     def variants(self, jitter: float) -> tuple[Degradation, ...]:
-        scales = [1 + jitter * part for part in SPREAD]
-        return tuple(dataclasses.replace(self, std=self.std * scale, growth=self.growth * scale) for scale in scales)
+        scales = [1 + jitter * part for part in VARIANTS]
+        return tuple(
+            dataclasses.replace(self, std=max(self.std * scale, LEAST), growth=self.growth * scale) for scale in scales
+        )
 
     def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMask:
         count, channels, height, width = x0.shape

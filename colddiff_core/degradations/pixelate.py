@@ -154,8 +154,8 @@ class Pixelate(Degradation):
         energy = first = _energy(residual)
         for _ in range(ITERATIONS):
             image = normal(direction)
-            # An image that is done, or was empty, stays as it is.
             share = energy / (direction * image).sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x_t.dtype).tiny)
+            share = torch.where(energy > ENOUGH**2 * first, share, 0.0)  # whatever its neighbours still need
             found.addcmul_(share, direction)
             residual.addcmul_(share, image, value=-1)
             before, energy = energy, _energy(residual)

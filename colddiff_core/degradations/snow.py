@@ -25,6 +25,7 @@ from colddiff_core.degradations.flakes import snow_evidence
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
+from colddiff_core.images import LUMA
 from colddiff_core.separable import MatrixStack
 from colddiff_core.settings import setting
 
@@ -42,7 +43,6 @@ class Level(NamedTuple):
 
 SMALLEST = 16  # pixels of a side whose halves still have something to share
 SPREAD = 0.3  # of the seed matrix
-LUMA = torch.tensor((0.299, 0.587, 0.114))
 LEVELS = {
     # ImageNet-C's (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
     1: Level(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
