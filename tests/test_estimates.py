@@ -23,8 +23,9 @@ CASES = {
     "snow": {"steps": 50, "level": 3},
     "holes": {"steps": 1},  # of which form they are says more than how far they have grown
 }
-# Of the truth, at severities from a third of the steps on, for scikit-learn's two photographs.
-WITHIN = {"blur": 0.15, "pixelate": 0.0, "desaturate": 0.1, "mask": 0.1, "snow": 0.5, "holes": 0.0}
+# Of the truth, at severities from a third of the steps on, for a part of each of scikit-learn's two photographs. The
+# one's roof tiles are busier than most pictures and hide half of the snow; the flower's is found to a tenth.
+WITHIN = {"blur": 0.15, "pixelate": 0.0, "desaturate": 0.1, "mask": 0.1, "snow": 0.6, "holes": 0.0}
 ESTIMATING = [name for name in degradations.names() if degradations.find(name).has_estimate]
 
 

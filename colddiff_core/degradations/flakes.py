@@ -24,9 +24,9 @@ DEGREE = 4  # of the courses
 NEAR = 0.07  # of the steps
 WORTH = 0.7  # of the evidence: photographs are not as even as made-up pictures
 # Photographs' brightness and contrast in [0, 1] vary about as much (scikit-image's and scikit-learn's photographs,
-# faces of CelebA's training images, cats of AFHQ's). At this fall of the made-up pictures' spectrum those pictures'
-# snow is told without bias: at 1.1 a fifteenth too heavy, at 1.9 a tenth too light.
-FALL = 1.4  # the power of the frequency
+# faces of CelebA's training images, cats of AFHQ's). With this range of falls of the made-up pictures' spectrum those
+# photographs' snow is told without bias; with 1.1 alone it came out a fifteenth too heavy, with 1.9 a tenth too light.
+FALL = (1.1, 1.7)  # the power of the frequency
 BRIGHTNESS = (0.15, 0.85)
 CONTRAST = (0.12, 0.3)
 
@@ -65,7 +65,8 @@ def signs(x: Tensor) -> Tensor:
     """Return what tells snow of pictures (B, C, H, W) float32 in [-1, 1]: (B, K) float64.
 
     The contrast that opposite pixels share, at each of SCALES, along the direction that has more
-    of it and the other; then what share of the pixels is white and so are their opposites.
+    of it and the other; then what share of the pixels is white and so are their opposites, and the contrast
+    that pixels have by themselves, for a busy photograph hides what they share.
     """
     y = (x.amin(1, keepdim=True) + 1) / 2  # the channel that the snow fills last
     turned = y.flip(-2, -1)
@@ -73,6 +74,7 @@ def signs(x: Tensor) -> Tensor:
     free = (torch.maximum(y, turned) < FULL).to(y.dtype)
     held = y * free
     found: list[Tensor] = []
+    every: list[Tensor] = []
     for scale in SCALES:
         if scale > min(y.shape[-2:]) // 2:
             found += found[-2:]
@@ -92,11 +94,13 @@ def signs(x: Tensor) -> Tensor:
             steps, turned_steps = here.diff(dim=axis), there.diff(dim=axis)
             # The smaller of two steps that agree: an edge of the photograph alone counts for nothing.
             agreed = ((steps + turned_steps).abs_() - (steps - turned_steps).abs_()).mul_(both)
-            shared.append(agreed.sum((1, 2, 3)) / 2 / both.sum((1, 2, 3)).clamp(min=1))
+            count = both.sum((1, 2, 3)).clamp(min=1)
+            shared.append(agreed.sum((1, 2, 3)) / 2 / count)
+            every.append((steps.abs_() * both).sum((1, 2, 3)) / count)
         ordered = torch.stack(shared, 1).sort(1).values
         found += [torch.asinh(ordered[:, 1] / LEAST), torch.asinh(ordered[:, 0] / LEAST)]
     whole = torch.asinh((darker >= FULL).to(y.dtype).mean((1, 2, 3)) / RARE)
-    return torch.stack([*found, whole], 1).double()
+    return torch.stack([*found, whole, torch.asinh(sum(every, torch.zeros(())) / len(every) / LEAST)], 1).double()
 
 
 def _photographs(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -104,7 +108,8 @@ def _photographs(shape: tuple[int, int, int], generator: torch.Generator) -> Ten
     count, height, width = shape
     radius = (torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width).square()).sqrt()
     noise = torch.fft.rfft2(torch.randn(shape, generator=generator))
-    drawn = torch.fft.irfft2(noise / radius.clamp(min=1 / max(height, width)) ** FALL, s=(height, width))
+    fall = FALL[0] + torch.rand((count, 1, 1), generator=generator) * (FALL[1] - FALL[0])
+    drawn = torch.fft.irfft2(noise / radius.clamp(min=1 / max(height, width)) ** fall, s=(height, width))
     drawn = drawn - drawn.mean((1, 2), keepdim=True)
     drawn = drawn / drawn.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-9)
     where = torch.rand((2, count, 1, 1), generator=generator)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colddiff_core.degradations.traces import levels
+
 NODES = 8192  # of the radial table
 LIVELY = 30.0  # levels off the hole's colour, or off the neighbours, that count as no hole at all
 LARGEST = 2**20  # pixels that the search runs over; a larger picture is looked at in every so many-th row and column
@@ -58,19 +60,23 @@ class Masks:
         return float((self.table[row] < kept).sum()) / (NODES - 1) * self.reach
 
 
-def find_hole(y: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, int] | None) -> Hole:
+def find_hole(x: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, int] | None) -> Hole:
     """Return the likeliest hole in a picture.
 
-    y: (C, H, W) float32, levels; color: (C,) levels or None where it is unknown; centre: where it is known.
+    x: (C, H, W) float32 in [-1, 1], rounded to 8 bits; color: (C,) levels, None where it is unknown; centre: where it
+    is known.
     """
-    own = _histogram(y)
-    places = [centre] if centre else _places(y, masks, color)
-    seen = [_closely(y, masks, color if color is not None else y[:, row, col], row, col, own) for row, col in places]
+    own = _histogram(x)
+    places = [centre] if centre else _places(x, masks, color)
+    seen = [
+        _closely(x, masks, color if color is not None else levels(x[:, row, col]).round(), row, col, own)
+        for row, col in places
+    ]
     hole = max(seen, key=lambda found: float(found.evidence.max()))
     if centre or not int(hole.evidence.argmax()):
         return hole
-    hole = _climbed(y, masks, hole)
-    found = None if color is None else _by_pattern(y, masks, hole)
+    hole = _climbed(x, masks, hole)
+    found = None if color is None else _by_pattern(x, masks, hole)
     if found:
         return found
     # Holes of many sizes fit nearly as well, each with its centre a little off.
@@ -79,10 +85,10 @@ def find_hole(y: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, 
     return dataclasses.replace(hole, evidence=evidence)
 
 
-def _places(y: Tensor, masks: Masks, color: Tensor | None) -> list[tuple[int, int]]:
+def _places(x: Tensor, masks: Masks, color: Tensor | None) -> list[tuple[int, int]]:
     """Return where the picture is nearest to the colour, or flattest, over discs of several sizes."""
-    stride = max(1, math.ceil(math.sqrt(y.shape[-2] * y.shape[-1] / LARGEST)))
-    y = y[:, ::stride, ::stride]
+    stride = max(1, math.ceil(math.sqrt(x.shape[-2] * x.shape[-1] / LARGEST)))
+    y = levels(x[:, ::stride, ::stride]).round()
     if color is not None:
         lively = (y - color[:, None, None]).abs().amax(0)
     else:
@@ -111,13 +117,13 @@ def _places(y: Tensor, masks: Masks, color: Tensor | None) -> list[tuple[int, in
     return list(dict.fromkeys(found))
 
 
-def _sample(y: Tensor, masks: Masks, row: int, col: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sample(x: Tensor, masks: Masks, row: int, col: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return some pixels around a place: values (C, N), rows and columns (N,)."""
     radius = int(masks.radius(len(masks.table) - 1, 0.995)) + 1
     top, left = max(row - radius, 0), max(col - radius, 0)
     # Of a wide surrounding every few pixels, for more than 2^24 cannot be drawn from.
     stride = max(1, -(-2 * radius // WIDEST))
-    part = y[:, top : row + radius + 1 : stride, left : col + radius + 1 : stride]
+    part = x[:, top : row + radius + 1 : stride, left : col + radius + 1 : stride]
     height, width = part.shape[-2:]
     generator = torch.Generator().manual_seed(0)
     # As many at every distance: a small hole would get none of a wide square's pixels.
@@ -128,12 +134,12 @@ def _sample(y: Tensor, masks: Masks, row: int, col: int) -> tuple[Tensor, Tensor
     chosen = (
         torch.multinomial(1 / apart, count, generator=generator) if count < len(apart) else torch.arange(len(apart))
     )
-    return part.reshape(len(part), -1)[:, chosen], rows[chosen], cols[chosen]
+    return levels(part.reshape(len(part), -1)[:, chosen]).round(), rows[chosen], cols[chosen]
 
 
-def _closely(y: Tensor, masks: Masks, color: Tensor, row: int, col: int, own: Tensor) -> Hole:
+def _closely(x: Tensor, masks: Masks, color: Tensor, row: int, col: int, own: Tensor) -> Hole:
     """Return the evidence of every severity at one place, by the spread of the pixels around it."""
-    values, rows, cols = _sample(y, masks, row, col)
+    values, rows, cols = _sample(x, masks, row, col)
     distance = ((rows - row).square() + (cols - col).square()).float().sqrt()
     kept = masks.at(distance)[:, None]
     before = (values - color[:, None]) / kept.clamp(min=1e-4) + color[:, None]
@@ -152,10 +158,12 @@ def _crowd(distance: Tensor) -> Tensor:
     return torch.bincount(ring)[ring].float()
 
 
-def _histogram(y: Tensor) -> Tensor:
+def _histogram(x: Tensor) -> Tensor:
     """Return the running share of a picture's levels below 0, 1, .. 256, a part of it spread evenly: (257,) float32."""
-    stride = max(1, math.ceil(math.sqrt(y.shape[-2] * y.shape[-1] / LARGEST)))
-    counts = torch.bincount(y[:, ::stride, ::stride].round().long().flatten().clamp(0, 255), minlength=256).float()
+    stride = max(1, math.ceil(math.sqrt(x.shape[-2] * x.shape[-1] / LARGEST)))
+    counts = torch.bincount(
+        levels(x[:, ::stride, ::stride]).round().long().flatten().clamp(0, 255), minlength=256
+    ).float()
     share = 0.7 * counts / counts.sum() + 0.3 / 256
     return torch.cat([torch.zeros(1), share.cumsum(0)])
 
@@ -171,7 +179,7 @@ def _chance(own: Tensor, value: Tensor, half: Tensor) -> Tensor:
     return (below(value + half) - below(value - half)) / (2 * half)
 
 
-def _by_pattern(y: Tensor, masks: Masks, hole: Hole) -> Hole | None:
+def _by_pattern(x: Tensor, masks: Masks, hole: Hole) -> Hole | None:
     """Return the hole with its centre and severity found to the pixel, by the pattern of rounding if that is clear."""
     best = int(hole.evidence.argmax())
     last = len(masks.table) - 1
@@ -180,10 +188,10 @@ def _by_pattern(y: Tensor, masks: Masks, hole: Hole) -> Hole | None:
         (hole.row + down, hole.col + along)
         for down in range(-AROUND, AROUND + 1)
         for along in range(-AROUND, AROUND + 1)
-        if 0 <= hole.row + down < y.shape[-2] and 0 <= hole.col + along < y.shape[-1]
+        if 0 <= hole.row + down < x.shape[-2] and 0 <= hole.col + along < x.shape[-1]
     ]
-    own = _histogram(y)
-    values, rows, cols = _sample(y, masks, hole.row, hole.col)
+    own = _histogram(x)
+    values, rows, cols = _sample(x, masks, hole.row, hole.col)
     scores = []
     for row, col in places:
         distance = ((rows - row).square() + (cols - col).square()).float().sqrt()
@@ -192,22 +200,22 @@ def _by_pattern(y: Tensor, masks: Masks, hole: Hole) -> Hole | None:
     apart = every - every.median()
     if apart.max() > PATTERN_CLEAR * 1.48 * apart.abs().median():
         row, col = places[int(every.amax(1).argmax())]
-        found = _closely(y, masks, hole.color, row, col, own)
+        found = _closely(x, masks, hole.color, row, col, own)
         evidence = found.evidence.clone()
         evidence[rows_of] += PATTERN_WORTH * apart.amax(0)
         return dataclasses.replace(found, evidence=evidence)
     return None
 
 
-def _climbed(y: Tensor, masks: Masks, hole: Hole) -> Hole:
+def _climbed(x: Tensor, masks: Masks, hole: Hole) -> Hole:
     """Return the likeliest hole that is reached from one by moving its centre, by fewer and fewer pixels."""
-    own = _histogram(y)
+    own = _histogram(x)
     step = 8
     while step:
         moved = [
-            _closely(y, masks, hole.color, row, col, own)
+            _closely(x, masks, hole.color, row, col, own)
             for row, col in ((hole.row + a * step, hole.col + b * step) for a in (-1, 0, 1) for b in (-1, 0, 1))
-            if 0 <= row < y.shape[-2] and 0 <= col < y.shape[-1] and (row, col) != (hole.row, hole.col)
+            if 0 <= row < x.shape[-2] and 0 <= col < x.shape[-1] and (row, col) != (hole.row, hole.col)
         ]
         top = max([hole, *moved], key=lambda found: float(found.evidence.max()))
         step = step if top is not hole else step // 2

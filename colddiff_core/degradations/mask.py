@@ -23,7 +23,7 @@ from colddiff_core.degradations.base import (
 from colddiff_core.degradations.hole import NODES as RADII
 from colddiff_core.degradations.hole import Masks, find_hole
 from colddiff_core.degradations.registry import register
-from colddiff_core.degradations.traces import levels, settle
+from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
 from colddiff_core.settings import setting
@@ -131,10 +131,10 @@ class Mask(Degradation):
             raise UsageError("The picture is of one colour, hole or not.", "Give --t.")
         severities = torch.linspace(0, self.steps, min(self.steps, CANDIDATES) + 1).round().long()
         masks = self._radial(severities)
-        y = levels(x_t)[0].round()
-        color = torch.full((len(y),), 127.5) if self.fill == "gray" else None
-        centre = (max(y.shape[-2] // 2 - 1, 0), max(y.shape[-1] // 2 - 1, 0)) if self.location == "center" else None
-        hole = find_hole(y, masks, color, centre)
+        x = x_t[0]
+        color = torch.full((len(x),), 127.5) if self.fill == "gray" else None
+        centre = (max(x.shape[-2] // 2 - 1, 0), max(x.shape[-1] // 2 - 1, 0)) if self.location == "center" else None
+        hole = find_hole(x, masks, color, centre)
         fields = {
             "center_row": torch.tensor([hole.row]),
             "center_col": torch.tensor([hole.col]),
