@@ -88,11 +88,13 @@ class Holes(Degradation):
         return torch.where(frozen.turn.unsqueeze(1) > at(self.shares, t, x0), x0, 0.0)
 
     def undo(self, x_t: Tensor, t: int | Tensor, frozen: FrozenHoles, floor: float) -> Tensor:
-        """Return x_t where it is seen and 0 in the holes: D is a projection, and so its own pseudo-inverse.
+        """Return x_t where it is seen, and in the holes a smooth surface through what is seen around them.
 
+        Any value there is an inverse of D; this one is linear in x_t, and what a network has to add to it is detail.
         There is nothing for the floor to hold back, for K_t has no entry between 0 and 1.
         """
-        return self.degrade(x_t, t, frozen)
+        seen = (frozen.turn.unsqueeze(1) > at(self.shares, t, x_t)).to(x_t.dtype)
+        return _filled(x_t, seen)
 
     def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
         if not hidden.any((-2, -1)).all():
@@ -135,6 +137,22 @@ class Holes(Degradation):
             gauge = torch.where(kind < 1 / 3, ellipse, torch.where(kind < 2 / 3, rectangle, stroke))
             torch.minimum(turn, gauge, out=turn)
         return turn
+
+
+def _filled(x: Tensor, seen: Tensor) -> Tensor:
+    """Return pictures (B, C, H, W) with what is not seen, where seen (B, 1, H, W) is 0, taken from coarser scales.
+
+    Means of the seen pixels are pulled to half the resolution until every one has some, and pushed back up between
+    them; 0 where nothing is seen at all. Source: Gortler et al. 1996 (pull-push).
+    """
+    if min(x.shape[-2:]) == 1 and max(x.shape[-2:]) == 1:
+        return x * seen
+    size = x.shape[-2:]
+    value, weight = (F.avg_pool2d(v, 2, ceil_mode=True, count_include_pad=False) for v in (x * seen, seen))
+    coarse = value / weight.clamp(min=torch.finfo(x.dtype).tiny)
+    if bool((weight == 0).any()):
+        coarse = _filled(coarse, (weight > 0).to(x.dtype))
+    return torch.where(seen > 0, x, F.interpolate(coarse, size=size, mode="bilinear"))
 
 
 def _between(ends: tuple[float, float], share: Tensor) -> Tensor:
