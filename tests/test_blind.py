@@ -218,3 +218,59 @@ def test_the_window_shown_is_where_there_is_most_to_see():
     assert window.shape == (3, 120, 120)
     assert (window != 0).float().mean() > 0.6
     assert blind.detailed(x[:, :50, :60], 120).shape == (3, 50, 60)
+
+
+@pytest.mark.parametrize("made", [("photos-mask-small",), GAUSSIAN])
+def test_a_hole_that_is_not_found_is_not_made_up(made):
+    fill = worker(*made)
+    given = fill.look(scene(), 5)
+    assert not given.is_known
+    with pytest.raises(UsageError, match=r"was not found.\n?"):
+        fill.restore(given)
+
+
+def test_where_only_the_hole_is_looked_for_its_severity_is_the_users():
+    fill = worker("photos-mask-small", 3, is_consistent=True)
+    x = scene()
+    x[:, 10:18, 40:52] = images.quantize(torch.zeros(1), 8)
+    given = fill.look(x, 20)
+    assert (given.t, given.is_known, given.estimate) == (20, True, None)
+    assert fill.restore(given)[:, 10:18, 40:52].abs().max() > 2 / 255
+
+
+def test_a_severity_that_is_given_needs_no_trace():
+    flat = torch.full((3, 12, 12), 0.25)
+    for preset in ("photos-snow-small", "photos-blur-small"):
+        assert worker(preset).restore(worker(preset).look(flat, 2)).shape == flat.shape
+
+
+def test_the_floor_of_float32_runs_does_not_let_the_rounding_in():
+    sharpen = worker("photos-blur-small", 3, "model.floor=1e-5")
+    x0 = scene()
+    given = sharpen.look(degraded(sharpen.experiment, x0, 8), 8)
+    guess = (x0 + 0.03 * torch.randn(x0.shape, generator=seeds.generator(5)))[None]
+    assert error(sharpen.project(guess, given)[0], x0) < 1.5 * error(guess[0], x0)
+
+
+def test_a_gray_run_takes_a_coloured_hole_channel_by_channel():
+    fill = worker(*GAUSSIAN[:1], 1, *GAUSSIAN[2:], "degradation.fill=color", is_consistent=True)
+    x = scene(120, 120)
+    fields = {
+        "center_row": torch.tensor([59]),
+        "center_col": torch.tensor([59]),
+        "color": torch.tensor([[0.5, -0.5, 0.1]]),
+    }
+    frozen = fill.operator.freeze(x[None], generator=seeds.generator(0), **fields)
+    given = fill.look(images.quantize(fill.operator(x[None], 9, frozen), 8)[0], None)
+    torch.testing.assert_close(given.frozen.color, fields["color"].T, rtol=0, atol=0.02)
+
+
+def test_windows_lie_within_the_picture_around_a_place():
+    x = torch.zeros(3, 100, 387)
+    for place in (None, (0, 0), (99, 386), (50, 300)):
+        rows, columns = blind.around(x, 64, place)[1:]
+        assert 0 <= rows.start < rows.stop <= 100
+        assert rows.stop - rows.start == columns.stop - columns.start == 64
+        if place:
+            assert columns.start <= place[1] < columns.stop
+    assert x[blind.around(x, 1000)].shape == x.shape

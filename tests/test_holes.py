@@ -140,3 +140,23 @@ def test_the_commands_own_size_and_the_operators(in_folder, capsys):
         assert made.shape == (3, 24, 24)
         shares.append(float((made < 0.5).float().mean()))
     assert 0 < shares[0] < shares[1]
+
+
+def test_the_inverse_of_a_hole_is_a_smooth_surface_through_what_is_seen():
+    op = degradations.build("holes", steps=4)
+    y, x = torch.meshgrid(torch.linspace(-0.8, 0.8, 61), torch.linspace(-0.5, 0.5, 83), indexing="ij")
+    slope = (0.5 * x + 0.4 * y).expand(2, 3, -1, -1)
+    hidden = torch.zeros(2, 61, 83, dtype=torch.bool)
+    hidden[0, 20:32, 30:45] = True
+    hidden[1, :4, 3:50] = True
+    frozen = op.freeze(slope, turn=holes.turn_of(hidden, 4))
+    x_t = op(slope, 4, frozen)
+    found = op.invert(x_t, 4, frozen, 0.01)
+    assert torch.equal(op(found, 4, frozen), x_t)
+    assert (found - slope).abs().max() < 0.15
+    constant = torch.full_like(slope, 0.3)
+    torch.testing.assert_close(op.invert(op(constant, 4, frozen), 4, frozen, 0.01), constant, rtol=0, atol=1e-6)
+    alone = op.invert(x_t[1:], 4, frozen[1:], 0.01)
+    assert torch.equal(alone, found[1:])
+    nothing = op.freeze(slope, turn=torch.zeros(2, 61, 83))
+    assert torch.equal(op.invert(slope, 4, nothing, 0.01), torch.zeros_like(slope))

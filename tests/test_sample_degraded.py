@@ -114,6 +114,11 @@ def test_a_mask_is_drawn_on_the_upright_picture(photo_runs, blurred, capsys):
     where = set(zip(columns.tolist(), rows.tolist(), strict=True))
     assert where
     assert where <= {(x, y) for x in range(50, 57) for y in range(10, 15)}
+    strokes = Image.new("RGBA", (61, 90), (255, 255, 255, 0))
+    ImageDraw.Draw(strokes).rectangle((50, 10, 56, 14), fill=(255, 255, 255, 255))
+    strokes.save("strokes.png")
+    assert run([*call, "strokes.png", "--out", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("filled.png").read_bytes()
     Image.new("L", (90, 61), 255).save("lying.png")
     assert run([*call, "lying.png", "--force"]) == 2
     assert "has 90x61 pixels and the picture 61x90" in capsys.readouterr().err
@@ -167,6 +172,8 @@ def test_a_gray_run_says_how_it_takes_colour(tiny_run, blurred, capsys):
         (["blurred.jpg", "--t", "much"], "--t much is no severity"),
         (["blurred.jpg", "--mask", "blurred.jpg"], "blur hides no pixels"),
         (["blurred.jpg", "--mask", "none.png"], "No such file: none.png"),
+        (["blurred.jpg", "--mask", "blurred.jpg", "--t", "3"], "--mask tells the severity by itself"),
+        (["blurred.jpg", "--mask", "blurred.jpg", "--t", "sweep"], "--mask tells the severity by itself"),
         (["blurred.jpg", "--colour", "red"], "--colour red is not known"),
         (["blurred.jpg", "--sampler", "taco"], "tacos"),
         (["blurred.jpg", "--stride", "0"], "stride"),
@@ -187,7 +194,9 @@ def test_what_cannot_be_is_told_in_two_lines_and_leaves_nothing(arguments, messa
     assert left_behind(Path()) == ["blurred.jpg"]
 
 
-@pytest.mark.parametrize("option", [["--mask", "blurred.jpg"], ["--compare"], ["--consistent"], ["--t", "auto"]])
+@pytest.mark.parametrize(
+    "option", [["--mask", "blurred.jpg"], ["--compare"], ["--consistent"], ["--colour", "luma"], ["--t", "auto"]]
+)
 def test_what_is_for_degraded_pictures_is_refused_for_others(option, photo_runs, blurred, capsys):
     assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", *option]) == 2
     assert len(capsys.readouterr().err.splitlines()) <= 2

@@ -119,3 +119,11 @@ def test_a_large_pixelated_picture_is_inverted_as_a_small_one(mode, shape, monke
         with monkeypatch.context() as patch:
             patch.setattr(pixelate, "LARGE", 0)
             torch.testing.assert_close(op.invert(x_t, t, None, 0.01), by_matrices, rtol=0, atol=2e-4)
+
+
+def test_a_variant_that_no_image_drew_is_left_out():
+    """Beyond the sides whose matrices are kept an operator goes by FFT, which an empty batch would break."""
+    made = built("degradation.jitter=0.2", "degradation.steps=300", "degradation.kernel_size=5")
+    x = torch.rand(1, 1, 256, 256, generator=seeds.generator(0))
+    x_t = made.degrade_variously(x, torch.tensor([3]), made.freeze(x, seeds.generator(1)), seeds.generator(2))
+    assert x_t.isfinite().all()
