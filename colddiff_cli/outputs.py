@@ -71,6 +71,18 @@ def check_apart(paths: Sequence[Path | None], singles: Sequence[Path]) -> None:
             raise UsageError(f"{path} is to be one of the images in --out-dir as well.", "Give another --out.")
 
 
+def check_not_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, is_alone: bool = False) -> None:
+    """Raise UsageError where one of several pictures is to be written over an input: it may be needed still.
+
+    is_alone: there is one input, which has been read by the time that it is written over.
+    """
+    given = set() if is_alone else {path.resolve() for path in inputs}
+    for target in targets:
+        if target.resolve() in given:
+            what = f"{target} is one of the input pictures, and would be written over."
+            raise UsageError(what, "Give another --out-dir.")
+
+
 def _named(text: str, option: str) -> Path:
     if not text:
         raise UsageError(f"The path after {option} is empty.", "Was a variable of the shell not set?")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colddiff_cli import inputs, one_by_one, opening, series
+from colddiff_cli import inputs, one_by_one, opening, outputs, series
 from colddiff_cli.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
@@ -61,8 +61,13 @@ def restore(
 
     from colddiff_core import images, photographs
 
+    if asked.mask is not None:
+        photographs.read(asked.mask)  # before the run is opened: it is for all pictures
     built, step = opening.open_run(screen, found, device, overrides)
     worker = _worker(built, asked)
+    if not built.bits and worker.needs_inverse:
+        what = "this run learnt from pictures that were not rounded to 8 bits, and sharpens the rounding of yours"
+        screen.warn(f"{what}: train one with degradation.quantize=8, such as a photos- preset")
     t = _severity(asked.t, built.operator)
     settings = opening.described(found, built, step) | {
         "degraded": True,
@@ -84,11 +89,10 @@ def restore(
         [asked.out] if asked.out else series.targets(paths, folder, "sweep.png" if asked.is_sweep else "restored.png")
     )
     if asked.is_compared:
-        targets += [
-            target.with_name(target.stem.removesuffix("-restored") + "-compared" + target.suffix) for target in targets
-        ]
+        targets += [_compared(asked.out)] if asked.out else series.targets(paths, folder, "compared.png")
     for target in targets:
         images.check_suffix(target, images.SUFFIXES if asked.is_sweep else photographs.SUFFIXES)
+    outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
     is_series = asked.out is None and (asked.out_dir is not None or len(files) > 1)
     with series.Series(
         targets, "sample", settings if is_series else None, resume=asked.is_resumed, force=asked.is_forced
@@ -103,6 +107,10 @@ def restore(
         "files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | job.told.get(n, {}) for n in done]
     }
     screen.result(result, targets[done[-1]] if len(done) == 1 else None)
+
+
+def _compared(out: Path) -> Path:
+    return out.with_name(f"{out.stem.removesuffix('-restored')}-compared{out.suffix}")
 
 
 def _outputs(targets: list[Path]) -> dict[str, str]:
@@ -136,16 +144,23 @@ class Job:
 
         def write() -> None:
             is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
+            both = None
             if self.asked.is_compared or is_shown:
                 both = photographs.beside(photograph, given.picture, restored)
-                if self.asked.is_compared:
-                    photographs.write(both, both.pixels, self.own.place(number + len(self.paths)))
-                if is_shown:
-                    self.screen.picture(images.to_pillow(both.pixels))
+            if both is not None and self.asked.is_compared:
+                photographs.write(both, both.pixels, self.own.place(number + len(self.paths)))
             for note in photographs.write(photograph, restored, self.own.place(number)):
                 self.screen.warn(f"{path}: {note}")
+            if both is not None and is_shown:
+                self.screen.picture(images.to_pillow(both.pixels))
+            self._tell(number)
 
         return write
+
+    def _tell(self, number: int) -> None:
+        """Say where a picture of several went; a single one's path ends the command."""
+        if 1 < len(self.paths) <= series.MANY and not self.screen.is_json:
+            self.screen.say(str(self.own.targets[number]))
 
     def _check_sides(self, number: int, photograph: Photograph) -> None:
         """Refuse what its format cannot hold before it is made."""
@@ -187,6 +202,7 @@ class Job:
             images.write(strip, self.own.place(number))
             if len(self.paths) <= series.MANY:
                 self.screen.picture(strip)
+            self._tell(number)
 
         return write
 
@@ -200,17 +216,22 @@ class Job:
             )
             self.screen.say(f"{path}: the run knows gray pictures and this one has colour: {how}")
         hidden = _hidden(self.asked.mask, photograph) if self.asked.mask else None
-        given = self.worker.look(photograph.pixels, self.t, hidden)
+        try:
+            given = self.worker.look(photograph.pixels, self.t, hidden)
+        except UsageError:
+            if not self.asked.is_sweep:
+                raise
+            given = self.worker.look(photograph.pixels, self.worker.operator.steps)  # it is for the user to choose
         steps = self.worker.operator.steps
         estimate = given.estimate
         if self.t is None and estimate is not None:
             sure = f"{estimate.low} to {estimate.high}, {estimate.confidence:.0%} sure"
             self.screen.say(f"{path}: t = {estimate.t} of {steps} ({sure}): {estimate.trace}")
-            if not estimate.t:
+            if not estimate.t and not self.asked.is_sweep:
                 self.screen.warn(f"{path}: nothing to restore was found; it stays as it is. Say how much with --t.")
             elif estimate.confidence < LOW and not self.asked.is_sweep:
                 self.screen.say("  Look at the candidates with --t sweep.")
-        elif self.t is None:
+        elif hidden is not None:
             self.screen.say(f"{path}: t = {given.t} of {steps}, as the mask asks for")
         return given
 
@@ -250,6 +271,9 @@ def _worker(built: Experiment, asked: Asked) -> Blind:
     from colddiff_core import blind, sampling
 
     op, config = built.operator, built.config.sample
+    if op.second_field:
+        what = f"{op.name} mixes in a second picture, and nobody knows which one is in yours."
+        raise UsageError(what, "Use a run of another operator.")
     can_project = op.is_linear and op.has_inverse
     if asked.is_consistent and not can_project:
         raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave it out.")

@@ -65,6 +65,12 @@ class Blind:
     seed: int = 0
 
     @property
+    def needs_inverse(self) -> bool:
+        """Tell whether what the picture was rounded to counts, for the inverse magnifies it."""
+        restorer = self.experiment.restorer
+        return restorer.consistent or restorer.inputs != "plain"
+
+    @property
     def operator(self) -> Degradation:
         return self.experiment.operator
 
@@ -127,8 +133,7 @@ class Blind:
         if self.sampler != "direct":
             what = f"{self.sampler} must know what {name} drew for a picture, and this one does not tell."
             raise UsageError(what, "Use --sampler direct.")
-        restorer = self.experiment.restorer
-        if self.is_consistent or restorer.consistent or restorer.inputs != "plain":
+        if self.is_consistent or self.needs_inverse:
             what = f"Where {name} has its hole in this picture was not found."
             raise UsageError(what, "Mark it with --mask, or give a picture that shows it in flat gray.")
 

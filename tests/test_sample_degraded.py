@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +206,43 @@ def test_what_is_for_degraded_pictures_is_refused_for_others(option, photo_runs,
 def test_consistency_is_of_linear_operators(photo_runs, blurred, capsys):
     assert run(["sample", str(photo_runs / "snow"), "blurred.jpg", "--degraded", "--consistent"]) == 2
     assert "snow is not linear" in capsys.readouterr().err
+
+
+def test_force_never_takes_an_input_away(photo_runs, blurred, capsys):
+    Path("in").mkdir()
+    for name in ("a", "b", "a-restored"):
+        Image.open(blurred).save(f"in/{name}.png")
+    before = {name: Path("in", name).read_bytes() for name in left_behind(Path("in"))}
+    call = ["sample", str(photo_runs / "blur"), "in", "--degraded", "--out-dir", "in", "--force"]
+    assert run(call) == 2
+    assert "in/a-restored.png is one of the input pictures" in capsys.readouterr().err
+    assert {name: Path("in", name).read_bytes() for name in left_behind(Path("in"))} == before
+
+
+def test_comparisons_of_like_names_are_apart(photo_runs, blurred, capsys):
+    for folder in ("x", "y"):
+        Path(folder).mkdir()
+        Image.open(blurred).save(f"{folder}/s.png")
+    Image.open(blurred).save("x/s-restored-2.png")
+    names = ["x/s.png", "y/s.png", "x/s-restored-2.png"]
+    call = ["sample", str(photo_runs / "blur"), *names, "--degraded", "--out-dir", "out", "--compare", "--t", "2"]
+    assert run(call) == 0
+    assert len(pictures_in(Path("out"))) == 6
+    assert "out/s-restored-2.png" in capsys.readouterr().out.splitlines()
+
+
+def test_a_sweep_needs_no_estimate(photo_runs, blurred, capsys):
+    Image.new("RGB", (9, 9), "teal").save("flat.png")
+    assert run(["sample", str(photo_runs / "blur"), "flat.png", "--degraded", "--t", "sweep"]) == 0
+    assert Path("flat-sweep.png").is_file()
+
+
+def test_a_run_on_pictures_that_were_not_rounded_is_told(tiny_run, blurred, capsys):
+    assert run(["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2"]) == 0
+    assert "not rounded to 8 bits" in capsys.readouterr().out
+
+
+def test_a_pipe_is_not_waited_for(photo_runs, blurred, capsys):
+    os.mkfifo("pipe.png")
+    assert run(["sample", str(photo_runs / "blur"), "pipe.png", "--degraded"]) == 2
+    assert "pipe.png is not an ordinary file" in capsys.readouterr().err

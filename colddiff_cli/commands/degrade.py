@@ -100,6 +100,7 @@ def degrade(
     settings["inputs"] = series.fingerprint(paths)
     ending = f"{name}-{kind}{'.gif' if animate else '.png'}"
     targets = [out] if out else series.targets(paths, folder, ending)
+    outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
     is_series = out is None and (out_dir is not None or len(files) > 1)
     for target in targets:
         images.check_suffix(target, images.ANIMATED if animate else images.SUFFIXES)

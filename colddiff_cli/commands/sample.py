@@ -63,7 +63,8 @@ def sample(
         Path | None,
         typer.Option(
             "--out",
-            help=f"The sheet to write (RUN/restored/...png): all images, with --out-dir the first {SHOWN}.",
+            help=f"The sheet to write (RUN/restored/...png): all images, with --out-dir the first {SHOWN}. "
+            "With --degraded: the picture (NAME-restored.png).",
             parser=outputs.picture,
             metavar="PATH",
         ),
@@ -104,7 +105,7 @@ def sample(
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
-    """Degrade images with the run's operator, restore them, and write a sheet of both."""
+    """Degrade images with the run's operator, restore them, and write a sheet; or --degraded: restore as they are."""
     screen = Screen(json)
     found, names = _run_and_images(arguments or [])
     overrides = options.run_overrides(data_dir, precision, compiled)
@@ -160,7 +161,7 @@ def sample(
     settings["inputs"] = source.settings
     stems = [file for file, _ in files] or [Path(f"{number:06d}") for number in range(source.count)]
     targets = series.targets(stems, out_dir, ending) if out_dir else []
-    outputs.check_apart((picture, film), targets)
+    _check_targets((picture, film), targets, files)
     with series.Series(targets, "sample", settings if out_dir else None, resume=resume, force=force) as own:
         if own.is_complete and resume and out is None:
             picture, film = None, None  # of a series on which nothing is missing there is a sheet already
@@ -267,6 +268,11 @@ def _check(out_dir: Path | None, is_resumed: bool, count: int) -> None:
     if out_dir is None and count > MOST_SHOWN:
         what = f"A sheet has room for {MOST_SHOWN} images, and there are {count}."
         raise UsageError(what, "Have a picture each written with --out-dir, or take fewer.")
+
+
+def _check_targets(wholes: Sequence[Path | None], targets: list[Path], files: Given) -> None:
+    outputs.check_apart(wholes, targets)
+    outputs.check_not_inputs(targets, [file for file, _ in files])
 
 
 def _check_any(numbers: list[int], count: int) -> None:

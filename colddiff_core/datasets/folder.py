@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from colddiff_core.datasets.base import ImageSet, Request, register
@@ -51,4 +52,4 @@ def hashed_split(paths: list[Path], root: Path, split: str) -> list[Path]:
 
 def _rank(relative: Path) -> float:
     """Return a number in [0, 1) that depends on the path alone, so that new files move no old one."""
-    return int.from_bytes(hashlib.blake2b(relative.as_posix().encode(), digest_size=7).digest(), "big") / 2**56
+    return int.from_bytes(hashlib.blake2b(os.fsencode(relative.as_posix()), digest_size=7).digest(), "big") / 2**56
