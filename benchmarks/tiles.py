@@ -48,7 +48,9 @@ def main() -> None:
         _copies(images.to_pillow(x_t)).save(large)
         command = [sys.executable, "-c", COMMAND, "sample", chosen.run.resolve(), large, "--degraded", "--t", str(t)]
         started = time.monotonic()
-        subprocess.run([*map(str, command), "--out", f"{folder}/restored.png"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*map(str, command), "--out", f"{folder}/restored.png"], check=True, cwd=folder, stdout=subprocess.DEVNULL
+        )
         seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"{LARGE[0]} x {LARGE[1]} pixels: {peak:.2f} GiB at its peak, {seconds:.0f} s")
