@@ -103,7 +103,7 @@ def pixels_of(path: Path, content: bytes | None = None) -> int:
 def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Yield a picture file that is not decoded yet; arguments and errors as in `read_bytes`, decoding included."""
     if content is None and path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UsageError(f"{path} is not an ordinary file.", "Check the path.")
+        raise UsageError(f"Cannot read {path}: it is not an ordinary file.", "Check the path.")
     try:
         with _opened(path if content is None else io.BytesIO(content)) as picture:
             yield picture

@@ -245,4 +245,4 @@ def test_a_run_on_pictures_that_were_not_rounded_is_told(tiny_run, blurred, caps
 def test_a_pipe_is_not_waited_for(photo_runs, blurred, capsys):
     os.mkfifo("pipe.png")
     assert run(["sample", str(photo_runs / "blur"), "pipe.png", "--degraded"]) == 2
-    assert "pipe.png is not an ordinary file" in capsys.readouterr().err
+    assert "Cannot read pipe.png: it is not an ordinary file" in capsys.readouterr().err
