@@ -123,7 +123,7 @@ def _fed(feed: Feed, order: Sequence[Tensor], numbers: torch.Generator) -> Itera
     for part, following in itertools.zip_longest(order, order[1:]):
         if following is not None:
             feed.ahead(following)
-        yield feed.take(part, numbers)
+        yield feed.take(part, feed.draw(len(part), numbers))
 
 
 def _ours(job: Job, label: str, name: str, request: object) -> Rows:

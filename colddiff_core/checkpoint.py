@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from colddiff_core import weights
 from colddiff_core.errors import UsageError
 from colddiff_core.files import flush, parse_json, read_ordinary, refusals
+from colddiff_core.ranks import Ranks
 from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
 from colddiff_core.settings import LARGEST
 
@@ -40,16 +41,16 @@ class DamagedError(UsageError):
 
 @dataclasses.dataclass
 class Training:
-    """What a training run is made of, as far as it must be saved."""
+    """What a training run is made of, as far as it must be saved; only the process that saves it has an average."""
 
     network: nn.Module
-    average: torch.optim.swa_utils.AveragedModel
+    average: torch.optim.swa_utils.AveragedModel | None
     optimizer: torch.optim.Optimizer
 
     def is_finite(self) -> bool:
         """Tell whether every number that a checkpoint would hold is finite; waits for a GPU."""
-        held = [*self.network.state_dict().values(), *self.average.module.state_dict().values()]
-        held += _optimizer_tensors(self).values()
+        held = [*self.network.state_dict().values(), *_optimizer_tensors(self).values()]
+        held += self.average.module.state_dict().values() if self.average else []
         return _are_finite(held)
 
 
@@ -90,6 +91,7 @@ def save(folder: Path, step: int, training: Training, state: State, keep: int | 
     The folder gets its name once every file is on the disk, so a reader never meets half of one.
     Raises MachineError where the disk refuses; older checkpoints stay then.
     """
+    assert training.average is not None
     target = folder / f"step-{step:06d}"
     draft = folder / f".draft-{uuid.uuid4().hex[:8]}"
     try:
@@ -137,10 +139,11 @@ class Content:
     tensors: Mapping[str, Weights]
 
     def restore(self, training: Training) -> None:
-        """Fill network, average and optimizer; raises UsageError where they are of another network."""
+        """Fill network, average, if any, and optimizer; raises UsageError where they are of another network."""
         self.fill(MODEL, training.network)
-        self.fill(AVERAGE, training.average.module)
-        training.average.n_averaged.fill_(self.state["averaged"])
+        if training.average is not None:
+            self.fill(AVERAGE, training.average.module)
+            training.average.n_averaged.fill_(self.state["averaged"])
         _restore_optimizer(self.path / OPTIMIZER, self.tensors[OPTIMIZER], training)
 
     def fill(self, name: str, network: nn.Module) -> None:
@@ -150,6 +153,16 @@ class Content:
         except RuntimeError:
             what = f"{self.path / name} holds another network's weights."
             raise UsageError(what, "Was [model] in run.toml changed?") from None
+
+
+def shared(ranks: Ranks, read: Content | None) -> Content:
+    """Return a checkpoint that the first process has read to all of them; only that one gets the average."""
+    if ranks.is_alone:
+        assert read is not None
+        return read
+    told = ranks.hear_json([str(read.path), read.state] if read else None)
+    tensors = {name: ranks.hear_tensors(read.tensors[name] if read else {}) for name in (MODEL, OPTIMIZER)}
+    return read or Content(Path(told[0]), told[1], {name: dict(found) for name, found in tensors.items()})
 
 
 def read(path: Path, names: tuple[str, ...] = TENSOR_FILES) -> Content:

@@ -44,19 +44,23 @@ class Feed:
         if self._thread:
             self._begun.append((indices, self._thread.submit(self._send, indices)))
 
-    def take(self, indices: Tensor, numbers: torch.Generator) -> Tensor:
+    def draw(self, count: int, numbers: torch.Generator) -> Views:
+        """Draw how so many images are seen; `numbers`, on the CPU, are asked only for what there is to draw."""
+        mirrored = torch.rand(count, generator=numbers) < 0.5 if self._flip else None
+        corners = torch.randint(self._margin + 1, (count, 2), generator=numbers) if self._margin else None
+        return Views(mirrored, corners)
+
+    def take(self, indices: Tensor, views: Views) -> Tensor:
         """Return images (B, C, size, size) float32 in [-1, 1] on the device, by their numbers (B,) int64 on the CPU.
 
-        `numbers`, a generator on the CPU, says which are mirrored, then where each window lies; it is asked only for
-        what there is of that. Raises whatever kept the images from being gathered.
+        Raises whatever kept the images from being gathered.
         """
-        mirrored = torch.rand(len(indices), generator=numbers) < 0.5 if self._flip else None
-        corners = torch.randint(self._margin + 1, (len(indices), 2), generator=numbers) if self._margin else None
         pixels = self._rows(indices)
-        if corners is not None:
-            pixels = _windows(pixels, devices.upload(corners, self._device), self._size)
-        if mirrored is not None:
-            pixels = torch.where(devices.upload(mirrored, self._device).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        if views.corners is not None:
+            pixels = _windows(pixels, devices.upload(views.corners, self._device), self._size)
+        if views.mirrored is not None:
+            is_mirrored = devices.upload(views.mirrored, self._device).view(-1, 1, 1, 1)
+            pixels = torch.where(is_mirrored, pixels.flip(-1), pixels)
         return to_floats(pixels)
 
     def _rows(self, indices: Tensor) -> Tensor:
@@ -89,6 +93,21 @@ class Feed:
             pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
             torch.index_select(self._pixels, 0, indices, out=pinned)
             return _Sent(pinned.to(self._device, non_blocking=True), self._stream.record_event())
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How images are seen: which are mirrored (B,) bool, and where their windows begin (B, 2); None for nothing drawn.
+
+    On the CPU.
+    """
+
+    mirrored: Tensor | None = None
+    corners: Tensor | None = None
+
+    def __getitem__(self, some: slice) -> Views:
+        """Return how some of the images are seen."""
+        return Views(*(None if field is None else field[some] for field in (self.mirrored, self.corners)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colddiff_core.ranks import Ranks
+
 BANDS = 4  # of severity, for the loss
 
 
@@ -35,6 +37,15 @@ class Meter:
     def keep(self, count: int) -> None:
         """Forget all but the first `count` that were added since the last reading."""
         del self.losses[count:], self.times[count:]
+
+    def collect(self, ranks: Ranks) -> None:
+        """Have the first process know what all of them added; the others begin anew."""
+        if ranks.is_alone:
+            return
+        told = {"losses": torch.cat(self.losses), "times": torch.cat(self.times)}
+        found = ranks.collect_tensors(told)
+        self.losses = [part["losses"].to(self.device) for part in found]
+        self.times = [part["times"].to(self.device) for part in found]
 
     def skip_since(self, began: float | None) -> None:
         """Leave a pause that began at that time out of the times."""

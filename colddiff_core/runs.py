@@ -258,6 +258,32 @@ class RunWriter(Run):
         return True
 
 
+class Onlooker(Run):
+    """A run directory as a process sees it that trains along with the one that holds it: it has nothing to write."""
+
+    def log(self, **values: Any) -> None:
+        """Leave a line to the process that holds the run."""
+
+    def event(self, name: str, **details: Any) -> None:
+        """Leave an event to it."""
+
+    def beat(self) -> None:
+        """Leave the signs of life to it."""
+
+    def requests(self) -> list[str]:
+        """Leave what readers ask to it."""
+        return []
+
+    def forget_after(self, step: int) -> None:
+        """Leave the log to it."""
+
+    def flush(self) -> None:
+        """Leave the disk to it."""
+
+    def close(self) -> None:
+        """Let go of what was never held."""
+
+
 def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter:
     """Make a run directory, whole or not at all, and hold it.
 

@@ -1,24 +1,27 @@
 """One optimizer step: the images, their severities and degradations, the loss of R(D(x0, t), t), the update.
 
-Everything random is keyed by (seed, step), so a step taken again is the same. Source: Bansal et al. 2022, section 3.1,
-equation 1.
+Everything random is keyed by (seed, step) and an image's place in the step, so a step taken again is the same, and so
+is one that several processes share. Source: Bansal et al. 2022, section 3.1, equation 1.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import checkpoint, compiling, devices, divergence, seeds
+from colddiff_core import checkpoint, compiling, devices, divergence, ranks, seeds
 from colddiff_core.datasets import ImageSet
-from colddiff_core.errors import ColddiffError, reason
+from colddiff_core.errors import ColddiffError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
-from colddiff_core.feed import Feed
+from colddiff_core.feed import Feed, Views
 from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
 
@@ -26,21 +29,46 @@ UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, on
 UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some images of a step, by their places in it, and what was drawn for them: all (B,) on the CPU but views.
+
+    t: severities; labels: what a conditional network is told, None for a network without classes.
+    """
+
+    slots: range
+    indices: Tensor
+    views: Views
+    t: Tensor
+    labels: Tensor | None
+
+
 class Stepper:
     """Takes the optimizer steps of one experiment, each by its number from 0.
 
-    parts: network, average and optimizer; watch: which steps were skipped, since they were not finite; falls: how
-    many times the run went back, which lowers the rate.
+    A step is of `train.batch_size` x `train.accumulate` images, however many processes share them: each takes the
+    gradient of its own, `batch_size` at a time, and all of them take the same step by the mean of it.
+
+    parts: network, average (the first process's alone) and optimizer; watch: which steps were skipped, since they were
+    not finite; falls: how many times the run went back, which lowers the rate.
     """
 
     def __init__(self, experiment: Experiment, train: ImageSet, tell: Callable[[str], None]) -> None:
-        """Make the optimizer and the average; `tell` is given what training goes on in spite of."""
+        """Make the optimizer and the average; `tell` is given what training goes on in spite of.
+
+        Raises UsageError where there are more processes than images of a step.
+        """
         self.experiment, self.train_set, self._tell = experiment, train, tell
         self.settings: TrainConfig = experiment.config.train
+        self.size = self.settings.batch_size * self.settings.accumulate  # images of a step
+        self.ranks = ranks.current()
+        if self.size < self.ranks.count:
+            what = f"{self.ranks.count} processes for steps of {counted(self.size, 'image')}."
+            raise UsageError(what, "Raise train.batch_size or train.accumulate, or use fewer.")
         data = experiment.config.data
         self.feed = Feed(train, experiment.device, size=data.size, flip=data.flip)
         network = experiment.restorer.unet
-        average = AveragedModel(network)
+        average = AveragedModel(network) if self.ranks.is_first else None
         self._blend = get_ema_multi_avg_fn(self.settings.ema_decay)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
@@ -50,18 +78,26 @@ class Stepper:
         self.falls = 0
         self._order: tuple[int, Tensor] | None = None
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
-        compiling.compile_network(network, mode)
-        self._untried = UNTRIED if compiling.is_compiled(network) else 0  # steps
+        if self.ranks.is_alone or self.settings.compile != "auto":  # a step that one process takes again hangs the rest
+            compiling.compile_network(network, mode)
+        self._untried = UNTRIED if compiling.is_compiled(network) and self.ranks.is_alone else 0  # steps
+        self._called = self.ranks.spread(network, experiment.device)
+        self._shared = None if self.ranks.is_alone else experiment.restorer.with_network(self._called)
 
     def take(self, step: int, meter: Meter) -> None:
-        """Take a step; one whose loss or gradient is not finite changes no weight, as `watch` will tell."""
-        (self._try if self._untried else self._take)(step, meter)
+        """Take a step; one whose loss or gradient is not finite changes no weight, as `watch` will tell.
+
+        Raises LostError where another process has ended.
+        """
+        with ranks.guarded():
+            (self._try if self._untried else self._take)(step, meter)
 
     def send_ahead(self, step: int) -> None:
         """Have a step's images gathered while the one before is taken, where they are not on the device."""
         if step < self.settings.steps and not self.feed.is_resident:
-            for part in self.indices(step).split(self.settings.batch_size):
-                self.feed.ahead(part)
+            indices = self.indices(step)
+            for slots in self._passes():
+                self.feed.ahead(indices[slots.start : slots.stop])
 
     def _try(self, step: int, meter: Meter) -> None:
         """Take one of the first steps of a compiled network; where it fails, say so and go on without compiling.
@@ -87,13 +123,13 @@ class Stepper:
         self._take(step, meter)
 
     def _take(self, step: int, meter: Meter) -> None:
-        """Take one optimizer step: `accumulate` forward and backward passes, then the update.
+        """Take one optimizer step: forward and backward passes over this process's images, then the update.
 
         On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there. Not so a
         second data set, which lies on the CPU, and tables of masks and snow too large to keep.
         """
         settings, experiment = self.settings, self.experiment
-        operator, device = experiment.operator, experiment.device
+        device = experiment.device
         self.send_ahead(step + 1)
         if compiling.is_compiled(self.parts.network):
             compiling.begin_step()
@@ -101,22 +137,25 @@ class Stepper:
         rate = self.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        numbers = seeds.generator(settings.seed, "step", step)
-        # Fields the size of the images are drawn where they are needed.
-        fields = seeds.generator(settings.seed, "frozen", step, device=device)
-        indices = self.indices(step)
+        restorer = self._shared or experiment.restorer
         loss = torch.zeros((), device=device)
-        for part in indices.split(settings.batch_size):
-            x0 = self.feed.take(part, numbers)
-            t = devices.upload(torch.randint(1, operator.steps + 1, (len(x0),), generator=numbers), device)
-            frozen = experiment.freeze(x0, fields)
-            x_t = experiment.observe(experiment.degrade_variously(x0, t, frozen, fields), fields)
-            error = experiment.restorer(x_t, t, frozen, self.labels(part, numbers)) - x0
-            losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
-            share = losses.sum() / len(indices)
-            share.backward()
+        parts = self.draw(step)
+        for part in parts:
+            # Fields the size of the images are drawn where they are needed.
+            fields = seeds.Grains((settings.seed, "frozen", step), part.slots, device)
+            with self._sending(is_last=part is parts[-1]):
+                x0 = self.feed.take(part.indices, part.views)
+                t = devices.upload(part.t, device)
+                frozen = experiment.freeze(x0, fields)
+                x_t = experiment.observe(experiment.degrade_variously(x0, t, frozen, fields), fields)
+                labels = None if part.labels is None else devices.upload(part.labels, device)
+                error = restorer(x_t, t, frozen, labels) - x0
+                losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
+                share = losses.sum() / self.size
+                (share * self.ranks.count).backward()  # the gradients' mean over the processes is then of all images
             loss += share.detach()
             meter.add(losses.detach(), t)
+        self.ranks.sum(loss)  # so that all of them skip the same steps
         if settings.clip:
             meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), settings.clip)
         else:
@@ -126,13 +165,43 @@ class Stepper:
         optimizer.grad_scale, optimizer.found_inf = None, self.watch.add(step + 1, loss, meter.grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % settings.ema_every == 0:
-            self._update_average()
+        if (step + 1) % settings.ema_every == 0 and self.parts.average is not None:
+            self._update(self.parts.average)
+
+    def draw(self, step: int) -> list[Part]:
+        """Return this process's images of a step, pass by pass, with all that is drawn for them but fields.
+
+        Small numbers are drawn for all images of the step, so that they are the same whoever takes which.
+        """
+        numbers = seeds.generator(self.settings.seed, "step", step)
+        indices = self.indices(step)
+        views = self.feed.draw(self.size, numbers)
+        t = torch.randint(1, self.experiment.operator.steps + 1, (self.size,), generator=numbers)
+        labels = self.labels(indices, numbers)
+        parts = []
+        for slots in self._passes():
+            some = slice(slots.start, slots.stop)
+            parts.append(Part(slots, indices[some], views[some], t[some], None if labels is None else labels[some]))
+        return parts
+
+    def _passes(self) -> list[range]:
+        """Return this process's places in a step, as many at a time as it takes."""
+        own, size = self.ranks.share(self.size), self.settings.batch_size
+        return [range(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)]
+
+    @contextlib.contextmanager
+    def _sending(self, *, is_last: bool) -> Iterator[None]:
+        """Have gradients go to the other processes with the last pass alone: until then they add up here."""
+        if is_last or not isinstance(self._called, DistributedDataParallel):
+            yield
+            return
+        with self._called.no_sync():
+            yield
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def _update(self, average: AveragedModel) -> None:
         """Bring the average nearer to the weights, or to them the first time."""
-        average, network = self.parts.average, self.parts.network
+        network = self.parts.network
         if not average.n_averaged:
             average.update_parameters(network)
             return
@@ -141,14 +210,15 @@ class Stepper:
         average.n_averaged += 1
 
     def labels(self, picked: Tensor, numbers: torch.Generator) -> Tensor | None:
-        """Return what a conditional network is told of these images: most of their classes, the rest as unknown."""
+        """Return what a conditional network is told of these images, on the CPU: most of their classes, the rest as
+        unknown.
+        """
         classes = self.experiment.config.model.classes
         if not classes:
             return None
         assert self.train_set.labels is not None
         is_told = torch.rand(len(picked), generator=numbers) >= UNTOLD
-        told = torch.where(is_told, self.train_set.labels[picked], classes)
-        return devices.upload(told, self.experiment.device)
+        return torch.where(is_told, self.train_set.labels[picked], classes)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
@@ -160,7 +230,7 @@ class Stepper:
 
     def indices(self, step: int) -> Tensor:
         """Return a step's training images: every epoch a new permutation, read on across its end."""
-        size, count = self.settings.batch_size * self.settings.accumulate, len(self.train_set)
+        size, count = self.size, len(self.train_set)
         position = step * size
         picked = []
         while size:

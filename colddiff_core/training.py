@@ -16,11 +16,12 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.meter import Meter
 from colddiff_core.presets import TrainConfig
 from colddiff_core.preview import Sheet
-from colddiff_core.runs import RunWriter, list_checkpoints, path_step
+from colddiff_core.runs import Onlooker, RunWriter, list_checkpoints, path_step
 from colddiff_core.settings import LARGEST
 from colddiff_core.stepping import Stepper
 
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
+COMPANY = 1.0  # seconds between signs of life to the other processes while the first does what is its alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,12 @@ class Trainer:
 
     A step whose loss or gradient is not finite changes no weight. After several in a row, or where a weight
     is not finite, the run goes back to its newest checkpoint with a lower rate; after several of those it ends.
+
+    Where several processes train together, the first of them has the run, the average, the sheets and readers' requests
+    to itself, and the others, as `Onlooker`s, do as it says: after every step they agree on what is next.
     """
 
-    def __init__(self, experiment: Experiment, train: ImageSet, test: ImageSet, run: RunWriter) -> None:
+    def __init__(self, experiment: Experiment, train: ImageSet, test: ImageSet, run: RunWriter | Onlooker) -> None:
         self.experiment = experiment
         self.settings: TrainConfig = experiment.config.train
         self.run = run
@@ -62,10 +66,12 @@ class Trainer:
         self.is_stopping = self.is_finished = False
         self.train_set, self.test_set = train, test
         self.stepper = Stepper(experiment, train, self._note)
+        self.ranks = self.stepper.ranks
         self.parts = self.stepper.parts
         self.last_sheet: Sheet | None = None
         self._saved = 0  # step of the newest checkpoint
         self._stopped_by: dict[str, Any] = {}
+        self._in_company = 0.0  # when the others were last told that this process is busy
         self.provenance = provenance.of(experiment, train)
 
     def resume(self, *, may_change: bool = False) -> None:
@@ -75,21 +81,24 @@ class Trainer:
         Damaged checkpoints are set aside, with a warning; UsageError where no other is left, and where settings,
         images or operator are others than those that the checkpoint was trained with, unless they may change.
         """
-        found = checkpoint.newest(self.run, checkpoint.read)
+        found = checkpoint.newest(self.run, checkpoint.read) if self.ranks.is_first else None
         changed: list[str] = []
         if found is not None:
             changed = provenance.changes(found.content.state.get("provenance"), self.provenance)
             if changed and not may_change:
                 what = f"{self.run.path} would go on under changes: {provenance.listed(changed)}."
                 raise UsageError(what, "Undo them, or take them with --allow-change; or start a new run.")
-            self._restore(found.content)
-            for path in found.damaged:
-                aside = checkpoint.set_aside(path)
-                self._warn(f"{path.name} was damaged; set aside as {aside.name}")
+        if self.ranks.hear_json(found is not None):
+            self._restore(found.content if found else None)
+        for path in found.damaged if found else ():
+            aside = checkpoint.set_aside(path)
+            self._warn(f"{path.name} was damaged; set aside as {aside.name}")
         self.run.forget_after(self.step)
-        self.run.event("resumed", step=self.step, **({"changed": changed} if changed else {}))
+        self.run.event("resumed", step=self.step, **self._company(), **({"changed": changed} if changed else {}))
 
-    def _restore(self, content: checkpoint.Content) -> None:
+    def _restore(self, read: checkpoint.Content | None) -> None:
+        """Take over a checkpoint, which the first process has read; the others hear of it."""
+        content = checkpoint.shared(self.ranks, read)
         content.restore(self.parts)
         state = content.state
         self.step = self._saved = int(state["step"])
@@ -116,11 +125,13 @@ class Trainer:
         settings = self.settings
         meter = Meter(self.experiment.device, elapsed=_elapsed(self.run.metrics()))
         if not any(event.get("event") == "started" for event in self.run.events()):
-            self.run.event("started", device=devices.describe(self.experiment.device), images=len(self.train_set))
+            device = devices.describe(self.experiment.device)
+            self.run.event("started", device=device, images=len(self.train_set), **self._company())
         self._saved = self.step
         self.stepper.send_ahead(self.step)
         if self._is_sampled(self.step) and not preview.path(self.run, self.step).exists():
             self._sample_due()  # a trainer was killed over it
+        self._agree()
         while self.step < settings.steps and not self.is_stopping:
             self.stepper.take(self.step, meter)
             self.step += 1
@@ -140,13 +151,15 @@ class Trainer:
             if self._is_sampled(self.step):
                 self._sample_due()
             yield Tick(self.step, metrics)
-            if not is_last:
+            if is_last:
+                self._agree()
+            else:
                 yield from self._serve(meter)
         if self.step > self._saved:
             self._trouble(False)
             self.save()
         is_shown = preview.path(self.run, self.step).exists()
-        self.is_finished = self.step >= settings.steps and (is_shown or not self.is_stopping)
+        self.is_finished = self.ranks.hear_json(self.step >= settings.steps and (is_shown or not self.is_stopping))
         if self.is_finished:
             self.run.event("finished", step=self.step)
         else:
@@ -159,20 +172,41 @@ class Trainer:
             self._note(f"step {step.step} skipped: {step.why}")
         if are_too_many:
             return f"{divergence.IN_A_ROW} steps in a row could not be taken, {skipped[-1].why}"
-        return "" if not is_saved or self.parts.is_finite() else "a weight is not finite"
+        if not is_saved:
+            return ""
+        (is_unsound,) = self.ranks.highest(not self.parts.is_finite())
+        return "a weight is not finite" if is_unsound else ""
+
+    def _agree(self, *, is_paused: bool = False, is_busy: bool = False) -> bool:
+        """Tell the other processes how things stand, and hear it of them; return whether the run is paused.
+
+        One that is to stop stops all. While the first is busy with what it does alone the others wait here; it tells
+        them again and again, or they would take it for lost.
+        """
+        while True:
+            is_stopping, paused, busy = self.ranks.highest(self.is_stopping, is_paused, is_busy)
+            self.is_stopping = bool(is_stopping)
+            if not busy or self.ranks.is_first:
+                return bool(paused)
+
+    def _company(self) -> dict[str, int]:
+        """Return the part of an event that says how many processes train together."""
+        return {} if self.ranks.is_alone else {"processes": self.ranks.count}
 
     def _go_back(self, why: str, meter: Meter) -> None:
         """Go on from the newest checkpoint with a lower rate; raises MachineError where there is none, or no hope."""
         step, falls = self.step, self.stepper.falls + 1
         # The first step after a checkpoint is the same at any rate: where that was skipped too, it is of no use.
         last_sound = step - self.stepper.watch.in_a_row
-        found = checkpoint.newest(self.run, checkpoint.read, before=last_sound) if falls <= divergence.FALLS else None
-        if found is None:
+        found = None
+        if falls <= divergence.FALLS and self.ranks.is_first:
+            found = checkpoint.newest(self.run, checkpoint.read, before=last_sound)
+        if not self.ranks.hear_json(found is not None):
             raise self._diverged(why)
-        for path in list_checkpoints(found.path.parent):
-            if path_step(path) > path_step(found.path):
+        for path in list_checkpoints(found.path.parent) if found else ():
+            if found and path_step(path) > path_step(found.path):
                 checkpoint.set_aside(path, "passed")
-        self._restore(found.content)
+        self._restore(found.content if found else None)
         # What follows from a checkpoint is the same each time, this too: a run killed here comes to it again.
         self.stepper.falls = falls
         self.stepper.watch.restart(0)  # the lower rate gets as many steps to prove itself
@@ -183,7 +217,10 @@ class Trainer:
         self._warn(f"step {step}: {why}; back to step {self.step}, the rate times {rate:g}")
 
     def _log(self, meter: Meter) -> dict[str, Any] | None:
-        """Log a line and return it; None where no step since the last one had a loss."""
+        """Log a line and return it; None where no step since the last one had a loss, and in all but the first."""
+        meter.collect(self.ranks)
+        if not self.ranks.is_first:
+            return None
         figures = meter.read(self.experiment.operator.steps)
         if figures["loss"] is None:
             return None
@@ -196,6 +233,8 @@ class Trainer:
 
         Not amid skipped steps: these weights may be why, and checkpoints from before that would have to go for it.
         """
+        if not self.ranks.is_first:
+            return
         if self.stepper.watch.in_a_row and not is_last:
             self._note(f"no checkpoint of step {self.step}: it was skipped")
             return
@@ -208,6 +247,8 @@ class Trainer:
 
     def _sample_due(self) -> None:
         """Write a sheet; where the disk refuses, or the training is to stop meanwhile, go on without."""
+        if not self.ranks.is_first:
+            return
         try:
             self.write_sheet()
         except _AbandonedError:
@@ -255,7 +296,8 @@ class Trainer:
                 else:
                     known = ", ".join(control.ANSWERS)
                     self.run.event("warning", message=f"control/{name} is no request; known: {known}")
-            if began is None or self.is_stopping:
+            is_paused = self._agree(is_paused=began is not None)
+            if not is_paused or self.is_stopping:
                 meter.skip_since(began)
                 return
             self.run.beat()
@@ -284,11 +326,16 @@ class Trainer:
         )
 
     def save(self, **details: Any) -> None:
-        """Have a checkpoint of this step, told by an event; weights that are not finite are not saved."""
+        """Have a checkpoint of this step, told by an event; weights that are not finite are not saved.
+
+        In all but the first process nothing happens.
+        """
+        if not self.ranks.is_first:
+            return
         if not self.parts.is_finite():
             raise self._diverged("a weight is not finite")
         in_a_row = self.stepper.watch.in_a_row
-        position = self.step * self.settings.batch_size * self.settings.accumulate
+        position = self.step * self.stepper.size
         epoch, offset = divmod(position, len(self.train_set))
         state = {
             "channels": self.experiment.channels,
@@ -315,11 +362,15 @@ class Trainer:
 
     def restore_tests(self, at_step: Callable[[], None] = lambda: None) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
+        assert self.parts.average is not None
         return preview.restore(self.experiment, self.parts.average.module, self.test_set, at_step)
 
     def _go_on_sampling(self) -> None:
         """Give a sign of life while a sampler runs, which may take minutes: more than whoever ends this may grant."""
         self.run.beat()
+        if time.monotonic() - self._in_company >= COMPANY:
+            self._in_company = time.monotonic()
+            self._agree(is_busy=True)
         if self.is_stopping:
             raise _AbandonedError("The training is to end.")
 

@@ -273,7 +273,7 @@ def test_training_sees_every_window_and_testing_the_centres(tmp_path):
     assert (train.pixels.shape, test.pixels.shape) == ((3 * 2, 3, 6, 6), (3 * 2, 3, 4, 4))
     assert torch.equal(test.pixels, train.pixels[..., 1:5, 1:5])
     feed = Feed(train, torch.device("cpu"), size=4, flip=False)
-    taken = feed.take(torch.arange(6).repeat(200), torch.Generator().manual_seed(0))
+    taken = feed.take(torch.arange(6).repeat(200), feed.draw(1200, torch.Generator().manual_seed(0)))
     pixels = ((taken + 1) * 127.5).round().to(torch.uint8)
     assert set(places(noise(11, 9), pixels)) == set(itertools.product(range(8), range(6)))
 

@@ -34,7 +34,7 @@ def take(made: Feed, path: str, *parts: torch.Tensor, seed: int = 1) -> torch.Te
     if path == "ahead":
         for part in parts:
             made.ahead(part)
-    return torch.cat([made.take(part, numbers).cpu() for part in parts])
+    return torch.cat([made.take(part, made.draw(len(part), numbers)).cpu() for part in parts])
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -49,7 +49,8 @@ def test_without_crop_or_flip_images_are_the_sets_own(images, path, device):
 
 def test_nothing_is_drawn_where_nothing_is_random(images):
     numbers = seeds.generator(1)
-    Feed(images, CPU, size=11, flip=False).take(torch.arange(4), numbers)
+    made = Feed(images, CPU, size=11, flip=False)
+    made.take(torch.arange(4), made.draw(4, numbers))
     assert torch.equal(numbers.get_state(), seeds.generator(1).get_state())
 
 
@@ -78,7 +79,7 @@ def test_windows_reach_every_place_and_no_further():
     margin, size = 3, 5
     sheet = torch.arange((size + margin) ** 2, dtype=torch.uint8).view(1, 1, size + margin, size + margin)
     made = Feed(ImageSet(sheet), CPU, size=size, flip=False)
-    found = made.take(torch.zeros(400, dtype=torch.int64), seeds.generator(1))
+    found = made.take(torch.zeros(400, dtype=torch.int64), made.draw(400, seeds.generator(1)))
     values = ((found + 1) * 127.5).round().long()[:, 0]
     assert (values[:, 0, 1:] - values[:, 0, :-1] == 1).all()  # no window runs over an edge
     assert (values[:, 1:] - values[:, :-1] == size + margin).all()
@@ -101,7 +102,7 @@ def test_what_was_told_and_not_taken_is_passed_over(images, monkeypatch):
     for told in (torch.tensor([9]), wanted[0], torch.tensor([8, 8]), wanted[1]):
         made.ahead(told)
     for picked in (*wanted, torch.tensor([6])):
-        assert torch.equal(made.take(picked, seeds.generator(1)), images.images(picked))
+        assert torch.equal(made.take(picked, made.draw(len(picked), seeds.generator(1))), images.images(picked))
 
 
 def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
@@ -129,8 +130,8 @@ def test_what_goes_wrong_in_the_thread_is_told_where_images_are_taken(images, mo
         made.ahead(absent)
         made.ahead(there)
     with pytest.raises(IndexError):
-        made.take(absent, seeds.generator(1))
-    assert torch.equal(made.take(there, seeds.generator(1)), images.images(there))
+        made.take(absent, made.draw(len(absent), seeds.generator(1)))
+    assert torch.equal(made.take(there, made.draw(len(there), seeds.generator(1))), images.images(there))
 
 
 def test_images_that_are_too_small_are_refused(images):
@@ -153,7 +154,7 @@ def test_nothing_waits_for_a_gpu(images, path):
     torch.cuda.set_sync_debug_mode("error")
     try:
         made.ahead(torch.arange(9))
-        made.take(torch.arange(9), seeds.generator(1))
+        made.take(torch.arange(9), made.draw(9, seeds.generator(1)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from colddiff_core.errors import UsageError, counted, nearest
+from colddiff_core.seeds import Grains
 from colddiff_core.settings import setting, settings_of, take
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generators = torch.Generator | Grains | Sequence[torch.Generator] | None
 Severity = int | Tensor
 MOST_STEPS = 10_000
 VARIANTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the variants of an operator, in units of the jitter
@@ -97,8 +98,9 @@ class Degradation:
     def freeze(self, x0: Tensor, *, generator: Generators = None, **fields: Tensor) -> Frozen:
         """Draw everything random about the images x0 (B, C, H, W), once.
 
-        `generator` is one for the batch or a sequence of one per image, which makes an image's draw
-        independent of its neighbours. A field given by name is taken as it is, on x0's device.
+        `generator` is one for the batch, a sequence of one per image, which makes an image's draw independent of its
+        neighbours, or `Grains`, which make it independent of how the batch is divided. A field given by name is taken
+        as it is, on x0's device.
         Raises UsageError for a field that the operator does not have or that is not one entry an image.
         """
         known = [f.name for f in dataclasses.fields(self.frozen_type)]
@@ -271,7 +273,7 @@ Draw = Callable[[torch.Generator | None, torch.device, tuple[int, ...]], Tensor]
 
 
 def _each(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
-    """Draw for a whole batch from one generator, or image by image from as many."""
+    """Draw for a whole batch from one generator, grain by grain, or image by image from as many as there are."""
     if generator is None or isinstance(generator, torch.Generator):
         # Drawn where the generator lives, so that a CPU generator gives the same numbers on every device.
         device = generator.device if generator is not None else x0.device
@@ -280,6 +282,8 @@ def _each(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
         raise UsageError(
             f"{counted(len(generator), 'generator')} for {counted(len(x0), 'image')}.", "Give one, or one per image."
         )
-    if not generator:
+    if not len(generator):
         return draw(None, x0.device, (0,))
+    if isinstance(generator, Grains):
+        return generator.draw(lambda g, count: draw(g, g.device, (count,))).to(x0.device)
     return torch.cat([draw(g, g.device, (1,)) for g in generator]).to(x0.device)

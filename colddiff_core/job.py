@@ -1,0 +1,54 @@
+"""Which process of a job this is, by the environment that torchrun gives each of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+ALWAYS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Process `rank` of `count`, the `local`-th of this machine, which is the `node`-th; all from 0.
+
+    restarts: how many times the job was started anew after a failure; most_restarts: how many are allowed.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    node: int = 0
+    restarts: int = 0
+    most_restarts: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return self.count == 1
+
+
+def place(environment: Mapping[str, str] = os.environ) -> Place:
+    """Return the place of this process; alone where the environment is not that of a job."""
+    if not all(environment.get(name) for name in ALWAYS):
+        return Place()
+
+    def number(name: str, otherwise: int = 0) -> int:
+        return int(environment.get(name, otherwise))
+
+    try:
+        rank = number("RANK")
+        return Place(
+            rank,
+            number("WORLD_SIZE", 1),
+            number("LOCAL_RANK", rank),  # not every launcher tells it: as many processes as GPUs on one machine, then
+            number("GROUP_RANK"),
+            number("TORCHELASTIC_RESTART_COUNT"),
+            number("TORCHELASTIC_MAX_RESTARTS"),
+        )
+    except ValueError:
+        return Place()

@@ -1,0 +1,257 @@
+"""The processes of one job at work together: torch.distributed behind a few words.
+
+Each process has a rank, 0..count - 1; rank 0 is the first, which alone writes. A process by itself is the first of one,
+and all of this is then nothing. Tensors on a GPU go by NCCL, all else by Gloo. Nothing is pickled on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.job import Place, place
+
+T = TypeVar("T")
+TIMEOUT_VARIABLE = "COLDDIFF_TIMEOUT"
+TIMEOUT = 600  # seconds that a process waits for the others before it takes one of them for lost
+ENDLESS = datetime.timedelta(days=30)
+LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket", "TCPStore")
+
+
+class LostError(MachineError):
+    """Another process of the job has ended, or cannot be reached any more."""
+
+
+class Ranks:
+    """The job that this process is of, and its place there."""
+
+    def __init__(self, here: Place, store: Any = None, wait: datetime.timedelta = ENDLESS) -> None:
+        """Take the place of this process, and where there are others the store they share, and how long to wait."""
+        self.place = here
+        self._store = store
+        self._orderly = 0  # how many times the processes of a machine took turns
+        # Small numbers between CPUs, which no GPU has to be waited for.
+        self._aside: Any = None if store is None else dist.new_group(backend="gloo", timeout=wait)
+
+    @property
+    def index(self) -> int:
+        return self.place.rank
+
+    @property
+    def count(self) -> int:
+        return self.place.count
+
+    @property
+    def is_first(self) -> bool:
+        return self.place.is_first
+
+    @property
+    def is_alone(self) -> bool:
+        return self.place.is_alone
+
+    def share(self, count: int) -> range:
+        """Return which of the numbers 0..count - 1 are this process's: a run of them, equally long up to one."""
+        return range(count * self.index // self.count, count * (self.index + 1) // self.count)
+
+    def is_own(self, number: int) -> bool:
+        """Tell whether a piece of work is this process's, where pieces are dealt out in turn."""
+        return number % self.count == self.index
+
+    def spread(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """Return what a network is to be called through in training, so that gradients are the mean over the processes.
+
+        The weights of all processes become the first one's.
+        """
+        if self.is_alone:
+            return network
+        devices = [device] if device.type == "cuda" else None
+        with guarded():
+            # The network's tables are the same everywhere: they need not be sent with every step.
+            return DistributedDataParallel(
+                network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all processes, in place; returns it."""
+        if not self.is_alone:
+            with guarded():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def highest(self, *values: int | bool) -> tuple[int, ...]:
+        """Return the highest of each value over all processes: whether any of them says so."""
+        if self.is_alone:
+            return tuple(map(int, values))
+        told = torch.tensor(list(map(int, values)))
+        with guarded():
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=self._aside)
+        return tuple(told.tolist())
+
+    def meet(self) -> None:
+        """Wait for the others."""
+        self.highest(0)
+
+    def hear(self, content: bytes) -> bytes:
+        """Return the first process's content; what the others give does not matter."""
+        if self.is_alone:
+            return content
+        length = torch.tensor([len(content)])
+        with guarded():
+            dist.broadcast(length, 0, group=self._aside)
+            told = _tensor(content) if self.is_first else torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(told, 0, group=self._aside)
+        return told.numpy().tobytes()
+
+    def hear_json(self, value: Any) -> Any:
+        """Return the first process's value, as JSON holds it."""
+        return value if self.is_alone else json.loads(self.hear(json.dumps(value).encode()))
+
+    def hear_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the first process's tensors by name, on the CPU."""
+        return tensors if self.is_alone else safetensors.torch.load(self.hear(_packed(tensors, self.is_first)))
+
+    def collect(self, content: bytes) -> list[bytes]:
+        """Return the content of every process, by rank, to the first; nothing to the others."""
+        if self.is_alone:
+            return [content]
+        lengths = torch.zeros(self.count, dtype=torch.int64)
+        lengths[self.index] = len(content)
+        found = [content]
+        with guarded():
+            dist.all_reduce(lengths, group=self._aside)
+            if not self.is_first:
+                dist.send(_tensor(content), 0, group=self._aside)
+                return []
+            for rank in range(1, self.count):
+                received = torch.empty(int(lengths[rank]), dtype=torch.uint8)
+                dist.recv(received, rank, group=self._aside)
+                found.append(received.numpy().tobytes())
+        return found
+
+    def collect_json(self, value: Any) -> list[Any]:
+        """Return the value of every process, as JSON holds it, to the first; nothing to the others."""
+        return [value] if self.is_alone else [json.loads(told) for told in self.collect(json.dumps(value).encode())]
+
+    def collect_tensors(self, tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+        """Return the tensors of every process by name, on the CPU, to the first; nothing to the others."""
+        if self.is_alone:
+            return [tensors]
+        return [safetensors.torch.load(told) for told in self.collect(_packed(tensors, True))]
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Do what leaves a cache behind: on every machine one process goes ahead, and the others find what it made.
+
+        Raises LostError in those where it failed.
+        """
+        if self._store is None:
+            return work()
+        self._orderly += 1
+        key = f"turn/{self.place.node}/{self._orderly}"
+        if self.place.local == 0:
+            told = "failed"
+            try:
+                result = work()
+                told = "done"
+            finally:
+                with guarded():
+                    self._store.set(key, told)
+            return result
+        with guarded():
+            self._store.wait([key], ENDLESS)  # no timeout: decoding a million images takes what it takes
+            if self._store.get(key) != b"done":
+                raise LostError("Another process of this job could not prepare what all of them need.")
+        return work()
+
+    def is_news(self, message: str) -> bool:
+        """Tell whether no other process has told this already."""
+        if self._store is None:
+            return True
+        key = f"told/{hashlib.blake2b(message.encode(), digest_size=16).hexdigest()}"
+        with contextlib.suppress(RuntimeError):
+            return self._store.add(key, 1) == 1
+        return self.is_first
+
+
+ALONE = Ranks(Place())
+_joined = ALONE
+
+
+def join(device: torch.device) -> Ranks:
+    """Return the job that this process is of, and meet its other processes where it has not done so yet.
+
+    Raises LostError where they do not come, UsageError for a timeout that is none.
+    """
+    global _joined  # noqa: PLW0603 - torch's own process group is one of the process
+    here = place()
+    if here.is_alone or not _joined.is_alone:
+        return _joined
+    wait = datetime.timedelta(seconds=_timeout())
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with guarded():
+        store, rank, count = next(rendezvous("env://", timeout=wait))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
+        _joined = Ranks(here, PrefixStore("colddiff", store), wait)
+    return _joined
+
+
+def current() -> Ranks:
+    """Return the job that this process has joined, or itself alone."""
+    return _joined
+
+
+def leave() -> None:
+    """Take leave of the others, if there are any."""
+    global _joined  # noqa: PLW0603
+    if not _joined.is_alone:
+        _joined = ALONE
+        with contextlib.suppress(Exception):  # they may be gone
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Have what torch says of processes that are gone, or cannot be reached, told as that."""
+    try:
+        yield
+    except RuntimeError as error:
+        if place().is_alone or not (isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST)):
+            raise
+        here = place()
+        what = f"Process {here.rank} of {here.count} has lost the others: {_brief(error)}."
+        raise LostError(what, "The last checkpoint and all whole files are kept.") from None
+
+
+def _brief(error: RuntimeError) -> str:
+    """Return the last sentence of what torch says, without the place in its sources."""
+    first = next(iter(str(error).split("\n")), "")
+    return first.rpartition("] ")[2].rstrip(". ") or type(error).__name__
+
+
+def _timeout() -> int:
+    told = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT))
+    if not told.isdecimal() or not 0 < int(told) < 10**7:
+        raise UsageError(f"{TIMEOUT_VARIABLE}={told} is no number of seconds.", f"Leave it out for {TIMEOUT}.")
+    return int(told)
+
+
+def _tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+
+
+def _packed(tensors: Mapping[str, Tensor], is_wanted: bool) -> bytes:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()} if is_wanted else {}
+    return safetensors.torch.save(plain) if is_wanted else b""
