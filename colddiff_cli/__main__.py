@@ -12,7 +12,10 @@ LONGEST = 1500  # characters of a line: what a library says of a file may hold a
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == 0 and (joined := sys.modules.get("colddiff_core.ranks")):
+        joined.leave()  # not after a failure: whoever failed may be waited for in vain
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -61,6 +64,14 @@ def _explain(error: Exception) -> int:
 
 
 def _complain(code: int, what: str, remedy: str) -> int:
+    who = "colddiff"
+    if "RANK" in os.environ:  # imported only then: Ctrl-C may come while it is
+        from colddiff_core import job
+
+        if not job.is_news(what):
+            return code
+        here = job.place()
+        who = who if here.is_first else f"{who} (process {here.rank} of {here.count})"
     for line in filter(None, (what, remedy)):
         told = " ".join(line.split())[:LONGEST]  # a name may hold a newline; the answer is one line
         if not told.isprintable():  # imported only then: Ctrl-C may come while it is
@@ -68,7 +79,7 @@ def _complain(code: int, what: str, remedy: str) -> int:
 
             told = harmless(told)
         with contextlib.suppress(OSError):  # the terminal may be gone: the exit code is left
-            print(f"colddiff: {told}" if line is what else f"  {told}", file=sys.stderr)  # noqa: T201
+            print(f"{who}: {told}" if line is what else f"  {told}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -47,6 +47,10 @@ Compile = Annotated[
         metavar="MODE",
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option("--nproc", help="Share the work among so many processes of this machine, a GPU each.", min=1),
+]
 Severity = Annotated[
     int | None, typer.Option("--t", help="Severity, 1 to the operator's steps (all of them if left out).")
 ]

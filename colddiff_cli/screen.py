@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from rich.console import Console
 from rich.table import Table
 
+from colddiff_core import job
 from colddiff_core.errors import ColddiffWarning, MachineError, harmless
 
 if TYPE_CHECKING:
@@ -77,13 +78,14 @@ class Screen:
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
         self._stream = _Stream(sys.stderr if is_json else sys.stdout)
-        self.console = _Console(file=cast(TextIO, self._stream), highlight=False, soft_wrap=True)
+        self.is_silent = not job.place().is_first  # the first process of a job speaks for all
+        self.console = _Console(file=cast(TextIO, self._stream), highlight=False, soft_wrap=True, quiet=self.is_silent)
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 
     @property
     def is_terminal(self) -> bool:
-        return self.console.is_terminal
+        return self.console.is_terminal and not self.is_silent
 
     def say(self, text: str = "") -> None:
         """Print a line."""
@@ -137,6 +139,8 @@ class Screen:
 
         Raises MachineError where what the command said could not be written.
         """
+        if self.is_silent:
+            return
         if self.is_json:
             told = _Stream(sys.stdout)
             told.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
@@ -163,6 +167,8 @@ def telling_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, ColddiffWarning):
+            if not job.is_news(str(message)):
+                return
             with contextlib.suppress(OSError):  # nobody is there to be warned
                 # Above a progress bar, which takes stderr over while it lives.
                 sys.stderr.write(harmless(f"warning: {message}\n"))

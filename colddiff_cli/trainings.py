@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from colddiff_cli.screen import Screen
-from colddiff_core import presets, runs
+from colddiff_core import job, presets, runs
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,23 +34,28 @@ def check_names(config: presets.Config) -> None:
 
 def start(screen: Screen, config: presets.Config, out: Path | None, device: str) -> Trainer:
     """Return the trainer of a new run; everything that can fail is built before the run's folder is made."""
-    from colddiff_core import devices, experiment
+    from colddiff_core import devices, experiment, ranks
     from colddiff_core.training import Trainer
 
+    here = job.place()
     path = out or runs.free_name(config.name)
-    if path.exists():
+    if here.is_first and path.exists():
         raise runs.taken(path)
     check_names(config)
     chosen = devices.choose(device)
+    together = ranks.join(chosen)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
     built.try_out(sets[0])
-    run = runs.create(path, config, experiment.versions())
+    path = Path(together.hear_json(str(path)))  # heard when all have come so far: where one fails, nothing is left
+    together.meet()
+    run = runs.create(path, config, experiment.versions()) if together.is_first else runs.Onlooker(path)
     try:
         trainer = Trainer(built, *sets, run)
     except BaseException:
         run.close()
-        shutil.rmtree(path)
+        if together.is_first:
+            shutil.rmtree(path)
         raise
     _introduce(screen, trainer, sets)
     return trainer
@@ -62,7 +67,7 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     Raises UsageError where it would go on under other settings, images or an operator that is another, unless
     `may_change`.
     """
-    from colddiff_core import checkpoint, devices, experiment
+    from colddiff_core import devices, experiment, ranks
     from colddiff_core.training import Trainer
 
     for change in changes:
@@ -73,23 +78,19 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
                 f"{change}: a resumed run keeps its configuration.",
                 f"Only {told} and --data-dir may change. Use --allow-change, or start a new run.",
             )
-    found = runs.find(name)
-    config = found.config(tuple(changes))
-    newest = checkpoint.newest(found, checkpoint.read)
-    step = runs.path_step(newest.path) if newest else 0
-    del newest  # as large as the network, its average and its optimizer
-    if step > config.train.steps or (step == config.train.steps and found.is_finished(step)):
-        remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
-        raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
-    runs.check_free(found.path)
+    asked = _resumed(name, changes) if job.place().is_first else None
     chosen = devices.choose(device)
+    together = ranks.join(chosen)
+    # The others need not see the run's folder.
+    path, table = together.hear_json([str(asked[0]), asked[1].to_table()] if asked else None)
+    config = presets.from_table(table, path)
     sets = _load_sets(config)
     built = experiment.build(config, sets[0].channels, chosen)
-    run = runs.RunWriter(found.path)
+    run = runs.RunWriter(Path(path)) if together.is_first else runs.Onlooker(Path(path))
     try:
         trainer = Trainer(built, *sets, run)
         trainer.resume(may_change=may_change)
-        if changes:
+        if changes and together.is_first:
             runs.rewrite_config(run, config)
     except BaseException:
         run.close()
@@ -98,11 +99,35 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     return trainer
 
 
-def _load_sets(config: presets.Config) -> tuple[ImageSet, ImageSet]:
-    from colddiff_core import experiment
+def _resumed(name: str, changes: list[str]) -> tuple[Path, presets.Config]:
+    """Return the folder and the settings of a run that goes on; raises UsageError where nothing is left to train."""
+    found = runs.find(name)
+    config = found.config(tuple(changes))
+    if (step := finished(found, config)) is not None:
+        remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
+        raise UsageError(f"{found.path} is finished: {step} of {config.train.steps} steps.", remedy)
+    runs.check_free(found.path)
+    return found.path, config
 
-    train_set = experiment.load_images(config, "train", has_margin=True)
-    return train_set, experiment.load_images(config, "test", train_set.channels)
+
+def finished(found: runs.Run, config: presets.Config) -> int | None:
+    """Return the step of a run's last checkpoint where nothing is left to train, else None."""
+    from colddiff_core import checkpoint
+
+    newest = checkpoint.newest(found, checkpoint.read)
+    step = runs.path_step(newest.path) if newest else 0
+    is_finished = step > config.train.steps or (step == config.train.steps and found.is_finished(step))
+    return step if is_finished else None
+
+
+def _load_sets(config: presets.Config) -> tuple[ImageSet, ImageSet]:
+    from colddiff_core import experiment, ranks
+
+    def load() -> tuple[ImageSet, ImageSet]:
+        train_set = experiment.load_images(config, "train", has_margin=True)
+        return train_set, experiment.load_images(config, "test", train_set.channels)
+
+    return ranks.current().in_turn(load)
 
 
 def _introduce(screen: Screen, trainer: Trainer, sets: tuple[ImageSet, ImageSet]) -> None:
@@ -120,8 +145,14 @@ def _introduce(screen: Screen, trainer: Trainer, sets: tuple[ImageSet, ImageSet]
     screen.say(
         f"{len(sets[0]):,} images of {config.data.size}x{config.data.size}x{built.channels}, "
         f"{built.operator.name} T={built.operator.steps}, {count / 1e6:.1f} M parameters, "
-        f"{dtype} body on {devices.describe(built.device)}, {where}"
+        f"{dtype} body on {_machines(devices.describe(built.device))}, {where}"
     )
+
+
+def _machines(device: str) -> str:
+    """Return a device in words, and how many processes have one like it."""
+    here = job.place()
+    return device if here.is_alone else f"{device}, each of {here.count} processes"
 
 
 def work(screen: Screen, trainer: Trainer) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from colddiff_core import job
 from colddiff_core.errors import UsageError
 
 NAMES = ("auto", "cpu", "cuda")
@@ -20,10 +21,14 @@ CGROUP = Path("/sys/fs/cgroup")
 def choose(name: str) -> torch.device:
     """Return the device of a `--device` value, set up for exact and fast work; "auto" is a GPU where there is one.
 
-    Raises UsageError for an unknown name and for a GPU that is not there.
+    Of the processes of a job on one machine each has a GPU of its own. Raises UsageError for an unknown name and for a
+    GPU that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    here = job.place()
+    if name == "cuda" and not here.is_alone:
+        name = f"cuda:{here.local}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -38,7 +43,9 @@ def choose(name: str) -> torch.device:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        if (device.index or 0) < count:
+            torch.cuda.set_device(device)
+        else:
             remedy = (
                 f"This machine has {count}." if count else "Use --device cpu, or check the driver and the torch build."
             )

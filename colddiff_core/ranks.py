@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -79,7 +80,10 @@ class Ranks:
         if self.is_alone:
             return network
         devices = [device] if device.type == "cuda" else None
-        with guarded():
+        # Of a 1 x 1 kernel both layouts in memory are one, whatever their strides are called.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        with guarded(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated")  # what follows it is not in 2.11
             # The network's tables are the same everywhere: they need not be sent with every step.
             return DistributedDataParallel(
                 network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -179,7 +183,7 @@ class Ranks:
     def is_news(self, message: str) -> bool:
         """Tell whether no other process has told this already."""
         if self._store is None:
-            return True
+            return place().is_first
         key = f"told/{hashlib.blake2b(message.encode(), digest_size=16).hexdigest()}"
         with contextlib.suppress(RuntimeError):
             return self._store.add(key, 1) == 1

@@ -70,6 +70,7 @@ class Trainer:
         self.parts = self.stepper.parts
         self.last_sheet: Sheet | None = None
         self._saved = 0  # step of the newest checkpoint
+        self.is_stopped_as_asked = False  # by a reader of the run, and not by a signal
         self._stopped_by: dict[str, Any] = {}
         self._in_company = 0.0  # when the others were last told that this process is busy
         self.provenance = provenance.of(experiment, train)
@@ -159,7 +160,8 @@ class Trainer:
             self._trouble(False)
             self.save()
         is_shown = preview.path(self.run, self.step).exists()
-        self.is_finished = self.ranks.hear_json(self.step >= settings.steps and (is_shown or not self.is_stopping))
+        is_finished = self.step >= settings.steps and (is_shown or not self.is_stopping)
+        self.is_finished, self.is_stopped_as_asked = self.ranks.hear_json([is_finished, "answers" in self._stopped_by])
         if self.is_finished:
             self.run.event("finished", step=self.step)
         else:

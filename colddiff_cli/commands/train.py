@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ from colddiff_cli import opening, options, outputs, trainings
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import fidelity_table
 from colddiff_core import presets, runs
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError, counted, shown
+from colddiff_core.job import place
 
 if TYPE_CHECKING:
     from colddiff_core.training import Trainer
@@ -32,6 +34,14 @@ def train(
     allow_change: Annotated[
         bool, typer.Option("--allow-change", help="Resume though settings, images or the operator are others now.")
     ] = False,
+    continued: Annotated[
+        bool,
+        typer.Option("--continue", help="Go on with the run at --out where there is one: for jobs that start again."),
+    ] = False,
+    nproc: options.Processes = None,
+    max_restarts: Annotated[
+        int, typer.Option("--max-restarts", help="With --nproc: how often to go on after a process failed.", min=0)
+    ] = 0,
     monitor: Annotated[
         bool, typer.Option("--monitor", help="Train in the background and watch; closing that leaves it training.")
     ] = False,
@@ -44,74 +54,168 @@ def train(
     if allow_change and resume is None:
         raise UsageError("--allow-change is of --resume.", "A new run may have any settings: leave it out.")
     if resume is not None:
-        _check_resumed(resume, out, is_dry=dry_run)
+        _check_resumed(resume, out, is_dry=dry_run, is_continued=continued)
     changes = list(overrides or [])
     if seed is not None:
         changes.append(f"train.seed={seed}")
+    job = _Job(preset, resume, changes, out, data_dir, device, allow_change, continued, nproc, max_restarts)
+    job.check()
     if monitor:
         if dry_run or json:
             raise UsageError(f"--monitor does not go with {'--dry-run' if dry_run else '--json'}.", "Leave one out.")
-        _train_watched(screen, preset, resume, changes, out, data_dir, device, allow_change)
+        _train_watched(screen, job)
         return
-    changes += options.data_override(data_dir)
-    if resume is not None:
-        trainer = trainings.resume(screen, resume, changes, device, may_change=allow_change)
-    else:
-        assert preset is not None
-        config = presets.load(preset, changes)
-        if data_dir is not None:
-            opening.check_data_dir(config)
-        if dry_run:
-            trainings.check_names(config)
-            screen.result(config.to_table())
-            if not json:
-                screen.say(presets.dump(config.to_table()).rstrip())
-            return
-        trainer = trainings.start(screen, config, out, device)
+    if nproc and nproc > 1 and not dry_run:
+        raise typer.Exit(_train_together(job, json))
+    if dry_run:
+        _show(screen, job)
+        return
+    trainer = _trainer(screen, job)
+    if trainer is None:
+        return
     if trainings.work(screen, trainer):
-        _conclude(screen, trainer)
+        if place().is_first:
+            _conclude(screen, trainer)
         return
     path = trainer.run.path
     screen.say(f"Go on with: colddiff train --resume {path}")
     screen.result({"run": str(path), "step": trainer.step, "finished": False})
-    raise typer.Exit(130)
+    # A job would start its processes again after a failure, and this is none where a reader asked for it.
+    raise typer.Exit(130 if place().is_alone or not trainer.is_stopped_as_asked else 0)
 
 
-def _check_resumed(run: str, out: Path | None, *, is_dry: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is to be trained, as other processes are told it."""
+
+    preset: str | None
+    resume: str | None
+    changes: list[str]
+    out: Path | None
+    data_dir: Path | None
+    device: str
+    may_change: bool
+    is_continued: bool
+    processes: int | None
+    restarts: int
+
+    def check(self) -> None:
+        """Raise UsageError for options that do not go together."""
+        here = place()
+        if self.is_continued and self.out is None:
+            raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
+        if self.restarts and not self.processes:
+            raise UsageError("--max-restarts is of --nproc.", "Name a number of processes; torchrun has its own.")
+        if self.processes and not here.is_alone:
+            raise UsageError("--nproc starts torchrun, and this is a process of it.", "Leave --nproc out.")
+        if here.most_restarts and not here.is_alone and self.resume is None and self.out is None:
+            raise UsageError("A job that starts again must know its run.", "Name it with --out.")
+
+    def config(self) -> presets.Config:
+        """Return the settings of a new run; raises UsageError where the preset and the changes do not make any."""
+        assert self.preset is not None
+        config = presets.load(self.preset, self.changes + options.data_override(self.data_dir))
+        if self.data_dir is not None:
+            opening.check_data_dir(config)
+        return config
+
+    def begun(self) -> str | None:
+        """Return the run that this job, or one before it, has begun and is to go on with; None where there is none."""
+        may_go_on = self.is_continued or place().restarts > 0
+        is_there = self.out is not None and self.resume is None and (self.out / "run.toml").is_file()
+        return str(self.out) if may_go_on and is_there else None
+
+    def path(self) -> Path:
+        """Return the folder of the run; raises UsageError where a new one's is taken."""
+        if self.resume is not None:
+            return runs.find(self.resume).path
+        assert self.preset is not None
+        path = self.out or runs.free_name(presets.load(self.preset, self.changes).name)
+        if path.exists() and not self.is_continued:
+            raise runs.taken(path)
+        return path
+
+    def arguments(self, path: Path, *, is_launched: bool) -> list[str]:
+        """Return the command line that trains into `path`; with --nproc, unless it is the launched processes' own."""
+        if self.resume is not None:
+            words = ["--resume", str(path)] + (["--allow-change"] if self.may_change else [])
+        else:
+            assert self.preset is not None
+            words = ["--preset", self.preset, "--out", str(path)] + (["--continue"] if self.is_continued else [])
+        words += ["--device", self.device, *(word for change in self.changes for word in ("--set", change))]
+        words += ["--data-dir", str(self.data_dir)] if self.data_dir else []
+        if self.processes and not is_launched:
+            words += ["--nproc", str(self.processes), "--max-restarts", str(self.restarts)]
+        return words
+
+
+def _show(screen: Screen, job: _Job) -> None:
+    """Print the resolved configuration."""
+    config = job.config()
+    trainings.check_names(config)
+    screen.result(config.to_table())
+    if not screen.is_json:
+        screen.say(presets.dump(config.to_table()).rstrip())
+
+
+def _trainer(screen: Screen, job: _Job) -> Trainer | None:
+    """Return the trainer of a new run, or of one that goes on; None, with a word, where nothing is left to do."""
+    changes = job.changes + options.data_override(job.data_dir)
+    if job.resume is not None:
+        return trainings.resume(screen, job.resume, changes, job.device, may_change=job.may_change)
+    begun = job.begun()
+    if begun is None:
+        return trainings.start(screen, job.config(), job.out, job.device)
+    found = runs.find(begun)
+    _check_same(found, job.config())
+    if (step := trainings.finished(found, found.config())) is not None:
+        screen.say(f"{begun} is finished: step {step}. Nothing is left to do.")
+        screen.result({"run": begun, "step": step, "finished": True})
+        return None
+    return trainings.resume(screen, begun, options.data_override(job.data_dir), job.device)
+
+
+def _train_together(job: _Job, is_json: bool) -> int:
+    """Train in several processes; return the exit code."""
+    from colddiff_cli import launching
+
+    path = job.path()
+    words = ["train", *job.arguments(path, is_launched=True), *(["--json"] if is_json else [])]
+    assert job.processes is not None
+    return launching.launch(words, job.processes, job.restarts, f"Go on with: colddiff train --resume {path}")
+
+
+def _check_same(found: runs.Run, asked: presets.Config) -> None:
+    """Raise UsageError where a run that is to be gone on with is not the one asked for."""
+    told = [
+        f"{key} is {shown(before)}, not {shown(after)}"
+        for key, (before, after) in presets.changes(found.config().to_table(), asked.to_table()).items()
+        if not key.endswith("directory") and key != "data.download" and before != after
+    ]
+    if told:
+        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+        what = f"{found.path} was begun with other settings: {told[0]}{more}."
+        raise UsageError(what, "Give another --out, or go on as it was with --resume.")
+
+
+def _check_resumed(run: str, out: Path | None, *, is_dry: bool, is_continued: bool) -> None:
     """Raise UsageError for options that a run which goes on has no use for."""
+    if is_continued:
+        raise UsageError("--continue does not go with --resume.", "Leave it out: --resume goes on with a run anyway.")
     if is_dry:
         raise UsageError("--dry-run does not go with --resume.", f"The configuration is in {run}/run.toml.")
     if out is not None:
         raise UsageError("--out does not go with --resume.", "A resumed run stays where it is.")
 
 
-def _train_watched(
-    screen: Screen,
-    preset: str | None,
-    resume: str | None,
-    changes: list[str],
-    out: Path | None,
-    data_dir: Path | None,
-    device: str,
-    may_change: bool,
-) -> None:
+def _train_watched(screen: Screen, job: _Job) -> None:
     """Train in a process of its own and open the dashboard on it."""
     from colddiff_cli import background
     from colddiff_cli.commands.monitor import check_terminal, watch
 
     check_terminal()
-    if resume is not None:
-        path = runs.find(resume).path
-        arguments = ["--resume", str(path)] + (["--allow-change"] if may_change else [])
-    else:
-        assert preset is not None
-        path = out or runs.free_name(presets.load(preset, changes).name)
-        if path.exists():
-            raise runs.taken(path)
-        arguments = ["--preset", preset, "--out", str(path)]
-    arguments += ["--device", device, *(word for change in changes for word in ("--set", change))]
-    arguments += ["--data-dir", str(data_dir)] if data_dir else []
-    trainer = background.start(screen, arguments, path)
+    path = job.path()
+    trainer = background.start(screen, job.arguments(path, is_launched=False), path)
     try:
         watch([path])
     finally:
