@@ -56,13 +56,14 @@ def prepare(screen: Screen, features: str, weights: Path | None, device: str) ->
 def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     """Return the test images of a run's data set, a classifier of them where they have labels, and their distribution.
 
-    The classifier is trained once for a data set at a size and kept in the user's cache folder. Raises UsageError
+    The classifier is trained once for a data set at a size and kept in the user's cache folder. Of the processes of a
+    job the first alone gets what distances are measured to, the others what features they need. Raises UsageError
     and MachineError as the data set says.
     """
-    from colddiff_core import classifier, distribution, evaluation, experiment
+    from colddiff_core import classifier, distribution, evaluation, experiment, ranks
 
-    config = built.config
-    test = experiment.load_images(config, "test", built.channels)
+    config, together = built.config, ranks.current()
+    test = together.in_turn(lambda: experiment.load_images(config, "test", built.channels))
 
     @functools.cache
     def train() -> ImageSet:
@@ -73,16 +74,21 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     perceptual = _perceptual(screen, built)
     if means.features == "none":
         return evaluation.Reference(test, train, perceptual=perceptual)
+    together.in_turn(train)
     has_classes = test.labels is not None and train().labels is not None and test.classes == train().classes
-    judge = _classifier(screen, built, train(), test) if has_classes else None
+    judge = together.in_turn(lambda: _classifier(screen, built, train(), test)) if has_classes else None
     seen: Features
     if means.inception is not None:
         seen = means.inception
     elif judge is not None:
         seen = classifier.ClassifierFeatures(judge, f"FD-{config.data.dataset}", "classes")
     else:
-        turned = _classifier(screen, built, classifier.turned(train()), classifier.turned(test))
+        turned = together.in_turn(
+            lambda: _classifier(screen, built, classifier.turned(train()), classifier.turned(test))
+        )
         seen = classifier.ClassifierFeatures(turned, f"FD-{config.data.dataset}", "quarter turns")
+    if not together.is_first:  # which alone makes figures of what all of them have seen
+        return evaluation.Reference(test, train, judge, None, perceptual, seen)
     with _advancing(screen, f"{seen.name}: features of the test images") as advance:
         target = distribution.target(seen, test, lambda done: advance(done, len(test)))
     return evaluation.Reference(test, train, judge, target, perceptual)

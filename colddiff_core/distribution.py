@@ -166,7 +166,10 @@ class Distances:
 
     def update(self, images: Tensor, numbers: Sequence[int] | None = None) -> None:
         """Add images (B, C, H, W) float32 in [-1, 1]; `numbers` are those of their originals among the real ones."""
-        found = self.target.features(images)
+        self.add(self.target.features(images), numbers)
+
+    def add(self, found: Tensor, numbers: Sequence[int] | None = None) -> None:
+        """Add the features (B, D) float32 of images; `numbers` as `update` takes them."""
         seen = self.moments.seen
         self.is_paired = numbers is not None
         self.moments.update(found, range(seen, seen + len(found)) if numbers is None else numbers)

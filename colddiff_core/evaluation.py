@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from colddiff_core import figures, sampling, seeds
 from colddiff_core.classifier import Classifier
 from colddiff_core.datasets import ImageSet
-from colddiff_core.distribution import Distances, Target
+from colddiff_core.distribution import Distances, Features, Target
 from colddiff_core.experiment import Experiment
 from colddiff_core.fidelity import Fidelity, Perceptual
 from colddiff_core.figures import Interval
@@ -32,7 +32,8 @@ class Reference:
     """What images are held against.
 
     test: the originals; train: loads the training images; classifier: of the classes, where the images have labels;
-    target: what distances between distributions are measured to; perceptual: LPIPS, where its weights are there.
+    target: what distances between distributions are measured to; perceptual: LPIPS, where its weights are there;
+    features: what the target is seen by, for a process that only looks at images and measures no distance.
     """
 
     test: ImageSet
@@ -40,6 +41,7 @@ class Reference:
     classifier: Classifier | None = None
     target: Target | None = None
     perceptual: Perceptual | None = None
+    features: Features | None = None
 
     def about(self) -> dict[str, Any]:
         """Return what a record says of the features and of LPIPS that images are measured with."""
@@ -69,6 +71,27 @@ class Outcome:
     degraded: Tensor | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What there is to know of each of some images, before anything is said of them all: (B, ...), on the CPU.
+
+    rows: as `Fidelity.look` has it; features: (B, D) float32; predicted: (B,) int64, the class that the classifier
+    takes it for; judged: (B,), right or not, or its highest probability; numbers: (B,) int64, of the originals. None is
+    what is not measured.
+    """
+
+    numbers: Tensor | None = None
+    rows: Tensor | None = None
+    features: Tensor | None = None
+    predicted: Tensor | None = None
+    judged: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all of it by name, as a file holds it."""
+        every = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
+
+
 class Meter:
     """Measures a stream of images, in memory that does not grow with their number but for a few figures an image.
 
@@ -84,25 +107,36 @@ class Meter:
         self.judged: list[Tensor] = []  # right or not, or the highest probability
         self.predicted: list[Tensor] = []
 
-    @torch.no_grad()
     def update(self, images: Tensor, numbers: Tensor | None = None) -> None:
         """Add images (B, C, H, W) float32 in [-1, 1], and the numbers (B,) of their originals in the test set."""
-        images = images.clamp(-1, 1)
+        self.add(self.look(images, numbers))
+
+    @torch.no_grad()
+    def look(self, images: Tensor, numbers: Tensor | None = None) -> Seen:
+        """Return what there is to know of each image, for `add`; takes what `update` does, and changes nothing."""
+        images, reference = images.clamp(-1, 1), self.reference
+        rows = predicted = judged = None
         if self.fidelity:
             assert numbers is not None
-            self.fidelity.update(images, self.reference.test.images(numbers).to(images.device))
-        if self.distances:
-            self.distances.update(images, None if numbers is None else numbers.tolist())
-        network = self.reference.classifier
-        if network is None:
-            return
-        scores = network(images.to(network.accuracy.device)).cpu()
-        self.predicted.append(scores.argmax(1))
-        labels = self.reference.test.labels
-        if numbers is not None and labels is not None:
-            self.judged.append(self.predicted[-1] == labels[numbers].cpu())
-        else:
-            self.judged.append(scores.softmax(1).amax(1))
+            rows = self.fidelity.look(images, reference.test.images(numbers).to(images.device))
+        features = reference.target.features if reference.target else reference.features
+        network = reference.classifier
+        if network is not None:
+            scores = network(images.to(network.accuracy.device)).cpu()
+            predicted, labels = scores.argmax(1), reference.test.labels
+            is_known = numbers is not None and labels is not None
+            judged = predicted == labels[numbers].cpu() if is_known else scores.softmax(1).amax(1)  # type: ignore[index]
+        return Seen(numbers, rows, features(images) if features else None, predicted, judged)
+
+    def add(self, seen: Seen) -> None:
+        """Add images that were looked at."""
+        if self.fidelity and seen.rows is not None:
+            self.fidelity.add(seen.rows)
+        if self.distances and seen.features is not None:
+            self.distances.add(seen.features, None if seen.numbers is None else seen.numbers.tolist())
+        if seen.predicted is not None and seen.judged is not None:
+            self.predicted.append(seen.predicted)
+            self.judged.append(seen.judged)
 
     @property
     def is_scarce(self) -> bool:
@@ -135,30 +169,37 @@ class Meter:
         return "accuracy" if self.fidelity else "confidence"
 
 
-def restore(
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A batch of restorations x and what they were restored from, x_t: (B, C, H, W) float32; numbers: (B,), of x0."""
+
+    numbers: Tensor
+    x: Tensor
+    x_t: Tensor
+
+
+def batches(experiment: Experiment, reference: Reference, count: int, batch_size: int | None) -> Sequence[Tensor]:
+    """Return the numbers of the test images that are measured, those of `ImageSet.draw`, batch by batch."""
+    return reference.test.draw(count).split(batch_size or experiment.batch_size(MOST))
+
+
+def make(
     experiment: Experiment,
     reference: Reference,
+    parts: Iterable[Tensor],
+    clock: Clock,
     *,
     sampler: str | None,
     t: int,
-    count: int,
     seed: int = 0,
     stride: int = 1,
-    batch_size: int | None = None,
     is_8bit: bool = False,
-    shown: int = 0,
-    progress: Callable[[int], None] = lambda images: None,
-) -> Outcome:
-    """Return how `count` test images come back from severity t, or with sampler None how they are there.
+) -> Iterator[Made]:
+    """Restore batches of test images from severity t, or with sampler None leave them as they are there.
 
-    The images are those of `ImageSet.draw`. batch_size: how many at a time, None for as many as fit.
-    is_8bit: round the degraded images to 8 bits first, as a photograph is, whatever the preset does. Beside the figures
-    of `Meter`: evaluations of the network, and milliseconds an image. `progress` is told of every batch's images.
+    An image comes out the same whatever batches are made before it. is_8bit: as `restore` takes it.
     """
-    meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
-    made: list[Tensor] = []
-    inputs: list[Tensor] = []
-    for part in reference.test.draw(count).split(batch_size or experiment.batch_size(MOST)):
+    for part in parts:
         numbers = part.tolist()
         x0 = reference.test.images(part).to(experiment.device)
         x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
@@ -170,11 +211,35 @@ def restore(
             if not clock.images:  # tables, memory and kernels are made ready when first needed: not on the clock
                 next(experiment.restore(x_t, t, frozen, **way))
             x = clock.finish(experiment.restore(x_t, t, frozen, **way))
-        meter.update(x, part)
+        yield Made(part, x, x_t)
+
+
+def restore(
+    experiment: Experiment,
+    reference: Reference,
+    *,
+    count: int,
+    batch_size: int | None = None,
+    shown: int = 0,
+    progress: Callable[[int], None] = lambda images: None,
+    **way: Any,
+) -> Outcome:
+    """Return how `count` test images come back from severity t, or with sampler None how they are there.
+
+    The images are those of `ImageSet.draw`. batch_size: how many at a time, None for as many as fit. `way` is as
+    `make` takes it: sampler, t, seed, stride; is_8bit rounds the degraded images to 8 bits first, as a photograph is,
+    whatever the preset does. Beside the figures of `Meter`: evaluations of the network, and milliseconds an image.
+    `progress` is told of every batch's images.
+    """
+    meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
+    made: list[Tensor] = []
+    inputs: list[Tensor] = []
+    for batch in make(experiment, reference, batches(experiment, reference, count, batch_size), clock, **way):
+        meter.update(batch.x, batch.numbers)
         if sum(len(part) for part in made) < shown:
-            made.append(x.clamp(-1, 1).cpu())
-            inputs.append(x_t.cpu())
-        progress(len(x0))
+            made.append(batch.x.clamp(-1, 1).cpu())
+            inputs.append(batch.x_t.cpu())
+        progress(len(batch.x))
     measured = meter.figures() | clock.figures()
     pictures = [torch.cat(parts)[:shown] if parts else torch.empty(0) for parts in (made, inputs)]
     return Outcome(measured, meter.intervals(), meter.is_scarce, *pictures)
@@ -187,8 +252,13 @@ def evaluate(
 
     "sampled" is the configured sampler, any other column but "degraded" a sampler's name.
     """
+    return {column: restore(experiment, reference, sampler=sampler(experiment, column), **common) for column in columns}
+
+
+def sampler(experiment: Experiment, column: str) -> str | None:
+    """Return the sampler of a column of `evaluate`, None for the one that is not restored."""
     named: dict[str, str | None] = {"degraded": None, "sampled": experiment.config.sample.sampler}
-    return {column: restore(experiment, reference, sampler=named.get(column, column), **common) for column in columns}
+    return named.get(column, column)
 
 
 class Clock:
@@ -210,6 +280,16 @@ class Clock:
         self.images += len(last.x)
         self.evaluations = last.count
         return last.x
+
+    def told(self) -> tuple[float, int, int]:
+        """Return seconds, images, and evaluations an image."""
+        return self.seconds, self.images, self.evaluations
+
+    def add(self, told: Sequence[float]) -> None:
+        """Add what another clock told."""
+        self.seconds += told[0]
+        self.images += int(told[1])
+        self.evaluations = max(self.evaluations, int(told[2]))
 
     def figures(self) -> Figures:
         """Return both, nothing where nothing was sampled."""

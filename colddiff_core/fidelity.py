@@ -46,6 +46,14 @@ class Fidelity:
 
     def update(self, images: Tensor, originals: Tensor) -> None:
         """Add a batch: both (B, C, H, W) float32 in [-1, 1]. Raises UsageError where their shapes differ."""
+        self.add(self.look(images, originals))
+
+    def add(self, rows: Tensor) -> None:
+        """Add what `look` told of a batch."""
+        self.rows.append(rows)
+
+    def look(self, images: Tensor, originals: Tensor) -> Tensor:
+        """Return what there is to know of each image, (B, 3 or 4) float64 on the CPU; takes and raises as `update`."""
         from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: PLC0415 - a second that only this needs
 
         if images.shape != originals.shape:
@@ -57,7 +65,7 @@ class Fidelity:
         columns = [squared, psnr.clamp(max=PSNR_LIMIT), _ssim(found, wanted)]
         if self.perceptual:
             columns.append(self.perceptual(images, originals))
-        self.rows.append(torch.stack([column.double().cpu() for column in columns], dim=1))
+        return torch.stack([column.double().cpu() for column in columns], dim=1)
 
     def result(self) -> dict[str, float | None]:
         """Return the figures so far."""

@@ -44,7 +44,7 @@ class Ranks:
         """Take the place of this process, and where there are others the store they share, and how long to wait."""
         self.place = here
         self._store = store
-        self._orderly = 0  # how many times the processes of a machine took turns
+        self._orderly = self._meetings = 0  # how many times the processes of a machine took turns, and all met
         # Small numbers between CPUs, which no GPU has to be waited for.
         self._aside: Any = None if store is None else dist.new_group(backend="gloo", timeout=wait)
 
@@ -67,6 +67,21 @@ class Ranks:
     def share(self, count: int) -> range:
         """Return which of the numbers 0..count - 1 are this process's: a run of them, equally long up to one."""
         return range(count * self.index // self.count, count * (self.index + 1) // self.count)
+
+    def deal(self, count: int, name: str) -> Iterator[int]:
+        """Yield which of the pieces of work 0..count - 1 this process takes next: one that no other has taken.
+
+        Whoever is quicker takes more. `name` tells one heap of work from another; all processes give the same.
+        """
+        if self._store is None:
+            yield from range(count)
+            return
+        while True:
+            with guarded():
+                number = self._store.add(f"heap/{name}", 1) - 1
+            if number >= count:
+                return
+            yield number
 
     def is_own(self, number: int) -> bool:
         """Tell whether a piece of work is this process's, where pieces are dealt out in turn."""
@@ -106,8 +121,15 @@ class Ranks:
         return tuple(told.tolist())
 
     def meet(self) -> None:
-        """Wait for the others."""
-        self.highest(0)
+        """Wait for the others, however long they take: one that has ended takes the job with it."""
+        if self._store is None:
+            return
+        self._meetings += 1
+        key = f"meeting/{self._meetings}"
+        with guarded():
+            if self._store.add(key, 1) == self.count:
+                self._store.set(f"{key}/all", "here")
+            self._store.wait([f"{key}/all"], ENDLESS)
 
     def hear(self, content: bytes) -> bytes:
         """Return the first process's content; what the others give does not matter."""
@@ -129,7 +151,10 @@ class Ranks:
         return tensors if self.is_alone else safetensors.torch.load(self.hear(_packed(tensors, self.is_first)))
 
     def collect(self, content: bytes) -> list[bytes]:
-        """Return the content of every process, by rank, to the first; nothing to the others."""
+        """Return the content of every process, by rank, to the first; nothing to the others.
+
+        They wait no longer than for a training step: where their work may differ, have them `meet` first.
+        """
         if self.is_alone:
             return [content]
         lengths = torch.zeros(self.count, dtype=torch.int64)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import json as json_
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, options, plots, references
+from colddiff_cli import opening, options, plots, references, series
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_core import runs, tables
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import MachineError, UsageError, counted
 
 if TYPE_CHECKING:
     from colddiff_core.evaluation import Outcome, Reference
     from colddiff_core.experiment import Experiment
+    from colddiff_core.portions import Folder
 
 DEFAULT_IMAGES = 1000
 SEVERITIES = 10  # of a curve
@@ -37,6 +41,9 @@ def evaluate(
     features: options.Features = "classifier",
     weights: options.Weights = None,
     batch_size: options.BatchSize = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a call that was stopped: keep what it has measured.")
+    ] = False,
     precision: options.Precision = None,
     compiled: options.Compile = None,
     data_dir: options.DataDir = None,
@@ -56,7 +63,7 @@ def evaluate(
     config = found.config(overrides)
     means = references.prepare(screen, "none" if by_severity else features, weights, device)
 
-    from colddiff_core import sampling
+    from colddiff_core import evaluation, ranks, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
     last = built.operator.steps
@@ -66,21 +73,29 @@ def evaluate(
     reference = references.load(screen, built, means)
     count = min(n, len(reference.test))
     common: dict[str, Any] = {"count": count, "seed": config.train.seed if seed is None else seed}
-    common |= {"stride": pace, "batch_size": batch_size, "is_8bit": uint8}
+    size = ranks.current().hear_json(batch_size or built.batch_size(evaluation.MOST))
+    common |= {"stride": pace, "batch_size": size, "is_8bit": uint8}
     at_stride = "" if pace == config.sample.stride else f", stride {pace}"
     rounded = ", degraded images rounded to 8 bits" if uint8 else ""
     data = reference.title(config.data.dataset)
     what = f"{found.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
     told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": common["seed"]}
     told |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
+    asked = common | {"t": None if by_severity else severity, **reference.about()}
     if by_severity:
-        curve = _curve(screen, built, reference, common)
+        with _portions(opening.described(found, built, step) | asked, found, is_resumed=resume) as folder:
+            curve = _curve(screen, built, reference, folder, common)
+        if not ranks.current().is_first:
+            return
         columns = list(curve[0]["metrics"])
         plots.show_severities(screen, curve, columns)
         screen.show(severity_table(what, curve, columns))
         screen.result(told | {"by_severity": curve})
         return
-    outcomes = _measure(screen, built, reference, severity, common)
+    with _portions(opening.described(found, built, step) | asked, found, is_resumed=resume) as folder:
+        outcomes = _measure(screen, built, reference, folder, severity, common)
+    if not ranks.current().is_first:
+        return
     is_papers = severity == last and pace == 1 and not uint8
     paper = {kind: tables.published(config, kind) for kind in outcomes} if is_papers else {}
     rows = {
@@ -114,20 +129,70 @@ def _explain(screen: Screen, reference: Reference, outcomes: Mapping[str, Outcom
         screen.explain(f"the paper's FID, of Inception's features and not to be held against these: {fids}")
 
 
-def _measure(screen: Screen, built: Experiment, reference: Reference, t: int, common: dict[str, Any]) -> dict[str, Any]:
-    from colddiff_core import evaluation
+@contextlib.contextmanager
+def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -> Iterator[Folder | None]:
+    """Yield where what is measured is kept until all of it is; None where the run's folder takes none.
+
+    Raises UsageError where there is nothing to go on with, and what says how to go on where this call is interrupted.
+    """
+    from colddiff_core import ranks
+    from colddiff_core.portions import Folder
+
+    said = json_.dumps(settings, sort_keys=True, default=str)
+    together = ranks.current()
+    name = together.hear_json(hashlib.blake2b(said.encode(), digest_size=8).hexdigest())
+    path = run.path / "evaluated" / name
+    if is_resumed and together.is_first and not path.is_dir():
+        what = f"There is nothing to go on with: no call of eval with these settings was stopped at {run.path}."
+        raise UsageError(what, "Leave --resume out.")
+    try:
+        folder = Folder(path, is_first=together.is_first, is_resumed=is_resumed)
+    except MachineError:
+        if is_resumed or not together.is_alone:
+            raise
+        yield None  # someone else's run, or two calls alike: then it is done in one go
+        return
+    is_done = False
+    try:
+        together.meet()
+        yield folder
+        is_done = True
+    except KeyboardInterrupt:
+        raise series.Interrupted("Interrupted.", "Go on with what is measured: the same call with --resume.") from None
+    finally:
+        folder.close(is_done=is_done)
+
+
+def _measure(
+    screen: Screen,
+    built: Experiment,
+    reference: Reference,
+    folder: Folder | None,
+    t: int,
+    common: dict[str, Any],
+) -> dict[str, Any]:
+    from colddiff_core import evaluation, portions, ranks
 
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(f"restoring from t = {t}", total=common["count"] * len(evaluation.COLUMNS))
-        return evaluation.evaluate(built, reference, t=t, progress=lambda done: progress.advance(task, done), **common)
+
+        def advance(done: int) -> None:
+            progress.advance(task, done)
+
+        if folder is None:
+            return evaluation.evaluate(built, reference, t=t, progress=advance, **common)
+        way = common | {"columns": evaluation.COLUMNS, "ranks": ranks.current()}
+        return portions.evaluate(built, reference, folder, t=t, progress=advance, **way)
 
 
-def _curve(screen: Screen, built: Experiment, reference: Reference, common: dict[str, Any]) -> list[dict[str, Any]]:
+def _curve(
+    screen: Screen, built: Experiment, reference: Reference, folder: Folder | None, common: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Return the figures at severities spread evenly up to the last."""
     last, rows = built.operator.steps, []
     for t in sorted({max(1, round(last * part / SEVERITIES)) for part in range(1, SEVERITIES + 1)}):
         pace = min(common["stride"], t)
-        outcomes = _measure(screen, built, reference, t, common | {"stride": pace})
+        outcomes = _measure(screen, built, reference, folder, t, common | {"stride": pace})
         metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
         intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
         rows.append({"t": t, "metrics": metrics, "intervals": intervals})

@@ -1,0 +1,178 @@
+"""An evaluation in portions: measured by one process or many, in any order, kept on the disk, added up in order.
+
+A portion is what there is to know of each of some hundred images, without anything said of them all: the figures are
+made of the portions in the order of the images, and so the same, bit for bit, however many processes measured them and
+however often that was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from colddiff_core import evaluation
+from colddiff_core.errors import MachineError
+from colddiff_core.evaluation import Clock, Meter, Outcome, Reference, Seen
+from colddiff_core.experiment import Experiment
+from colddiff_core.files import read_ordinary, refusals, whole
+from colddiff_core.ranks import ALONE, Ranks
+
+LEAST, MOST_PORTIONS = 256, 512  # images of a portion, at least; portions of a column, about
+ABANDONED = 30 * 86_400.0  # seconds after which nobody goes on with an evaluation any more
+CLOCK = "clock"  # seconds, images and evaluations of the network that the clock told
+Heard = Callable[[int], None]
+
+
+class Folder:
+    """The portions of one call, in a folder of its own, which is this job's alone while it is at work.
+
+    Raises MachineError where another job is at it, or the disk refuses.
+    """
+
+    def __init__(self, path: Path, *, is_first: bool = True, is_resumed: bool = False) -> None:
+        """Take the folder; what an earlier call left there is kept for `is_resumed`, else removed, by the first process
+        of the job.
+        """
+        self.path = path
+        self._lock = -1
+        if not is_first:
+            return
+        with refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise MachineError(
+                "Another process is at this very evaluation.", "Wait for it, or stop it first."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        with refusals(path):
+            _sweep(path.parent)
+            if not is_resumed:
+                shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(exist_ok=True)
+
+    def has(self, name: str) -> bool:
+        """Tell whether a portion is there."""
+        return self._file(name).is_file()
+
+    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a portion, whole or not at all."""
+        with whole(self._file(name)) as draft:
+            draft.write_bytes(safetensors.torch.save(dict(tensors)))
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Return a portion; raises MachineError where it is not as it was written."""
+        path = self._file(name)
+        try:
+            return safetensors.torch.load(read_ordinary(path))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise MachineError(f"{path} cannot be read: {error}.", "Evaluate anew, without --resume.") from None
+
+    def close(self, *, is_done: bool) -> None:
+        """Let go of the folder; what is done with needs no portions any more."""
+        if self._lock < 0:
+            return
+        if is_done:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.with_suffix(".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others' portions are there
+                self.path.parent.rmdir()
+        os.close(self._lock)
+        self._lock = -1
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
+
+
+def evaluate(
+    experiment: Experiment,
+    reference: Reference,
+    folder: Folder,
+    *,
+    columns: Sequence[str],
+    t: int,
+    count: int,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    progress: Heard = lambda images: None,
+    **way: Any,
+) -> dict[str, Outcome]:
+    """Return what `evaluation.evaluate` does, without pictures, to the first process, and nothing to the others.
+
+    They share the portions that `folder` lacks; t and `way` are as `evaluation.make` takes them. `progress` is told of
+    every batch's images that this process makes, and of those it finds there.
+    """
+    parts = evaluation.batches(experiment, reference, count, batch_size)
+    each = max(1, max(LEAST, count // MOST_PORTIONS) // batch_size)  # batches of a portion
+    pieces = [(column, first) for column in columns for first in range(0, len(parts), each)]
+    named = {(column, first): f"t{t:04d}-{column}-{first // each:06d}" for column, first in pieces}
+    clocks = {column: Clock(experiment.device) for column in columns}
+    missing = [piece for piece in pieces if not folder.has(named[piece])] if ranks.is_first else []
+    missing = [(column, first) for column, first in ranks.hear_json(missing)]
+    progress(len(columns) * count - sum(_images(parts, first, each) for _, first in missing))
+    for number in ranks.deal(len(missing), f"portions at {t}"):
+        column, first = missing[number]
+        own, found = clocks[column], Meter(reference, has_originals=True)
+        before = own.told()
+        seen: list[Seen] = []
+        sampler = evaluation.sampler(experiment, column)
+        some = parts[first : first + each]
+        for batch in evaluation.make(experiment, reference, some, own, sampler=sampler, t=t, **way):
+            seen.append(found.look(batch.x, batch.numbers))
+            progress(len(batch.x))
+        spent = [after - earlier for after, earlier in zip(own.told()[:2], before[:2], strict=True)]
+        told = torch.tensor([*spent, own.evaluations], dtype=torch.float64)
+        folder.write(named[column, first], _joined(seen) | {CLOCK: told})
+    ranks.meet()
+    if not ranks.is_first:
+        return {}
+    outcomes = {}
+    for column in columns:
+        meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
+        for piece in (piece for piece in pieces if piece[0] == column):
+            content = folder.read(named[piece])
+            clock.add(content.pop(CLOCK).tolist())
+            for seen_batch in _split(content, batch_size):
+                meter.add(seen_batch)
+        figures = meter.figures() | clock.figures()
+        outcomes[column] = Outcome(figures, meter.intervals(), meter.is_scarce, torch.empty(0), torch.empty(0))
+    return outcomes
+
+
+def _images(parts: Sequence[Tensor], first: int, each: int) -> int:
+    return sum(len(part) for part in parts[first : first + each])
+
+
+def _joined(seen: Sequence[Seen]) -> dict[str, Tensor]:
+    """Return what was seen of several batches by name."""
+    every = [one.tensors() for one in seen]
+    return {name: torch.cat([tensors[name] for tensors in every]) for name in every[0]}
+
+
+def _split(content: Mapping[str, Tensor], size: int) -> Iterator[Seen]:
+    """Yield what was seen batch by batch: sums are made in the order of batches."""
+    for parts in zip(*(tensor.split(size) for tensor in content.values()), strict=True):
+        yield Seen(**dict(zip(content, parts, strict=True)))
+
+
+def _sweep(place: Path) -> None:
+    """Remove the portions of calls that nobody has gone on with for long."""
+    for found in place.iterdir():
+        with contextlib.suppress(OSError):
+            if found.is_dir() and time.time() - found.stat().st_mtime > ABANDONED:
+                shutil.rmtree(found)
