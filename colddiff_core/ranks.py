@@ -11,6 +11,8 @@ import datetime
 import hashlib
 import json
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ from colddiff_core.job import Place, place
 T = TypeVar("T")
 TIMEOUT_VARIABLE = "COLDDIFF_TIMEOUT"
 TIMEOUT = 600  # seconds that a process waits for the others before it takes one of them for lost
+GREETING = 0.02  # seconds between looks at who has come
 ENDLESS = datetime.timedelta(days=30)
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket", "TCPStore")
 
@@ -231,10 +234,39 @@ def join(device: torch.device) -> Ranks:
     wait = datetime.timedelta(seconds=_timeout())
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with guarded():
-        store, rank, count = next(rendezvous("env://", timeout=wait))
+        every, rank, count = next(rendezvous("env://", timeout=wait))
+        store = PrefixStore(f"colddiff/{_greet(every, rank, count, wait)}", every)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
-        _joined = Ranks(here, PrefixStore("colddiff", store), wait)
+        _joined = Ranks(here, PrefixStore("own", store), wait)
     return _joined
+
+
+def _greet(store: Any, rank: int, count: int, wait: datetime.timedelta) -> str:
+    """Return a name for this meeting of the processes, which no earlier one had.
+
+    A job that starts again finds in the store what its earlier processes left there, and would look for them. So each
+    process but the first tells a name made up now, and waits for the answer to that very name.
+    """
+    if rank:
+        own = uuid.uuid4().hex
+        store.set(f"hello/{rank}", own)
+        store.wait([f"welcome/{own}"], wait)
+        meeting: str = store.get(f"welcome/{own}").decode()
+        store.add(f"came/{meeting}", 1)
+        return meeting
+    meeting, answered = uuid.uuid4().hex, set()
+    until = time.monotonic() + wait.total_seconds()
+    while store.add(f"came/{meeting}", 0) < count - 1:
+        if time.monotonic() > until:
+            raise LostError(f"The {count} processes of this job have not come together in {wait}.", "Are all there?")
+        for other in range(1, count):
+            if store.check([f"hello/{other}"]):
+                name = store.get(f"hello/{other}").decode()
+                if name not in answered:
+                    answered.add(name)
+                    store.set(f"welcome/{name}", meeting)
+        time.sleep(GREETING)
+    return meeting
 
 
 def current() -> Ranks:
@@ -265,9 +297,9 @@ def guarded() -> Iterator[None]:
 
 
 def _brief(error: RuntimeError) -> str:
-    """Return the last sentence of what torch says, without the place in its sources."""
+    """Return the first sentence of what torch says, without the place in its sources."""
     first = next(iter(str(error).split("\n")), "")
-    return first.rpartition("] ")[2].rstrip(". ") or type(error).__name__
+    return first.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0].rstrip(". ") or type(error).__name__
 
 
 def _timeout() -> int:
