@@ -1,0 +1,117 @@
+"""What tests/test_ranks.py has two processes do together: python -m torch.distributed.run ... ranks_job.py FOLDER."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from conftest import TINY
+
+from colddiff_core import control, devices, experiment, presets, ranks, runs
+from colddiff_core.training import Trainer
+
+# A blur's inverse makes rounding of x_t a thousand times larger: there one process with another batch differs as well.
+PLAIN = ("model.inputs=plain", "model.consistent=false")
+FLOAT32 = ("train.precision=float32", "train.log_every=1")
+CASES = {
+    "mask": ("digits-mask", ()),
+    "uneven": ("digits-blur", ("train.batch_size=7", "data.margin=2", "data.flip=true", *PLAIN)),
+    "passes": ("digits-mask", ("train.batch_size=4", "train.accumulate=2")),
+    "noise": ("digits-noise", ("train.batch_size=40",)),
+    "classes": ("digits-blur", ("model.classes=10", "train.clip=0", *PLAIN)),
+}
+
+
+def build(path: Path, preset: str, *overrides: str) -> Trainer:
+    """Return the trainer of a run at `path`, one of a job's where this is one: a new run, or that which is there."""
+    together = ranks.current()
+    config = presets.load(preset, [*TINY, *FLOAT32, *overrides])
+    is_there = together.hear_json((path / "run.toml").exists())
+    together.meet()
+    run = runs.Onlooker(path)
+    if together.is_first:
+        run = runs.RunWriter(path) if is_there else runs.create(path, config, {})
+    sets = experiment.load_images(config, "train", has_margin=True), experiment.load_images(config, "test")
+    trainer = Trainer(experiment.build(config, sets[0].channels, devices.choose("cpu")), *sets, run)
+    if is_there:
+        trainer.resume()
+    return trainer
+
+
+def finish(trainer: Trainer) -> Trainer:
+    """Train to the end and let go of the run."""
+    for _ in trainer.steps():
+        pass
+    trainer.run.close()
+    return trainer
+
+
+def spoil(trainer: Trainer, step: int) -> None:
+    """Have the second process alone meet images of NaN in one step."""
+    take = trainer.stepper.feed.take
+
+    def spoilt(indices, views):
+        found = take(indices, views)
+        is_now = trainer.step == step and trainer.ranks.index == 1
+        return found * math.nan if is_now else found
+
+    trainer.stepper.feed.take = spoilt
+
+
+def answer(path: Path, trainer: Trainer) -> None:
+    """Ask for a pause at once, for a sheet and an end to the pause a while later, and then for an end."""
+
+    def later() -> None:
+        time.sleep(0.3)
+        for request in ("sample", "resume", "stop"):
+            control.ask(path, request)
+
+    if trainer.ranks.is_first:
+        control.ask(path, "pause")
+        threading.Thread(target=later).start()
+
+
+def words(together: ranks.Ranks) -> dict:
+    """Return what processes tell each other."""
+    mine = together.index
+    return {
+        "highest": together.highest(mine, -mine, False),
+        "heard": together.hear_json({"from": mine}),
+        "bytes": together.hear(b"" if mine == 0 else b"unheard").decode(),
+        "collected": together.collect_json([mine] * (mine + 1)),
+        "tensors": [one["x"].tolist() for one in together.collect_tensors({"x": torch.arange(mine)})],
+        "sum": together.sum(torch.tensor([1.0, mine])).tolist(),
+        "share": [list(together.share(7)), list(together.share(1))],
+        "turn": together.in_turn(time.monotonic),
+        "news": [together.is_news("a"), together.is_news("b")],
+        "dealt": list(together.deal(5, "x")),
+    }
+
+
+def main(folder: Path) -> None:
+    """Train what there is to train and leave what was found in `folder`."""
+    together = ranks.join(torch.device("cpu"))
+    found = {"words": words(together)}
+    for name, (preset, overrides) in CASES.items():
+        finish(build(folder / name, preset, *overrides))
+    together.meet()
+    finish(build(folder / "resumed", "digits-mask"))  # what one process has begun
+    spoilt = build(folder / "spoilt", "digits-mask")
+    spoil(spoilt, 1)
+    finish(spoilt)
+    asked = build(folder / "asked", "digits-mask", "train.steps=500", "sample.stride=1")
+    answer(folder / "asked", asked)
+    finish(asked)
+    found["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
+    found["weights"] = float(sum(p.detach().double().sum() for p in spoilt.parts.network.parameters()))
+    (folder / f"told-{together.index}.json").write_text(json.dumps(found))
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
