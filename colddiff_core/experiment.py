@@ -153,22 +153,23 @@ class Experiment:
         """Return the same experiment around another network, such as the averaged one."""
         return dataclasses.replace(self, restorer=self.restorer.with_network(unet))
 
-    def try_out(self, images: datasets.ImageSet) -> None:
+    def try_out(self, images: datasets.TrainingSet) -> None:
         """Take one image through operator and network, so that what does not fit is told before anything is made.
 
         Raises UsageError as they do, and where a conditional network is to be trained on images of other classes.
         """
         classes = self.config.model.classes
-        if classes and images.labels is None:
+        if classes and not images.has_labels:
             raise UsageError(
                 f"model.classes = {classes}: {self.config.data.dataset} has no classes.", "Use model.classes=0."
             )
-        if classes and images.labels is not None and classes <= int(images.labels.max()):
-            count = int(images.labels.max()) + 1
+        if classes and classes < images.class_count:
+            count = images.class_count
             raise UsageError(
                 f"model.classes = {classes}: {self.config.data.dataset} has {count}.", f"Use model.classes={count}."
             )
-        x0 = images.centre(self.config.data.size).images(slice(0, 1))
+        first = datasets.ImageSet(images.rows(torch.zeros(1, dtype=torch.int64)))
+        x0 = first.centre(self.config.data.size).images(slice(0, 1))
         x_t, frozen = self.degrade(x0.to(self.device), self.operator.steps, seeds.image_generators(0, [0]))
         with torch.no_grad():
             self.restorer(x_t, self.operator.steps, frozen)
@@ -210,6 +211,20 @@ def load_images(
     return found if has_margin else found.centre(data.size)
 
 
+def load_training(config: Config) -> datasets.TrainingSet:
+    """Return the images to train on, with the margin that random crops are taken from; errors as the data set says.
+
+    Shards are read while they are trained on, everything else is held as one tensor.
+    """
+    data = config.data
+    if data.dataset != "shards":
+        return load_images(config, "train", has_margin=True)
+    if data.crop:
+        raise datasets.base.uncropped(data.dataset)
+    request = _request(data, data.directory, "train", data.channels)
+    return datasets.open_shards(dataclasses.replace(request, size=data.size + data.margin), data.lanes)
+
+
 def load_second(
     config: Config, operator: Degradation, split: datasets.base.Split, channels: int
 ) -> datasets.ImageSet | None:
@@ -237,7 +252,7 @@ def _request(data: DataConfig, place: str, split: datasets.base.Split, channels:
     return datasets.Request(split, data.size, channels, Path(place) if place else None, data.download)
 
 
-def left_out(data: DataConfig, images: datasets.ImageSet, split: str) -> str:
+def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:
     """Return how many files of a split were left out, and why, in words; empty where none was."""
     if not images.skipped:
         return ""

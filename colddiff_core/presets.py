@@ -40,6 +40,9 @@ class DataConfig:
         minimum=0,
         maximum=100_000,
     )
+    lanes: int = setting(
+        32, "shards that are read side by side, at most so many; more of them mix better", minimum=1, maximum=4096
+    )
     channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour, 0 for what the data set has")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "where the files lie; the user's cache folder if empty")

@@ -4,13 +4,14 @@ under others says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from colddiff_core import presets, seeds
-from colddiff_core.datasets import ImageSet
+from colddiff_core.datasets import TrainingSet
 from colddiff_core.errors import shown
 from colddiff_core.experiment import Experiment
 
@@ -20,7 +21,7 @@ TOLERANCE = 2e-3  # of D on pictures in [-1, 1]: far above rounding on any machi
 TOLD = 4  # changes that are named
 
 
-def of(experiment: Experiment, images: ImageSet) -> dict[str, Any]:
+def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
     """Return what weights that are trained so come from, as JSON can hold it.
 
     settings: the tables of the configuration; images and second: how many, and a digest of some 256 MB of them;
@@ -63,9 +64,8 @@ def listed(told: list[str]) -> str:
     return "; ".join(told[:TOLD]) + more
 
 
-def _about(images: ImageSet) -> dict[str, Any]:
-    each = images.pixels[:1].nbytes
-    return {"count": len(images), "digest": images.digest(max(1, MOST_BYTES // max(1, each)))}
+def _about(images: TrainingSet) -> dict[str, Any]:
+    return {"count": len(images), "digest": images.digest(max(1, MOST_BYTES // max(1, math.prod(images.shape))))}
 
 
 def _traces(experiment: Experiment) -> list[float]:

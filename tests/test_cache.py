@@ -161,9 +161,9 @@ def test_hashed_splits_are_kept_and_number_classes_by_all_files(tmp_path, decode
 
 
 def files_rank(path: Path, root: Path) -> float:
-    from colddiff_core.datasets.folder import _rank
+    from colddiff_core.datasets.folder import rank
 
-    return _rank(path.relative_to(root))
+    return rank(path.relative_to(root).as_posix())
 
 
 def test_what_has_been_handed_out_can_be_written_to_and_the_cache_stays(tmp_path):

@@ -5,7 +5,19 @@ from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
 from colddiff_core.datasets import photos as _photos
 from colddiff_core.datasets import pictures as _pictures
-from colddiff_core.datasets.base import ImageSet, Request, find, load, names, package_of
+from colddiff_core.datasets import shards as _shards
+from colddiff_core.datasets.base import ImageSet, Request, TrainingSet, find, load, names, package_of
+from colddiff_core.datasets.shards import Shards, open_shards
 
-__all__ = ["ImageSet", "Request", "find", "load", "names", "package_of"]
-_REGISTERED = (_digits, _folder, _mnist, _photos, _pictures)
+__all__ = [
+    "ImageSet",
+    "Request",
+    "Shards",
+    "TrainingSet",
+    "find",
+    "load",
+    "names",
+    "open_shards",
+    "package_of",
+]
+_REGISTERED = (_digits, _folder, _mnist, _photos, _pictures, _shards)

@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from colddiff_core import seeds
+from colddiff_core.datasets import orders
 from colddiff_core.errors import UsageError, nearest, shown
 from colddiff_core.images import to_floats
 
@@ -38,6 +39,53 @@ class Request:
     margin: int = 0
 
 
+class TrainingSet(Protocol):
+    """What a training needs of its images, whether they lie in memory or are read while it goes on.
+
+    shape: (C, H, W) of each; class_count: how many classes its labels tell apart, 0 where there are none; the rest as
+    in `ImageSet`. `rows` and `labels_of` may be called from two threads.
+    """
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def class_count(self) -> int: ...
+    @property
+    def has_labels(self) -> bool: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def suffixes(self) -> frozenset[str]: ...
+    @property
+    def note(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def order(self, seed: int, step: int, size: int) -> Tensor:
+        """Return the numbers (size,) int64 of the images that a step takes, the same whenever it is asked."""
+        ...
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Return images (B, C, H, W) uint8 by their numbers (B,) int64, in that order."""
+        ...
+
+    def labels_of(self, numbers: Tensor) -> Tensor:
+        """Return the labels (B,) int64 of what `rows` gives for these numbers."""
+        ...
+
+    def digest(self, most: int | None = None) -> str:
+        """Return a short name of what the images are, looking at no more than `most` of them, if given."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and processes; nothing can be read after that."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
     """A split held as one tensor.
@@ -60,6 +108,36 @@ class ImageSet:
     @property
     def channels(self) -> int:
         return self.pixels.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    @property
+    def has_labels(self) -> bool:
+        return self.labels is not None
+
+    @property
+    def class_count(self) -> int:
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def order(self, seed: int, step: int, size: int) -> Tensor:
+        """Return the numbers (size,) int64 of the images that a step takes: every epoch a new permutation."""
+        return orders.shuffled(len(self), seed, step, size)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Return images (B, C, H, W) uint8 by their numbers (B,) int64, in that order."""
+        return self.pixels[numbers]
+
+    def labels_of(self, numbers: Tensor) -> Tensor:
+        """Return the labels (B,) int64 of images; raises ValueError where there are none."""
+        if self.labels is None:
+            raise ValueError("these images have no labels")
+        return self.labels[numbers]
+
+    def close(self) -> None:
+        """Let go of nothing: the pixels stay for as long as somebody has them."""
 
     def draw(self, count: int) -> Tensor:
         """Return the numbers (count,) int64 of images drawn at random, the same every time; all where there are fewer.

@@ -147,7 +147,7 @@ class Draft:
             place.mkdir(parents=True, exist_ok=True)
             _sweep(place)
             self._file = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115 - closed on leaving
-        _check_room(self._key.pixels.parent, pixels.nbytes)
+        check_room(self._key.pixels.parent, pixels.nbytes)
         _write(self._file, pixels)
         self._written += len(pixels)
 
@@ -163,7 +163,7 @@ class Draft:
 
 def _store(key: Key, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -> Tensor:
     """Keep rows of a stack under a key; return them memory-mapped. Raises OSError, MachineError where it cannot be."""
-    _check_room(key.pixels.parent, stack.nbytes)
+    check_room(key.pixels.parent, stack.nbytes)
     with whole(key.pixels) as draft:
         with draft.open("wb") as file:
             shape = (len(rows), *key.shape)
@@ -223,7 +223,7 @@ def _write(file: IO[bytes], pixels: np.ndarray) -> None:
         left = left[file.write(left) :]
 
 
-def _check_room(place: Path, size: int) -> None:
+def check_room(place: Path, size: int) -> None:
     """Raise OSError where a disk would be all but full after `size` more bytes."""
     if shutil.disk_usage(place).free < size + RESERVE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))

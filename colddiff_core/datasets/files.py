@@ -89,6 +89,15 @@ def decode_apart(paths: Sequence[Path], request: Request, where: Path) -> ImageS
     return _decode_files(paths, [here] * len(paths), request, where, {here})
 
 
+def decode_entries(entries: Iterator[Entry], request: Request, where: Path, stamps: Sequence[object]) -> ImageSet:
+    """Return entries as one set, by the cache for as long as `stamps` are the same; errors as `decode`.
+
+    Their folders are the classes. `where` stands for them all in messages and in the cache.
+    """
+    key = cache.key(where, request, _channels(request), stamps)
+    return _load(entries, request, where, key, lambda folders: {folder: folder for folder in folders})
+
+
 def _decode_files(
     paths: Sequence[Path], inner: Sequence[str], request: Request, where: Path, folders: set[str]
 ) -> ImageSet:

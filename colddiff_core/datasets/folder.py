@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from colddiff_core.datasets.base import ImageSet, Request, register
@@ -43,13 +44,20 @@ def hashed_split(paths: list[Path], root: Path, split: str) -> list[Path]:
         found = f"Only one image in {root}" if paths else f"No images in {root}"
         remedy = f"A dataset needs one to train on and one to test on. Known: {', '.join(sorted(SUFFIXES))}."
         raise UsageError(f"{found}.", remedy)
-    ranks = sorted((_rank(path.relative_to(root)), path) for path in paths)
-    held_out = {path for rank, path in ranks if rank < TEST_SHARE} or {ranks[0][1]}
-    if len(held_out) == len(paths):
-        held_out.discard(ranks[-1][1])
-    return [path for path in paths if (path in held_out) == (split == "test")]
+    names = [path.relative_to(root).as_posix() for path in paths]
+    chosen = held_out(names)
+    return [path for path, name in zip(paths, names, strict=True) if (name in chosen) == (split == "test")]
 
 
-def _rank(relative: Path) -> float:
-    """Return a number in [0, 1) that depends on the path alone, so that new files move no old one."""
-    return int.from_bytes(hashlib.blake2b(os.fsencode(relative.as_posix()), digest_size=7).digest(), "big") / 2**56
+def held_out(names: Sequence[str]) -> set[str]:
+    """Return the tenth of at least two names that test images go by: at least one of them, and not all."""
+    ranks = sorted((rank(name), name) for name in names)
+    found = {name for place, name in ranks if place < TEST_SHARE} or {ranks[0][1]}
+    if len(found) == len(names):
+        found.discard(ranks[-1][1])
+    return found
+
+
+def rank(name: str) -> float:
+    """Return a number in [0, 1) that depends on a name alone, so that new files move no old one."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=7).digest(), "big") / 2**56

@@ -1,0 +1,147 @@
+"""How many records shards hold: told by shards.json beside them, else counted once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from colddiff_core import devices
+from colddiff_core.datasets import cache
+from colddiff_core.datasets.records import Index, Opener
+from colddiff_core.datasets.shardlists import Place
+from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.files import parse_json, read_ordinary, whole
+from colddiff_core.images import SUFFIXES
+
+LIST = "shards.json"
+LARGEST_LIST = 1 << 28  # bytes
+MOST_RECORDS = 10**9  # of a shard
+COUNTERS = 8  # shards counted at a time: what is waited for is the disk or the network
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """What a shard holds: how many records, of how many classes (0 where one tells none), the images' suffixes."""
+
+    records: int
+    classes: int
+    suffixes: frozenset[str]
+
+    @classmethod
+    def of(cls, index: Index) -> Count:
+        return cls(len(index), index.class_count, index.suffixes)
+
+    @classmethod
+    def parsed(cls, told: Mapping[str, Any]) -> Count:
+        """Return what was written by `table`; raises ValueError, KeyError, TypeError for anything else."""
+        records, classes, suffixes = told["records"], told["classes"], frozenset(told["suffixes"])
+        if type(records) is not int or type(classes) is not int or not suffixes <= SUFFIXES:
+            raise ValueError("no count")
+        if not (0 <= records <= MOST_RECORDS and 0 <= classes <= MOST_RECORDS):
+            raise ValueError("no count")
+        return cls(records, classes, suffixes)
+
+    def table(self) -> dict[str, Any]:
+        return {"records": self.records, "classes": self.classes, "suffixes": sorted(self.suffixes)}
+
+
+def listing(shards: Mapping[str, tuple[int, Count]], classes: Sequence[str]) -> str:
+    """Return the text of a shards.json: the bytes of each shard and what it holds, and the names of the classes."""
+    told = [{"name": name, "bytes": size} | count.table() for name, (size, count) in shards.items()]
+    return json.dumps({"classes": list(classes), "shards": told}, indent=1) + "\n"
+
+
+def counted(places: Sequence[Place], root: Path, split: str) -> tuple[list[Count], tuple[str, ...]]:
+    """Return what each of a folder's shards holds, and the names of their classes where they are told.
+
+    A file of another size than shards.json says is counted. Raises UsageError for a shard that is absent, a command
+    that fails and one that prints no records; MachineError where the disk has no room for what one prints.
+    """
+    sizes, classes = _listed(root / LIST)
+    found: dict[str, Count] = {}
+    stamps = {place.name: _stamp(place) for place in places}
+    for place in places:
+        told = sizes.get(place.file_name)
+        stamp = stamps[place.name]
+        if told and (place.path is None or (stamp and stamp[0] == told[0])):
+            found[place.name] = told[1]
+    is_told = len(found) == len(places)
+    if not is_told:
+        found |= _kept_or_scanned([place for place in places if place.name not in found], stamps, root, split)
+    return [found[place.name] for place in places], classes if is_told else ()
+
+
+def _listed(path: Path) -> tuple[dict[str, tuple[int, Count]], tuple[str, ...]]:
+    """Return what a shards.json tells: nothing where there is none, or it is damaged."""
+    try:
+        told = parse_json(read_ordinary(path, LARGEST_LIST))
+        classes = tuple(told["classes"])
+        if not all(isinstance(name, str) for name in classes):
+            return {}, ()
+        return {entry["name"]: (int(entry["bytes"]), Count.parsed(entry)) for entry in told["shards"]}, classes
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return {}, ()
+
+
+def _kept_or_scanned(
+    places: Sequence[Place], stamps: Mapping[str, tuple[int, int] | None], root: Path, split: str
+) -> dict[str, Count]:
+    place = os.path.abspath(root), split
+    path = (
+        cache.folder().with_name("shards") / f"{hashlib.blake2b(repr(place).encode(), digest_size=16).hexdigest()}.json"
+    )
+    kept = _kept(path)
+    found: dict[str, Count] = {}
+    for one in places:
+        stamp, count = kept.get(one.name, (None, None))
+        if count is not None and stamp == stamps[one.name]:
+            found[one.name] = count
+    missing = [one for one in places if one.name not in found]
+    if not missing:
+        return found
+    opener = Opener()
+
+    def scan(one: Place) -> Count:
+        count = Count.of(opener.open(one).index)
+        if one.command and not count.records:
+            what = f"The command {one.command} ended with exit code 0 and printed no tar archive with records."
+            raise UsageError(what, "Try it in a shell.")
+        return count
+
+    try:
+        with ThreadPoolExecutor(max(COUNTERS, devices.processors())) as pool:
+            try:
+                found |= dict(zip((one.name for one in missing), pool.map(scan, missing), strict=True))
+            except BaseException:
+                opener.close()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        opener.close()
+    _keep(path, ((name, stamps[name], count) for name, count in found.items()))
+    return found
+
+
+def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, Count]]:
+    try:
+        told = parse_json(read_ordinary(path, LARGEST_LIST))
+        return {name: (tuple(stamp) if stamp else None, Count.parsed(count)) for name, (stamp, count) in told.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return {}
+
+
+def _keep(path: Path, found: Iterable[tuple[str, tuple[int, int] | None, Count]]) -> None:
+    text = json.dumps({name: (stamp, count.table()) for name, stamp, count in found})
+    with contextlib.suppress(MachineError), whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def _stamp(place: Place) -> tuple[int, int] | None:
+    return cache.stamp(place.path) if place.path else None
