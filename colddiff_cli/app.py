@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from colddiff_cli import operators
-from colddiff_cli.commands import compare, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
+from colddiff_cli.commands import compare, data, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
 from colddiff_core import __version__
 
 
@@ -46,7 +46,15 @@ def create(arguments: list[str]) -> typer.Typer:
     made.command("reproduce")(reproduce.reproduce)
     made.command("monitor")(monitor.monitor)
     made.command("presets")(presets.presets)
+    made.add_typer(_data(), name="data")
     return made
+
+
+def _data() -> typer.Typer:
+    group = typer.Typer(no_args_is_help=True, help="Prepare images for training.")
+    group.callback()(lambda: None)  # or its one command would go without its name
+    group.command("pack")(data.pack)
+    return group
 
 
 app = create([])

@@ -76,8 +76,8 @@ def decode(paths: Sequence[Path], request: Request, where: Path, among: Sequence
     Where every file lies in a folder, and there are several folders, those are the classes, in the order of their
     names; `among` are all the files where `paths` is a part of them, so that every part numbers the classes alike.
     """
-    inner = _folders(paths, where)
-    return _decode_files(paths, inner, request, where, {*inner, *_folders(among or [], where)})
+    inner = folders_of(paths, where)
+    return _decode_files(paths, inner, request, where, {*inner, *folders_of(among or [], where)})
 
 
 def decode_apart(paths: Sequence[Path], request: Request, where: Path) -> ImageSet:
@@ -241,7 +241,7 @@ def _channels(request: Request) -> int:
     return request.channels or COLOUR
 
 
-def _folders(paths: Sequence[Path], where: Path) -> list[str]:
+def folders_of(paths: Sequence[Path], where: Path) -> list[str]:
     """Return the folder of each path below `where`, worked out once for each folder."""
     known: dict[str, str] = {}
     found = []

@@ -82,7 +82,8 @@ class Shards:
         self._most_open = min(lanes, len(places)) + SPARE
         full = [count for count in held if count.records]
         self.class_count = max(count.classes for count in full) if all(count.classes for count in full) else 0
-        self.classes = classes if len(classes) == self.class_count else ()
+        self.classes = classes if 0 < self.class_count <= len(classes) else ()
+        self.class_count = max(self.class_count, len(self.classes))  # a split may lack the last of them
         self.suffixes = frozenset[str]().union(*(count.suffixes for count in held))
         self.channels = request.channels or COLOUR
         self.shape = (self.channels, request.size, request.size)
