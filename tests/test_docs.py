@@ -22,7 +22,7 @@ def test_the_command_reference_is_current():
     assert made.stdout.strip() == written.strip(), f"run: {' '.join(['python', *command[1:]])} > docs/cli.md"
 
 
-COMMANDS = ["degrade", "train", "sample", "generate", "eval", "compare", "reproduce", "monitor", "presets"]
+COMMANDS = ["degrade", "train", "sample", "generate", "eval", "compare", "reproduce", "monitor", "presets", "data pack"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -22,7 +22,7 @@ from colddiff_core.datasets import cache, counts, orders, shardlists
 from colddiff_core.datasets.base import ImageSet, Request, register
 from colddiff_core.datasets.files import COLOUR, SMALL_FILE, Entry, decode_entries
 from colddiff_core.datasets.records import Opener, Shard
-from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError
+from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import read_bytes
 
 MOST_HELD = 50_000  # records of a split that is held as one tensor
@@ -47,6 +47,10 @@ def open_shards(request: Request, lanes: int) -> Shards:
     if not any(count.records for count in held):
         what = f"The {request.split} shards in {root} hold no records ({places[0].name} and all others)."
         raise UsageError(what, "Are they tar archives of images?")
+    empty = [place.name for place, count in zip(places, held, strict=True) if not count.records]
+    if empty:
+        what = f"{len(empty)} of {counted(len(places), 'shard')} in {root} without records, such as {shown(empty[0])}"
+        warnings.warn(ColddiffWarning(what), stacklevel=2)
     return Shards(places, held, classes, request, lanes)
 
 
