@@ -16,7 +16,7 @@ from colddiff_core import job, presets, runs
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from colddiff_core.datasets import ImageSet
+    from colddiff_core.datasets import ImageSet, TrainingSet
     from colddiff_core.training import Trainer
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -120,17 +120,17 @@ def finished(found: runs.Run, config: presets.Config) -> int | None:
     return step if is_finished else None
 
 
-def _load_sets(config: presets.Config) -> tuple[ImageSet, ImageSet]:
+def _load_sets(config: presets.Config) -> tuple[TrainingSet, ImageSet]:
     from colddiff_core import experiment, ranks
 
-    def load() -> tuple[ImageSet, ImageSet]:
-        train_set = experiment.load_images(config, "train", has_margin=True)
+    def load() -> tuple[TrainingSet, ImageSet]:
+        train_set = experiment.load_training(config)
         return train_set, experiment.load_images(config, "test", train_set.channels)
 
     return ranks.current().in_turn(load)
 
 
-def _introduce(screen: Screen, trainer: Trainer, sets: tuple[ImageSet, ImageSet]) -> None:
+def _introduce(screen: Screen, trainer: Trainer, sets: tuple[TrainingSet, ImageSet]) -> None:
     from colddiff_core import devices, experiment
 
     built, config = trainer.experiment, trainer.experiment.config
@@ -160,6 +160,7 @@ def work(screen: Screen, trainer: Trainer) -> bool:
     with _interrupts(screen, trainer):
         _watch(screen, trainer)
     trainer.run.close()
+    trainer.train_set.close()
     if trainer.is_finished:
         return True
     screen.say(f"Stopped at step {trainer.step}; saved.")

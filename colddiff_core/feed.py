@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from colddiff_core import devices
-from colddiff_core.datasets import ImageSet
+from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.images import to_floats
 
 SHARE = 0.5  # of a GPU's free memory that pixels may take: the activations are yet to come
@@ -20,21 +20,24 @@ class Feed:
     """Hands out images by their numbers in a set, cropped and mirrored on the device.
 
     Pixels stay uint8 until they are handed out. Where they fit, they lie on the device (on the CPU they always do, as a
-    map of a file too); else a thread gathers rows in pinned memory and sends them on a stream of its own, so that the
-    loop does not wait as long as the disk keeps up. Nothing here has the CPU wait for a GPU.
+    map of a file too); else, and where a set has to decode them, a thread gathers rows in pinned memory and sends them
+    on a stream of its own, so that the loop does not wait as long as the disk keeps up. Nothing here has the CPU wait
+    for a GPU.
     """
 
-    def __init__(self, images: ImageSet, device: torch.device, *, size: int, flip: bool) -> None:
+    def __init__(self, images: TrainingSet, device: torch.device, *, size: int, flip: bool) -> None:
         """Take square images; where they are larger than `size`, windows at random are handed out.
 
         flip: mirror half of them. Raises ValueError where the images are smaller than `size`.
         """
         self._size, self._flip, self._device = size, flip, device
-        self._margin = images.pixels.shape[-1] - size
+        self._margin = images.shape[-1] - size
         if self._margin < 0:
-            raise ValueError(f"images of {images.pixels.shape[-1]} pixels have no window of {size}")
-        self.is_resident = _fits(images.pixels, device)
-        self._pixels = images.pixels.to(device) if self.is_resident else images.pixels
+            raise ValueError(f"images of {images.shape[-1]} pixels have no window of {size}")
+        self._images = images
+        held = images.pixels if isinstance(images, ImageSet) else None
+        self.is_resident = held is not None and _fits(held, device)
+        self._pixels = held.to(device) if held is not None and self.is_resident else held
         self._thread = None if self.is_resident else ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._stream = torch.cuda.Stream(device) if self._thread and device.type == "cuda" else None
         self._begun: collections.deque[tuple[Tensor, Future[_Sent]]] = collections.deque()
@@ -66,6 +69,7 @@ class Feed:
     def _rows(self, indices: Tensor) -> Tensor:
         """Return whole images (B, C, H, W) uint8 on the device."""
         if not self._thread:
+            assert self._pixels is not None
             return self._pixels[devices.upload(indices, self._device)]
         sent = self._begun_for(indices, self._thread).result()
         if sent.arrival is not None:
@@ -87,11 +91,14 @@ class Feed:
     def _send(self, indices: Tensor) -> _Sent:
         """Gather images and have them sent to the device; runs in the thread."""
         if self._stream is None:
-            return _Sent(self._pixels[indices].to(self._device))
+            return _Sent(self._images.rows(indices).to(self._device))
         with torch.cuda.stream(self._stream):
-            shape = (len(indices), *self._pixels.shape[1:])
+            shape = (len(indices), *self._images.shape)
             pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            torch.index_select(self._pixels, 0, indices, out=pinned)
+            if self._pixels is None:
+                pinned.copy_(self._images.rows(indices))
+            else:
+                torch.index_select(self._pixels, 0, indices, out=pinned)
             return _Sent(pinned.to(self._device, non_blocking=True), self._stream.record_event())
 
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colddiff_core import checkpoint, compiling, devices, divergence, ranks, seeds
-from colddiff_core.datasets import ImageSet
+from colddiff_core.datasets import TrainingSet
 from colddiff_core.errors import ColddiffError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.feed import Feed, Views
@@ -33,14 +33,14 @@ UNTOLD = 0.1  # share of images whose class a conditional network is not told, s
 class Part:
     """Some images of a step, by their places in it, and what was drawn for them: all (B,) on the CPU but views.
 
-    t: severities; labels: what a conditional network is told, None for a network without classes.
+    t: severities; is_told: whether a conditional network is told the class, None for a network without classes.
     """
 
     slots: range
     indices: Tensor
     views: Views
     t: Tensor
-    labels: Tensor | None
+    is_told: Tensor | None
 
 
 class Stepper:
@@ -53,7 +53,7 @@ class Stepper:
     not finite; falls: how many times the run went back, which lowers the rate.
     """
 
-    def __init__(self, experiment: Experiment, train: ImageSet, tell: Callable[[str], None]) -> None:
+    def __init__(self, experiment: Experiment, train: TrainingSet, tell: Callable[[str], None]) -> None:
         """Make the optimizer and the average; `tell` is given what training goes on in spite of.
 
         Raises UsageError where there are more processes than images of a step.
@@ -76,7 +76,6 @@ class Stepper:
         self.parts = checkpoint.Training(network, average, optimizer)
         self.watch = divergence.Watch()
         self.falls = 0
-        self._order: tuple[int, Tensor] | None = None
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
         if self.ranks.is_alone or self.settings.compile != "auto":  # a step that one process takes again hangs the rest
             compiling.compile_network(network, mode)
@@ -148,8 +147,7 @@ class Stepper:
                 t = devices.upload(part.t, device)
                 frozen = experiment.freeze(x0, fields)
                 x_t = experiment.observe(experiment.degrade_variously(x0, t, frozen, fields), fields)
-                labels = None if part.labels is None else devices.upload(part.labels, device)
-                error = restorer(x_t, t, frozen, labels) - x0
+                error = restorer(x_t, t, frozen, self.labels(part)) - x0
                 losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
                 share = losses.sum() / self.size
                 (share * self.ranks.count).backward()  # the gradients' mean over the processes is then of all images
@@ -177,11 +175,11 @@ class Stepper:
         indices = self.indices(step)
         views = self.feed.draw(self.size, numbers)
         t = torch.randint(1, self.experiment.operator.steps + 1, (self.size,), generator=numbers)
-        labels = self.labels(indices, numbers)
+        is_told = torch.rand(self.size, generator=numbers) >= UNTOLD if self.experiment.config.model.classes else None
         parts = []
         for slots in self._passes():
             some = slice(slots.start, slots.stop)
-            parts.append(Part(slots, indices[some], views[some], t[some], None if labels is None else labels[some]))
+            parts.append(Part(slots, indices[some], views[some], t[some], None if is_told is None else is_told[some]))
         return parts
 
     def _passes(self) -> list[range]:
@@ -209,16 +207,14 @@ class Stepper:
         self._blend(list(average.module.parameters()), list(network.parameters()), average.n_averaged)
         average.n_averaged += 1
 
-    def labels(self, picked: Tensor, numbers: torch.Generator) -> Tensor | None:
-        """Return what a conditional network is told of these images, on the CPU: most of their classes, the rest as
+    def labels(self, part: Part) -> Tensor | None:
+        """Return what a conditional network is told of images that were taken: most of their classes, the rest as
         unknown.
         """
-        classes = self.experiment.config.model.classes
-        if not classes:
+        if part.is_told is None:
             return None
-        assert self.train_set.labels is not None
-        is_told = torch.rand(len(picked), generator=numbers) >= UNTOLD
-        return torch.where(is_told, self.train_set.labels[picked], classes)
+        told = torch.where(part.is_told, self.train_set.labels_of(part.indices), self.experiment.config.model.classes)
+        return devices.upload(told, self.experiment.device)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
@@ -229,20 +225,5 @@ class Stepper:
         return settings.lr * scale * divergence.SLOWER**self.falls
 
     def indices(self, step: int) -> Tensor:
-        """Return a step's training images: every epoch a new permutation, read on across its end."""
-        size, count = self.size, len(self.train_set)
-        position = step * size
-        picked = []
-        while size:
-            epoch, offset = divmod(position, count)
-            part = self.permutation(epoch)[offset : offset + size]
-            picked.append(part)
-            position += len(part)
-            size -= len(part)
-        return torch.cat(picked)
-
-    def permutation(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            numbers = seeds.generator(self.settings.seed, "epoch", epoch)
-            self._order = (epoch, torch.randperm(len(self.train_set), generator=numbers))
-        return self._order[1]
+        """Return a step's training images, (size,) int64 on the CPU."""
+        return self.train_set.order(self.settings.seed, step, self.size)

@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from colddiff_core import checkpoint, control, devices, divergence, preview, provenance
-from colddiff_core.datasets import ImageSet
+from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.meter import Meter
@@ -58,7 +60,7 @@ class Trainer:
     to itself, and the others, as `Onlooker`s, do as it says: after every step they agree on what is next.
     """
 
-    def __init__(self, experiment: Experiment, train: ImageSet, test: ImageSet, run: RunWriter | Onlooker) -> None:
+    def __init__(self, experiment: Experiment, train: TrainingSet, test: ImageSet, run: RunWriter | Onlooker) -> None:
         self.experiment = experiment
         self.settings: TrainConfig = experiment.config.train
         self.run = run
@@ -72,6 +74,7 @@ class Trainer:
         self._saved = 0  # step of the newest checkpoint
         self.is_stopped_as_asked = False  # by a reader of the run, and not by a signal
         self._stopped_by: dict[str, Any] = {}
+        self._left_out = train.skipped  # images that could not be read, as far as that was told
         self._in_company = 0.0  # when the others were last told that this process is busy
         self.provenance = provenance.of(experiment, train)
 
@@ -221,6 +224,7 @@ class Trainer:
     def _log(self, meter: Meter) -> dict[str, Any] | None:
         """Log a line and return it; None where no step since the last one had a loss, and in all but the first."""
         meter.collect(self.ranks)
+        self._tell_left_out()
         if not self.ranks.is_first:
             return None
         figures = meter.read(self.experiment.operator.steps)
@@ -229,6 +233,14 @@ class Trainer:
         metrics = {"step": self.step} | figures | {"lr": self.stepper.rate(self.step - 1)}
         self.run.log(**metrics)
         return metrics
+
+    def _tell_left_out(self) -> None:
+        """Record images that are read while they are trained on and could not be, where there are more of them now."""
+        count = int(self.ranks.sum(torch.tensor(self.train_set.skipped)))
+        if count > self._left_out:
+            self._left_out = count
+            found = counted(count, "training image")
+            self._note(f"{found} could not be read so far; others stand in for them")
 
     def _save_due(self, is_last: bool) -> None:
         """Save, and go on without where the disk refuses: the next time it may not.
