@@ -1,0 +1,218 @@
+"""An evaluation in portions: the figures of one done in one go, however it was interrupted and whoever measured."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import finish, left_behind, make_trainer
+from test_evaluation import Pixels
+
+from colddiff_cli.__main__ import run
+from colddiff_core import classifier, datasets, distribution, evaluation, experiment, portions, runs
+from colddiff_core.errors import MachineError
+from colddiff_core.evaluation import Reference
+
+COLUMNS = ("degraded", "sampled")
+COUNT, SIZE, T = 50, 8, 5
+EACH = 2  # batches of a portion
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("measured") / "run"
+    finish(make_trainer(path, "train.precision=float32"))
+    return experiment.open_run(runs.Run(path), torch.device("cpu"))[0]
+
+
+@pytest.fixture(scope="module")
+def reference(made):
+    test = datasets.load("digits", datasets.Request("test", made.config.data.size))
+    return Reference(test, lambda: test, target=distribution.target(Pixels(), test))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(portions, "LEAST", EACH * SIZE)
+
+
+def plain(outcomes):
+    """Return what does not depend on how long it took."""
+    return {
+        column: ({key: value for key, value in outcome.figures.items() if key != "milliseconds"}, outcome.intervals)
+        for column, outcome in outcomes.items()
+    }
+
+
+def measure(made, reference, folder, **options):
+    way = {"columns": COLUMNS, "t": T, "count": COUNT, "batch_size": SIZE}
+    return portions.evaluate(made, reference, folder, **way | options)
+
+
+@pytest.fixture(scope="module")
+def wanted(made, reference):
+    return plain(evaluation.evaluate(made, reference, columns=COLUMNS, t=T, count=COUNT, batch_size=SIZE))
+
+
+def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wanted, tmp_path):
+    folder = portions.Folder(tmp_path / "x" / "y")
+    told = []
+    found = measure(made, reference, folder, progress=told.append)
+    assert plain(found) == wanted
+    assert sum(told) == COUNT * len(COLUMNS)
+    assert found["sampled"].figures["milliseconds"] > 0
+    assert "milliseconds" not in found["degraded"].figures
+    assert len(left_behind(folder.path)) == len(COLUMNS) * math.ceil(math.ceil(COUNT / SIZE) / EACH)
+    folder.close(is_done=True)
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(("interrupted_at", "kept", "images"), [(1, 0, 0), (17, 1, 16), (60, 4, 50)])
+def test_what_is_measured_is_not_measured_again(
+    made, reference, wanted, tmp_path, monkeypatch, interrupted_at, kept, images
+):
+    folder = portions.Folder(tmp_path / "x")
+    done = 0
+
+    def interrupt(images: int) -> None:
+        nonlocal done
+        done += images
+        if done > interrupted_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(made, reference, folder, progress=interrupt)
+    folder.close(is_done=False)
+    assert len(left_behind(folder.path)) == kept
+    counted = []
+    make = evaluation.make
+    monkeypatch.setattr(
+        evaluation, "make", lambda *all_, **way: (counted.append(len(batch.x)) or batch for batch in make(*all_, **way))
+    )
+    again = portions.Folder(tmp_path / "x", is_resumed=True)
+    assert plain(measure(made, reference, again)) == wanted
+    assert sum(counted) == COUNT * len(COLUMNS) - images
+    again.close(is_done=False)
+    anew = portions.Folder(tmp_path / "x")
+    assert left_behind(anew.path) == []
+    anew.close(is_done=True)
+
+
+def test_a_portion_that_is_damaged_is_told(made, reference, tmp_path):
+    folder = portions.Folder(tmp_path / "x")
+    measure(made, reference, folder)
+    victim = folder.path / left_behind(folder.path)[1]
+    victim.write_bytes(victim.read_bytes()[:-3])
+    with pytest.raises(MachineError, match="cannot be read") as told:
+        measure(made, reference, folder)
+    assert victim.name in told.value.what
+
+
+def test_a_folder_is_one_jobs_at_a_time(tmp_path):
+    folder = portions.Folder(tmp_path / "x")
+    with pytest.raises(MachineError, match="at this very evaluation"):
+        portions.Folder(tmp_path / "x")
+    folder.close(is_done=False)
+    portions.Folder(tmp_path / "x").close(is_done=True)
+
+
+def test_what_nobody_goes_on_with_is_removed(tmp_path):
+    for name, age in (("old", 2 * portions.ABANDONED), ("new", 0)):
+        (tmp_path / name).mkdir()
+        then = (tmp_path / name).stat().st_mtime - age
+        os.utime(tmp_path / name, (then, then))
+    portions.Folder(tmp_path / "x")
+    assert not (tmp_path / "old").exists()
+    assert (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def own(tiny_run, in_folder, monkeypatch):
+    """A copy of the tiny run, whose cache folder is its own."""
+    monkeypatch.setattr(classifier, "STEPS", 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+    return shutil.copytree(tiny_run, in_folder / "own")
+
+
+ASKED = ["eval", "own", "--n", str(COUNT), "--batch-size", str(SIZE), "--json"]
+
+
+def outcome(capsys):
+    told = json.loads(capsys.readouterr().out)
+    for figures in told["metrics"].values():
+        figures.pop("milliseconds", None)
+    return told
+
+
+def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monkeypatch):
+    assert run(ASKED) == 0
+    wanted = outcome(capsys)
+    assert not (own / "evaluated").exists()
+    look, left = evaluation.Meter.look, [5]
+
+    def interrupting(self, *arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return look(self, *arguments)
+
+    monkeypatch.setattr(evaluation.Meter, "look", interrupting)
+    assert run(ASKED) == 130
+    assert "the same call with --resume" in capsys.readouterr().err
+    assert len(list((own / "evaluated").glob("*/*.safetensors"))) == 5 // EACH
+    monkeypatch.setattr(evaluation.Meter, "look", look)
+    assert run([*ASKED, "--resume", "--seed", "7"]) == 2
+    assert "nothing to go on with" in capsys.readouterr().err
+    assert run([*ASKED, "--resume"]) == 0
+    assert outcome(capsys) == wanted
+    assert not (own / "evaluated").exists()
+
+
+def test_a_run_whose_folder_takes_nothing_is_measured_in_one_go(own, capsys, monkeypatch):
+    assert run(ASKED) == 0
+    wanted = outcome(capsys)
+    (own / "evaluated").write_text("in the way")
+    assert run(ASKED) == 0
+    assert outcome(capsys) == wanted
+
+
+def test_two_calls_alike_both_come_to_their_figures(own, capsys, monkeypatch):
+    held = []
+    true = fcntl.flock
+
+    def refuse(descriptor, how):
+        if not held:
+            held.append(descriptor)
+            raise BlockingIOError
+        return true(descriptor, how)
+
+    assert run(ASKED) == 0
+    wanted = outcome(capsys)
+    monkeypatch.setattr(portions.fcntl, "flock", refuse)
+    assert run(ASKED) == 0
+    assert held
+    assert outcome(capsys) == wanted
+
+
+def test_two_processes_come_to_the_json_of_one(own, capsys):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert run(ASKED) == 0
+    torch.set_num_threads(threads)
+    root = Path(__file__).parents[1]
+    around = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "colddiff_cli", *ASKED, "--nproc", "2"]
+    job = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stderr
+    wanted, found = outcome(capsys), json.loads(job.stdout)
+    for figures in found["metrics"].values():
+        figures.pop("milliseconds", None)
+    assert found == wanted
