@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 
 INTERRUPTED = 130
+PATIENCE = 5  # seconds: what ends one process before it has met the others mostly ends the first, which tells it
 LONGEST = 1500  # characters of a line: what a library says of a file may hold all of that file
 
 
@@ -27,7 +29,7 @@ def run(arguments: list[str]) -> int:
         from colddiff_cli.screen import telling_warnings
 
         with telling_warnings():
-            code: int = create(words)(words, prog_name="colddiff", standalone_mode=False) or 0
+            code: int = create(words)(words, prog_name="colddiff", standalone_mode=False, obj=arguments) or 0
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read the output has had enough
@@ -68,9 +70,13 @@ def _complain(code: int, what: str, remedy: str) -> int:
     if "RANK" in os.environ:  # imported only then: Ctrl-C may come while it is
         from colddiff_core import job
 
-        if not job.is_news(what):
-            return code
         here = job.place()
+        if not here.is_first and code == INTERRUPTED:
+            return code
+        if not job.is_news(what):
+            if job.has_met():
+                return code
+            time.sleep(PATIENCE)  # torchrun ends this process meanwhile, once the first has told the same
         who = who if here.is_first else f"{who} (process {here.rank} of {here.count})"
     for line in filter(None, (what, remedy)):
         told = " ".join(line.split())[:LONGEST]  # a name may hold a newline; the answer is one line

@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-from colddiff_cli import operators
+from colddiff_cli import launching, operators
 from colddiff_cli.commands import compare, data, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
 from colddiff_core import __version__
+
+# What the processes of a job can do together; the rest is for one alone.
+SHARED = frozenset({"degrade", "train", "sample", "generate", "eval"})
 
 
 def _print_version(value: bool) -> None:
@@ -18,12 +21,15 @@ def _print_version(value: bool) -> None:
 
 
 def root(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails (anywhere).")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Generalized (cold) diffusion: degrade images, train a restorer, sample, measure."""
+    if context.invoked_subcommand not in SHARED:
+        launching.check_alone(str(context.invoked_subcommand))
 
 
 def create(arguments: list[str]) -> typer.Typer:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from colddiff_core.errors import UsageError
+
+Files = Sequence[tuple[Path, bool]]
+
+
+def agreed(find: Callable[[], Files]) -> list[tuple[Path, bool]]:
+    """Return the files that the first process of a job finds: others might find more, of those that come meanwhile."""
+    from colddiff_core import ranks
+
+    together = ranks.current()
+    if together.is_alone:
+        return list(find())
+    told = together.decide(lambda: [[str(file), is_named] for file, is_named in find()])
+    return [(Path(str(file)), bool(is_named)) for file, is_named in told]
 
 
 def listed(names: list[str]) -> list[tuple[Path, bool]]:

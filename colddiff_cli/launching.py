@@ -2,18 +2,95 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from colddiff_core.errors import MachineError, counted
+import typer
 
+from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
+from colddiff_core.job import place
+
+if TYPE_CHECKING:
+    from colddiff_core.ranks import Ranks
+
+OPTION = "--nproc"
 INTERRUPTED = 130
 LONG = 10**6  # seconds: how long a process may take to save its work
+
+
+class Ended(ColddiffError):  # noqa: N818 - they have told whatever was in error
+    """Processes that were launched have ended otherwise than well, and have said why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
+def share(context: typer.Context, processes: int | None, device: str) -> Ranks:
+    """Return the processes that carry out this command together, once this one has met the others.
+
+    With --nproc that many processes do all that the command line asks for, and this one ends with them. Raises
+    UsageError for --nproc in a process of a job, and as `devices.choose` does.
+    """
+    check(processes)
+    if processes is not None and processes > 1:
+        remedy = "Where whole pictures were written to a folder, the same call with --resume goes on."
+        if code := launch(without_option(context.obj), processes, 0, remedy):
+            raise Ended(code)
+        raise typer.Exit
+    from colddiff_core import devices, ranks
+
+    return ranks.join(devices.choose(device))
+
+
+def check(processes: int | None) -> None:
+    """Raise UsageError for --nproc where there is a job already."""
+    if processes and not place().is_alone:
+        raise UsageError(f"{OPTION} starts torchrun, and this is a process of it.", f"Leave {OPTION} out.")
+
+
+def check_alone(command: str) -> None:
+    """Raise UsageError where a command that is for one process is a process of a job."""
+    here = place()
+    if not here.is_alone:
+        what = f"{command} is for one process, and this is one of {here.count}."
+        raise UsageError(what, "Run it by itself, without torchrun.")
+
+
+def check_alike(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError where a process would make other pictures than the first, by settings that hold on it.
+
+    Where a job is of several machines, one may have another torch, or bfloat16 that the other has not.
+    """
+    from colddiff_core import ranks
+
+    together = ranks.current()
+    told = json.loads(json.dumps(settings))
+    for key, first in together.hear_json(told).items():
+        if told[key] != first:
+            what = f"Process {together.index} has another {key} than the first one: {told[key]}, not {first}."
+            raise UsageError(what, "Have the same program and run on all machines, and give --device and --precision.")
+
+
+def without_option(words: Sequence[str]) -> list[str]:
+    """Return a command line without --nproc and its number."""
+    kept: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "--":
+            return [*kept, word, *left]
+        if word == OPTION:
+            next(left, None)
+        elif not word.startswith(f"{OPTION}="):
+            kept.append(word)
+    return kept
 
 
 def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str) -> int:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colddiff_cli import launching
 from colddiff_cli.screen import Screen
 from colddiff_core import presets, runs
 from colddiff_core.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from colddiff_core.experiment import Experiment
+
+
+def find(name: str | None) -> runs.Run:
+    """Return the run of this name, the newest for None, as `runs.find` does; in all processes of a job the same."""
+    from colddiff_core import ranks
+
+    return runs.Run(Path(ranks.current().decide(lambda: str(runs.find(name).path))))
 
 
 def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, ...]) -> tuple[Experiment, int]:
@@ -31,7 +40,10 @@ def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, .
 
 
 def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
-    """Return what images made with a run depend on, but for what is asked of it, as JSON holds it."""
+    """Return what images made with a run depend on, but for what is asked of it, as JSON holds it.
+
+    Raises UsageError in a process of a job for which that is something else than for the first one.
+    """
     import torch
 
     from colddiff_core import experiment
@@ -40,7 +52,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=8)
     for weights in built.restorer.unet.state_dict().values():  # not of the file: a trainer may have removed it by now
         digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {
+    settings = {
         "run": str(run.path),
         "step": step,
         "weights": digest.hexdigest(),
@@ -51,6 +63,8 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
         "device": built.device.type,
         "versions": experiment.versions(),
     }
+    launching.check_alike(settings)
+    return settings
 
 
 def check_data_dir(config: presets.Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from colddiff_core.errors import UsageError
@@ -51,6 +51,14 @@ def free_path(wanted: Path | None, default: Path, *, force: bool) -> Path:
         path = default.with_name(f"{default.stem}-{count}{default.suffix}")
     check(path, "another --out", force=force)
     return path
+
+
+def agreed(find: Callable[[], Iterable[Path | None]]) -> list[Path | None]:
+    """Return the paths that the first process of a job finds to write to; what they are is not looked at by others."""
+    from colddiff_core import ranks
+
+    told = ranks.current().decide(lambda: [None if path is None else str(path) for path in find()])
+    return [None if path is None else Path(path) for path in told]
 
 
 def check(path: Path, instead: str, *, force: bool) -> None:

@@ -56,15 +56,18 @@ def restore(
     """Restore pictures as they are, or show what each would be at several severities."""
     if not names:
         raise UsageError("--degraded restores pictures of your own.", "Name images, folders of images or globs.")
-    files = inputs.listed(names)
+    files = inputs.agreed(lambda: inputs.listed(names))
     _check(asked, files)
 
-    from colddiff_core import images, photographs
+    from colddiff_core import images, memory, photographs, ranks
+
+    together = ranks.current()
 
     if asked.mask is not None:
         photographs.read(asked.mask)  # before the run is opened: it is for all pictures
     built, step = opening.open_run(screen, found, device, overrides)
-    worker = _worker(built, asked)
+    tile = together.hear_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
+    worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:
         what = "this run learnt from pictures that were not rounded to 8 bits, and sharpens the rounding of yours"
         screen.warn(f"{what}: train one with degradation.quantize=8, such as a photos- preset")
@@ -84,7 +87,6 @@ def restore(
     if asked.is_resumed:
         files = series.without_own(files, folder, "sample", settings)
     paths = [file for file, _ in files]
-    settings["inputs"] = series.fingerprint(paths)
     targets = (
         [asked.out] if asked.out else series.targets(paths, folder, "sweep.png" if asked.is_sweep else "restored.png")
     )
@@ -92,7 +94,9 @@ def restore(
         targets += [_compared(asked.out)] if asked.out else series.targets(paths, folder, "compared.png")
     for target in targets:
         images.check_suffix(target, images.SUFFIXES if asked.is_sweep else photographs.SUFFIXES)
-    outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
+    if together.is_first:
+        settings["inputs"] = series.fingerprint(paths)
+        outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
     is_series = asked.out is None and (asked.out_dir is not None or len(files) > 1)
     with series.Series(
         targets, "sample", settings if is_series else None, resume=asked.is_resumed, force=asked.is_forced
@@ -100,12 +104,13 @@ def restore(
         job = Job(screen, own, asked, worker, t, paths)
         work = job.sweep if asked.is_sweep else job.restore
         done, kept = one_by_one.make(screen, own, files, "restored", work, is_slow=True)
+    told = {n: about for every in together.collect_json(list(job.told.items())) for n, about in every}
+    if not together.is_first:
+        return
     result = {"run": str(found.path), "step": step, "sampler": worker.sampler, "stride": worker.stride}
     result |= {"consistent": worker.is_consistent, "precision": built.precision, "steps": built.operator.steps}
     result |= {"n": len(done), "kept": kept}
-    result |= {
-        "files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | job.told.get(n, {}) for n in done]
-    }
+    result |= {"files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | told.get(n, {}) for n in done]}
     screen.result(result, targets[done[-1]] if len(done) == 1 else None)
 
 

@@ -79,6 +79,7 @@ class Screen:
         self.is_json = is_json
         self._stream = _Stream(sys.stderr if is_json else sys.stdout)
         self.is_silent = not job.place().is_first  # the first process of a job speaks for all
+        self._held: list[list[str]] | None = None
         self.console = _Console(file=cast(TextIO, self._stream), highlight=False, soft_wrap=True, quiet=self.is_silent)
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
@@ -89,6 +90,9 @@ class Screen:
 
     def say(self, text: str = "") -> None:
         """Print a line."""
+        if self._held is not None:
+            self._held.append(["say", text])
+            return
         self.console.print(harmless(text), markup=False)
 
     def explain(self, text: str) -> None:
@@ -97,7 +101,28 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """Print a line that wants attention."""
+        if self._held is not None:
+            self._held.append(["warn", text])
+            return
         self.console.print(harmless(f"warning: {text}"), markup=False, style="yellow")
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[list[list[str]]]:
+        """Hold back the lines of the context, and draw nothing; yields what `tell` takes, in this process or another.
+
+        So each line is told in its place whichever process of a job has it to tell.
+        """
+        held: list[list[str]] = []
+        before, self._held = self._held, held
+        try:
+            yield held
+        finally:
+            self._held = before
+
+    def tell(self, held: list[list[str]]) -> None:
+        """Print lines that were held back."""
+        for kind, text in held:
+            (self.warn if kind == "warn" else self.say)(text)
 
     def show(self, table: Table) -> None:
         """Print a table."""
@@ -107,7 +132,7 @@ class Screen:
 
     def picture(self, picture: Image.Image) -> None:
         """Draw a picture where there is a terminal: Kitty, Sixel, else half-blocks."""
-        if not self.is_terminal:
+        if not self.is_terminal or self._held is not None:
             return
         from colddiff_cli import drawing
 

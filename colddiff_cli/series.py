@@ -2,6 +2,7 @@
 
 The folder is marked with the settings of the call before its first picture is written. Pictures are written whole, so
 one that is there was made by the call whose mark is there: `--resume` keeps it, and makes those that are missing.
+Of the processes of a job the first alone looks at the folder and marks it; pictures are written by all.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from colddiff_cli import outputs
+from colddiff_cli import inputs, outputs
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
 from colddiff_core.files import drafted, flush, parse_json, read_ordinary, refusals
 
@@ -74,7 +76,8 @@ class Mark:
 class Series:
     """Pictures 0..n - 1 of one call, and the folder that is its own until the context ends.
 
-    kept: the numbers of those that were there already, and stay.
+    kept: the numbers of those that were there already, and stay. together: the processes at work on them; unless
+    something fails none of them leaves the context before all pictures are made.
     """
 
     def __init__(
@@ -85,6 +88,9 @@ class Series:
         Raises UsageError for pictures that are there and are neither kept (`resume`) nor overwritten (`force`), and
         for a `resume` where no call of these settings was at work; MachineError where one is at work now.
         """
+        from colddiff_core import ranks
+
+        self.together = ranks.current()
         self.targets, self.is_forced = targets, force
         self.folder = targets[0].parent if targets else Path()
         self.kept: frozenset[int] = frozenset()
@@ -92,10 +98,16 @@ class Series:
         self._lock: int | None = None
         self._mark: Mark | None = None
         self._is_begun = False
-        if resume and force:
+        if self.together.is_first:
+            self._take(command, settings, resume)
+        if not self.together.is_alone:
+            self._hear_kept()
+
+    def _take(self, command: str, settings: Settings | None, resume: bool) -> None:
+        if resume and self.is_forced:
             raise UsageError("--resume keeps pictures and --force overwrites them.", "Give one of them.")
         if settings is not None:
-            self._mark = Mark.of(self.folder, command, settings, [target.name for target in targets])
+            self._mark = Mark.of(self.folder, command, settings, [target.name for target in self.targets])
         is_marked = self._mark is not None and self._mark.is_there
         if is_marked:
             self._hold()
@@ -106,18 +118,37 @@ class Series:
         except BaseException:
             self._release()
             raise
-        self._is_begun = is_marked and not force
+        self._is_begun = is_marked and not self.is_forced
+
+    def _hear_kept(self) -> None:
+        """Learn from the first process which pictures are kept: a byte each, for there may be millions."""
+        told = bytearray(len(self.targets))
+        for number in self.kept:
+            told[number] = 1
+        self.together.wait_for_all()
+        self.kept = frozenset(number for number, is_kept in enumerate(self.together.hear(bytes(told))) if is_kept)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._release()
+        late: KeyboardInterrupt | None = None
+        try:
+            if error is None:
+                self.together.wait_for_all()
+        except KeyboardInterrupt as interrupt:
+            error = late = interrupt
+        finally:
+            if isinstance(error, KeyboardInterrupt) and not self.together.is_alone:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun passes on what the terminal has sent to all
+            self._release()
         if isinstance(error, KeyboardInterrupt) and self._mark is not None and self._is_begun:
             done, total = sum(target.exists() for target in self.targets), len(self.targets)
             what = f"Interrupted: {done} of {counted(total, 'image')} {'is' if done == 1 else 'are'} in {self.folder}."
             how = "--resume in place of --force" if self.is_forced else "--resume"
             raise Interrupted(what, f"Go on with them: the same call with {how}.") from None
+        if late:
+            raise late
 
     @property
     def is_complete(self) -> bool:
@@ -127,13 +158,28 @@ class Series:
         """Tell whether any of these pictures is to be made; there may be fewer than the numbers say."""
         return any(number < len(self.targets) and number not in self.kept for number in numbers)
 
+    def begin(self) -> None:
+        """Have the folder marked, of the processes of a job by the first, which the others wait for.
+
+        To be called before any picture is made; one process by itself marks it when the first one is there.
+        """
+        if self.together.is_alone:
+            return
+        if self.together.is_first and not self.is_complete:
+            self._begin_once()
+        self._is_begun = True
+        self.together.wait_for_all()
+
     def place(self, number: int) -> Path:
         """Return where to write a picture now; the folder is marked before the first."""
+        self._begin_once()
+        self.made += 1
+        return self.targets[number]
+
+    def _begin_once(self) -> None:
         if not self._is_begun:
             self._begin()
             self._is_begun = True
-        self.made += 1
-        return self.targets[number]
 
     def _check(self, is_marked: bool, is_resumed: bool) -> None:
         instead = "another --out or --out-dir" + (", go on with --resume" if is_marked else "")
@@ -233,8 +279,15 @@ def without_own(
 ) -> list[tuple[Path, bool]]:
     """Return files, and whether each was named itself, without what a call of these settings made of them in `folder`.
 
-    Where pictures go below the folder that they are made of, those made so far are found among its images.
+    Where pictures go below the folder that they are made of, those made so far are found among its images. What the
+    first process of a job finds counts.
     """
+    return inputs.agreed(lambda: _without_own(files, folder, command, settings))
+
+
+def _without_own(
+    files: list[tuple[Path, bool]], folder: Path, command: str, settings: Settings
+) -> list[tuple[Path, bool]]:
     same = [mark for mark in marks(folder) if mark.command == command and _agree(settings, mark.settings)]
     own = {name for mark in same for name in mark.pictures}
     if not own:

@@ -53,8 +53,9 @@ class Given:
 class Blind:
     """Restores given pictures with a run's experiment.
 
-    Tiles of the network are as large as memory has room for, and smaller once it has run out. is_consistent: the
-    restoration, degraded again, is to be x_t. `at_share` is called with the share of a picture's work done.
+    tile: pixels of a side of the network's tiles, None for as many as memory has room for; fewer once it has run out.
+    is_consistent: the restoration, degraded again, is to be x_t. `at_share` is called with the share of a picture's
+    work done.
     """
 
     experiment: Experiment
@@ -63,6 +64,7 @@ class Blind:
     is_consistent: bool
     colour: Colour = "channels"
     seed: int = 0
+    tile: int | None = None
 
     @property
     def needs_inverse(self) -> bool:
@@ -112,7 +114,7 @@ class Blind:
         built = self.experiment
         if not given.is_known:
             self._check_unknown()
-        side = memory.tile_side(built.config.model, built.body_dtype, built.device)
+        side = self.tile or memory.tile_side(built.config.model, built.body_dtype, built.device)
         while True:
             try:
                 return self._back(given, self._restored(given, side, at_share))

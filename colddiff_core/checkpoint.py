@@ -155,13 +155,13 @@ class Content:
             raise UsageError(what, "Was [model] in run.toml changed?") from None
 
 
-def shared(ranks: Ranks, read: Content | None) -> Content:
-    """Return a checkpoint that the first process has read to all of them; only that one gets the average."""
+def shared(ranks: Ranks, read: Content | None, names: tuple[str, ...] = (MODEL, OPTIMIZER)) -> Content:
+    """Return a checkpoint that the first process has read to all of them; the others get those files of it alone."""
     if ranks.is_alone:
         assert read is not None
         return read
     told = ranks.hear_json([str(read.path), read.state] if read else None)
-    tensors = {name: ranks.hear_tensors(read.tensors[name] if read else {}) for name in (MODEL, OPTIMIZER)}
+    tensors = {name: ranks.hear_tensors(read.tensors[name] if read else {}) for name in names}
     return read or Content(Path(told[0]), told[1], {name: dict(found) for name, found in tensors.items()})
 
 

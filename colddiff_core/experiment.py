@@ -22,6 +22,7 @@ from colddiff_core import (
     devices,
     memory,
     presets,
+    ranks,
     sampling,
     seeds,
 )
@@ -31,6 +32,7 @@ from colddiff_core.errors import ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import compressed, quantize
 from colddiff_core.models import Restorer, UNet
 from colddiff_core.presets import Config, DataConfig
+from colddiff_core.ranks import Ranks
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
 
@@ -191,6 +193,17 @@ def batches(count: int, size: int, wanted: Wanted = all_of) -> Iterator[range]:
             yield range(first, first + size)
 
 
+def dealt(together: Ranks, count: int, size: int, wanted: Wanted) -> Wanted:
+    """Return what tells which batches are this process's: of those that hold something wanted each has as many.
+
+    They are dealt out whole, so that an image is computed as it is where one process has them all.
+    """
+    if together.is_alone:
+        return wanted
+    own = {numbers.start for numbers in together.dealt(batches(count, size, wanted))}
+    return lambda numbers: numbers.start in own
+
+
 def _without_dither(steps: Iterator[Step]) -> Iterator[Step]:
     for step in steps:
         yield dataclasses.replace(step, x=step.x0_hat) if step.index == step.count else step
@@ -307,27 +320,37 @@ def versions() -> dict[str, str]:
 def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) -> tuple[Experiment, int]:
     """Return a run's experiment with the averaged weights of its newest checkpoint, and that step.
 
-    A checkpoint that is damaged is passed over with a ColddiffWarning. Raises UsageError where no other is left, or
-    there never was one, and where the run's configuration is damaged.
+    A checkpoint that is damaged is passed over with a ColddiffWarning. Of the processes of a job, all of which open the
+    run, the first alone reads it: its trainer may be at work. Raises UsageError where no other is left, or there never
+    was one, and where the run's configuration is damaged.
     """
-    found = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
-    if found is None:
-        raise run.untrained()
-    state, step = found.content.state, int(found.content.state["step"])
-    for path in found.damaged:
-        warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=2)
+    together = ranks.current()
+    read = _newest(run) if together.is_first else None
+    together.wait_for_all()
+    content = checkpoint.shared(together, read, (checkpoint.AVERAGE,))
+    state, step = content.state, int(content.state["step"])
     config = run.config(overrides)
     for change in _retold(state, run.config()):
         warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=2)
     try:
-        experiment = build(config, int(state["channels"]), device, "test")
+        experiment = together.in_turn(lambda: build(config, int(state["channels"]), device, "test"))
     except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
         raise UsageError(f"{run.config_file}: {error.what}", error.remedy) from None
     unet = experiment.restorer.unet
-    found.content.fill(checkpoint.AVERAGE, unet)
+    content.fill(checkpoint.AVERAGE, unet)
     assert isinstance(unet, UNet)
     compiling.compile_network(unet.settle(), config.sample.compile)
     return experiment, step
+
+
+def _newest(run: Run) -> checkpoint.Content:
+    found = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
+    if found is None:
+        raise run.untrained()
+    step = found.content.state["step"]
+    for path in found.damaged:
+        warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=3)
+    return found.content
 
 
 def _retold(state: Mapping[str, Any], config: Config) -> list[str]:

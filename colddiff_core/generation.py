@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from colddiff_core import datasets, experiment, priors, sampling, seeds
+from colddiff_core import datasets, experiment, priors, ranks, sampling, seeds
 from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment, Wanted, all_of
 from colddiff_core.priors import Prior, Source, Start, Weights
@@ -39,7 +39,7 @@ class Batch:
 class Generator:
     """A run's experiment with a prior: all that images are generated from.
 
-    noise: width of the white noise on x_T that breaks the symmetry between its pixels.
+    noise: width of the white noise on x_T that breaks the symmetry between its pixels; batch_size: images at a time.
     """
 
     experiment: Experiment
@@ -47,10 +47,7 @@ class Generator:
     source: Source
     weights: Weights
     noise: float
-
-    @property
-    def batch_size(self) -> int:
-        return self.experiment.batch_size(MOST)
+    batch_size: int
 
     def starts(self, seed: int, numbers: range) -> Start:
         """Return where the images of these numbers start."""
@@ -144,7 +141,8 @@ def prepare(
     """Return what a run's images are generated from; `name` None is its operator's default prior.
 
     noise None is the width that the run was trained with, else the prior's own. The prior is fitted once and kept
-    in the run. Raises UsageError for a prior, components or noise that do not suit the run.
+    in the run. All processes of a job prepare: the first fits, and its memory decides on how many images there are at a
+    time. Raises UsageError for a prior, components or noise that do not suit the run.
     """
     prior = priors.find(name, built.operator)
     if noise is not None and not math.isfinite(noise):
@@ -154,10 +152,16 @@ def prepare(
     if noise is not None and prior.noise is None:
         raise UsageError(f"The prior '{prior.name}' has no symmetry that noise could break.", "Leave --noise out.")
     source = _source(built)
-    weights = priors.load_or_fit(prior, source, run.path / "priors", components)
+    together = ranks.current()
+    weights = priors.load_or_fit(prior, source, run.path / "priors", components) if together.is_first else {}
+    together.wait_for_all()
+    weights = dict(together.hear_tensors(weights))
+    if prior.is_drawn_from_images and not together.is_alone:
+        together.in_turn(source.images)
+    size = together.hear_json(built.batch_size(MOST))
     if noise is None:
         noise = 0.0 if prior.noise is None else built.config.degradation.dither or prior.noise
-    return Generator(built, prior, source, weights, noise)
+    return Generator(built, prior, source, weights, noise, size)
 
 
 def check_label(built: Experiment, label: int | None) -> None:

@@ -33,11 +33,18 @@ class Place:
         return self.count == 1
 
 
+def has_met() -> bool:
+    """Tell whether this process has met the others of its job."""
+    joined = sys.modules.get("colddiff_core.ranks")  # which takes torch: not to be imported for this
+    return joined is not None and not joined.current().is_alone
+
+
 def is_news(message: str) -> bool:
     """Tell whether no other process of the job has told a message already; before they have met the first tells all."""
-    joined = sys.modules.get("colddiff_core.ranks")  # which takes torch: not to be imported for this
     here = place()
-    return here.is_alone or (joined.current().is_news(message) if joined else here.is_first)
+    if here.is_alone or not has_met():
+        return here.is_first
+    return bool(sys.modules["colddiff_core.ranks"].current().is_news(message))
 
 
 def place(environment: Mapping[str, str] = os.environ) -> Place:

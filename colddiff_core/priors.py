@@ -81,12 +81,14 @@ class Prior:
     """A distribution of x_T. A subclass says how it is drawn, and what x_T tells of the operator's random fields.
 
     noise: width of the white noise that breaks the symmetry between pixels, unless user or run say otherwise; None
-    where there is no symmetry to break. is_fitted: whether it learns from the training images.
+    where there is no symmetry to break. is_fitted: whether it learns from the training images; is_drawn_from_images:
+    whether every draw takes some of them.
     """
 
     name: ClassVar[str]
     meaning: ClassVar[str]
     is_fitted: ClassVar[bool] = False
+    is_drawn_from_images: ClassVar[bool] = False
     noise: ClassVar[float | None] = None
 
     def draw(self, source: Source, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
@@ -216,6 +218,7 @@ class Degraded(Prior):
 
     name = "degraded"
     meaning = "training images, degraded: what a perfect prior would give"
+    is_drawn_from_images = True
 
     def draw(self, source: Source, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
         images = source.images()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -33,6 +34,7 @@ TIMEOUT_VARIABLE = "COLDDIFF_TIMEOUT"
 TIMEOUT = 600  # seconds that a process waits for the others before it takes one of them for lost
 GREETING = 0.02  # seconds between looks at who has come
 ENDLESS = datetime.timedelta(days=30)
+PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between two looks at whether the others have come
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket", "TCPStore")
 
 
@@ -90,6 +92,10 @@ class Ranks:
         """Tell whether a piece of work is this process's, where pieces are dealt out in turn."""
         return number % self.count == self.index
 
+    def dealt(self, pieces: Iterable[T]) -> Iterator[T]:
+        """Return which pieces of work are this process's, where they are dealt out in turn."""
+        return itertools.islice(pieces, self.index, None, self.count)
+
     def spread(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Return what a network is to be called through in training, so that gradients are the mean over the processes.
 
@@ -130,9 +136,17 @@ class Ranks:
         self._meetings += 1
         key = f"meeting/{self._meetings}"
         with guarded():
-            if self._store.add(key, 1) == self.count:
-                self._store.set(f"{key}/all", "here")
-            self._store.wait([f"{key}/all"], ENDLESS)
+            if self._store.add(f"{key}/count", 1) == self.count:
+                self._store.set(key, "here")
+            self._await(key)
+
+    def decide(self, work: Callable[[], T]) -> T:
+        """Return what the first process finds by work that it alone does, as JSON holds it; the others wait for it."""
+        if self.is_alone:
+            return work()
+        found = work() if self.is_first else None
+        self.meet()
+        return self.hear_json(found)
 
     def hear(self, content: bytes) -> bytes:
         """Return the first process's content; what the others give does not matter."""
@@ -203,10 +217,20 @@ class Ranks:
                     self._store.set(key, told)
             return result
         with guarded():
-            self._store.wait([key], ENDLESS)  # no timeout: decoding a million images takes what it takes
+            self._await(key)
             if self._store.get(key) != b"done":
                 raise LostError("Another process of this job could not prepare what all of them need.")
         return work()
+
+    def _await(self, key: str) -> None:
+        """Wait until a process has set a key: without end, for decoding a million images takes what it takes.
+
+        Not by the store's own wait, in which Ctrl-C is not heard.
+        """
+        pause = PAUSE
+        while not self._store.check([key]):
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def is_news(self, message: str) -> bool:
         """Tell whether no other process has told this already."""
@@ -272,6 +296,17 @@ def _greet(store: Any, rank: int, count: int, wait: datetime.timedelta) -> str:
 def current() -> Ranks:
     """Return the job that this process has joined, or itself alone."""
     return _joined
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Have what the context does be this process's own affair, as if it were alone: the others have no part in it."""
+    global _joined  # noqa: PLW0603
+    before, _joined = _joined, ALONE
+    try:
+        yield
+    finally:
+        _joined = before
 
 
 def leave() -> None:

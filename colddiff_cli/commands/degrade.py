@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colddiff_cli import inputs as inputs_
-from colddiff_cli import one_by_one, options, outputs, series
+from colddiff_cli import launching, one_by_one, options, outputs, series
 from colddiff_cli.screen import Screen
 from colddiff_core import presets
 from colddiff_core.errors import UsageError
@@ -28,6 +28,7 @@ SAMPLE_PHOTO = "flower.jpg"  # scikit-learn's, where a description names no pict
 
 
 def degrade(
+    context: typer.Context,
     inputs: Annotated[list[str] | None, typer.Argument(help="Images, folders, globs.", metavar="IMAGE...")] = None,
     op: Annotated[str | None, typer.Option("--op", help="The operator, or several as a+b.", metavar="NAME")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="Take operator and parameters from a preset.")] = None,
@@ -54,30 +55,27 @@ def degrade(
     force: options.Force = False,
     seed: options.Seed = None,
     device: options.Device = "auto",
+    nproc: options.Processes = None,
     json: options.Json = False,
     given: dict[str, Any] | None = None,
 ) -> None:
     """Degrade pictures: x_t = D(x0, t). With --op NAME --help, the operator's own parameters are listed too."""
     screen = Screen(json)
+    if describe:  # one picture is one process's work
+        launching.check_alone("degrade --describe")
+    together = launching.share(context, None if describe else nproc, device)
     operator = _operator(op, preset, steps, given or {})
-    severity = operator.steps if t is None else t
-    if not 0 <= severity <= operator.steps:
-        raise UsageError(
-            f"t = {severity} is out of range for {operator.name}.", f"Use 0 to {operator.steps} (its steps)."
-        )
-    pool = _pool(operator, second)
+    severity = _severity(operator, t)
+    pool = list(map(Path, together.decide(lambda: list(map(str, _pool(operator, second))))))
     draw = _drawing(operator, pool, seed or 0)
     if describe:
         _describe(screen, operator, draw, inputs or [], size or _size_of(preset), device)
         return
     _check_frames(strip, severity, animate=animate)
     kind = "film" if animate else "strip" if strip else f"t{severity:03d}"
-    name = operator.name.replace("+", "-")
-    files, folder = inputs_.listed(inputs or []), out_dir or Path()
-    if out is not None and len(files) > 1:
-        raise UsageError(f"--out names one picture and {len(files)} were given.", "Use --out-dir.")
-    if out is not None and resume:
-        raise UsageError("--resume goes on with a folder of pictures and --out names one.", "Leave one of them out.")
+    files, folder = inputs_.agreed(lambda: inputs_.listed(inputs or [])), out_dir or Path()
+    if out is not None:
+        _check_single(len(files), is_resumed=resume)
 
     from colddiff_core import devices, images
     from colddiff_core.experiment import versions
@@ -94,13 +92,15 @@ def degrade(
         "device": chosen.type,
         "versions": versions(),
     }
+    launching.check_alike(settings)
     if resume:
         files = series.without_own(files, folder, "degrade", settings)
     paths = [file for file, _ in files]
-    settings["inputs"] = series.fingerprint(paths)
-    ending = f"{name}-{kind}{'.gif' if animate else '.png'}"
+    ending = f"{operator.name.replace('+', '-')}-{kind}{'.gif' if animate else '.png'}"
     targets = [out] if out else series.targets(paths, folder, ending)
-    outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
+    if together.is_first:
+        settings["inputs"] = series.fingerprint(paths)
+        outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
     is_series = out is None and (out_dir is not None or len(files) > 1)
     for target in targets:
         images.check_suffix(target, images.ANIMATED if animate else images.SUFFIXES)
@@ -139,6 +139,22 @@ def degrade(
             "kept": kept,
         }
     )
+
+
+def _severity(operator: Degradation, t: int | None) -> int:
+    severity = operator.steps if t is None else t
+    if not 0 <= severity <= operator.steps:
+        raise UsageError(
+            f"t = {severity} is out of range for {operator.name}.", f"Use 0 to {operator.steps} (its steps)."
+        )
+    return severity
+
+
+def _check_single(count: int, *, is_resumed: bool) -> None:
+    if count > 1:
+        raise UsageError(f"--out names one picture and {count} were given.", "Use --out-dir.")
+    if is_resumed:
+        raise UsageError("--resume goes on with a folder of pictures and --out names one.", "Leave one of them out.")
 
 
 def _check_frames(strip: int, severity: int, *, animate: bool) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, opening, options, outputs, references, series
+from colddiff_cli import films, launching, opening, options, outputs, references, series, stacks
 from colddiff_cli.screen import Screen
+from colddiff_cli.stacks import Stacks
 from colddiff_cli.tables import DIVERSITY, diversity_table, measured
-from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 SHOWN = 64  # images on a grid
 ACROSS = 8
+IMAGES = "images"
 NEIGHBOURS = 16  # images shown beside their nearest training image
 
 
 def generate(
+    context: typer.Context,
     run: options.RunName = None,
     prior: Annotated[
         str | None,
@@ -69,21 +71,20 @@ def generate(
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
+    nproc: options.Processes = None,
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
     """Generate images from nothing: x_T from a prior, taken back to x_0. Image k is the same whatever --n is."""
     screen = Screen(json)
-    found = runs.find(run)
+    together = launching.share(context, nproc, device)
+    found = opening.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
-    if n is not None and interpolate is not None:
-        raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")
+    _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
-    if resume and out_dir is None:
-        raise UsageError("--resume goes on with a folder of pictures.", "Name it with --out-dir.")
 
-    from colddiff_core import experiment, generation, sampling
+    from colddiff_core import experiment, generation, ranks, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
@@ -102,28 +103,35 @@ def generate(
         "batch": built.batch_size(generation.MOST),
     }
     default = found.path / "generated" / f"{asked['prior']}-{name}.png"
-    grid_path, film_path = films.outputs(out, default, animate=animate, force=force, keep=resume)
-    beside = grid_path or out or default
-    neighbours_path = outputs.free_path(None, beside.with_name(f"{beside.stem}-neighbours.png"), force=force)
+    grid_path, film_path, neighbours_path = outputs.agreed(
+        lambda: _places(out, default, animate=animate, force=force, keep=resume)
+    )
     singles = [out_dir / f"{number:06d}.png" for number in range(count)] if out_dir else []
-    outputs.check_apart((grid_path, film_path), singles)
-    settings = opening.described(found, built, step) | asked if out_dir else None
-    with series.Series(singles, "generate", settings, resume=resume, force=force) as own:
+    settings = opening.described(found, built, step)
+    if together.is_first:
+        outputs.check_apart((grid_path, film_path), singles)
+    with series.Series(singles, "generate", settings | asked if out_dir else None, resume=resume, force=force) as own:
         if own.is_complete and resume:
             screen.say("Nothing is missing: all were there already.")
             if out is None and not diversity:  # there is a grid already
                 grid_path, film_path = None, None
         generator = generation.prepare(found, built, prior, components, noise)
-        reference = references.load(screen, built, references.Means()) if diversity else None
+        own.begin()
+        with ranks.apart():  # the others go ahead
+            reference = references.load(screen, built, references.Means()) if diversity and together.is_first else None
 
         def wanted(numbers: range) -> bool:
             on_grid = grid_path is not None and numbers.start < SHOWN
             return not singles or own.lacks(numbers) or on_grid or diversity
 
+        mine = experiment.dealt(together, count, generator.batch_size, wanted)
         draw = generator.generate if interpolate is None else generator.interpolate
-        batches = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=wanted)
-        total = sum(1 for _ in experiment.batches(count, generator.batch_size, wanted))
-        made, trajectory = _run(screen, batches, total, own, is_all=diversity, is_film=film_path is not None)
+        batches = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=mine)
+        total = sum(1 for _ in experiment.batches(count, generator.batch_size, mine))
+        held = _run(screen, batches, total, own, is_all=diversity, is_film=film_path is not None)
+    made = held.gather(together)
+    if not together.is_first:
+        return
     outcome: dict[str, Any] = {
         "run": str(found.path),
         "step": step,
@@ -140,29 +148,42 @@ def generate(
         "kept": len(own.kept),
     }
     if grid_path:
-        _show(screen, made[:SHOWN], count, grid_path, trajectory, film_path)
-    if reference is not None:
+        _show(screen, made[IMAGES][:SHOWN], count, grid_path, stacks.way(made), film_path)
+    if reference is not None and neighbours_path:
         title = f"{counted(count, 'image')} of {found.path}, step {step}, beside real ones of {config.data.dataset}"
-        outcome |= _measure(screen, made, reference, title, neighbours_path)
+        outcome |= _measure(screen, made[IMAGES], reference, title, neighbours_path)
     if out_dir is not None:
         _tell_of_others(screen, out_dir, (*singles, grid_path, neighbours_path))
         screen.say(series.summary(own.folder, count, len(own.kept)))
     screen.result(outcome, grid_path)
 
 
+def _check(n: int | None, interpolate: int | None, out_dir: Path | None, *, is_resumed: bool) -> None:
+    if n is not None and interpolate is not None:
+        raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")
+    if is_resumed and out_dir is None:
+        raise UsageError("--resume goes on with a folder of pictures.", "Name it with --out-dir.")
+
+
+def _places(
+    out: Path | None, default: Path, *, animate: bool, force: bool, keep: bool
+) -> tuple[Path | None, Path | None, Path]:
+    """Return where the grid, its film and the nearest training images go, as `films.outputs` has it."""
+    grid_path, film_path = films.outputs(out, default, animate=animate, force=force, keep=keep)
+    beside = grid_path or out or default
+    return grid_path, film_path, outputs.free_path(None, beside.with_name(f"{beside.stem}-neighbours.png"), force=force)
+
+
 def _run(
     screen: Screen, batches: Iterator[Batch], total: int, own: series.Series, *, is_all: bool, is_film: bool
-) -> tuple[Tensor, list[Tensor]]:
+) -> Stacks:
     """Write what is missing of a series; return the images (all of them, or those shown), and the grid's trajectory.
 
     total: how many batches there are.
     """
-    import torch
-
     from colddiff_core import images
 
-    made: list[Tensor] = []
-    film: list[list[Tensor]] = []
+    held = Stacks()
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("generating", total=total)
         for batch in batches:
@@ -172,14 +193,14 @@ def _run(
                 progress.advance(task, 1 / step.count)
                 frames.append(step.x[:on_film].cpu())
             x = step.x[: batch.count].cpu()
-            film.append(frames)
+            if on_film:
+                held.add_way(batch.first, frames)
             for number, image in enumerate(x, batch.first):
                 if own.lacks([number]):
                     images.write(images.to_pillow(image), own.place(number))
             if is_all or batch.first < SHOWN:
-                made.append(x)
-    stack = torch.cat(made) if made else torch.empty(0)
-    return stack, [torch.cat(parts) for parts in zip(*film, strict=True)] if is_film else []
+                held.add(IMAGES, batch.first, x)
+    return held
 
 
 def _show(

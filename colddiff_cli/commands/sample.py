@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, inputs, opening, options, outputs, photos, series
+from colddiff_cli import films, inputs, launching, opening, options, outputs, photos, series, stacks
 from colddiff_cli.screen import Screen
+from colddiff_cli.stacks import Stacks
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from colddiff_core.restoration import Batch
 
 SHOWN = 64  # images on a sheet that stands beside --out-dir
+COLUMNS = ("degraded", "direct", "sampled", "original")
 TEST_IMAGES = 8
 MOST_SHOWN = 256  # on one that is all there is
 Given = Sequence[tuple[Path, bool]]
@@ -30,14 +32,19 @@ Given = Sequence[tuple[Path, bool]]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The images to degrade: how many, each by its number (None where it is left out), and what tells them apart."""
+    """The images to degrade: how many, each by its number (None where it is left out), and what tells them apart.
+
+    left_out: why images were left out, by their numbers, where that is not told at once.
+    """
 
     count: int
     load: Callable[[int], Tensor | None]
     settings: dict[str, Any]
+    left_out: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def sample(
+    context: typer.Context,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -102,11 +109,13 @@ def sample(
     force: options.Force = False,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
+    nproc: options.Processes = None,
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
     """Degrade images with the run's operator, restore them, and write a sheet; or --degraded: restore as they are."""
     screen = Screen(json)
+    together = launching.share(context, nproc, device)
     found, names = _run_and_images(arguments or [])
     overrides = options.run_overrides(data_dir, precision, compiled)
     if degraded:
@@ -134,7 +143,7 @@ def sample(
         )
         return
     _check_own(mask=mask is not None, compare=compare, consistent=consistent is not None, colour=colour is not None)
-    files = inputs.listed(names) if names else []
+    files = inputs.agreed(lambda: inputs.listed(names)) if names else []
     _check(out_dir, resume, len(files) or n or TEST_IMAGES)
     config = found.config(overrides)
 
@@ -146,8 +155,8 @@ def sample(
     sampling.check(name, built.operator, pace, severity)
     ending = f"{name}-t{severity:03d}.png"
     default = found.path / "restored" / ending
-    picture, film = films.outputs(out, default, animate=animate, force=force, keep=resume)
-    size = built.batch_size(restoration.MOST)
+    picture, film = outputs.agreed(lambda: films.outputs(out, default, animate=animate, force=force, keep=resume))
+    size = together.hear_json(built.batch_size(restoration.MOST))
     settings = opening.described(found, built, step) | {
         "sampler": name,
         "stride": pace,
@@ -161,26 +170,26 @@ def sample(
     settings["inputs"] = source.settings
     stems = [file for file, _ in files] or [Path(f"{number:06d}") for number in range(source.count)]
     targets = series.targets(stems, out_dir, ending) if out_dir else []
-    _check_targets((picture, film), targets, files)
+    if together.is_first:
+        _check_targets((picture, film), targets, files)
     with series.Series(targets, "sample", settings if out_dir else None, resume=resume, force=force) as own:
         if own.is_complete and resume and out is None:
             picture, film = None, None  # of a series on which nothing is missing there is a sheet already
         shown = range((SHOWN if out_dir else source.count) if picture else 0)
         work = Work(screen, own, shown, name, pace, is_film=film is not None)
+        own.begin()
         # A sheet alone need not pay for more images than it shows.
         work.run(built, source, t=severity, seed=settings["seed"], size=size if out_dir else min(size, source.count))
-    numbers = work.written if out_dir else work.restored
-    _check_any(numbers, source.count)
-    if resume and not own.made:
-        screen.say("Nothing is missing: all were there already.")
-        if out is None:  # what is still absent cannot be read, and the sheet has been drawn without it
-            picture, film = None, None
+    work.gather(source)
+    if not together.is_first:
+        return
+    numbers = _any_of(work.written if out_dir else work.restored, source.count)
+    if resume and not work.made and out is None:
+        picture, film = None, None  # what is still absent cannot be read, and the sheet has been drawn without it
     if picture:
         work.conclude(picture, film)
     if out_dir is not None:
-        if picture and source.count > SHOWN:
-            screen.say(f"on the sheet: the first {SHOWN} of {counted(source.count, 'image')}")
-        screen.say(series.summary(own.folder, len(numbers), len(own.kept)))
+        _summarize(screen, work, source.count if picture else 0, is_resumed=resume)
     outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(numbers)}
     outcome |= {"precision": built.precision, "picture": picture and str(picture), "animation": film and str(film)}
     outcome |= {"files": [str(targets[number]) for number in numbers] if out_dir else [], "kept": len(own.kept)}
@@ -191,7 +200,8 @@ def sample(
 class Work:
     """Restores batches, writes the pictures of a series and holds what a sheet shows, the numbers `shown`.
 
-    restored: the numbers of all images so far; written: of those whose pictures are there.
+    restored: the numbers of all images so far; written: of those whose pictures are there; made: how many were written.
+    Until they are gathered, each process of a job knows its own.
     """
 
     screen: Screen
@@ -201,8 +211,9 @@ class Work:
     stride: int
     is_film: bool
     restored: list[int] = dataclasses.field(default_factory=list)
-    columns: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
-    trajectories: list[list[Tensor]] = dataclasses.field(default_factory=list)
+    made: int = 0
+    held: Stacks = dataclasses.field(default_factory=Stacks)
+    gathered: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def written(self) -> list[int]:
@@ -215,27 +226,36 @@ class Work:
         def wanted(numbers: range) -> bool:
             return self.own.lacks(numbers) or numbers.start < self.shown.stop
 
-        total = sum(1 for _ in experiment.batches(source.count, size, wanted))
+        mine = experiment.dealt(self.own.together, source.count, size, wanted)
+        total = sum(1 for _ in experiment.batches(source.count, size, mine))
         console = self.screen.console
         with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
             task = progress.add_task(self.sampler, total=total)
-            batches = restoration.degraded(built, source.load, source.count, size=size, wanted=wanted, **common)
+            batches = restoration.degraded(built, source.load, source.count, size=size, wanted=mine, **common)
             for batch in batches:
                 self._restore(batch, lambda share: progress.advance(task, share))
 
+    def gather(self, source: Source) -> None:
+        """Have the first process know of the work of all; it tells which images were left out, in their order."""
+        together = self.own.together
+        self.made = self.own.made
+        if not together.is_alone:
+            told = together.collect_json([self.restored, list(source.left_out.items()), self.made])
+            self.restored = sorted(number for numbers, _, _ in told for number in numbers)
+            self.made = sum(made for _, _, made in told)
+            for _, why in sorted(line for _, lines, _ in told for line in lines):
+                self.screen.warn(why)
+        self.gathered = self.held.gather(together)
+
     def conclude(self, picture: Path, film: Path | None) -> None:
         """Write the sheet, and the trajectory of its images as a film."""
-        import torch
-
         from colddiff_core import images
 
-        columns = {kind: torch.cat(parts) for kind, parts in self.columns.items()}
+        columns = {kind: self.gathered[kind] for kind in COLUMNS}
         blocks = 2 if len(columns["original"]) > 4 else 1
         images.write(images.sheet(columns, blocks=blocks), picture)
         if film:
-            images.write_animation(
-                films.frames([torch.cat(parts) for parts in zip(*self.trajectories, strict=True)]), film
-            )
+            images.write_animation(films.frames(stacks.way(self.gathered)), film)
             self.screen.say(f"trajectory: {film}")
         self.screen.rows(columns)
 
@@ -255,10 +275,18 @@ class Work:
                 images.write(images.to_pillow(x[number - batch.first]), self.own.place(number))
         self.restored += batch.numbers
         if is_shown:
-            every = {"degraded": batch.x_t, "direct": batch.direct(), "sampled": x, "original": batch.x0}
-            for kind, stack in every.items():
-                self.columns.setdefault(kind, []).append(batch.of(stack, self.shown))
-            self.trajectories.append(way)
+            for kind, stack in zip(COLUMNS, (batch.x_t, batch.direct(), x, batch.x0), strict=True):
+                self.held.add(kind, batch.first, batch.of(stack, self.shown))
+            if self.is_film:
+                self.held.add_way(batch.first, way)
+
+
+def _summarize(screen: Screen, work: Work, drawn: int, *, is_resumed: bool) -> None:
+    if is_resumed and not work.made:
+        screen.say("Nothing is missing: all were there already.")
+    if drawn > SHOWN:
+        screen.say(f"on the sheet: the first {SHOWN} of {counted(drawn, 'image')}")
+    screen.say(series.summary(work.own.folder, len(work.written), len(work.own.kept)))
 
 
 def _check(out_dir: Path | None, is_resumed: bool, count: int) -> None:
@@ -275,9 +303,10 @@ def _check_targets(wholes: Sequence[Path | None], targets: list[Path], files: Gi
     outputs.check_not_inputs(targets, [file for file, _ in files])
 
 
-def _check_any(numbers: list[int], count: int) -> None:
+def _any_of(numbers: list[int], count: int) -> list[int]:
     if not numbers:
         raise UsageError(f"None of {counted(count, 'image')} could be restored.", "Check the files.")
+    return numbers
 
 
 def _check_unused(*, n: bool, animate: bool) -> None:
@@ -300,9 +329,11 @@ def _check_own(**are_given: bool) -> None:
 
 def _run_and_images(arguments: list[str]) -> tuple[runs.Run, list[str]]:
     """Return the run and what names images: a first argument that does so is no run."""
-    if arguments and not _names_images(arguments[0]):
-        return runs.find(arguments[0]), arguments[1:]
-    return runs.find(None), arguments
+    from colddiff_core import ranks
+
+    if arguments and not ranks.current().decide(lambda: _names_images(arguments[0])):
+        return opening.find(arguments[0]), arguments[1:]
+    return opening.find(None), arguments
 
 
 def _names_images(name: str) -> bool:
@@ -318,14 +349,20 @@ def _names_images(name: str) -> bool:
 
 def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
     """Return picture files as the run takes them; says where their channels are not the run's."""
-    from colddiff_core import images
+    from colddiff_core import images, ranks
 
-    own = [images.channels_of(file) for file, _ in files]
-    if others := sum(channels not in (0, built.channels) for channels in own):
+    together = ranks.current()
+
+    def unlike() -> int:
+        own = [images.channels_of(file) for file, _ in files]
+        return sum(channels not in (0, built.channels) for channels in own)
+
+    if others := together.decide(unlike):
         theirs, runs_own = ("gray", "colour") if built.channels > 1 else ("in colour", "gray")
         is_one = others == 1
         what = f"{counted(others, 'picture')} {'is' if is_one else 'are'} {theirs} and the run knows {runs_own}"
         screen.warn(f"{what}: {'it is' if is_one else 'they are'} restored in {runs_own}")
+    left_out: dict[int, str] = {}
 
     def load(number: int) -> Tensor | None:
         file, is_asked_for = files[number]
@@ -334,17 +371,20 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
         except UsageError as error:
             if is_asked_for:
                 raise
-            screen.warn(f"{error.what} Left out.")
+            left_out[number] = f"{error.what} Left out."
+            if together.is_alone:
+                screen.warn(left_out[number])
             return None
 
-    return Source(len(files), load, series.fingerprint([file for file, _ in files]))
+    marks = series.fingerprint([file for file, _ in files]) if together.is_first else {}
+    return Source(len(files), load, marks, left_out)
 
 
 def _test_images(screen: Screen, built: Experiment, n: int) -> Source:
-    from colddiff_core import experiment
+    from colddiff_core import experiment, ranks
 
     data = built.config.data
-    every = experiment.load_images(built.config, "test", built.channels)
+    every = ranks.current().in_turn(lambda: experiment.load_images(built.config, "test", built.channels))
     count = min(n, len(every))
     if count < n:
         screen.warn(f"{data.dataset} has {counted(count, 'test image')}: all of them are taken")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from colddiff_cli import opening, options, outputs, trainings
+from colddiff_cli import launching, opening, options, outputs, trainings
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import fidelity_table
 from colddiff_core import presets, runs
@@ -61,6 +61,7 @@ def train(
     job = _Job(preset, resume, changes, out, data_dir, device, allow_change, continued, nproc, max_restarts)
     job.check()
     if monitor:
+        launching.check_alone("train --monitor")
         if dry_run or json:
             raise UsageError(f"--monitor does not go with {'--dry-run' if dry_run else '--json'}.", "Leave one out.")
         _train_watched(screen, job)
@@ -106,8 +107,7 @@ class _Job:
             raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
         if self.restarts and not self.processes:
             raise UsageError("--max-restarts is of --nproc.", "Name a number of processes; torchrun has its own.")
-        if self.processes and not here.is_alone:
-            raise UsageError("--nproc starts torchrun, and this is a process of it.", "Leave --nproc out.")
+        launching.check(self.processes)
         if here.most_restarts and not here.is_alone and self.resume is None and self.out is None:
             raise UsageError("A job that starts again must know its run.", "Name it with --out.")
 
@@ -177,8 +177,6 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
 
 def _train_together(job: _Job, is_json: bool) -> int:
     """Train in several processes; return the exit code."""
-    from colddiff_cli import launching
-
     path = job.path()
     words = ["train", *job.arguments(path, is_launched=True), *(["--json"] if is_json else [])]
     assert job.processes is not None
