@@ -1,0 +1,178 @@
+"""Several processes at one series of pictures: what they leave and tell is what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jobs
+import numpy as np
+import pytest
+from conftest import finish, left_behind, make_trainer, pictures_in
+from PIL import Image
+
+from colddiff_cli import launching
+from colddiff_cli.__main__ import run
+
+ROOT = Path(__file__).parents[1]
+MANY = 40
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run whose prior is fitted, and pictures of which one is broken."""
+    place = tmp_path_factory.mktemp("together")
+    finish(make_trainer(place / "own"))
+    (place / "in").mkdir()
+    shades = np.random.default_rng(0).integers(0, 256, (7, 14, 12, 3), dtype=np.uint8)
+    for number, pixels in enumerate(shades):
+        Image.fromarray(pixels).save(place / "in" / f"{number}.png")
+    (place / "in" / "3.png").write_bytes(b"broken")
+    return place
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in left_behind(folder)}
+
+
+SERIES = {
+    "generate": ["generate", "own", "--n", str(MANY), "--out", "whole.gif", "--animate"],
+    "generate --diversity": ["generate", "own", "--n", "20", "--diversity", "--out", "whole.png"],
+    "interpolate": ["generate", "own", "--interpolate", "20", "--prior", "degraded", "--out", "whole.png"],
+    "sample": ["sample", "own", "--n", str(MANY), "--out", "whole.gif", "--animate"],
+    "sample pictures": ["sample", "own", "in", "in/1.png", "--out", "whole.png"],
+    "sample --degraded": ["sample", "own", "in", "--degraded", "--t", "3", "--compare"],
+    "degrade": ["degrade", "in", "--op", "animorph+snow", "--second", "in/0.png", "--t", "40", "--seed", "3"],
+}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_the_files_and_words_of_several_processes_are_those_of_one(name, place):
+    command, out = [*SERIES[name], "--out-dir", "out", "--json"], place / "out"
+
+    def call(count: int, *more: str) -> tuple[object, str, dict[str, bytes]]:
+        told, warned = jobs.finish([*command, *more], place, count)
+        beside = {found.name: found.read_bytes() for found in place.glob("whole*")}
+        return json.loads(told), warned, contents(out) | beside
+
+    def clear() -> None:
+        for made in (out, *place.glob("whole*")):
+            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+
+    clear()
+    alone = call(1)
+    clear()
+    assert call(2) == alone
+    assert len(alone[2]) > 6
+    if name == "generate --diversity":
+        return
+    for picture in pictures_in(out):
+        if int(picture.partition("-")[0].removesuffix(".png")) % 3:
+            (out / picture).unlink()
+    told, _, made = call(3, "--resume")
+    assert made == alone[2]
+    assert told["kept"] > 0
+    if "--degraded" not in command:
+        assert told["files"] == alone[0]["files"]
+
+
+def test_what_a_kill_left_others_go_on_with(place):
+    command = ["generate", "own", "--n", "200", "--seed", "2", "--out", "grid.png"]
+    jobs.finish([*command, "--out-dir", "whole"], place)
+    (place / "grid.png").unlink()
+    job = jobs.start([*command, "--out-dir", "parts"], place, 3)
+    while not (place / "parts").is_dir() or len(pictures_in(place / "parts")) < 20:
+        time.sleep(0.005)
+    job.processes[1].kill()
+    assert job.wait()[1] == -9
+    assert 20 <= len(pictures_in(place / "parts")) < 200
+    out, _ = jobs.finish([*command, "--out-dir", "parts", "--resume", "--json"], place, 2)
+    assert json.loads(out)["kept"] >= 20
+    assert contents(place / "parts") == contents(place / "whole")
+
+
+def test_ctrl_c_tells_once_how_to_go_on_and_is_heard_by_who_waits(place):
+    (place / "uneven").mkdir()
+    for number, side in enumerate((8, 2500)):
+        Image.effect_noise((side, side), 40).save(place / "uneven" / f"{number}.png", compress_level=1)
+    job = jobs.start(["degrade", "uneven", "--op", "noise", "--out-dir", "long"], place, 2)
+    while not (place / "long").is_dir() or not pictures_in(place / "long"):
+        time.sleep(0.005)
+    time.sleep(0.2)  # the first process has done its share
+    job.interrupt()
+    assert job.wait() == [130, 130]
+    what, how = job.told("err").splitlines()
+    assert what == "colddiff: Interrupted: 1 of 2 images is in long."
+    assert "--resume" in how
+
+
+def test_a_named_picture_that_is_broken_ends_all(place):
+    for command in (
+        ["degrade", "--op", "noise", "in/0.png", "in/3.png", "in/1.png"],
+        ["sample", "own", "--degraded", "--t", "3", "in/0.png", "in/3.png", "in/1.png"],
+    ):
+        job = jobs.start([*command, "--out-dir", "named"], place, 2)
+        assert 2 in job.wait()
+        what, how = job.told("err").splitlines()
+        assert "in/3.png is not an image that can be read" in what
+        assert how.startswith("  ")
+
+
+def test_refusals_are_told_once_and_nothing_is_made(place):
+    (place / "taken").mkdir()
+    (place / "taken" / "000001.png").write_bytes(b"mine")
+    for command, words in (
+        (["generate", "own", "--out-dir", "taken"], "exists already"),
+        (["generate", "own", "--out-dir", "fresh", "--noise", "7"], "out of range"),
+        (["generate", "own", "--out-dir", "fresh", "--resume"], "nothing to go on with"),
+        (["sample", "own", "in/3.png", "--t", "9", "--out-dir", "fresh"], "out of range"),
+    ):
+        job = jobs.start(command, place, 2)
+        assert 2 in job.wait()
+        assert len(job.told("err").splitlines()) == 2, job.told("err")
+        assert words in job.told("err")
+    assert left_behind(place / "taken") == ["000001.png"]
+    assert not (place / "fresh").exists()
+
+
+def test_nproc_starts_the_same_command_line_as_processes(place):
+    command = [sys.executable, "-m", "colddiff_cli", "generate", "own", "--n", "33", "--json", "--out-dir", "launched"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    grids = place / "own" / "generated"
+    shutil.rmtree(grids, ignore_errors=True)
+    out, _ = jobs.finish(command[3:], place)
+    whole, grid = contents(place / "launched"), contents(grids)
+    shutil.rmtree(place / "launched")
+    shutil.rmtree(grids)
+    done = subprocess.run(
+        [*command, "--nproc", "2"], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(out)
+    assert contents(place / "launched") == whole
+    assert contents(grids) == grid
+
+
+def test_the_command_line_of_the_processes_is_that_of_the_call():
+    words = ["generate", "--nproc", "2", "own", "--debug", "--nproc=4", "--n", "3", "--", "--nproc"]
+    assert launching.without_option(words) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["compare", "own"], ["reproduce"], ["monitor"], ["presets"], ["train", "--preset", "digits-blur", "--monitor"]],
+    ids=" ".join,
+)
+def test_what_one_process_does_alone_is_refused_in_a_job(command, in_folder, monkeypatch, capsys):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert run(command) == 2
+    assert "for one process" in capsys.readouterr().err
+    assert run(["generate", "own", "--nproc", "2"]) == 2
+    assert "is a process of it" in capsys.readouterr().err
+    assert left_behind(in_folder) == []
