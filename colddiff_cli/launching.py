@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OPTION = "--nproc"
 INTERRUPTED = 130
-LONG = 10**6  # seconds: how long a process may take to save its work
+LONG = 600  # seconds: how long a process may take to save its work
 
 
 class Ended(ColddiffError):  # noqa: N818 - they have told whatever was in error

@@ -89,7 +89,7 @@ def _gather(screen: Screen, together: Ranks, made: list[int], told: list[Line]) 
     """Return, to the first process, what all have made; it tells what they have to tell, in the order of the files."""
     if together.is_alone:
         return made
-    together.wait_for_all()
+    together.meet()
     every = together.collect_json([made, told])
     for _, held in sorted(line for _, lines in every for line in lines):
         screen.tell(held)

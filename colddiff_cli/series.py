@@ -125,7 +125,7 @@ class Series:
         told = bytearray(len(self.targets))
         for number in self.kept:
             told[number] = 1
-        self.together.wait_for_all()
+        self.together.meet()
         self.kept = frozenset(number for number, is_kept in enumerate(self.together.hear(bytes(told))) if is_kept)
 
     def __enter__(self) -> Self:
@@ -135,7 +135,7 @@ class Series:
         late: KeyboardInterrupt | None = None
         try:
             if error is None:
-                self.together.wait_for_all()
+                self.together.meet()
         except KeyboardInterrupt as interrupt:
             error = late = interrupt
         finally:
@@ -168,7 +168,7 @@ class Series:
         if self.together.is_first and not self.is_complete:
             self._begin_once()
         self._is_begun = True
-        self.together.wait_for_all()
+        self.together.meet()
 
     def place(self, number: int) -> Path:
         """Return where to write a picture now; the folder is marked before the first."""

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import itertools
 import json
+import math
 import os
 import time
 import uuid
@@ -138,7 +139,7 @@ class Ranks:
         with guarded():
             if self._store.add(f"{key}/count", 1) == self.count:
                 self._store.set(key, "here")
-            self._await(key)
+            _await(self._store, key)
 
     def decide(self, work: Callable[[], T]) -> T:
         """Return what the first process finds by work that it alone does, as JSON holds it; the others wait for it."""
@@ -217,20 +218,10 @@ class Ranks:
                     self._store.set(key, told)
             return result
         with guarded():
-            self._await(key)
+            _await(self._store, key)
             if self._store.get(key) != b"done":
                 raise LostError("Another process of this job could not prepare what all of them need.")
         return work()
-
-    def _await(self, key: str) -> None:
-        """Wait until a process has set a key: without end, for decoding a million images takes what it takes.
-
-        Not by the store's own wait, in which Ctrl-C is not heard.
-        """
-        pause = PAUSE
-        while not self._store.check([key]):
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
 
     def is_news(self, message: str) -> bool:
         """Tell whether no other process has told this already."""
@@ -274,7 +265,7 @@ def _greet(store: Any, rank: int, count: int, wait: datetime.timedelta) -> str:
     if rank:
         own = uuid.uuid4().hex
         store.set(f"hello/{rank}", own)
-        store.wait([f"welcome/{own}"], wait)
+        _await(store, f"welcome/{own}", wait)
         meeting: str = store.get(f"welcome/{own}").decode()
         store.add(f"came/{meeting}", 1)
         return meeting
@@ -282,7 +273,7 @@ def _greet(store: Any, rank: int, count: int, wait: datetime.timedelta) -> str:
     until = time.monotonic() + wait.total_seconds()
     while store.add(f"came/{meeting}", 0) < count - 1:
         if time.monotonic() > until:
-            raise LostError(f"The {count} processes of this job have not come together in {wait}.", "Are all there?")
+            raise _absent(count, wait)
         for other in range(1, count):
             if store.check([f"hello/{other}"]):
                 name = store.get(f"hello/{other}").decode()
@@ -291,6 +282,23 @@ def _greet(store: Any, rank: int, count: int, wait: datetime.timedelta) -> str:
                     store.set(f"welcome/{name}", meeting)
         time.sleep(GREETING)
     return meeting
+
+
+def _await(store: Any, key: str, wait: datetime.timedelta | None = None) -> None:
+    """Wait until a process has set a key: without end, for decoding a million images takes what it takes, or so long.
+
+    Not by the store's own wait, in which Ctrl-C is not heard.
+    """
+    pause, until = PAUSE, math.inf if wait is None else time.monotonic() + wait.total_seconds()
+    while not store.check([key]):
+        if time.monotonic() > until:
+            raise _absent(place().count, wait)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _absent(count: int, wait: datetime.timedelta | None) -> LostError:
+    return LostError(f"The {count} processes of this job have not come together in {wait}.", "Are all of them there?")
 
 
 def current() -> Ranks:

@@ -202,17 +202,16 @@ def test_two_calls_alike_both_come_to_their_figures(own, capsys, monkeypatch):
     assert outcome(capsys) == wanted
 
 
-def test_two_processes_come_to_the_json_of_one(own, capsys):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert run(ASKED) == 0
-    torch.set_num_threads(threads)
+def test_two_processes_come_to_the_json_of_one(own):
     root = Path(__file__).parents[1]
     around = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "colddiff_cli", *ASKED, "--nproc", "2"]
-    job = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
-    assert job.returncode == 0, job.stderr
-    wanted, found = outcome(capsys), json.loads(job.stdout)
-    for figures in found["metrics"].values():
-        figures.pop("milliseconds", None)
-    assert found == wanted
+    found = []
+    for more in ([], ["--nproc", "2"]):
+        command = [sys.executable, "-m", "colddiff_cli", *ASKED, *more]
+        job = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
+        assert job.returncode == 0, job.stderr
+        found.append(json.loads(job.stdout))
+        for figures in found[-1]["metrics"].values():
+            figures.pop("milliseconds", None)
+    assert found[0]["metrics"]["sampled"]["fd"] is not None
+    assert found[0] == found[1]

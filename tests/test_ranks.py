@@ -15,6 +15,7 @@ import ranks_job
 import torch
 from safetensors.torch import load_file
 
+from colddiff_cli import __main__
 from colddiff_cli.__main__ import run as colddiff
 from colddiff_core import checkpoint, job, ranks, runs, seeds
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
@@ -211,13 +212,16 @@ def test_options_that_do_not_go_together_are_told(capsys, words, what):
         ("--preset digits-blur", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must know its run"),
     ],
 )
-def test_what_a_process_of_a_job_refuses_is_told_by_the_first(capsys, monkeypatch, words, more, what):
+def test_what_a_process_of_a_job_refuses_is_told(capsys, monkeypatch, words, more, what):
+    monkeypatch.setattr(__main__, "PATIENCE", 0)  # in which the first one, which has told it, takes the others along
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"} | more
     for rank in range(2):
         for key, value in (place | {"RANK": str(rank)}).items():
             monkeypatch.setenv(key, value)
         assert colddiff(["train", *words.split()]) == 2
-        assert (what in capsys.readouterr().err) == (rank == 0)
+        told = capsys.readouterr().err
+        assert what in told
+        assert told.startswith("colddiff: " if rank == 0 else "colddiff (process 1 of 2): ")
 
 
 TRAIN = ["train", "--preset", "digits-mask", *(word for key in ranks_job.TINY for word in ("--set", key))]
@@ -253,8 +257,8 @@ def process_of(launcher, rank):
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_a_job_of_which_a_process_is_killed_starts_again_and_finishes(tmp_path):
-    out, steps = tmp_path / "run", 400
-    longer = ["--set", f"train.steps={steps}", "--set", "train.checkpoint_every=20", "--set", "train.precision=float32"]
+    out, steps = tmp_path / "run", 150
+    longer = ["--set", f"train.steps={steps}", "--set", "train.checkpoint_every=10", "--set", "train.precision=float32"]
     words = [*TRAIN, *longer, "--out", str(out)]
     command = [sys.executable, "-m", "colddiff_cli", *words, "--nproc", "2", "--max-restarts", "1"]
     launcher = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -273,7 +277,7 @@ def test_a_job_of_which_a_process_is_killed_starts_again_and_finishes(tmp_path):
     names = [event["event"] for event in events]
     assert names.count("failed") == names.count("resumed") == names.count("finished") == 1
     resumed = next(event["step"] for event in events if event["event"] == "resumed")
-    assert resumed >= 40  # none of the work before the last checkpoint is done again
+    assert resumed >= 20  # none of the work before the last checkpoint is done again
     assert colddiff([*words[:-1], str(tmp_path / "alone")]) == 0
     alone, both = (runs.Run(path).metrics()[-1] for path in (tmp_path / "alone", out))
-    assert both["loss"] == pytest.approx(alone["loss"], rel=0.05)  # 400 steps of Adam let rounding grow
+    assert both["loss"] == pytest.approx(alone["loss"], rel=0.01)  # 150 steps of Adam let rounding grow

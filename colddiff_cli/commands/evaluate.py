@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, options, plots, references, series
+from colddiff_cli import launching, opening, options, plots, references, series
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_core import runs, tables
@@ -27,6 +27,7 @@ SEVERITIES = 10  # of a curve
 
 
 def evaluate(
+    context: typer.Context,
     run: options.RunName = None,
     n: Annotated[
         int,
@@ -48,6 +49,7 @@ def evaluate(
     compiled: options.Compile = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
+    nproc: options.Processes = None,
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
@@ -58,12 +60,13 @@ def evaluate(
     references.check(features)
     if by_severity and (features == "inception" or weights is not None):
         raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
-    found = runs.find(run)
+    together = launching.share(context, nproc, device)
+    found = opening.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
     means = references.prepare(screen, "none" if by_severity else features, weights, device)
 
-    from colddiff_core import evaluation, ranks, sampling
+    from colddiff_core import evaluation, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
     last = built.operator.steps
@@ -73,7 +76,7 @@ def evaluate(
     reference = references.load(screen, built, means)
     count = min(n, len(reference.test))
     common: dict[str, Any] = {"count": count, "seed": config.train.seed if seed is None else seed}
-    size = ranks.current().hear_json(batch_size or built.batch_size(evaluation.MOST))
+    size = together.hear_json(batch_size or built.batch_size(evaluation.MOST))
     common |= {"stride": pace, "batch_size": size, "is_8bit": uint8}
     at_stride = "" if pace == config.sample.stride else f", stride {pace}"
     rounded = ", degraded images rounded to 8 bits" if uint8 else ""
@@ -85,7 +88,7 @@ def evaluate(
     if by_severity:
         with _portions(opening.described(found, built, step) | asked, found, is_resumed=resume) as folder:
             curve = _curve(screen, built, reference, folder, common)
-        if not ranks.current().is_first:
+        if not together.is_first:
             return
         columns = list(curve[0]["metrics"])
         plots.show_severities(screen, curve, columns)
@@ -94,7 +97,7 @@ def evaluate(
         return
     with _portions(opening.described(found, built, step) | asked, found, is_resumed=resume) as folder:
         outcomes = _measure(screen, built, reference, folder, severity, common)
-    if not ranks.current().is_first:
+    if not together.is_first:
         return
     is_papers = severity == last and pace == 1 and not uint8
     paper = {kind: tables.published(config, kind) for kind in outcomes} if is_papers else {}
