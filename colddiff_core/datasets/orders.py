@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -52,18 +54,23 @@ def in_lanes(counts: tuple[int, ...], lanes: int, seed: int, step: int, size: in
 
     Memory is that of the shards being read, however many there are. Raises ValueError where there are none to take.
     """
-    held, total = sum(1 for count in counts if count), sum(counts)
+    held, total = _extent(counts)
     if not total:
         raise ValueError("no images to take")
     breadth = _breadth(size, min(lanes, held, total))
     length, each = total // breadth, size // breadth
     picked: list[Tensor] = []
+    layouts: dict[int, _Layout] = {}
     for lane in range(breadth):
         place, left = step * each, each
         while left:
             epoch, offset = divmod(place, length)
             run = min(left, length - offset)
-            picked += _stretch(counts, seed, epoch, lane * length + offset, run, breadth + SPARE)
+            if epoch not in layouts:
+                layouts[epoch] = _layout(counts, seed, epoch)
+            for shard, first, last in layouts[epoch].parts(lane * length + offset, run):
+                records = _records(counts[shard], seed, epoch, shard, breadth + SPARE)
+                picked.append(records[first:last].long() + int(layouts[epoch].bases[shard]))
             place += run
             left -= run
     return torch.cat(picked)
@@ -74,30 +81,41 @@ def starts(counts: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
+@functools.lru_cache(maxsize=2)
+def _extent(counts: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many shards hold anything, and how many records there are."""
+    return sum(1 for count in counts if count), sum(counts)
+
+
 def _breadth(size: int, most: int) -> int:
     return next(breadth for breadth in range(min(size, most), 0, -1) if size % breadth == 0)
 
 
-def _stretch(counts: tuple[int, ...], seed: int, epoch: int, first: int, length: int, kept: int) -> list[Tensor]:
-    """Return a stretch of an epoch's sequence, in the parts that lie in one shard each."""
-    order, begins, bases = _layout(counts, seed, epoch)
-    place = int(np.searchsorted(begins, first, side="right")) - 1
-    parts: list[Tensor] = []
-    while length:
-        shard, offset = int(order[place]), first - int(begins[place])
-        part = _records(counts[shard], seed, epoch, shard, kept)[offset : offset + length]
-        parts.append(part.long() + int(bases[shard]))
-        first += len(part)
-        length -= len(part)
-        place += 1
-    return parts
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """An epoch's sequence: its shards in their order, where each begins in it, and each shard's first number."""
+
+    order: np.ndarray
+    begins: np.ndarray
+    bases: np.ndarray
+
+    def parts(self, first: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the shards of a stretch of the sequence, and from where to where in each."""
+        place = int(np.searchsorted(self.begins, first, side="right")) - 1
+        while length:
+            offset = first - int(self.begins[place])
+            taken = min(length, int(self.begins[place + 1]) - first)
+            if taken:
+                yield int(self.order[place]), offset, offset + taken
+            first += taken
+            length -= taken
+            place += 1
 
 
 @functools.lru_cache(maxsize=2)
-def _layout(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the shards in an epoch's order, where each begins in its sequence, and the first number of each."""
+def _layout(counts: tuple[int, ...], seed: int, epoch: int) -> _Layout:
     order = torch.randperm(len(counts), generator=seeds.generator(seed, "shards", epoch)).numpy()
-    return order, starts(tuple(np.asarray(counts, np.int64)[order].tolist())), starts(counts)
+    return _Layout(order, starts(tuple(np.asarray(counts, np.int64)[order].tolist())), starts(counts))
 
 
 def _records(count: int, seed: int, epoch: int, shard: int, kept: int) -> Tensor:
