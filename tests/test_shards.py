@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -421,6 +422,25 @@ def test_pipes_are_counted_once(tmp_path):
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
+def test_of_processes_that_begin_together_one_counts(tmp_path):
+    root = listed(write(tmp_path / "data"), "pipe:echo x >> ../ran; sleep .3; cat train-001.tar")
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(len(opened(root)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [7] * 4
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_where_counts_cannot_be_kept_they_are_made_each_time(tmp_path):
+    root = write(tmp_path / "data")
+    (tmp_path / "cache").mkdir(mode=0o500)
+    assert [len(opened(root)) for _ in range(2)] == [18, 18]
+
+
 def test_a_changed_shard_is_counted_again(tmp_path):
     root = write(tmp_path / "data")
     assert len(opened(root)) == 18
@@ -529,6 +549,20 @@ def test_a_full_disk_is_no_broken_shard(tmp_path, monkeypatch):
         found.rows(torch.tensor([0]))
     monkeypatch.setattr(cache, "RESERVE", 0)
     assert shades(found.rows(torch.tensor([0]))) == [5]
+
+
+def test_too_many_open_files_are_no_broken_shard(tmp_path, monkeypatch):
+    found = opened(write(tmp_path / "data"))
+
+    def refuse(*arguments):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "open", refuse)
+        with pytest.raises(MachineError, match="Too many open files") as refusal:
+            found.rows(torch.tensor([0]))
+    assert "data.lanes" in str(refusal.value)
+    assert every(found) == list(range(18))
 
 
 def test_two_threads_and_few_open_shards_give_what_one_gives(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ class Draft:
         stack = self._stack()
         rows = np.arange(len(stack)) if order is None else np.asarray(order)
         if self._key is not None and self._file is not None and not self._is_refused:
-            with contextlib.suppress(OSError, MachineError), _alone(self._key.pixels.parent):
+            with contextlib.suppress(OSError, MachineError), alone(self._key.pixels.parent):
                 # Processes that begin together finish together: one of them writes.
                 return load(self._key) or dataclasses.replace(rest, pixels=_store(self._key, stack, rows, rest))
         return dataclasses.replace(rest, pixels=torch.from_numpy(stack[rows]))
@@ -187,7 +187,7 @@ def _store(key: Key, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -> Ten
 
 
 @contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def alone(place: Path) -> Iterator[None]:
     """Have no other process store in a folder meanwhile; raises OSError where that cannot be had."""
     # A file beside it, open for writing: on NFS a folder cannot be locked.
     descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)

@@ -93,40 +93,38 @@ def _listed(path: Path) -> tuple[dict[str, tuple[int, Count]], tuple[str, ...]]:
 def _kept_or_scanned(
     places: Sequence[Place], stamps: Mapping[str, tuple[int, int] | None], root: Path, split: str
 ) -> dict[str, Count]:
-    place = os.path.abspath(root), split
-    path = (
-        cache.folder().with_name("shards") / f"{hashlib.blake2b(repr(place).encode(), digest_size=16).hexdigest()}.json"
-    )
-    kept = _kept(path)
-    found: dict[str, Count] = {}
-    for one in places:
-        stamp, count = kept.get(one.name, (None, None))
-        if count is not None and stamp == stamps[one.name]:
-            found[one.name] = count
-    missing = [one for one in places if one.name not in found]
-    if not missing:
+    name = hashlib.blake2b(repr((os.path.abspath(root), split)).encode(), digest_size=16).hexdigest()
+    path = cache.folder().with_name("shards") / f"{name}.json"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # processes that begin together have one of them count
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(cache.alone(path))
+        kept = {name: count for name, (stamp, count) in _kept(path).items() if stamp == stamps.get(name, ())}
+        missing = [place for place in places if place.name not in kept]
+        found = {place.name: kept[place.name] for place in places if place.name in kept}
+        if missing:
+            found |= _scanned(missing)
+            _keep(path, ((name, stamps[name], count) for name, count in found.items()))
         return found
+
+
+def _scanned(places: Sequence[Place]) -> dict[str, Count]:
     opener = Opener()
 
-    def scan(one: Place) -> Count:
-        count = Count.of(opener.open(one).index)
-        if one.command and not count.records:
-            what = f"The command {one.command} ended with exit code 0 and printed no tar archive with records."
+    def scan(place: Place) -> Count:
+        count = Count.of(opener.open(place).index)
+        if place.command and not count.records:
+            what = f"The command {place.command} ended with exit code 0 and printed no tar archive with records."
             raise UsageError(what, "Try it in a shell.")
         return count
 
-    try:
-        with ThreadPoolExecutor(max(COUNTERS, devices.processors())) as pool:
-            try:
-                found |= dict(zip((one.name for one in missing), pool.map(scan, missing), strict=True))
-            except BaseException:
-                opener.close()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        opener.close()
-    _keep(path, ((name, stamps[name], count) for name, count in found.items()))
-    return found
+    with ThreadPoolExecutor(max(COUNTERS, devices.processors())) as pool:
+        try:
+            return dict(zip((place.name for place in places), pool.map(scan, places), strict=True))
+        except BaseException:
+            opener.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, Count]]:

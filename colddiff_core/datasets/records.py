@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ import numpy as np
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.files import LARGEST_MEMBER
 from colddiff_core.datasets.shardlists import Place
-from colddiff_core.errors import UsageError, beginning, harmless
+from colddiff_core.errors import MachineError, UsageError, beginning, harmless
 from colddiff_core.files import refusals
 from colddiff_core.images import SUFFIXES
 
@@ -101,14 +102,18 @@ class Opener:
         """Return a shard; one cut short has the records that are whole.
 
         What a command prints, and what is compressed, goes to a file without a name in the user's cache folder first.
-        Raises UsageError naming it where it is absent and where its command fails, MachineError where the disk is full.
+        Raises UsageError naming it where it is absent and where its command fails, MachineError where the disk is full
+        or too many files are open.
         """
         if place.path is None:
             return self._unpacked(self._printed(place), place)
         try:
             descriptor = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise UsageError(f"Cannot read {place.path}: {error.strerror or error}.", "Check the path.") from None
+            what = f"Cannot read {place.path}: {error.strerror or error}."
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # that is not the shard's fault
+                raise MachineError(what, "Use fewer data.lanes, or raise the limit by ulimit -n.") from None
+            raise UsageError(what, "Check the path.") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would be waited for
             os.close(descriptor)
             raise UsageError(f"Cannot read {place.path}: it is not an ordinary file.", "Check the path.")
