@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from colddiff_cli import inputs, outputs
+from colddiff_core import job
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
 from colddiff_core.files import drafted, flush, parse_json, read_ordinary, refusals
 
@@ -86,7 +87,8 @@ class Series:
         """Take the pictures of `targets`, all in one folder, for a call of these settings; None leaves no mark.
 
         Raises UsageError for pictures that are there and are neither kept (`resume`) nor overwritten (`force`), and
-        for a `resume` where no call of these settings was at work; MachineError where one is at work now.
+        for a `resume` where no call of these settings was at work; MachineError where one is at work now. A job that
+        torchrun starts again after a failure resumes by itself.
         """
         from colddiff_core import ranks
 
@@ -111,6 +113,7 @@ class Series:
         is_marked = self._mark is not None and self._mark.is_there
         if is_marked:
             self._hold()
+            resume = resume or (job.place().restarts > 0 and not self.is_forced)
         try:
             if resume and not is_marked:
                 raise _nothing_to_go_on_with(self.folder, command, self._mark)

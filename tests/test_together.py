@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jobs
@@ -16,8 +17,10 @@ import pytest
 from conftest import finish, left_behind, make_trainer, pictures_in
 from PIL import Image
 
-from colddiff_cli import launching
+from colddiff_cli import __main__, launching, series
 from colddiff_cli.__main__ import run
+from colddiff_core import images
+from colddiff_core.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 MANY = 40
@@ -163,16 +166,53 @@ def test_the_command_line_of_the_processes_is_that_of_the_call():
     assert launching.without_option(words) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
 
 
+@pytest.fixture
+def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What makes this process look like one of a job that has not met the others."""
+
+    def become(rank: int, **more: str) -> None:
+        told = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+        for name, value in (told | more).items():
+            monkeypatch.setenv(name, value)
+
+    monkeypatch.setattr(__main__, "PATIENCE", 0)
+    return become
+
+
 @pytest.mark.parametrize(
     "command",
     [["compare", "own"], ["reproduce"], ["monitor"], ["presets"], ["train", "--preset", "digits-blur", "--monitor"]],
     ids=" ".join,
 )
-def test_what_one_process_does_alone_is_refused_in_a_job(command, in_folder, monkeypatch, capsys):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
+def test_what_one_process_does_alone_is_refused_in_a_job(command, in_folder, as_process, capsys):
+    as_process(0)
     assert run(command) == 2
     assert "for one process" in capsys.readouterr().err
     assert run(["generate", "own", "--nproc", "2"]) == 2
     assert "is a process of it" in capsys.readouterr().err
     assert left_behind(in_folder) == []
+
+
+def test_what_only_a_later_process_meets_is_told_by_it(in_folder, as_process, capsys):
+    as_process(1)
+    assert run(["degrade", "a.png", "--op", "blur", "--device", "tpu"]) == 2
+    assert capsys.readouterr().err.startswith("colddiff (process 1 of 2): Unknown device 'tpu'")
+
+
+def test_a_job_that_is_started_again_keeps_its_pictures(in_folder, as_process):
+    def opened() -> series.Series:
+        targets = [in_folder / "a.png", in_folder / "b.png"]
+        return series.Series(targets, "paint", {"t": 3}, resume=False, force=False)
+
+    with opened() as own:
+        images.write(Image.new("L", (2, 2)), own.place(0))
+    with pytest.raises(UsageError, match="exists already"):
+        opened()
+    as_process(0, TORCHELASTIC_RESTART_COUNT="1")
+    with opened() as own:
+        assert own.kept == {0}
+    (in_folder / "a.png").unlink()
+    for mark in in_folder.glob(".colddiff-*"):
+        mark.unlink()
+    with opened() as own:
+        assert own.kept == frozenset()
