@@ -139,6 +139,8 @@ def _prepare(processes: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.processors() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(LONG))
+    # Processes that are started again would find in the agent's store where the dead ones could be reached.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # All of them are here: the machine's own name may lead nowhere.
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback:
