@@ -15,6 +15,7 @@ from typing import Any
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
+NAME = "colddiff-"  # of namespaces; the number of the process that made them follows
 PATIENCE = "read_timeout=900"  # seconds that an agent waits for the other's store, 60 if left out
 CABLE = "cdcable"  # what each host's network card is called, with the host's number
 ROOT = Path(__file__).parents[2]
@@ -74,10 +75,7 @@ class Hosts:
 
     def switch_off(self, host: int) -> None:
         """End all that runs on a host, at once."""
-        found = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True, check=False)
-        for number in found.stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(number), signal.SIGKILL)
+        _kill(self.names[host])
 
     def slow(self, megabits: int) -> None:
         """Have the cable carry so many Mbit/s each way."""
@@ -93,7 +91,10 @@ class Hosts:
 @contextlib.contextmanager
 def two_hosts() -> Iterator[Hosts]:
     """Make two hosts; whatever happens, they are gone afterwards, and what still runs there with them."""
-    made = Hosts(f"colddiff-{os.getpid()}-{time.monotonic_ns() % 10**6}")
+    for name in _namespaces():
+        if name.startswith(NAME) and not Path(f"/proc/{name.split('-')[1]}").exists():
+            _remove(name)  # whoever made it was killed over it
+    made = Hosts(f"{NAME}{os.getpid()}-{time.monotonic_ns() % 10**6}")
     try:
         for name in (made.switch, *made.names):
             _ip("netns", "add", name)
@@ -109,10 +110,25 @@ def two_hosts() -> Iterator[Hosts]:
             _ip("-n", name, "link", "set", card, "up")
         yield made
     finally:
-        for host in range(2):
-            made.switch_off(host)
         for name in (*made.names, made.switch):
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+            _remove(name)
+
+
+def _namespaces() -> list[str]:
+    told = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    return [line.split()[0] for line in told.splitlines()]
+
+
+def _kill(namespace: str) -> None:
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for number in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(number), signal.SIGKILL)
+
+
+def _remove(namespace: str) -> None:
+    _kill(namespace)
+    subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
 
 
 def _ip(*words: str) -> None:

@@ -1,0 +1,191 @@
+"""The sums of cost.py held to two hosts: network namespaces with a network between them that is as slow as one likes.
+
+What goes into a prediction is measured apart: a step of one process on its own half of the images, and what the
+network carries, and how long a small message takes, by plain messages. Nothing is fitted to the steps predicted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cost
+
+sys.path.insert(0, str(cost.ROOT / "tests" / "faults"))
+import hosts
+
+BATCH, STEPS, WARM = 16, 16, 4  # images of a process, steps, and how many of them are not timed
+SETTINGS = (
+    "train.precision=float32",
+    f"train.batch_size={BATCH}",
+    f"train.steps={STEPS}",
+    "train.checkpoint_every=1000",
+    "train.sample_every=0",
+    "train.log_every=1",
+)
+SENT, ASKED = 2**22, 50  # bytes that are timed, small messages that are
+PORT = 29600
+LINE = "{:>7} {:>8} {:>9} {:>22} {:>22} {:>7} {:>12} {:>12} {:>7}"
+TITLES = (
+    "Mbit/s",
+    "carried",
+    "message",
+    "step, predicted, s",
+    "measured, s",
+    "error",
+    "sent, MB",
+    "measured, MB",
+    "error",
+)
+
+
+def place(rank: int, count: int, port: int) -> dict[str, str]:
+    """Return the environment of a process of a job, as torchrun gives it."""
+    told = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
+    return told | {"MASTER_ADDR": hosts.ADDRESSES[0], "MASTER_PORT": str(port)}
+
+
+def words(run: Path, accumulate: int) -> list[str]:
+    sets = [word for setting in (*SETTINGS, f"train.accumulate={accumulate}") for word in ("--set", setting)]
+    return ["-m", "colddiff_cli", "train", "--preset", "digits-mask", "--out", str(run), "--device", "cpu", *sets]
+
+
+def step_seconds(run: Path) -> float:
+    """Return the mean time of the steps after the first ones, by what the run logged."""
+    elapsed = [json.loads(line)["elapsed"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return (elapsed[-1] - elapsed[WARM - 1]) / (STEPS - WARM)
+
+
+def alone(folder: Path) -> float:
+    """Return the seconds of a step of one process on its half of the images."""
+    told = os.environ | {"PYTHONPATH": str(cost.ROOT), "OMP_NUM_THREADS": "1"}
+    run = folder / "alone"
+    subprocess.run([sys.executable, *words(run, 1)], check=True, capture_output=True, env=told)
+    return step_seconds(run)
+
+
+def both(pair: hosts.Hosts, folder: Path, name: str, command: list[str], port: int) -> str:
+    """Run a program on both hosts to its end; returns what was said."""
+    logs = [folder / f"{name}-{host}" for host in range(2)]
+    for log in logs:
+        log.unlink(missing_ok=True)
+    running = []
+    for host, log in enumerate(logs):
+        card = {"GLOO_SOCKET_IFNAME": f"{hosts.CABLE}{host}"}
+        running.append(pair.start(host, command, log, **place(host, 2, port), **card))
+    codes = hosts.end(*running, patience=300)
+    said = "".join(log.read_text(errors="replace") for log in logs)
+    if any(codes):
+        raise RuntimeError(f"{name}: {codes}: {said[-2000:]}")
+    return said
+
+
+def try_link() -> None:
+    """As one of two processes, measure the network by plain messages; the second tells."""
+    import torch
+    import torch.distributed as dist
+
+    from colddiff_core import ranks
+
+    job = ranks.join(torch.device("cpu"))
+    content = torch.zeros(SENT, dtype=torch.uint8)
+    times = []
+    for _ in range(3):
+        job.meet()
+        began = time.perf_counter()
+        dist.recv(content, 0) if job.index else dist.send(content, 1)
+        times.append(time.perf_counter() - began)
+    small = []
+    for _ in range(ASKED):
+        began = time.perf_counter()
+        job.meet()
+        small.append(time.perf_counter() - began)
+    if job.index:
+        print(json.dumps({"bandwidth": SENT / statistics.median(times), "agreement": statistics.median(small)}))
+    ranks.leave()
+
+
+def measure(pair: hosts.Hosts, folder: Path, megabits: int, number: int) -> dict[str, Any]:
+    """Measure one rate once: the network, a step of one process, and what is to be predicted."""
+    pair.slow(megabits)
+    port = PORT + 2 * number
+    said = both(pair, folder, "link", [str(Path(__file__).resolve())], port)
+    link = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    single = alone(folder / str(number))
+    before = pair.sent(1)
+    run = folder / str(number) / "run"
+    both(pair, folder, "run", words(run, 2), port + 1)
+    newest = max((run / "checkpoints").iterdir())
+    saved = {path.name: path.stat().st_size for path in newest.glob("*.safetensors")}
+    sent = (pair.sent(1) - before) / STEPS
+    return link | {"single": single, "step": step_seconds(run), "sent": sent, "checkpoint": sum(saved.values())}
+
+
+def predicted(parameters: int, found: dict[str, Any]) -> float:
+    """Return the seconds of a step of two processes; the loss is added up as the agreement is reached."""
+    gradient = cost.FLOAT * parameters
+    waiting = cost.exposed(2, gradient, found["bandwidth"], cost.BACKWARD * found["single"], found["agreement"] / 2)
+    return found["single"] + waiting + 2 * found["agreement"]
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f}..{max(values):.3f})"
+
+
+def report(rates: list[int], rounds: int, path: Path | None) -> int:
+    """Measure, print and write down; returns the exit status."""
+    if missing := hosts.missing():
+        print(missing, file=sys.stderr)
+        return 1
+    work = cost.count_work("digits-mask")
+    print(f"digits-mask: {work.parameters:,} parameters, {BATCH} images a process; medians of {rounds}")
+    print(LINE.format(*TITLES))
+    rows, number = [], 0
+    for megabits in rates:
+        found = []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as place, hosts.two_hosts() as pair:
+                (Path(place) / str(number)).mkdir()
+                found.append(measure(pair, Path(place), megabits, number))
+            number += 1
+        told = [predicted(work.parameters, one) for one in found]
+        steps, sent = [one["step"] for one in found], statistics.median(one["sent"] for one in found)
+        row = {"megabits": megabits, "found": found, "predicted": told, "sent": cost.ring_bytes(2, work.gradient)}
+        rows.append(row)
+        carried = statistics.median(8 * one["bandwidth"] / 1e6 for one in found)
+        message = 1000 * statistics.median(one["agreement"] for one in found)
+        error = statistics.median(told) / statistics.median(steps) - 1
+        columns = (
+            megabits,
+            f"{carried:.0f}",
+            f"{message:.2f} ms",
+            spread(told),
+            spread(steps),
+            f"{100 * error:+.0f} %",
+        )
+        parts = (f"{row['sent'] / 1e6:.2f}", f"{sent / 1e6:.2f}", f"{100 * (row['sent'] / sent - 1):+.1f} %")
+        print(LINE.format(*columns, *parts), flush=True)
+    saved = rows[0]["found"][0]["checkpoint"]
+    error = 100 * (work.checkpoint / saved - 1)
+    print(f"checkpoint: predicted {work.checkpoint:,} bytes, written {saved:,} ({error:+.2f} %)")
+    if path:
+        told = {
+            "parameters": work.parameters,
+            "batch": BATCH,
+            "steps": STEPS,
+            "rows": rows,
+            "checkpoint": work.checkpoint,
+        }
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    try_link()
