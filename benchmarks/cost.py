@@ -173,9 +173,8 @@ def why(at: Step) -> str:
 
 
 def count_work(name: str) -> Work:
-    """Count a preset's parameters, operations and kernels; nothing is computed, and no memory taken."""
+    """Count a preset's parameters, operations and kernels, by one image there and back."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -195,14 +194,13 @@ def count_work(name: str) -> Work:
             launched += call.namespace == "aten" and not call.is_view
             return call(*arguments, **(options or {}))
 
-    with FakeTensorMode():
-        network = UNet(shown, channels, body_dtype=torch.bfloat16, **settings)
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        x, t = torch.zeros(1, shown, config.data.size, config.data.size), torch.zeros(1, dtype=torch.int64)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(x, t)
-        with Counting():
-            network(x, t).abs().mean().backward()
+    network = UNet(shown, channels, body_dtype=torch.bfloat16, **settings)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    x, t = torch.zeros(1, shown, config.data.size, config.data.size), torch.zeros(1, dtype=torch.int64)
+    with Counting():
+        with FlopCounterMode(display=False) as counter:
+            found = network(x, t)
+        found.abs().mean().backward()
     return Work(
         name=name,
         side=config.data.size,

@@ -1,7 +1,7 @@
 """The sums of cost.py held to two hosts: network namespaces with a network between them that is as slow as one likes.
 
-What goes into a prediction is measured apart: a step of one process on its own half of the images, and what the
-network carries, and how long a small message takes, by plain messages. Nothing is fitted to the steps predicted.
+What goes into a prediction is measured apart: a step of one process on its own half of the images, what the network
+carries, and how long a small message takes, by plain messages. Nothing is fitted to the steps predicted.
 """
 
 from __future__ import annotations
@@ -64,11 +64,17 @@ def step_seconds(run: Path) -> float:
 
 
 def alone(folder: Path) -> float:
-    """Return the seconds of a step of one process on its half of the images."""
+    """Return the seconds of a step of one process on its half of the images, while another does the same.
+
+    Both hosts are this machine: their processes share its memory's bandwidth, whether they meet or not.
+    """
     told = os.environ | {"PYTHONPATH": str(cost.ROOT), "OMP_NUM_THREADS": "1"}
-    run = folder / "alone"
-    subprocess.run([sys.executable, *words(run, 1)], check=True, capture_output=True, env=told)
-    return step_seconds(run)
+    found = [folder / f"alone-{number}" for number in range(2)]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen([sys.executable, *words(run, 1)], env=told, **quiet) for run in found]
+    if any(process.wait() for process in running):
+        raise RuntimeError("one process alone could not train")
+    return statistics.mean(map(step_seconds, found))
 
 
 def both(pair: hosts.Hosts, folder: Path, name: str, command: list[str], port: int) -> str:

@@ -184,3 +184,19 @@ def test_a_host_that_is_gone_is_waited_for(pair, tmp_path, alone):
     waited = job.until(lambda: bool(events(job.run, "resumed")))
     job.hold(alone)
     count("the second host gone", seconds_until_noticed=noticed, seconds_until_resumed=waited)
+
+
+def test_a_scheduler_ends_both_and_the_next_job_goes_on(pair, tmp_path, alone):
+    job = Job(pair, tmp_path, timeout=30)
+    job.until(lambda: step_of(job.run) >= CUT)
+    for agent in job.agents:
+        agent.terminate()
+    ended = job.until(lambda: all(agent.poll() is not None for agent in job.agents))
+    assert all(agent.returncode for agent in job.agents)
+    (stopped,) = events(job.run, "stopped")
+    assert stopped["by"] == "SIGTERM"
+    job.agents = [job.start(host) for host in range(2)]
+    job.hold(alone)
+    (resumed,) = events(job.run, "resumed")
+    assert resumed["step"] == stopped["step"]
+    count("SIGTERM to both agents", seconds_until_ended=ended)

@@ -1,0 +1,140 @@
+"""docs/scaling.md: its recipes are read by what would read them, and its tables are what the command prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colddiff_cli.__main__ import run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import cost
+
+PAGE = (cost.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+RATES = cost.Rates()
+WORK = cost.Work(
+    "made-up", 128, parameters=10**7, flops=1e11, launches=1000, passed=32, severities=200,
+    checkpoint_every=1000, sample_every=1000,
+)  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Return the words of every `colddiff` command line of the page, variables as they stand."""
+    found = []
+    for text in (*blocks("sh"), *blocks("bash")):
+        for line in text.replace("\\\n", " ").splitlines():
+            if match := re.search(r"(?:colddiff|-m colddiff_cli) (train .*?)(?:&|#|$)", line):
+                found.append(shlex.split(match[1]))
+    return found
+
+
+def accepted(words: list[str], folder: Path) -> None:
+    """Have the program itself read a command line, to the resolved configuration."""
+    names = {"$DATA": "data", "DIR": "data", "/data": "data", "$RUN": "run", "/runs/faces": "run", "runs/faces": "run"}
+    (folder / "data").mkdir(exist_ok=True)
+    told = [str(folder / names[word]) if word in names else word for word in words]
+    assert run([*told, "--dry-run"]) == 0, told
+
+
+def test_every_command_line_is_one(tmp_path, capsys):
+    assert len(commands()) == 3
+    for words in commands():
+        accepted(words, tmp_path)
+        assert "celeba-blur" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_the_script_is_bash():
+    (script,) = blocks("bash")
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_table_is_yaml(tmp_path, capsys):
+    yaml = pytest.importorskip("yaml")
+    (text,) = blocks("yaml")
+    job = yaml.safe_load(text)
+    assert job["kind"] == "PyTorchJob"
+    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    (container,) = pod["containers"]
+    words = [*container["command"], *container["args"]]
+    assert all(isinstance(word, str) for word in words)
+    assert words[:3] == ["torchrun", "-m", "colddiff_cli"]
+    accepted(words[3:], tmp_path)
+    assert "celeba-blur" in capsys.readouterr().out
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_what_restarts_needs_is_in_every_recipe():
+    for text in (*blocks("bash"), *blocks("yaml")):
+        assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in text
+        assert "--continue" in text
+        assert "read_timeout" in text
+
+
+def test_the_tables_are_what_the_command_prints(capsys):
+    assert cost.main([]) == 0
+    printed = capsys.readouterr().out.strip()
+    assert printed in PAGE, "run: python benchmarks/cost.py, and put what it prints into docs/scaling.md"
+    assert max(map(len, printed.splitlines())) <= 125
+
+
+def test_a_ring_sends_all_but_one_part_twice():
+    assert cost.ring_bytes(1, 100) == 0
+    assert cost.ring_bytes(2, 100) == 100
+    assert cost.ring_bytes(4, 100) == 150
+    assert cost.ring_bytes(512, 100) == pytest.approx(200, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [1, 2**20, 2**20 + 1, 26 * 2**20, 226_479_472])
+def test_buckets_hold_all_gradients(size):
+    assert sum(cost.buckets(size)) == size
+    assert all(0 < part <= cost.BUCKET for part in cost.buckets(size))
+
+
+def test_what_is_sent_while_the_backward_pass_goes_on_is_hidden_but_for_the_end():
+    gradient = 226e6
+    whole = cost.ring_bytes(8, gradient) / 50e9
+    assert cost.exposed(1, gradient, 50e9, 1.0) == 0
+    assert cost.exposed(8, gradient, 50e9, 0.0) == pytest.approx(whole)
+    last = cost.ring_bytes(8, cost.buckets(gradient)[-1]) / 50e9
+    assert cost.exposed(8, gradient, 50e9, 10.0) == pytest.approx(last)
+    between = [cost.exposed(8, gradient, 50e9, whole * part) for part in (0, 0.5, 1, 2, 4)]
+    assert between == sorted(between, reverse=True)
+
+
+def test_a_step_of_one_is_its_passes_and_nothing_waits():
+    alone = cost.step(WORK, RATES, 1, 64)
+    assert alone.waiting == alone.agreeing == alone.sent == 0
+    assert alone.compute == pytest.approx(64 * 1e11 / (989e12 * 0.35), rel=0.01)
+    assert cost.step(WORK, RATES, 1, 128).total == pytest.approx(2 * alone.total, rel=0.05)
+
+
+def test_more_gpus_are_never_more_than_so_many_times_as_fast():
+    alone = cost.step(WORK, RATES, 1, 2048)
+    for count in cost.CROWDS[1:]:
+        assert cost.step(WORK, RATES, count, 2048).rate < count * alone.rate
+
+
+def test_large_steps_gain_less():
+    assert cost.useful(4096, 4096) == 0.5
+    assert cost.useful(1, 4096) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_work_is_counted_as_the_page_on_performance_counts_it():
+    """4.21 GFLOP an image forward at 32 pixels, 56.6 M parameters, 16 bytes of a checkpoint each."""
+    work = cost.count_work("mnist-blur")
+    assert work.parameters == pytest.approx(56.6e6, rel=1e-3)
+    assert work.flops / 3 == pytest.approx(4.21e9, rel=0.03)
+    assert work.checkpoint == 16 * work.parameters
