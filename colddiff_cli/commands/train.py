@@ -67,7 +67,9 @@ def train(
         _train_watched(screen, job)
         return
     if nproc and nproc > 1 and not dry_run:
-        raise typer.Exit(_train_together(job, json))
+        if code := _train_together(job, json):
+            raise launching.Ended(code)
+        return
     if dry_run:
         _show(screen, job)
         return
