@@ -157,8 +157,7 @@ class Opener:
             if self._is_closed:
                 raise UsageError(f"{place.name} is not read: the shards are closed.", "Open them again.")
             process = subprocess.Popen(
-                place.command,
-                shell=True,
+                ["/bin/sh", "-c", place.command],
                 cwd=place.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
