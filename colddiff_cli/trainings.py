@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import time
@@ -32,8 +33,11 @@ def check_names(config: presets.Config) -> None:
     datasets.find(config.data.dataset, crop=config.data.crop)
 
 
-def start(screen: Screen, config: presets.Config, out: Path | None, device: str) -> Trainer:
-    """Return the trainer of a new run; everything that can fail is built before the run's folder is made."""
+def start(screen: Screen, config: presets.Config, out: Path | None, device: str, *, is_named: bool = True) -> Trainer:
+    """Return the trainer of a new run; everything that can fail is built before the run's folder is made.
+
+    is_named: the user named the data's folder. One that a preset names may be anyone's, and so may commands in it be.
+    """
     from colddiff_core import devices, experiment, ranks
     from colddiff_core.training import Trainer
 
@@ -44,7 +48,9 @@ def start(screen: Screen, config: presets.Config, out: Path | None, device: str)
     check_names(config)
     chosen = devices.choose(device)
     together = ranks.join(chosen)
-    sets = _load_sets(config)
+    is_foreign = bool(config.data.directory) and not is_named
+    trusted = dataclasses.replace(config.data, download=False) if is_foreign else config.data
+    sets = _load_sets(dataclasses.replace(config, data=trusted))
     built = experiment.build(config, sets[0].channels, chosen)
     built.try_out(sets[0])
     path = Path(together.hear_json(str(path)))  # heard when all have come so far: where one fails, nothing is left

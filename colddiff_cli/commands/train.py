@@ -167,7 +167,8 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
         return trainings.resume(screen, job.resume, changes, job.device, may_change=job.may_change)
     begun = job.begun()
     if begun is None:
-        return trainings.start(screen, job.config(), job.out, job.device)
+        is_named = job.data_dir is not None or any(change.startswith("data.directory") for change in job.changes)
+        return trainings.start(screen, job.config(), job.out, job.device, is_named=is_named)
     found = runs.find(begun)
     _check_same(found, job.config())
     if (step := trainings.finished(found, found.config())) is not None:
