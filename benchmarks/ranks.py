@@ -118,7 +118,7 @@ def same(bench: Bench) -> Found:
 def rate(run: Path) -> float:
     """Return the images/s of the steps after the first fifth."""
     lines = logged(run)
-    first = lines[len(lines) // 5 - 1]
+    first = lines[max(0, len(lines) // 5 - 1)]
     return IMAGES * (lines[-1]["step"] - first["step"]) / (lines[-1]["elapsed"] - first["elapsed"])
 
 

@@ -138,3 +138,21 @@ def test_the_work_is_counted_as_the_page_on_performance_counts_it():
     assert work.parameters == pytest.approx(56.6e6, rel=1e-3)
     assert work.flops / 3 == pytest.approx(4.21e9, rel=0.03)
     assert work.checkpoint == 16 * work.parameters
+
+
+def test_a_run_is_no_way_from_itself(tiny_run):
+    import ranks
+
+    found = ranks.difference(tiny_run, tiny_run)
+    assert found["bit for bit"]
+    assert found["loss"] == found["grad_norm"] == found["weights, largest"] == 0
+    assert ranks.rate(tiny_run) > 0
+
+
+def test_two_hosts_are_predicted_from_what_one_does_and_what_the_network_carries():
+    import cost_check
+
+    quick = {"bandwidth": 1e9, "agreement": 1e-4, "single": 0.1}
+    assert 0.1 < cost_check.predicted(10**6, quick) < 0.11
+    slow = quick | {"bandwidth": 1e6}
+    assert cost_check.predicted(10**6, slow) == pytest.approx(0.1 + 4, rel=0.02)
