@@ -104,7 +104,8 @@ def difference(one: Path, other: Path, since: int = 0) -> Found:
     pairs = [pair for pair in zip(logged(one), logged(other), strict=True) if pair[0]["step"] > since]
     assert pairs, "nothing to compare"
     assert all(a["step"] == b["step"] for a, b in pairs)
-    found: Found = {key: max(abs(a[key] - b[key]) / abs(a[key]) for a, b in pairs) for key in ("loss", "grad_norm")}
+    found: Found = {"first loss": abs(pairs[0][0]["loss"] - pairs[0][1]["loss"]) / abs(pairs[0][0]["loss"])}
+    found |= {key: max(abs(a[key] - b[key]) / abs(a[key]) for a, b in pairs) for key in ("loss", "grad_norm")}
     a, b = weights(one), weights(other)
     found["weights, largest"] = float((a - b).abs().max())
     found["weights, relative L2"] = float((a - b).norm() / a.norm())
@@ -112,7 +113,12 @@ def difference(one: Path, other: Path, since: int = 0) -> Found:
 
 
 def same(bench: Bench) -> Found:
-    return {name: difference(bench.trained(name, 1), bench.trained(name, 2)) for name in CONFIGS}
+    """Two processes against one; and what comes of the passes alone, which are of 16 images or of 32."""
+    found = {name: difference(bench.trained(name, 1), bench.trained(name, 2)) for name in CONFIGS}
+    one, other = (bench.trained(name, 1) for name in ("28 px", "28 px, one pass"))
+    found["one, other passes"] = difference(other, one)
+    found["two, same passes"] = difference(one, bench.trained("28 px, one pass", 2))
+    return found
 
 
 def rate(run: Path) -> float:
