@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from colddiff_core.ranks import Ranks
 
 OPTION = "--nproc"
+TRIED = 4  # processes that any machine may start, to try things out
 INTERRUPTED = 130
 LONG = 600  # seconds: how long a process may take to save its work
 
@@ -39,7 +40,7 @@ def share(context: typer.Context, processes: int | None, device: str) -> Ranks:
     With --nproc that many processes do all that the command line asks for, and this one ends with them. Raises
     UsageError for --nproc in a process of a job, and as `devices.choose` does.
     """
-    check(processes)
+    check(processes, device)
     if processes is not None and processes > 1:
         remedy = "Where whole pictures were written to a folder, the same call with --resume goes on."
         if code := launch(without_option(context.obj), processes, 0, remedy):
@@ -50,10 +51,17 @@ def share(context: typer.Context, processes: int | None, device: str) -> Ranks:
     return ranks.join(devices.choose(device))
 
 
-def check(processes: int | None) -> None:
-    """Raise UsageError for --nproc where there is a job already."""
+def check(processes: int | None, device: str) -> None:
+    """Raise UsageError for --nproc where there is a job already, and for more processes than this machine is for."""
     if processes and not place().is_alone:
         raise UsageError(f"{OPTION} starts torchrun, and this is a process of it.", f"Leave {OPTION} out.")
+    if processes is None or processes <= TRIED:
+        return
+    from colddiff_core import devices
+
+    count, what = devices.units(device)
+    if processes > max(TRIED, count):  # each is a program of some hundred megabytes: a thousand would take the machine
+        raise UsageError(f"{OPTION} {processes}: this machine has {counted(count, what)}.", f"Use {OPTION} {count}.")
 
 
 def check_alone(command: str) -> None:

@@ -98,6 +98,12 @@ def _share_out_threads() -> None:
         torch.set_num_threads(processors())
 
 
+def units(name: str) -> tuple[int, str]:
+    """Return how many processes of a `--device` value can each have a part of this machine, and what a part is."""
+    gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    return (gpus, "GPU") if gpus or name == "cuda" else (processors(), "processor")
+
+
 def processors() -> int:
     """Return how many processors this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

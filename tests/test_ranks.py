@@ -198,6 +198,7 @@ def test_a_timeout_that_is_none_is_told(monkeypatch, text):
         ("--preset digits-blur --continue", "--continue goes on with the run at --out"),
         ("--resume x --continue", "--continue does not go with --resume"),
         ("--preset digits-blur --nproc 0", "nproc"),
+        ("--preset digits-blur --nproc 100000", "--nproc 100000: this machine has"),
     ],
 )
 def test_options_that_do_not_go_together_are_told(capsys, words, what):

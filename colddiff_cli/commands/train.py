@@ -109,7 +109,7 @@ class _Job:
             raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
         if self.restarts and not self.processes:
             raise UsageError("--max-restarts is of --nproc.", "Name a number of processes; torchrun has its own.")
-        launching.check(self.processes)
+        launching.check(self.processes, self.device)
         if here.most_restarts and not here.is_alone and self.resume is None and self.out is None:
             raise UsageError("A job that starts again must know its run.", "Name it with --out.")
 
