@@ -281,7 +281,7 @@ def told(value: object) -> str:
 def show(name: str, found: Found) -> None:
     print(name)
     for label, row in found.items():
-        print(f"  {label:<17}" + ", ".join(f"{key} {told(value)}" for key, value in row.items()))
+        print(f"  {label:<19}" + ", ".join(f"{key} {told(value)}" for key, value in row.items()))
     sys.stdout.flush()
 
 
