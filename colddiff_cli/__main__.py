@@ -52,10 +52,10 @@ def _explain_parsers(error: Exception, message: str) -> int:
 
 
 def _explain(error: Exception) -> int:
-    from colddiff_core.errors import ColddiffError, is_out_of_memory
+    from colddiff_core.errors import ColddiffError, LostError, is_out_of_memory
 
     if isinstance(error, ColddiffError):
-        return _complain(error.exit_code, error.what, error.remedy)
+        return _complain(error.exit_code, error.what, error.remedy, is_lost=isinstance(error, LostError))
     if is_out_of_memory(error):
         return _complain(1, "There is not enough memory for this.", "Use a smaller --size, or fewer images at a time.")
     if isinstance(error, OSError):
@@ -65,7 +65,7 @@ def _explain(error: Exception) -> int:
     return _complain(1, what, "Run again with --debug for the traceback, and please report it.")
 
 
-def _complain(code: int, what: str, remedy: str) -> int:
+def _complain(code: int, what: str, remedy: str, *, is_lost: bool = False) -> int:
     who = "colddiff"
     if "RANK" in os.environ:  # imported only then: Ctrl-C may come while it is
         from colddiff_core import job
@@ -73,7 +73,10 @@ def _complain(code: int, what: str, remedy: str) -> int:
         here = job.place()
         if not here.is_first and code == INTERRUPTED:
             return code
-        if not job.is_news(what):
+        if is_lost and here.local:  # a machine tells it once
+            return code
+        # A process that has lost the others does not ask what they have told: it might wait for the answer.
+        if not is_lost and not job.is_news(what):
             if job.has_met():
                 return code
             time.sleep(PATIENCE)  # torchrun ends this process meanwhile, once the first has told the same

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -107,11 +108,12 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str)
     Where one fails, all are ended and started again, so many times. What they say goes where this process's words go.
     Raises MachineError, with `remedy`, where the system ended one of them.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _prepare(processes)
+    place_of_logs = tempfile.TemporaryDirectory()  # which the agent wants, and has nothing to write into
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -121,6 +123,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str)
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=restarts,
+        logs_specs=DefaultLogsSpecs(log_dir=place_of_logs.name),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "colddiff_cli", *arguments)
@@ -147,8 +150,6 @@ def _prepare(processes: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.processors() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(LONG))
-    # Processes that are started again would find in the agent's store where the dead ones could be reached.
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # All of them are here: the machine's own name may lead nowhere.
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
+from colddiff_cli import launching
 from colddiff_cli.screen import Screen
 from colddiff_core.errors import UsageError, nearest
 
@@ -87,6 +88,7 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
             lambda: _classifier(screen, built, classifier.turned(train()), classifier.turned(test))
         )
         seen = classifier.ClassifierFeatures(turned, f"FD-{config.data.dataset}", "quarter turns")
+    launching.check_alike({"classifier": seen.about()})  # each machine may have trained its own
     if not together.is_first:  # which alone makes figures of what all of them have seen
         return evaluation.Reference(test, train, judge, None, perceptual, seen)
     with _advancing(screen, f"{seen.name}: features of the test images") as advance:
@@ -132,7 +134,7 @@ def _classifier(screen: Screen, built: Experiment, train: ImageSet, test: ImageS
 
 def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
     """Return Inception with the weights given, else with those published, fetched once."""
-    from colddiff_core import devices, inception, weights
+    from colddiff_core import devices, inception, ranks, weights
 
     inception.check_installed()
     path = given
@@ -145,7 +147,7 @@ def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
                 advance(so_far - done, total)
                 done = so_far
 
-            path = weights.fetch(weights.INCEPTION, _cache("weights"), tell)
+            path = ranks.current().in_turn(lambda: weights.fetch(weights.INCEPTION, _cache("weights"), tell))
     return inception.Inception(weights.read(weights.INCEPTION, path), devices.choose(device))
 
 

@@ -33,10 +33,12 @@ def check_names(config: presets.Config) -> None:
     datasets.find(config.data.dataset, crop=config.data.crop)
 
 
-def start(screen: Screen, config: presets.Config, out: Path | None, device: str, *, is_named: bool = True) -> Trainer:
+def start(
+    screen: Screen, config: presets.Config, out: Path | None, device: str, changes: list[str] | None = None
+) -> Trainer:
     """Return the trainer of a new run; everything that can fail is built before the run's folder is made.
 
-    is_named: the user named the data's folder. One that a preset names may be anyone's, and so may commands in it be.
+    changes: what the user, and not a preset's file, says of the settings; None where the file is our own.
     """
     from colddiff_core import devices, experiment, ranks
     from colddiff_core.training import Trainer
@@ -48,13 +50,12 @@ def start(screen: Screen, config: presets.Config, out: Path | None, device: str,
     check_names(config)
     chosen = devices.choose(device)
     together = ranks.join(chosen)
-    is_foreign = bool(config.data.directory) and not is_named
-    trusted = dataclasses.replace(config.data, download=False) if is_foreign else config.data
-    sets = _load_sets(dataclasses.replace(config, data=trusted))
-    built = experiment.build(config, sets[0].channels, chosen)
+    trusted = config if changes is None else presets.withheld(config, changes)
+    sets = _load_sets(trusted)
+    built = together.in_turn(lambda: experiment.build(trusted, sets[0].channels, chosen))
+    built = dataclasses.replace(built, config=config)
     built.try_out(sets[0])
     path = Path(together.hear_json(str(path)))  # heard when all have come so far: where one fails, nothing is left
-    together.meet()
     run = runs.create(path, config, experiment.versions()) if together.is_first else runs.Onlooker(path)
     try:
         trainer = Trainer(built, *sets, run)
@@ -91,7 +92,8 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     path, table = together.hear_json([str(asked[0]), asked[1].to_table()] if asked else None)
     config = presets.from_table(table, path)
     sets = _load_sets(config)
-    built = experiment.build(config, sets[0].channels, chosen)
+    built = together.in_turn(lambda: experiment.build(config, sets[0].channels, chosen))
+    together.meet()
     run = runs.RunWriter(Path(path)) if together.is_first else runs.Onlooker(Path(path))
     try:
         trainer = Trainer(built, *sets, run)
@@ -163,10 +165,12 @@ def _machines(device: str) -> str:
 
 def work(screen: Screen, trainer: Trainer) -> bool:
     """Train to the end, and return True, or to Ctrl-C or a signal like it, which saves."""
-    with _interrupts(screen, trainer):
-        _watch(screen, trainer)
+    try:
+        with _interrupts(screen, trainer):
+            _watch(screen, trainer)
+    finally:
+        trainer.train_set.close()
     trainer.run.close()
-    trainer.train_set.close()
     if trainer.is_finished:
         return True
     screen.say(f"Stopped at step {trainer.step}; saved.")

@@ -27,7 +27,9 @@ def choose(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     here = job.place()
-    if name == "cuda" and not here.is_alone:
+    if (
+        name == "cuda" and not here.is_alone and torch.cuda.device_count() != 1
+    ):  # some launchers show each its own alone
         name = f"cuda:{here.local}"
     try:
         device = torch.device(name)
@@ -43,13 +45,13 @@ def choose(name: str) -> torch.device:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) < count:
-            torch.cuda.set_device(device)
-        else:
+        if (device.index or 0) >= count:
             remedy = (
                 f"This machine has {count}." if count else "Use --device cpu, or check the driver and the torch build."
             )
             raise UsageError(f"There is no CUDA device '{name}' here.", remedy)
+        if device.index is not None:
+            torch.cuda.set_device(device)
     return device
 
 

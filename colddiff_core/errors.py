@@ -37,6 +37,10 @@ class MachineError(ColddiffError):
     """The request was sound and the machine could not serve it: disk, network, driver."""
 
 
+class LostError(MachineError):
+    """Another process of the job has ended, or cannot be reached any more."""
+
+
 class ColddiffWarning(UserWarning):
     """What work goes on in spite of, told in a line."""
 

@@ -47,6 +47,12 @@ def is_news(message: str) -> bool:
     return bool(sys.modules["colddiff_core.ranks"].current().is_news(message))
 
 
+def outside() -> dict[str, str]:
+    """Return the environment of a program that is no process of the job, whatever started it."""
+    own = {*ALWAYS, "LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"}
+    return {key: value for key, value in os.environ.items() if key not in own and not key.startswith("TORCHELASTIC_")}
+
+
 def place(environment: Mapping[str, str] = os.environ) -> Place:
     """Return the place of this process; alone where the environment is not that of a job."""
     if not all(environment.get(name) for name in ALWAYS):

@@ -61,7 +61,7 @@ class Folder:
         except OSError:
             pass  # a file system without locks
         with refusals(path):
-            _sweep(path.parent)
+            _sweep(path.parent, but=path)
             if not is_resumed:
                 shutil.rmtree(path, ignore_errors=True)
             path.mkdir(exist_ok=True)
@@ -89,8 +89,8 @@ class Folder:
             return
         if is_done:
             shutil.rmtree(self.path, ignore_errors=True)
-            self.path.with_suffix(".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others' portions are there
+                self.path.with_suffix(".lock").unlink(missing_ok=True)
                 self.path.parent.rmdir()
         os.close(self._lock)
         self._lock = -1
@@ -170,9 +170,9 @@ def _split(content: Mapping[str, Tensor], size: int) -> Iterator[Seen]:
         yield Seen(**dict(zip(content, parts, strict=True)))
 
 
-def _sweep(place: Path) -> None:
+def _sweep(place: Path, but: Path) -> None:
     """Remove the portions of calls that nobody has gone on with for long."""
     for found in place.iterdir():
         with contextlib.suppress(OSError):
-            if found.is_dir() and time.time() - found.stat().st_mtime > ABANDONED:
+            if found != but and found.is_dir() and time.time() - found.stat().st_mtime > ABANDONED:
                 shutil.rmtree(found)

@@ -175,6 +175,17 @@ class Config:
         return table | ({"paper": dict(self.paper)} if self.paper else {})
 
 
+def withheld(config: Config, overrides: Iterable[str]) -> Config:
+    """Return a configuration that a file gave without its leave to download into folders, and to run commands in them,
+    that the file names and the user, by the overrides, does not: it may be anyone's.
+    """
+    named = {text.partition("=")[0].strip() for text in overrides}
+    places = {"data.directory": config.data.directory, "data.second_directory": config.data.second_directory}
+    if "data.download" in named or all(key in named for key, place in places.items() if place):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, download=False))
+
+
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return in what two configurations' tables differ: {"train.lr": (0.5, 0.001)}; None is a key that is not there."""
     found: dict[str, tuple[Any, Any]] = {}

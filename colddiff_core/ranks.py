@@ -27,7 +27,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.errors import LostError, UsageError
 from colddiff_core.job import Place, place
 
 T = TypeVar("T")
@@ -37,10 +37,6 @@ GREETING = 0.02  # seconds between looks at who has come
 ENDLESS = datetime.timedelta(days=30)
 PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between two looks at whether the others have come
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket", "TCPStore")
-
-
-class LostError(MachineError):
-    """Another process of the job has ended, or cannot be reached any more."""
 
 
 class Ranks:
@@ -146,13 +142,13 @@ class Ranks:
         if self.is_alone:
             return work()
         found = work() if self.is_first else None
-        self.meet()
         return self.hear_json(found)
 
     def hear(self, content: bytes) -> bytes:
         """Return the first process's content; what the others give does not matter."""
         if self.is_alone:
             return content
+        self.meet()  # one may have much more to do before this than another
         length = torch.tensor([len(content)])
         with guarded():
             dist.broadcast(length, 0, group=self._aside)

@@ -24,7 +24,7 @@ from typing import Any
 from colddiff_core import control
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, counted, nearest
 from colddiff_core.files import beside, drafted, flush, parse_json, read_ordinary, refusals, sweep, whole
-from colddiff_core.presets import Config, dump, from_table, read_toml
+from colddiff_core.presets import Config, dump, from_table, read_toml, withheld
 
 ROOT = Path("runs")
 LOGS = ("metrics.jsonl", "events.jsonl")
@@ -97,11 +97,7 @@ class Run:
         """
         table = {key: value for key, value in self.table().items() if key != "versions"}
         config = from_table(table, str(self.config_file), overrides)
-        named = {text.partition("=")[0].strip() for text in overrides}
-        places = {"data.directory": config.data.directory, "data.second_directory": config.data.second_directory}
-        if "data.download" in named or all(key in named for key, place in places.items() if place):
-            return config
-        return dataclasses.replace(config, data=dataclasses.replace(config.data, download=False))
+        return withheld(config, overrides)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged lines, oldest first; one still being written is left out, and what no trainer writes."""

@@ -65,7 +65,8 @@ class Trainer:
         self.settings: TrainConfig = experiment.config.train
         self.run = run
         self.step = 0
-        self.is_stopping = self.is_finished = False
+        self.is_stopping = self.is_finished = False  # as all processes have agreed
+        self._is_to_stop = False  # as this one was asked
         self.train_set, self.test_set = train, test
         self.stepper = Stepper(experiment, train, self._note)
         self.ranks = self.stepper.ranks
@@ -74,7 +75,10 @@ class Trainer:
         self._saved = 0  # step of the newest checkpoint
         self.is_stopped_as_asked = False  # by a reader of the run, and not by a signal
         self._stopped_by: dict[str, Any] = {}
-        self._left_out = train.skipped  # images that could not be read, as far as that was told
+        self._left_out_before, self._left_out = (
+            train.skipped,
+            0,
+        )  # images that could not be read: so far, and told since
         self._in_company = 0.0  # when the others were last told that this process is busy
         self.provenance = provenance.of(experiment, train)
 
@@ -111,7 +115,7 @@ class Trainer:
 
     def stop(self, by: str = "") -> None:
         """Have the loop end after the step in hand, with a checkpoint; `by` names whoever asks, for the event."""
-        self.is_stopping = True
+        self._is_to_stop = True
         if by:
             self._stopped_by = {"by": by}
 
@@ -189,8 +193,8 @@ class Trainer:
         them again and again, or they would take it for lost.
         """
         while True:
-            is_stopping, paused, busy = self.ranks.highest(self.is_stopping, is_paused, is_busy)
-            self.is_stopping = bool(is_stopping)
+            is_stopping, paused, busy = self.ranks.highest(self._is_to_stop, is_paused, is_busy)
+            self.is_stopping = self.is_stopping or bool(is_stopping)
             if not busy or self.ranks.is_first:
                 return bool(paused)
 
@@ -236,7 +240,7 @@ class Trainer:
 
     def _tell_left_out(self) -> None:
         """Record images that are read while they are trained on and could not be, where there are more of them now."""
-        count = int(self.ranks.sum(torch.tensor(self.train_set.skipped)))
+        count = int(self.ranks.sum(torch.tensor(self.train_set.skipped - self._left_out_before)))
         if count > self._left_out:
             self._left_out = count
             found = counted(count, "training image")
@@ -382,7 +386,7 @@ class Trainer:
     def _go_on_sampling(self) -> None:
         """Give a sign of life while a sampler runs, which may take minutes: more than whoever ends this may grant."""
         self.run.beat()
-        if time.monotonic() - self._in_company >= COMPANY:
+        if self.ranks.is_alone or time.monotonic() - self._in_company >= COMPANY:
             self._in_company = time.monotonic()
             self._agree(is_busy=True)
         if self.is_stopping:

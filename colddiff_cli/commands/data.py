@@ -67,12 +67,12 @@ def pack(
     old = _check_folder(out_dir, settings, is_resumed=resume, is_forced=force)
     with series.Series([out_dir / LIST], COMMAND, settings, resume=resume, force=force) as own:
         try:
-            for path in [out_dir / LIST, *old] if force else []:  # the list first: no longer is all there
-                path.unlink(missing_ok=True)
             if own.is_complete:
                 screen.say("Nothing is missing: all were there already.")
             else:
-                own.place(0)
+                own.place(0)  # the folder is this call's from here, and the list of what was all there is gone
+            for path in old if force else []:
+                path.unlink(missing_ok=True)
             most = packing.Limits(records, megabytes * packing.MEGABYTE)
             packed = _pack(screen, splits, out_dir, most, seed or 0)
             if not own.is_complete:

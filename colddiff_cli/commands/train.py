@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,8 @@ from colddiff_core.job import place
 
 if TYPE_CHECKING:
     from colddiff_core.training import Trainer
+
+PLACES = ("data.directory", "data.second_directory", "data.download")  # settings of the machine, not of the run
 
 
 def train(
@@ -107,8 +109,8 @@ class _Job:
         here = place()
         if self.is_continued and self.out is None:
             raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
-        if self.restarts and not self.processes:
-            raise UsageError("--max-restarts is of --nproc.", "Name a number of processes; torchrun has its own.")
+        if self.restarts and (self.processes or 1) < 2:
+            raise UsageError("--max-restarts is of --nproc, 2 or more.", "Name them; torchrun has its own.")
         launching.check(self.processes, self.device)
         if here.most_restarts and not here.is_alone and self.resume is None and self.out is None:
             raise UsageError("A job that starts again must know its run.", "Name it with --out.")
@@ -121,11 +123,18 @@ class _Job:
             opening.check_data_dir(config)
         return config
 
-    def begun(self) -> str | None:
-        """Return the run that this job, or one before it, has begun and is to go on with; None where there is none."""
+    def begun(self) -> list[Any]:
+        """Return the run that this job, or one before it, has begun and is to go on with, and its last step if nothing
+        is left of it; None for what there is none of.
+
+        Raises UsageError where that run is not the one asked for.
+        """
         may_go_on = self.is_continued or place().restarts > 0
-        is_there = self.out is not None and self.resume is None and (self.out / "run.toml").is_file()
-        return str(self.out) if may_go_on and is_there else None
+        if not (may_go_on and self.out is not None and (self.out / "run.toml").is_file()):
+            return [None, None]
+        found = runs.find(str(self.out))
+        _check_same(found, self.config())
+        return [str(self.out), trainings.finished(found, found.config())]
 
     def path(self) -> Path:
         """Return the folder of the run; raises UsageError where a new one's is taken."""
@@ -165,17 +174,18 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
     changes = job.changes + options.data_override(job.data_dir)
     if job.resume is not None:
         return trainings.resume(screen, job.resume, changes, job.device, may_change=job.may_change)
-    begun = job.begun()
+    from colddiff_core import devices, ranks
+
+    # The first process decides: the others need not see the run's folder.
+    begun, step = ranks.join(devices.choose(job.device)).decide(job.begun)
     if begun is None:
-        is_named = job.data_dir is not None or any(change.startswith("data.directory") for change in job.changes)
-        return trainings.start(screen, job.config(), job.out, job.device, is_named=is_named)
-    found = runs.find(begun)
-    _check_same(found, job.config())
-    if (step := trainings.finished(found, found.config())) is not None:
+        return trainings.start(screen, job.config(), job.out, job.device, changes)
+    if step is not None:
         screen.say(f"{begun} is finished: step {step}. Nothing is left to do.")
         screen.result({"run": begun, "step": step, "finished": True})
         return None
-    return trainings.resume(screen, begun, options.data_override(job.data_dir), job.device)
+    places = [change for change in changes if change.partition("=")[0].strip() in PLACES]
+    return trainings.resume(screen, begun, places, job.device)
 
 
 def _train_together(job: _Job, is_json: bool) -> int:
@@ -191,7 +201,7 @@ def _check_same(found: runs.Run, asked: presets.Config) -> None:
     told = [
         f"{key} is {shown(before)}, not {shown(after)}"
         for key, (before, after) in presets.changes(found.config().to_table(), asked.to_table()).items()
-        if not key.endswith("directory") and key != "data.download" and before != after
+        if key not in PLACES and before != after
     ]
     if told:
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""

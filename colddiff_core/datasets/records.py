@@ -25,6 +25,7 @@ from typing import IO, Self
 
 import numpy as np
 
+from colddiff_core import job
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.files import LARGEST_MEMBER
 from colddiff_core.datasets.shardlists import Place
@@ -128,8 +129,12 @@ class Opener:
                     os.killpg(process.pid, signal.SIGKILL)
 
     def _unpacked(self, descriptor: int, place: Place) -> Shard:
-        if os.pread(descriptor, len(GZIP), 0) != GZIP:
-            return Shard(descriptor)
+        try:
+            if os.pread(descriptor, len(GZIP), 0) != GZIP:
+                return Shard(descriptor)
+        except OSError as error:  # a block that the disk cannot read
+            os.close(descriptor)
+            raise UsageError(f"Cannot read {place.name}: {error.strerror or error}.", "Check the disk.") from None
         with open(descriptor, "rb") as packed, _spool(place) as (spool, keep):
             packed.seek(0)
             with contextlib.suppress(zlib.error):  # of what was cut short the beginning is kept
@@ -159,6 +164,7 @@ class Opener:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", place.command],
                 cwd=place.folder,
+                env=job.outside(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=said,

@@ -237,7 +237,11 @@ class Shards:
             if found is None:
                 found = self._open[shard] = Future()
                 # Not by a pool: the end of the process would wait for its threads, and they for the network.
-                threading.Thread(target=self._open_now, args=(shard, found), daemon=True).start()
+                try:
+                    threading.Thread(target=self._open_now, args=(shard, found), daemon=True).start()
+                except BaseException:
+                    del self._open[shard]  # or it would be waited for without end
+                    raise
             self._open.move_to_end(shard)
             while len(self._open) > self._most_open:
                 self._open.popitem(last=False)
