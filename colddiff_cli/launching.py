@@ -41,8 +41,9 @@ def share(context: typer.Context, processes: int | None, device: str) -> Ranks:
     With --nproc that many processes do all that the command line asks for, and this one ends with them. Raises
     UsageError for --nproc in a process of a job, and as `devices.choose` does.
     """
-    check(processes, device)
+    check(processes)
     if processes is not None and processes > 1:
+        check_machine(processes, device)
         remedy = "Where whole pictures were written to a folder, the same call with --resume goes on."
         if code := launch(without_option(context.obj), processes, 0, remedy):
             raise Ended(code)
@@ -52,12 +53,14 @@ def share(context: typer.Context, processes: int | None, device: str) -> Ranks:
     return ranks.join(devices.choose(device))
 
 
-def check(processes: int | None, device: str) -> None:
-    """Raise UsageError for --nproc where there is a job already, and for more processes than this machine is for."""
+def check(processes: int | None) -> None:
+    """Raise UsageError for --nproc where there is a job already."""
     if processes and not place().is_alone:
         raise UsageError(f"{OPTION} starts torchrun, and this is a process of it.", f"Leave {OPTION} out.")
-    if processes is None or processes <= TRIED:
-        return
+
+
+def check_machine(processes: int, device: str) -> None:
+    """Raise UsageError for more processes than this machine is for."""
     from colddiff_core import devices
 
     count, what = devices.units(device)

@@ -111,7 +111,7 @@ class _Job:
             raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
         if self.restarts and (self.processes or 1) < 2:
             raise UsageError("--max-restarts is of --nproc, 2 or more.", "Name them; torchrun has its own.")
-        launching.check(self.processes, self.device)
+        launching.check(self.processes)
         if here.most_restarts and not here.is_alone and self.resume is None and self.out is None:
             raise UsageError("A job that starts again must know its run.", "Name it with --out.")
 
@@ -190,9 +190,10 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
 
 def _train_together(job: _Job, is_json: bool) -> int:
     """Train in several processes; return the exit code."""
+    assert job.processes is not None
+    launching.check_machine(job.processes, job.device)
     path = job.path()
     words = ["train", *job.arguments(path, is_launched=True), *(["--json"] if is_json else [])]
-    assert job.processes is not None
     return launching.launch(words, job.processes, job.restarts, f"Go on with: colddiff train --resume {path}")
 
 
