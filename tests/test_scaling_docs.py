@@ -78,6 +78,7 @@ def test_the_table_is_yaml(tmp_path, capsys):
 
 def test_what_restarts_needs_is_in_every_recipe():
     for text in (*blocks("bash"), *blocks("yaml")):
+        assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in text
         assert "--continue" in text
         assert "read_timeout" in text
 

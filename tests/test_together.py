@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jobs
+import launches
 import numpy as np
 import pytest
 from conftest import finish, left_behind, make_trainer, pictures_in
@@ -59,7 +59,7 @@ def test_the_files_and_words_of_several_processes_are_those_of_one(name, place):
     command, out = [*SERIES[name], "--out-dir", "out", "--json"], place / "out"
 
     def call(count: int, *more: str) -> tuple[object, str, dict[str, bytes]]:
-        told, warned = jobs.finish([*command, *more], place, count)
+        told, warned = launches.finish([*command, *more], place, count)
         beside = {found.name: found.read_bytes() for found in place.glob("whole*")}
         return json.loads(told), warned, contents(out) | beside
 
@@ -86,15 +86,15 @@ def test_the_files_and_words_of_several_processes_are_those_of_one(name, place):
 
 def test_what_a_kill_left_others_go_on_with(place):
     command = ["generate", "own", "--n", "200", "--seed", "2", "--out", "grid.png"]
-    jobs.finish([*command, "--out-dir", "whole"], place)
+    launches.finish([*command, "--out-dir", "whole"], place)
     (place / "grid.png").unlink()
-    job = jobs.start([*command, "--out-dir", "parts"], place, 3)
+    job = launches.start([*command, "--out-dir", "parts"], place, 3)
     while not (place / "parts").is_dir() or len(pictures_in(place / "parts")) < 20:
         time.sleep(0.005)
     job.processes[1].kill()
     assert job.wait()[1] == -9
     assert 20 <= len(pictures_in(place / "parts")) < 200
-    out, _ = jobs.finish([*command, "--out-dir", "parts", "--resume", "--json"], place, 2)
+    out, _ = launches.finish([*command, "--out-dir", "parts", "--resume", "--json"], place, 2)
     assert json.loads(out)["kept"] >= 20
     assert contents(place / "parts") == contents(place / "whole")
 
@@ -103,7 +103,7 @@ def test_ctrl_c_tells_once_how_to_go_on_and_is_heard_by_who_waits(place):
     (place / "uneven").mkdir()
     for number, side in enumerate((8, 2500)):
         Image.effect_noise((side, side), 40).save(place / "uneven" / f"{number}.png", compress_level=1)
-    job = jobs.start(["degrade", "uneven", "--op", "noise", "--out-dir", "long"], place, 2)
+    job = launches.start(["degrade", "uneven", "--op", "noise", "--out-dir", "long"], place, 2)
     while not (place / "long").is_dir() or not pictures_in(place / "long"):
         time.sleep(0.005)
     time.sleep(0.2)  # the first process has done its share
@@ -119,7 +119,7 @@ def test_a_named_picture_that_is_broken_ends_all(place):
         ["degrade", "--op", "noise", "in/0.png", "in/3.png", "in/1.png"],
         ["sample", "own", "--degraded", "--t", "3", "in/0.png", "in/3.png", "in/1.png"],
     ):
-        job = jobs.start([*command, "--out-dir", "named"], place, 2)
+        job = launches.start([*command, "--out-dir", "named"], place, 2)
         assert 2 in job.wait()
         what, how = job.told("err").splitlines()
         assert "in/3.png is not an image that can be read" in what
@@ -135,7 +135,7 @@ def test_refusals_are_told_once_and_nothing_is_made(place):
         (["generate", "own", "--out-dir", "fresh", "--resume"], "nothing to go on with"),
         (["sample", "own", "in/3.png", "--t", "9", "--out-dir", "fresh"], "out of range"),
     ):
-        job = jobs.start(command, place, 2)
+        job = launches.start(command, place, 2)
         assert 2 in job.wait()
         assert len(job.told("err").splitlines()) == 2, job.told("err")
         assert words in job.told("err")
@@ -148,7 +148,7 @@ def test_nproc_starts_the_same_command_line_as_processes(place):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     grids = place / "own" / "generated"
     shutil.rmtree(grids, ignore_errors=True)
-    out, _ = jobs.finish(command[3:], place)
+    out, _ = launches.finish(command[3:], place)
     whole, grid = contents(place / "launched"), contents(grids)
     shutil.rmtree(place / "launched")
     shutil.rmtree(grids)

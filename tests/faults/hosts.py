@@ -62,7 +62,7 @@ class Hosts:
         agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv-id", "hosts"]
         # These hosts have no names by which the first would know itself.
         agent += ["--local-addr", ADDRESSES[host], "--rdzv-conf", f"is_host={str(host == 0).lower()},{conf}"]
-        told = {"GLOO_SOCKET_IFNAME": f"{CABLE}{host}"} | environment
+        told = {"GLOO_SOCKET_IFNAME": f"{CABLE}{host}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | environment
         return self.start(host, [*agent, "-m", "colddiff_cli", *words], log, **told)
 
     def pull(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import calls
 
 # What a command line imports when it comes to that.
-MORE = ["jobs", "sklearn.datasets", "sklearn.mixture", "torchmetrics.image", "colddiff_core.evaluation"]
+MORE = ["launches", "sklearn.datasets", "sklearn.mixture", "torchmetrics.image", "colddiff_core.evaluation"]
 STEPS = 20  # of a classifier's training
 PATIENCE = 60  # seconds
 
