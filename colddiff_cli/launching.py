@@ -153,6 +153,7 @@ def _prepare(processes: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.processors() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(LONG))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else traces of what is told in a line
     # All of them are here: the machine's own name may lead nowhere.
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback:

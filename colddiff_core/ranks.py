@@ -7,12 +7,14 @@ and all of this is then nothing. Tensors on a GPU go by NCCL, all else by Gloo. 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import hashlib
 import itertools
 import json
 import math
 import os
+import signal
 import time
 import uuid
 import warnings
@@ -31,6 +33,7 @@ from colddiff_core.errors import LostError, UsageError
 from colddiff_core.job import Place, place
 
 T = TypeVar("T")
+PARENT_DEATH_SIGNAL = 1  # prctl's name for it (linux/prctl.h)
 TIMEOUT_VARIABLE = "COLDDIFF_TIMEOUT"
 TIMEOUT = 600  # seconds that a process waits for the others before it takes one of them for lost
 GREETING = 0.02  # seconds between looks at who has come
@@ -242,6 +245,7 @@ def join(device: torch.device) -> Ranks:
     here = place()
     if here.is_alone or not _joined.is_alone:
         return _joined
+    _end_with_parent()
     wait = datetime.timedelta(seconds=_timeout())
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with guarded():
@@ -250,6 +254,17 @@ def join(device: torch.device) -> Ranks:
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
         _joined = Ranks(here, PrefixStore("own", store), wait)
     return _joined
+
+
+def _end_with_parent() -> None:
+    """Have the system send this process SIGTERM when the agent that started it is gone, where the system is Linux.
+
+    Nobody else would end it: it would train on, hold the run, and be hard to find.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # no agent
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _greet(store: Any, rank: int, count: int, wait: datetime.timedelta) -> str:

@@ -315,7 +315,9 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
 
 def taken(path: Path) -> UsageError:
     """Return the error of a new run whose place is taken."""
-    return UsageError(f"{path} exists already.", f"Go on with: colddiff train --resume {path}, or give another --out.")
+    is_run = (path / "run.toml").is_file()
+    remedy = f"Go on with: colddiff train --resume {path}, or give another --out." if is_run else "Give another --out."
+    return UsageError(f"{path} exists already.", remedy)
 
 
 def rewrite_config(run: Run, config: Config) -> None:
