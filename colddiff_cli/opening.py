@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli import launching
 from colddiff_cli.screen import Screen
 from colddiff_core import presets, runs
-from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
     from colddiff_core.experiment import Experiment
@@ -32,11 +32,8 @@ def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, .
     if any(change.startswith("data.directory=") for change in overrides):
         check_data_dir(run.config(overrides))
     chosen = devices.choose(device)
-    together = ranks.join(chosen)
-    built, step = experiment.open_run(run, chosen, overrides)
-    if together.highest(step) != (together.hear_json(step),) or together.highest(-step) != (-step,):
-        raise MachineError(f"{run.path} was given a newer checkpoint while it was opened.", "Run this again.")
-    return built, step
+    ranks.join(chosen)
+    return experiment.open_run(run, chosen, overrides)
 
 
 def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
