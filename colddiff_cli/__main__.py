@@ -15,9 +15,16 @@ LONGEST = 1500  # characters of a line: what a library says of a file may hold a
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
     code = run(sys.argv[1:])
-    if code == 0 and (joined := sys.modules.get("colddiff_core.ranks")):
+    joined = sys.modules.get("colddiff_core.ranks")
+    if joined is None or joined.current().is_alone:
+        sys.exit(code)
+    if code == 0:
         joined.leave()  # not after a failure: whoever failed may be waited for in vain
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # What torch tears down at the end of a process of a job was seen to abort it now and then, when all was done.
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
