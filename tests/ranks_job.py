@@ -111,7 +111,6 @@ def main(folder: Path) -> None:
     found["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
     found["weights"] = float(sum(p.detach().double().sum() for p in spoilt.parts.network.parameters()))
     (folder / f"told-{together.index}.json").write_text(json.dumps(found))
-    ranks.leave()
 
 
 if __name__ == "__main__":
