@@ -18,11 +18,12 @@ def main() -> None:
     joined = sys.modules.get("colddiff_core.ranks")
     if joined is None or joined.current().is_alone:
         sys.exit(code)
+    if code == 0:
+        joined.leave()  # not after a failure: whoever failed may be waited for in vain
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    # All is done and told. What torch tears down at the end of a job's process was seen to abort it now and then.
-    os._exit(code)
+    os._exit(code)  # what torch tears down at the end of a job's process was seen to abort it now and then
 
 
 def run(arguments: list[str]) -> int:

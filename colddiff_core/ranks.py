@@ -36,7 +36,8 @@ T = TypeVar("T")
 PARENT_DEATH_SIGNAL = 1  # prctl's name for it (linux/prctl.h)
 TIMEOUT_VARIABLE = "COLDDIFF_TIMEOUT"
 TIMEOUT = 600  # seconds that a process waits for the others before it takes one of them for lost
-GREETING = 0.02  # seconds between looks at who has come
+GREETING = 0.02  # seconds between looks at who has come, or gone
+PARTING = 30  # seconds that the first process waits for the others at the end
 ENDLESS = datetime.timedelta(days=30)
 PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between two looks at whether the others have come
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket", "TCPStore")
@@ -222,6 +223,17 @@ class Ranks:
                 raise LostError("Another process of this job could not prepare what all of them need.")
         return work()
 
+    def part(self) -> None:
+        """Say that this process is done; the first one then waits for the others to say so, up to PARTING seconds."""
+        if self._store is None:
+            return
+        until = time.monotonic() + PARTING
+        with contextlib.suppress(RuntimeError):  # the store is gone: so are they
+            gone = self._store.add("parted", 1)
+            while self.is_first and gone < self.count and time.monotonic() < until:
+                time.sleep(GREETING)
+                gone = self._store.add("parted", 0)
+
     def is_news(self, message: str) -> bool:
         """Tell whether no other process has told this already."""
         if self._store is None:
@@ -329,12 +341,14 @@ def apart() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Take leave of the others, if there are any."""
-    global _joined  # noqa: PLW0603
-    if not _joined.is_alone:
-        _joined = ALONE
-        with contextlib.suppress(Exception):  # they may be gone
-            dist.destroy_process_group()
+    """Take leave of the others, if there are any; the first process stays until they have all done so, or for long.
+
+    It may keep the store that they still wait at. Connections are left to the system, which closes them with the
+    process: torch, tearing them down, was seen to abort it.
+    """
+    global _joined
+    before, _joined = _joined, ALONE
+    before.part()
 
 
 @contextlib.contextmanager

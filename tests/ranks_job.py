@@ -115,4 +115,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    ranks.leave()
     os._exit(0)  # as the program itself ends its processes
