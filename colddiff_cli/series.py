@@ -128,7 +128,6 @@ class Series:
         told = bytearray(len(self.targets))
         for number in self.kept:
             told[number] = 1
-        self.together.meet()
         self.kept = frozenset(number for number, is_kept in enumerate(self.together.hear(bytes(told))) if is_kept)
 
     def __enter__(self) -> Self:

@@ -326,7 +326,6 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     """
     together = ranks.current()
     read = _newest(run) if together.is_first else None
-    together.meet()
     content = checkpoint.shared(together, read, (checkpoint.AVERAGE,))
     state, step = content.state, int(content.state["step"])
     config = run.config(overrides)

@@ -154,7 +154,6 @@ def prepare(
     source = _source(built)
     together = ranks.current()
     weights = priors.load_or_fit(prior, source, run.path / "priors", components) if together.is_first else {}
-    together.meet()
     weights = dict(together.hear_tensors(weights))
     if prior.is_drawn_from_images and not together.is_alone:
         together.in_turn(source.images)

@@ -89,10 +89,6 @@ class Ranks:
                 return
             yield number
 
-    def is_own(self, number: int) -> bool:
-        """Tell whether a piece of work is this process's, where pieces are dealt out in turn."""
-        return number % self.count == self.index
-
     def dealt(self, pieces: Iterable[T]) -> Iterator[T]:
         """Return which pieces of work are this process's, where they are dealt out in turn."""
         return itertools.islice(pieces, self.index, None, self.count)
