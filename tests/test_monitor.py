@@ -476,6 +476,18 @@ def test_keys_ask_the_trainer(folder, keys, asked):
         assert names == ([asked] if asked else [])
 
 
+def test_a_look_that_comes_while_the_dashboard_closes_is_harmless(folder):
+    app = make(folder)
+
+    async def run():
+        async with opened(app, keys="t"):
+            pass
+        app._await()  # as the timer does that the question to the trainer has set
+
+    asyncio.run(run())
+    assert app.desk.is_waiting
+
+
 @pytest.mark.parametrize("name", ["digits-noise", "mnist-blur", "mnist-snow", "faces"])
 @pytest.mark.parametrize("keys", ["p", "t", "x"])
 def test_a_run_without_a_trainer_is_not_asked(folder, name, keys):

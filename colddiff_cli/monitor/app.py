@@ -169,6 +169,8 @@ class Monitor(App[None]):
 
     def _show(self) -> None:
         """Bring every pane up to date."""
+        if not self.is_running:  # being closed: the panes have lost their parts, and a timer may still go off
+            return
         shown = self._shown()
         has_more = False
         for watched in shown:
