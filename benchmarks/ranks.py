@@ -165,7 +165,7 @@ def messages() -> None:
     def timed(work: Callable[[], object], times: int) -> list[float]:
         told = []
         for _ in range(times):
-            job.meet()
+            job.highest(0)  # they begin together
             began = time.perf_counter()
             work()
             told.append(1000 * (time.perf_counter() - began))

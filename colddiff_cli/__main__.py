@@ -43,7 +43,8 @@ def run(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         tell = getattr(error, "format_message", None)  # the parser's, whose classes Typer keeps to itself
-        if is_debugging and tell is None:
+        is_told = getattr(error, "what", None) == ""  # by processes that were launched
+        if is_debugging and tell is None and not is_told:
             raise
         return _explain(error) if tell is None else _explain_parsers(error, tell())
     return _complain(code, "Interrupted.", "") if code == INTERRUPTED else code  # Typer makes a code of Ctrl-C too

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from colddiff_core.ranks import Ranks
 
 OPTION = "--nproc"
-TRIED = 4  # processes that any machine may start, to try things out
+TRIED = 4  # processes that any machine may start on its processors, to try things out
 INTERRUPTED = 130
 LONG = 600  # seconds: how long a process may take to save its work
 
@@ -45,7 +45,7 @@ def share(context: typer.Context, processes: int | None, device: str) -> Ranks:
     if processes is not None and processes > 1:
         check_machine(processes, device)
         remedy = "Where whole pictures were written to a folder, the same call with --resume goes on."
-        if code := launch(without_option(context.obj), processes, 0, remedy):
+        if code := launch(without(context.obj, OPTION), processes, 0, remedy):
             raise Ended(code)
         raise typer.Exit
     from colddiff_core import devices, ranks
@@ -60,11 +60,15 @@ def check(processes: int | None) -> None:
 
 
 def check_machine(processes: int, device: str) -> None:
-    """Raise UsageError for more processes than this machine is for."""
+    """Raise UsageError for more processes than this machine is for, and for a device that not each can have."""
     from colddiff_core import devices
 
+    if ":" in device:
+        raise UsageError(f"--device {device} is one device, and {OPTION} is for several.", "Use --device cuda.")
+    devices.choose(device)  # is it there?
     count, what = devices.units(device)
-    if processes > max(TRIED, count):  # each is a program of some hundred megabytes: a thousand would take the machine
+    # Each is a program of some hundred megabytes: a thousand would take the machine. A GPU takes one.
+    if processes > (count if what == "GPU" else max(TRIED, count)):
         raise UsageError(f"{OPTION} {processes}: this machine has {counted(count, what)}.", f"Use {OPTION} {count}.")
 
 
@@ -77,7 +81,7 @@ def check_alone(command: str) -> None:
 
 
 def check_alike(settings: Mapping[str, Any]) -> None:
-    """Raise UsageError where a process would make other pictures than the first, by settings that hold on it.
+    """Raise UsageError where a process would come to something else than the first, by what holds on it.
 
     Where a job is of several machines, one may have another torch, or bfloat16 that the other has not.
     """
@@ -87,20 +91,20 @@ def check_alike(settings: Mapping[str, Any]) -> None:
     told = json.loads(json.dumps(settings))
     for key, first in together.hear_json(told).items():
         if told[key] != first:
-            what = f"Process {together.index} has another {key} than the first one: {told[key]}, not {first}."
-            raise UsageError(what, "Have the same program and run on all machines, and give --device and --precision.")
+            what = f"Process {together.index} differs from the first one in {key}: {told[key]}, not {first}."
+            raise UsageError(what, "Have the same program, run and files on all machines, one device and precision.")
 
 
-def without_option(words: Sequence[str]) -> list[str]:
-    """Return a command line without --nproc and its number."""
+def without(words: Sequence[str], *options: str) -> list[str]:
+    """Return a command line without some options and what follows each."""
     kept: list[str] = []
     left = iter(words)
     for word in left:
         if word == "--":
             return [*kept, word, *left]
-        if word == OPTION:
+        if word in options:
             next(left, None)
-        elif not word.startswith(f"{OPTION}="):
+        elif word.partition("=")[0] not in options:
             kept.append(word)
     return kept
 
@@ -116,31 +120,31 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _prepare(processes)
-    place_of_logs = tempfile.TemporaryDirectory()  # which the agent wants, and has nothing to write into
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=restarts,
-        logs_specs=DefaultLogsSpecs(log_dir=place_of_logs.name),
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "colddiff_cli", *arguments)
-    except SignalException:
-        return INTERRUPTED
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:  # it has said why
-            return int(failure.exitcode)
-        by = signal.Signals(-failure.exitcode).name
-        what = f"Process {rank} of {processes} was ended by {by}"
-        raise MachineError(
-            f"{what}, after {counted(restarts, 'restart')}." if restarts else f"{what}.", remedy
-        ) from None
+    with tempfile.TemporaryDirectory() as place_of_logs:  # which the agent wants, and has nothing to write into
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=restarts,
+            logs_specs=DefaultLogsSpecs(log_dir=place_of_logs),
+        )
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup has it
+            config.signals_to_handle = config.signals_to_handle.replace("SIGHUP,", "")
+        try:
+            elastic_launch(config, sys.executable)("-m", "colddiff_cli", *arguments)
+        except SignalException:
+            return INTERRUPTED
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode > 0:  # it has said why
+                return int(failure.exitcode)
+            by = signal.Signals(-failure.exitcode).name
+            after = f", after {counted(restarts, 'restart')}" if restarts else ""
+            raise MachineError(f"Process {rank} of {processes} was ended by {by}{after}.", remedy) from None
     return 0
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from colddiff_cli import launching
 from colddiff_cli.screen import Screen
 from colddiff_core import job, presets, runs
 from colddiff_core.errors import UsageError
@@ -40,7 +41,7 @@ def start(
 
     changes: what the user, and not a preset's file, says of the settings; None where the file is our own.
     """
-    from colddiff_core import devices, experiment, ranks
+    from colddiff_core import devices, experiment, ranks, stepping
     from colddiff_core.training import Trainer
 
     here = job.place()
@@ -50,6 +51,7 @@ def start(
     check_names(config)
     chosen = devices.choose(device)
     together = ranks.join(chosen)
+    stepping.check_processes(config.train, together.count)
     trusted = config if changes is None else presets.withheld(config, changes)
     sets = _load_sets(trusted)
     built = together.in_turn(lambda: experiment.build(trusted, sets[0].channels, chosen))
@@ -59,6 +61,7 @@ def start(
     run = runs.create(path, config, experiment.versions()) if together.is_first else runs.Onlooker(path)
     try:
         trainer = Trainer(built, *sets, run)
+        _check_alike(trainer)
     except BaseException:
         run.close()
         if together.is_first:
@@ -93,10 +96,11 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     config = presets.from_table(table, path)
     sets = _load_sets(config)
     built = together.in_turn(lambda: experiment.build(config, sets[0].channels, chosen))
-    together.meet()
+    together.meet()  # the run is not held before all are ready to train
     run = runs.RunWriter(Path(path)) if together.is_first else runs.Onlooker(Path(path))
     try:
         trainer = Trainer(built, *sets, run)
+        _check_alike(trainer)
         trainer.resume(may_change=may_change)
         if changes and together.is_first:
             runs.rewrite_config(run, config)
@@ -105,6 +109,20 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
         raise
     _introduce(screen, trainer, sets)
     return trainer
+
+
+def _check_alike(trainer: Trainer) -> None:
+    """Raise UsageError where a process would train on other images, or compute otherwise, than the first."""
+    from colddiff_core import experiment, ranks
+
+    of_both = {"training images": "images", "second data set": "second"}
+    images = {
+        name: trainer.provenance[key] and " ".join(map(str, trainer.provenance[key].values()))
+        for name, key in of_both.items()
+    }
+    versions = {key: version for key, version in experiment.versions().items() if key != "python"}
+    launching.check_alike(images | versions | {"precision": trainer.experiment.precision})
+    ranks.current().meet()  # or one that is alike would make what another is refused
 
 
 def _resumed(name: str, changes: list[str]) -> tuple[Path, presets.Config]:
@@ -190,12 +208,16 @@ def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
         trainer.stop(signal.Signals(number).name)
         screen.say("Finishing this step and saving ...")
 
-    before = {number: signal.getsignal(number) for number in ENDINGS}
+    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in ENDINGS}
     for number, handler in before.items():
         if number != signal.SIGHUP or handler != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, on_signal)
     try:
         yield
+    except BaseException:
+        if not job.place().is_alone:  # this process has yet to say why it ends, and the agent would end it first
+            before = dict.fromkeys(before, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

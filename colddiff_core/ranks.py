@@ -14,7 +14,9 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
+import socket
 import time
 import uuid
 import warnings
@@ -29,7 +31,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from colddiff_core.errors import LostError, UsageError
+from colddiff_core.errors import LostError, MachineError, UsageError
 from colddiff_core.job import Place, place
 
 T = TypeVar("T")
@@ -39,8 +41,9 @@ TIMEOUT = 600  # seconds that a process waits for the others before it takes one
 GREETING = 0.02  # seconds between looks at who has come, or gone
 PARTING = 30  # seconds that the first process waits for the others at the end
 ENDLESS = datetime.timedelta(days=30)
-PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds between two looks at whether the others have come
-LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket", "TCPStore")
+PAUSE, LONGEST_PAUSE = 0.001, 0.5  # seconds between two looks at whether the others have come
+LOST = ("gloo", "Connection closed", "Connection reset", "Broken pipe")  # what is no error of torch's own kinds says
+GONE = ("ncclRemoteError", "remote process", "imeout", "timed out")  # where NCCL fails because of others
 
 
 class Ranks:
@@ -50,7 +53,7 @@ class Ranks:
         """Take the place of this process, and where there are others the store they share, and how long to wait."""
         self.place = here
         self._store = store
-        self._orderly = self._meetings = 0  # how many times the processes of a machine took turns, and all met
+        self._orderly = 0  # how many times the processes of a machine took turns
         # Small numbers between CPUs, which no GPU has to be waited for.
         self._aside: Any = None if store is None else dist.new_group(backend="gloo", timeout=wait)
 
@@ -127,15 +130,17 @@ class Ranks:
         return tuple(told.tolist())
 
     def meet(self) -> None:
-        """Wait for the others, however long they take: one that has ended takes the job with it."""
-        if self._store is None:
+        """Wait for the others, however long they take; raises LostError where one of them has ended."""
+        if self._aside is None:
             return
-        self._meetings += 1
-        key = f"meeting/{self._meetings}"
+        options = dist.BarrierOptions()
+        options.timeout = ENDLESS
         with guarded():
-            if self._store.add(f"{key}/count", 1) == self.count:
-                self._store.set(key, "here")
-            _await(self._store, key)
+            meeting = self._aside.barrier(options)
+            for _ in _looks():  # not by its own wait, in which Ctrl-C is not heard
+                if meeting.is_completed():
+                    break
+            meeting.wait()  # it says so if one is gone
 
     def decide(self, work: Callable[[], T]) -> T:
         """Return what the first process finds by work that it alone does, as JSON holds it; the others wait for it."""
@@ -162,7 +167,9 @@ class Ranks:
 
     def hear_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the first process's tensors by name, on the CPU."""
-        return tensors if self.is_alone else safetensors.torch.load(self.hear(_packed(tensors, self.is_first)))
+        if self.is_alone:
+            return tensors
+        return safetensors.torch.load(self.hear(_packed(tensors) if self.is_first else b""))
 
     def collect(self, content: bytes) -> list[bytes]:
         """Return the content of every process, by rank, to the first; nothing to the others.
@@ -193,7 +200,7 @@ class Ranks:
         """Return the tensors of every process by name, on the CPU, to the first; nothing to the others."""
         if self.is_alone:
             return [tensors]
-        return [safetensors.torch.load(told) for told in self.collect(_packed(tensors, True))]
+        return [safetensors.torch.load(told) for told in self.collect(_packed(tensors))]
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """Do what leaves a cache behind: on every machine one process goes ahead, and the others find what it made.
@@ -203,7 +210,7 @@ class Ranks:
         if self._store is None:
             return work()
         self._orderly += 1
-        key = f"turn/{self.place.node}/{self._orderly}"
+        key = f"turn/{self.place.node}/{socket.gethostname()}/{self._orderly}"  # not every launcher tells the node
         if self.place.local == 0:
             told = "failed"
             try:
@@ -308,10 +315,19 @@ def _await(store: Any, key: str, wait: datetime.timedelta | None = None) -> None
 
     Not by the store's own wait, in which Ctrl-C is not heard.
     """
-    pause, until = PAUSE, math.inf if wait is None else time.monotonic() + wait.total_seconds()
-    while not store.check([key]):
+    until = math.inf if wait is None else time.monotonic() + wait.total_seconds()
+    for _ in _looks():
+        if store.check([key]):
+            return
         if time.monotonic() > until:
             raise _absent(place().count, wait)
+
+
+def _looks() -> Iterator[None]:
+    """Yield when to look at something that is waited for: often at first, then at longer intervals."""
+    pause = PAUSE
+    while True:
+        yield
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -353,17 +369,22 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if place().is_alone or not (isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST)):
+        here, told = place(), str(error)
+        if here.is_alone or not (isinstance(error, dist.DistError) or any(sign in told for sign in LOST)):
             raise
-        here = place()
-        what = f"Process {here.rank} of {here.count} has lost the others: {_brief(error)}."
-        raise LostError(what, "The last checkpoint and all whole files are kept.") from None
+        who = f"Process {here.rank} of {here.count}"
+        if isinstance(error, dist.DistBackendError) and not any(sign in told for sign in GONE):
+            raise MachineError(f"{who}: {brief(error)}.", "NCCL_DEBUG=WARN has NCCL say more.") from error
+        what = f"{who} has lost the others: {brief(error)}."
+        raise LostError(what, "The last checkpoint and all whole files are kept.") from error
 
 
-def _brief(error: RuntimeError) -> str:
-    """Return the first sentence of what torch says, without the place in its sources."""
-    first = next(iter(str(error).split("\n")), "")
-    return first.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0].rstrip(". ") or type(error).__name__
+def brief(error: RuntimeError) -> str:
+    """Return the first sentence of what torch says, without the place in its sources; NCCL's own last error."""
+    first, *more = str(error).splitlines() or [""]
+    if "Last error:" in more[:-1]:
+        first = more[more.index("Last error:") + 1]
+    return re.sub(r"^\[[^]]*\] ", "", first.strip()).partition(". ")[0].rstrip(". ") or type(error).__name__
 
 
 def _timeout() -> int:
@@ -377,6 +398,5 @@ def _tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
 
-def _packed(tensors: Mapping[str, Tensor], is_wanted: bool) -> bytes:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()} if is_wanted else {}
-    return safetensors.torch.save(plain) if is_wanted else b""
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

@@ -43,6 +43,14 @@ class Part:
     is_told: Tensor | None
 
 
+def check_processes(settings: TrainConfig, count: int) -> None:
+    """Raise UsageError where there are more processes than images of a step."""
+    images = settings.batch_size * settings.accumulate
+    if images < count:
+        what = f"{count} processes for steps of {counted(images, 'image')}."
+        raise UsageError(what, "Raise train.batch_size or train.accumulate, or use fewer.")
+
+
 class Stepper:
     """Takes the optimizer steps of one experiment, each by its number from 0.
 
@@ -56,15 +64,13 @@ class Stepper:
     def __init__(self, experiment: Experiment, train: TrainingSet, tell: Callable[[str], None]) -> None:
         """Make the optimizer and the average; `tell` is given what training goes on in spite of.
 
-        Raises UsageError where there are more processes than images of a step.
+        Raises UsageError as `check_processes` does.
         """
         self.experiment, self.train_set, self._tell = experiment, train, tell
         self.settings: TrainConfig = experiment.config.train
         self.size = self.settings.batch_size * self.settings.accumulate  # images of a step
         self.ranks = ranks.current()
-        if self.size < self.ranks.count:
-            what = f"{self.ranks.count} processes for steps of {counted(self.size, 'image')}."
-            raise UsageError(what, "Raise train.batch_size or train.accumulate, or use fewer.")
+        check_processes(self.settings, self.ranks.count)
         data = experiment.config.data
         self.feed = Feed(train, experiment.device, size=data.size, flip=data.flip)
         network = experiment.restorer.unet

@@ -176,6 +176,8 @@ class Trainer:
 
     def _trouble(self, is_saved: bool) -> str:
         """Record the steps that were skipped; return why the run cannot go on from here, empty where it can."""
+        if self.experiment.device.type == "cuda":  # in the wait for a GPU that waits for one that is gone
+            self.ranks.highest(0)  # no signal is heard; CPUs notice at once
         skipped, are_too_many = self.stepper.watch.read()
         for step in skipped:
             self._note(f"step {step.step} skipped: {step.why}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 import ranks_job
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
-from colddiff_cli import __main__
+from colddiff_cli import __main__, launching
 from colddiff_cli.__main__ import run as colddiff
-from colddiff_core import checkpoint, job, ranks, runs, seeds
+from colddiff_core import checkpoint, devices, job, ranks, runs, seeds
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import LostError, MachineError, UsageError
 
 STEPS = 6
 TOLERANCE = 1e-5  # relative, of losses in float32: sums are made in another order
@@ -199,9 +201,14 @@ def test_a_timeout_that_is_none_is_told(monkeypatch, text):
         ("--resume x --continue", "--continue does not go with --resume"),
         ("--preset digits-blur --nproc 0", "nproc"),
         ("--preset digits-blur --nproc 100000", "--nproc 100000: this machine has"),
+        ("--preset digits-blur --nproc 2 --device cuda:1", "--device cuda:1 is one device"),
+        ("--preset digits-blur --nproc 2 --set train.stepz=1", "train.stepz"),
+        ("--preset digits-blur --nproc 2 --set sample.stride=99", "stride"),
+        ("--resume absent --nproc 2", "absent"),
     ],
 )
-def test_options_that_do_not_go_together_are_told(capsys, words, what):
+def test_options_that_do_not_go_together_are_told(capsys, monkeypatch, words, what):
+    monkeypatch.setattr(launching, "launch", lambda *_: pytest.fail("processes were started for it"))
     assert colddiff(["train", *words.split()]) == 2
     assert what in capsys.readouterr().err
 
@@ -210,7 +217,8 @@ def test_options_that_do_not_go_together_are_told(capsys, words, what):
     ("words", "more", "what"),
     [
         ("--preset digits-blur --nproc 2", {}, "this is a process of it"),
-        ("--preset digits-blur", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must know its run"),
+        ("--preset digits-blur", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must know that it may go on"),
+        ("--preset digits-blur --out x", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must know that it may go on"),
     ],
 )
 def test_what_a_process_of_a_job_refuses_is_told(capsys, monkeypatch, words, more, what):
@@ -223,6 +231,59 @@ def test_what_a_process_of_a_job_refuses_is_told(capsys, monkeypatch, words, mor
         told = capsys.readouterr().err
         assert what in told
         assert told.startswith("colddiff: " if rank == 0 else "colddiff (process 1 of 2): ")
+
+
+def test_what_launched_processes_have_told_is_not_told_again(monkeypatch, capsys):
+    words = ["train", "--preset", "digits-blur", "--nproc", "2", "--max-restarts=1", "--out", "x", "--debug"]
+    given = []
+    monkeypatch.setattr(launching, "launch", lambda words, *_: given.append(words) or 3)
+    assert colddiff(words) == 3
+    assert capsys.readouterr().err == ""
+    assert given == [["train", "--preset", "digits-blur", "--out", "x", "--debug", "--continue"]]
+
+
+@pytest.mark.parametrize(("count", "is_refused"), [(0, True), (1, True), (2, False)])
+def test_a_gpu_takes_one_process(monkeypatch, count, is_refused):
+    monkeypatch.setattr(devices, "choose", lambda _: None)
+    monkeypatch.setattr(devices, "units", lambda _: (count, "GPU"))
+    with pytest.raises(UsageError, match="this machine has") if is_refused else contextlib.nullcontext():
+        launching.check_machine(2, "cuda")
+
+
+def test_a_gpu_that_is_not_there_is_told_as_such(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="There is no CUDA device"):
+        launching.check_machine(2, "cuda")
+
+
+NCCL = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, {}, NCCL version 2.27.5
+{}: an explanation.
+Last error:
+{}"""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "what"),
+    [
+        (RuntimeError("[/a/gloo/pair.cc:5] Connection closed by peer [1.2.3.4]:5. GLHF!"), LostError, "closed by peer"),
+        (RuntimeError("[/a/gloo/buffer.cc:7] Timed out waiting 9ms for recv"), LostError, ": Timed out waiting 9ms"),
+        (RuntimeError("Broken pipe"), LostError, ": Broken pipe."),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), LostError, "failed to recv"),
+        (dist.DistBackendError(NCCL.format("remote process exited", "ncclRemoteError", "peer")), LostError, "peer"),
+        (
+            dist.DistBackendError(NCCL.format("invalid usage", "ncclInvalidUsage", "Duplicate GPU")),
+            MachineError,
+            "Dupl",
+        ),
+        (RuntimeError("Given groups=1, weight of a Socket"), RuntimeError, "groups"),
+    ],
+)
+def test_what_torch_says_of_others_is_told_apart_from_what_went_wrong_here(monkeypatch, error, kind, what):
+    monkeypatch.setattr(ranks, "place", lambda: job.Place(0, 2))
+    with pytest.raises(kind) as found, ranks.guarded():
+        raise error
+    assert type(found.value) is kind
+    assert what in str(found.value)
 
 
 TRAIN = ["train", "--preset", "digits-mask", *(word for key in ranks_job.TINY for word in ("--set", key))]
@@ -256,7 +317,62 @@ def process_of(launcher, rank):
     return None
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+ENDLESS = ["--set", "train.steps=1000000", "--set", "train.checkpoint_every=1000000"]
+
+
+@contextlib.contextmanager
+def launched(out, *words, **more):
+    """A training of two processes into a folder, once its first step is logged; none of it is left at the end."""
+    command = [sys.executable, "-m", "colddiff_cli", *TRAIN, *words, "--out", str(out), "--nproc", "2"]
+    log = out.with_suffix(".log").open("w+")
+    launcher = subprocess.Popen(command, env=environment(), stderr=log, stdout=log, **more)
+    try:
+        wait_for(lambda: out.is_dir() and runs.Run(out).metrics())
+        workers = [process_of(launcher.pid, rank) for rank in range(2)]
+        yield launcher, workers
+        launcher.wait(timeout=60)
+        wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    finally:
+        launcher.kill()
+        log.close()
+
+
+def wait_for(is_so, patience=120):
+    until = time.monotonic() + patience
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@NEEDS_PROC
+def test_a_stop_that_cannot_be_saved_ends_all_processes_with_the_reason(tmp_path):
+    out = tmp_path / "run"
+    # As nohup has it: a terminal that goes away is not its business.
+    with launched(out, *ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as (launcher, _):
+        os.kill(launcher.pid, signal.SIGHUP)
+        step = runs.Run(out).metrics()[-1]["step"]
+        wait_for(lambda: runs.Run(out).metrics()[-1]["step"] > step + 20)
+        (out / "checkpoints").rmdir()
+        (out / "checkpoints").touch()  # in the way of a folder
+        launcher.terminate()
+    assert launcher.returncode == 1
+    events = [event["event"] for event in runs.Run(out).events()]
+    assert events == ["started", "failed"]
+    assert "Cannot write" in out.with_suffix(".log").read_text()
+
+
+@NEEDS_PROC
+def test_processes_whose_agent_was_killed_save_and_end(tmp_path):
+    out = tmp_path / "run"
+    with launched(out, *ENDLESS) as (launcher, _):
+        launcher.kill()
+    run = runs.Run(out)
+    assert [event["event"] for event in run.events()] == ["started", "checkpoint", "stopped"]
+    assert run.checkpoints()
+
+
+@NEEDS_PROC
 def test_a_job_of_which_a_process_is_killed_starts_again_and_finishes(tmp_path):
     out, steps = tmp_path / "run", 150
     longer = ["--set", f"train.steps={steps}", "--set", "train.checkpoint_every=10", "--set", "train.precision=float32"]

@@ -22,6 +22,7 @@ PLACES = ("data.directory", "data.second_directory", "data.download")  # setting
 
 
 def train(
+    context: typer.Context,
     preset: Annotated[str | None, typer.Option("--preset", help="What to train: see `colddiff presets`.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run.", metavar="RUN")] = None,
     overrides: options.Set = None,
@@ -69,7 +70,7 @@ def train(
         _train_watched(screen, job)
         return
     if nproc and nproc > 1 and not dry_run:
-        if code := _train_together(job, json):
+        if code := _train_together(job, context.obj):
             raise launching.Ended(code)
         return
     if dry_run:
@@ -112,8 +113,8 @@ class _Job:
         if self.restarts and (self.processes or 1) < 2:
             raise UsageError("--max-restarts is of --nproc, 2 or more.", "Name them; torchrun has its own.")
         launching.check(self.processes)
-        if here.most_restarts and not here.is_alone and self.resume is None and self.out is None:
-            raise UsageError("A job that starts again must know its run.", "Name it with --out.")
+        if here.most_restarts and not here.is_alone and self.resume is None and not self.is_continued:
+            raise UsageError("A job that starts again must know that it may go on.", "Give --out and --continue.")
 
     def config(self) -> presets.Config:
         """Return the settings of a new run; raises UsageError where the preset and the changes do not make any."""
@@ -129,8 +130,7 @@ class _Job:
 
         Raises UsageError where that run is not the one asked for.
         """
-        may_go_on = self.is_continued or place().restarts > 0
-        if not (may_go_on and self.out is not None and (self.out / "run.toml").is_file()):
+        if not (self.is_continued and self.out is not None and (self.out / "run.toml").is_file()):
             return [None, None]
         found = runs.find(str(self.out))
         _check_same(found, self.config())
@@ -146,8 +146,18 @@ class _Job:
             raise runs.taken(path)
         return path
 
-    def arguments(self, path: Path, *, is_launched: bool) -> list[str]:
-        """Return the command line that trains into `path`; with --nproc, unless it is the launched processes' own."""
+    def look(self, path: Path) -> None:
+        """Raise UsageError for what can be told to be wrong before any process is started."""
+        if self.resume is not None:
+            runs.find(self.resume).config(tuple(self.changes + options.data_override(self.data_dir)))
+            return
+        config = self.config()
+        trainings.check_names(config)
+        if (path / "run.toml").is_file():
+            _check_same(runs.find(str(path)), config)
+
+    def arguments(self, path: Path) -> list[str]:
+        """Return the command line that trains into `path`."""
         if self.resume is not None:
             words = ["--resume", str(path)] + (["--allow-change"] if self.may_change else [])
         else:
@@ -155,8 +165,7 @@ class _Job:
             words = ["--preset", self.preset, "--out", str(path)] + (["--continue"] if self.is_continued else [])
         words += ["--device", self.device, *(word for change in self.changes for word in ("--set", change))]
         words += ["--data-dir", str(self.data_dir)] if self.data_dir else []
-        if self.processes and not is_launched:
-            words += ["--nproc", str(self.processes), "--max-restarts", str(self.restarts)]
+        words += ["--nproc", str(self.processes), "--max-restarts", str(self.restarts)] if self.processes else []
         return words
 
 
@@ -188,13 +197,19 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
     return trainings.resume(screen, begun, places, job.device)
 
 
-def _train_together(job: _Job, is_json: bool) -> int:
-    """Train in several processes; return the exit code."""
+def _train_together(job: _Job, asked: list[str]) -> int:
+    """Train in several processes, by the command line that asked for it; return the exit code."""
     assert job.processes is not None
     launching.check_machine(job.processes, job.device)
     path = job.path()
-    words = ["train", *job.arguments(path, is_launched=True), *(["--json"] if is_json else [])]
-    return launching.launch(words, job.processes, job.restarts, f"Go on with: colddiff train --resume {path}")
+    job.look(path)
+    words = launching.without(asked, launching.OPTION, "--max-restarts")
+    if job.resume is None:
+        words += [] if job.out else ["--out", str(path)]
+        words += ["--continue"] if job.restarts and not job.is_continued else []  # with what they have begun themselves
+    code = launching.launch(words, job.processes, job.restarts, f"Go on with: colddiff train --resume {path}")
+    has_failed = [event["event"] for event in runs.Run(path).events()[-1:]] == ["failed"]
+    return 1 if code == launching.INTERRUPTED and has_failed else code  # a signal came, and nothing was saved
 
 
 def _check_same(found: runs.Run, asked: presets.Config) -> None:
@@ -227,7 +242,7 @@ def _train_watched(screen: Screen, job: _Job) -> None:
 
     check_terminal()
     path = job.path()
-    trainer = background.start(screen, job.arguments(path, is_launched=False), path)
+    trainer = background.start(screen, job.arguments(path), path)
     try:
         watch([path])
     finally:
