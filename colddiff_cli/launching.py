@@ -11,6 +11,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 OPTION = "--nproc"
 TRIED = 4  # processes that any machine may start on its processors, to try things out
 INTERRUPTED = 130
+PICTURES_KEPT = "Where whole pictures were written to a folder, the same call with --resume goes on."
 LONG = 600  # seconds: how long a process may take to save its work
 
 
@@ -35,16 +37,16 @@ class Ended(ColddiffError):  # noqa: N818 - they have told whatever was in error
         self.exit_code = exit_code
 
 
-def share(context: typer.Context, processes: int | None, device: str) -> Ranks:
+def share(context: typer.Context, processes: int | None, device: str, remedy: str = PICTURES_KEPT) -> Ranks:
     """Return the processes that carry out this command together, once this one has met the others.
 
-    With --nproc that many processes do all that the command line asks for, and this one ends with them. Raises
+    With --nproc that many processes do all that the command line asks for, and this one ends with them; `remedy` is
+    said where the system ends one of them. Raises
     UsageError for --nproc in a process of a job, and as `devices.choose` does.
     """
     check(processes)
     if processes is not None and processes > 1:
         check_machine(processes, device)
-        remedy = "Where whole pictures were written to a folder, the same call with --resume goes on."
         if code := launch(without(context.obj, OPTION), processes, 0, remedy):
             raise Ended(code)
         raise typer.Exit
@@ -72,8 +74,10 @@ def check_machine(processes: int, device: str) -> None:
         raise UsageError(f"{OPTION} {processes}: this machine has {counted(count, what)}.", f"Use {OPTION} {count}.")
 
 
-def check_alone(command: str) -> None:
-    """Raise UsageError where a command that is for one process is a process of a job."""
+def check_alone(command: str, processes: int | None = None) -> None:
+    """Raise UsageError where a command that is for one process is a process of a job, or is to be of several."""
+    if (processes or 1) > 1:
+        raise UsageError(f"{command} is for one process.", f"Leave {OPTION} out.")
     here = place()
     if not here.is_alone:
         what = f"{command} is for one process, and this is one of {here.count}."
@@ -93,6 +97,12 @@ def check_alike(settings: Mapping[str, Any]) -> None:
         if told[key] != first:
             what = f"Process {together.index} differs from the first one in {key}: {told[key]}, not {first}."
             raise UsageError(what, "Have the same program, run and files on all machines, one device and precision.")
+
+
+def hear_no_more(together: Ranks) -> None:
+    """Have a process of a job take no second Ctrl-C: torchrun passes on what the terminal has sent to all."""
+    if not together.is_alone:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def without(words: Sequence[str], *options: str) -> list[str]:
@@ -135,7 +145,8 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup has it
             config.signals_to_handle = config.signals_to_handle.replace("SIGHUP,", "")
         try:
-            elastic_launch(config, sys.executable)("-m", "colddiff_cli", *arguments)
+            # -P: a file of the user's that is called like a module is none of ours.
+            elastic_launch(config, sys.executable)("-P", "-m", "colddiff_cli", *arguments)
         except SignalException:
             return INTERRUPTED
         except ChildFailedError as error:
@@ -155,6 +166,9 @@ def _prepare(processes: int) -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    root = Path(__file__).parents[1]
+    if root not in map(Path, sys.path[1:]):  # run from a checkout that is not installed
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.processors() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(LONG))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else traces of what is told in a line

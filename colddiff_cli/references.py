@@ -73,6 +73,7 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     if left_out := experiment.left_out(config.data, test, "test"):
         screen.warn(f"{left_out}: other images are measured")
     perceptual = _perceptual(screen, built)
+    launching.check_alike({"LPIPS": perceptual and perceptual.about()})  # its weights may be on one machine alone
     if means.features == "none":
         return evaluation.Reference(test, train, perceptual=perceptual)
     together.in_turn(train)

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from colddiff_cli import inputs, outputs
+from colddiff_cli import inputs, launching, outputs
 from colddiff_core import job
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
-from colddiff_core.files import drafted, flush, parse_json, read_ordinary, refusals
+from colddiff_core.files import drafted, flush, locked, parse_json, read_ordinary, refusals
 
 LARGEST_MARK = 1 << 30  # bytes: ten million pictures
 MANY = 16  # pictures that are told and drawn one by one; more are counted
@@ -141,8 +139,8 @@ class Series:
         except KeyboardInterrupt as interrupt:
             error = late = interrupt
         finally:
-            if isinstance(error, KeyboardInterrupt) and not self.together.is_alone:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun passes on what the terminal has sent to all
+            if isinstance(error, KeyboardInterrupt):
+                launching.hear_no_more(self.together)
             self._release()
         if isinstance(error, KeyboardInterrupt) and self._mark is not None and self._is_begun:
             done, total = sum(target.exists() for target in self.targets), len(self.targets)
@@ -311,22 +309,12 @@ def summary(folder: Path, count: int, kept: int) -> str:
 
 
 def _locked(path: Path) -> int:
-    """Lock a mark, made empty where it is absent, for this process; the lock goes with it, however it ends."""
-    while True:
-        with refusals(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            what = f"Another process is writing these pictures into {path.parent}."
-            raise MachineError(what, "Wait for it or stop it first, or give another --out-dir.") from None
-        except OSError:
-            pass  # a file system without locks
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # it was removed before it was locked
+    """Lock a mark, as `files.locked` does; raises MachineError where another process holds it."""
+    try:
+        return locked(path)
+    except BlockingIOError:
+        what = f"Another process is writing these pictures into {path.parent}."
+        raise MachineError(what, "Wait for it or stop it first, or give another --out-dir.") from None
 
 
 def _nothing_to_go_on_with(folder: Path, command: str, mark: Mark | None) -> UsageError:

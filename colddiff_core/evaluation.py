@@ -22,7 +22,8 @@ from colddiff_core.sampling import Step
 
 COLUMNS = ("degraded", "direct", "sampled", "naive")
 PHOTOGRAPH_BITS = 8
-MOST = {"cpu": 100, "cuda": 512}  # images at a time, if memory has room
+GRAIN = 16  # images of which threads share a convolution evenly
+MOST = {"cpu": 64, "cuda": 512}  # images at a time, if memory has room: whole numbers of GRAIN
 Figures = dict[str, Any]
 Intervals = dict[str, Interval | None]
 
@@ -91,6 +92,10 @@ class Seen:
         every = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 
+    def first(self, count: int | None) -> Seen:
+        """Return what there is to know of the first images; None for all of them."""
+        return Seen(**{name: tensor[:count] for name, tensor in self.tensors().items()})
+
 
 class Meter:
     """Measures a stream of images, in memory that does not grow with their number but for a few figures an image.
@@ -107,9 +112,12 @@ class Meter:
         self.judged: list[Tensor] = []  # right or not, or the highest probability
         self.predicted: list[Tensor] = []
 
-    def update(self, images: Tensor, numbers: Tensor | None = None) -> None:
-        """Add images (B, C, H, W) float32 in [-1, 1], and the numbers (B,) of their originals in the test set."""
-        self.add(self.look(images, numbers))
+    def update(self, images: Tensor, numbers: Tensor | None = None, count: int | None = None) -> None:
+        """Add images (B, C, H, W) float32 in [-1, 1], and the numbers (B,) of their originals in the test set.
+
+        count: how many of them, from the first on, are to be added; the others fill the batch up.
+        """
+        self.add(self.look(images, numbers).first(count))
 
     @torch.no_grad()
     def look(self, images: Tensor, numbers: Tensor | None = None) -> Seen:
@@ -171,16 +179,29 @@ class Meter:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A batch of restorations x and what they were restored from, x_t: (B, C, H, W) float32; numbers: (B,), of x0."""
+    """A batch of restorations x and what they were restored from, x_t: (B, C, H, W) float32; numbers: (B,), of x0.
+
+    The first `count` of them are those that were asked for; the others fill the batch up.
+    """
 
     numbers: Tensor
     x: Tensor
     x_t: Tensor
+    count: int
 
 
 def batches(experiment: Experiment, reference: Reference, count: int, batch_size: int | None) -> Sequence[Tensor]:
     """Return the numbers of the test images that are measured, those of `ImageSet.draw`, batch by batch."""
     return reference.test.draw(count).split(batch_size or experiment.batch_size(MOST))
+
+
+def filled(count: int, batch_size: int) -> int:
+    """Return how many images are computed at a time where `count` are measured, `batch_size` at a time at most.
+
+    A short batch is filled up: an image's bits depend on the shape of what it is computed in, and, where that is no
+    whole number of GRAIN images, on the number of threads, and so on how many processes share the processors.
+    """
+    return min(batch_size, -(-count // GRAIN) * GRAIN)
 
 
 def make(
@@ -189,6 +210,7 @@ def make(
     parts: Iterable[Tensor],
     clock: Clock,
     *,
+    size: int,
     sampler: str | None,
     t: int,
     seed: int = 0,
@@ -197,11 +219,13 @@ def make(
 ) -> Iterator[Made]:
     """Restore batches of test images from severity t, or with sampler None leave them as they are there.
 
-    An image comes out the same whatever batches are made before it. is_8bit: as `restore` takes it.
+    An image comes out the same whatever batches are made before it. size: as `filled` has it, to which batches are
+    filled up by their first image. is_8bit: as `restore` takes it.
     """
     for part in parts:
-        numbers = part.tolist()
-        x0 = reference.test.images(part).to(experiment.device)
+        whole = torch.cat([part, part[:1].expand(size - len(part))])
+        numbers = whole.tolist()
+        x0 = reference.test.images(whole).to(experiment.device)
         x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
         x_t = quantize(x_t, PHOTOGRAPH_BITS) if is_8bit else x_t
         x = x_t
@@ -211,7 +235,7 @@ def make(
             if not clock.images:  # tables, memory and kernels are made ready when first needed: not on the clock
                 next(experiment.restore(x_t, t, frozen, **way))
             x = clock.finish(experiment.restore(x_t, t, frozen, **way))
-        yield Made(part, x, x_t)
+        yield Made(whole, x, x_t, len(part))
 
 
 def restore(
@@ -234,12 +258,14 @@ def restore(
     meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
     made: list[Tensor] = []
     inputs: list[Tensor] = []
-    for batch in make(experiment, reference, batches(experiment, reference, count, batch_size), clock, **way):
-        meter.update(batch.x, batch.numbers)
+    parts = batches(experiment, reference, count, batch_size)
+    size = filled(count, batch_size or experiment.batch_size(MOST))
+    for batch in make(experiment, reference, parts, clock, size=size, **way):
+        meter.update(batch.x, batch.numbers, batch.count)
         if sum(len(part) for part in made) < shown:
-            made.append(batch.x.clamp(-1, 1).cpu())
-            inputs.append(batch.x_t.cpu())
-        progress(len(batch.x))
+            made.append(batch.x[: batch.count].clamp(-1, 1).cpu())
+            inputs.append(batch.x_t[: batch.count].cpu())
+        progress(batch.count)
     measured = meter.figures() | clock.figures()
     pictures = [torch.cat(parts)[:shown] if parts else torch.empty(0) for parts in (made, inputs)]
     return Outcome(measured, meter.intervals(), meter.is_scarce, *pictures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -69,6 +70,28 @@ def refusals(path: Path) -> Iterator[None]:
         if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
             remedy = "A file is in the way of a folder, or a folder of the file: move it, or name another place."
         raise MachineError(f"Cannot write {path}: {reason}.", remedy) from error
+
+
+def locked(path: Path) -> int:
+    """Lock a file, made empty where it is absent, for this process; return its descriptor, which holds the lock.
+
+    The lock goes with the process, however that ends. Where the file system has no locks, nothing is locked. Raises
+    BlockingIOError where another process holds it, MachineError where the file cannot be made.
+    """
+    while True:
+        with refusals(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            pass  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # it was removed before it was locked
 
 
 def read_ordinary(path: Path, most: int | None = None) -> bytes:

@@ -14,7 +14,8 @@ ALWAYS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class Place:
     """Process `rank` of `count`, the `local`-th of this machine, which is the `node`-th; all from 0.
 
-    restarts: how many times the job was started anew after a failure; most_restarts: how many are allowed.
+    restarts: how many times the job was started anew after a failure; most_restarts: how many are allowed; beside: how
+    many of the processes are on this machine, as far as is known.
     """
 
     rank: int = 0
@@ -23,6 +24,11 @@ class Place:
     node: int = 0
     restarts: int = 0
     most_restarts: int = 0
+    beside: int = 1
+
+    @property
+    def is_on_one_machine(self) -> bool:
+        return self.beside == self.count
 
     @property
     def is_first(self) -> bool:
@@ -70,6 +76,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             number("GROUP_RANK"),
             number("TORCHELASTIC_RESTART_COUNT"),
             number("TORCHELASTIC_MAX_RESTARTS"),
+            number("LOCAL_WORLD_SIZE", 1),
         )
     except ValueError:
         return Place()

@@ -8,7 +8,6 @@ however often that was interrupted.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -25,10 +24,11 @@ from colddiff_core import evaluation
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import Clock, Meter, Outcome, Reference, Seen
 from colddiff_core.experiment import Experiment
-from colddiff_core.files import read_ordinary, refusals, whole
+from colddiff_core.files import locked, read_ordinary, refusals, whole
 from colddiff_core.ranks import ALONE, Ranks
 
-LEAST, MOST_PORTIONS = 256, 512  # images of a portion, at least; portions of a column, about
+LEAST, SHARES, MOST_PORTIONS = 256, 8, 512  # images of a portion, at least, unless a column has few; and portions then
+LOCK = ".lock"  # beside a folder, of whoever is at work on it
 ABANDONED = 30 * 86_400.0  # seconds after which nobody goes on with an evaluation any more
 CLOCK = "clock"  # seconds, images and evaluations of the network that the clock told
 Heard = Callable[[int], None]
@@ -45,21 +45,16 @@ class Folder:
         of the job.
         """
         self.path = path
-        self._lock = -1
+        self._lock: int | None = None
         if not is_first:
             return
         with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = locked(path.with_suffix(LOCK))
         except BlockingIOError:
-            os.close(self._lock)
-            raise MachineError(
-                "Another process is at this very evaluation.", "Wait for it, or stop it first."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            what = "Another process is at this very evaluation."
+            raise MachineError(what, "Wait for it, or stop it first.") from None
         with refusals(path):
             _sweep(path.parent, but=path)
             if not is_resumed:
@@ -85,15 +80,15 @@ class Folder:
 
     def close(self, *, is_done: bool) -> None:
         """Let go of the folder; what is done with needs no portions any more."""
-        if self._lock < 0:
+        if self._lock is None:
             return
         if is_done:
             shutil.rmtree(self.path, ignore_errors=True)
             with contextlib.suppress(OSError):  # others' portions are there
-                self.path.with_suffix(".lock").unlink(missing_ok=True)
+                self.path.with_suffix(LOCK).unlink(missing_ok=True)
                 self.path.parent.rmdir()
         os.close(self._lock)
-        self._lock = -1
+        self._lock = None
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
@@ -117,24 +112,25 @@ def evaluate(
     They share the portions that `folder` lacks; t and `way` are as `evaluation.make` takes them. `progress` is told of
     every batch's images that this process makes, and of those it finds there.
     """
-    parts = evaluation.batches(experiment, reference, count, batch_size)
-    each = max(1, max(LEAST, count // MOST_PORTIONS) // batch_size)  # batches of a portion
+    parts, size = evaluation.batches(experiment, reference, count, batch_size), evaluation.filled(count, batch_size)
+    least = max(min(LEAST, count // SHARES), count // MOST_PORTIONS)
+    each = max(1, least // batch_size)  # batches of a portion
     pieces = [(column, first) for column in columns for first in range(0, len(parts), each)]
     named = {(column, first): f"t{t:04d}-{column}-{first // each:06d}" for column, first in pieces}
     clocks = {column: Clock(experiment.device) for column in columns}
     missing = [piece for piece in pieces if not folder.has(named[piece])] if ranks.is_first else []
     missing = [(column, first) for column, first in ranks.hear_json(missing)]
     progress(len(columns) * count - sum(_images(parts, first, each) for _, first in missing))
-    for number in ranks.deal(len(missing), f"portions at {t}"):
+    for number in ranks.deal(len(missing)):
         column, first = missing[number]
         own, found = clocks[column], Meter(reference, has_originals=True)
         before = own.told()
         seen: list[Seen] = []
         sampler = evaluation.sampler(experiment, column)
         some = parts[first : first + each]
-        for batch in evaluation.make(experiment, reference, some, own, sampler=sampler, t=t, **way):
-            seen.append(found.look(batch.x, batch.numbers))
-            progress(len(batch.x))
+        for batch in evaluation.make(experiment, reference, some, own, size=size, sampler=sampler, t=t, **way):
+            seen.append(found.look(batch.x, batch.numbers).first(batch.count))
+            progress(batch.count)
         spent = [after - earlier for after, earlier in zip(own.told()[:2], before[:2], strict=True)]
         told = torch.tensor([*spent, own.evaluations], dtype=torch.float64)
         folder.write(named[column, first], _joined(seen) | {CLOCK: told})
@@ -176,3 +172,4 @@ def _sweep(place: Path, but: Path) -> None:
         with contextlib.suppress(OSError):
             if found != but and found.is_dir() and time.time() - found.stat().st_mtime > ABANDONED:
                 shutil.rmtree(found)
+                found.with_suffix(LOCK).unlink(missing_ok=True)

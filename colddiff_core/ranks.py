@@ -53,7 +53,7 @@ class Ranks:
         """Take the place of this process, and where there are others the store they share, and how long to wait."""
         self.place = here
         self._store = store
-        self._orderly = 0  # how many times the processes of a machine took turns
+        self._orderly = self._heaps = 0  # how many times processes took turns, and had work dealt out
         # Small numbers between CPUs, which no GPU has to be waited for.
         self._aside: Any = None if store is None else dist.new_group(backend="gloo", timeout=wait)
 
@@ -77,17 +77,19 @@ class Ranks:
         """Return which of the numbers 0..count - 1 are this process's: a run of them, equally long up to one."""
         return range(count * self.index // self.count, count * (self.index + 1) // self.count)
 
-    def deal(self, count: int, name: str) -> Iterator[int]:
+    def deal(self, count: int) -> Iterator[int]:
         """Yield which of the pieces of work 0..count - 1 this process takes next: one that no other has taken.
 
-        Whoever is quicker takes more. `name` tells one heap of work from another; all processes give the same.
+        Whoever is quicker takes more. All processes deal out the same heaps one after the other.
         """
         if self._store is None:
             yield from range(count)
             return
+        self._heaps += 1
+        heap = f"heap/{self._heaps}"
         while True:
             with guarded():
-                number = self._store.add(f"heap/{name}", 1) - 1
+                number = self._store.add(heap, 1) - 1
             if number >= count:
                 return
             yield number

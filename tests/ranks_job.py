@@ -90,7 +90,7 @@ def words(together: ranks.Ranks) -> dict:
         "share": [list(together.share(7)), list(together.share(1))],
         "turn": together.in_turn(time.monotonic),
         "news": [together.is_news("a"), together.is_news("b")],
-        "dealt": list(together.deal(5, "x")),
+        "dealt": list(together.deal(5)),
     }
 
 

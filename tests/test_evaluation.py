@@ -103,10 +103,10 @@ def _last_x0_hat(monkeypatch):
 def _no_first_image(monkeypatch):
     true, seen = evaluation.Meter.update, []
 
-    def update(self, x, numbers):
+    def update(self, x, numbers, count):
         drop = 0 if seen else 1
         seen.append(True)
-        true(self, x[drop:], numbers[drop:])
+        true(self, x[drop:], numbers[drop:], count - drop)
 
     monkeypatch.setattr(evaluation.Meter, "update", update)
 

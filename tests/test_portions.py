@@ -17,9 +17,11 @@ from conftest import finish, left_behind, make_trainer
 from test_evaluation import Pixels
 
 from colddiff_cli.__main__ import run
+from colddiff_cli.commands import evaluate as commands
 from colddiff_core import classifier, datasets, distribution, evaluation, experiment, portions, runs
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import Reference
+from colddiff_core.job import Place
 
 COLUMNS = ("degraded", "sampled")
 COUNT, SIZE, T = 50, 8, 5
@@ -42,6 +44,7 @@ def reference(made):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(portions, "LEAST", EACH * SIZE)
+    monkeypatch.setattr(portions, "SHARES", 1)
 
 
 def plain(outcomes):
@@ -95,7 +98,7 @@ def test_what_is_measured_is_not_measured_again(
     counted = []
     make = evaluation.make
     monkeypatch.setattr(
-        evaluation, "make", lambda *all_, **way: (counted.append(len(batch.x)) or batch for batch in make(*all_, **way))
+        evaluation, "make", lambda *all_, **way: (counted.append(batch.count) or batch for batch in make(*all_, **way))
     )
     again = portions.Folder(tmp_path / "x", is_resumed=True)
     assert plain(measure(made, reference, again)) == wanted
@@ -196,22 +199,46 @@ def test_two_calls_alike_both_come_to_their_figures(own, capsys, monkeypatch):
 
     assert run(ASKED) == 0
     wanted = outcome(capsys)
-    monkeypatch.setattr(portions.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert run(ASKED) == 0
     assert held
     assert outcome(capsys) == wanted
 
 
-def test_two_processes_come_to_the_json_of_one(own):
-    root = Path(__file__).parents[1]
-    around = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    found = []
-    for more in ([], ["--nproc", "2"]):
-        command = [sys.executable, "-m", "colddiff_cli", *ASKED, *more]
-        job = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
-        assert job.returncode == 0, job.stderr
-        found.append(json.loads(job.stdout))
-        for figures in found[-1]["metrics"].values():
-            figures.pop("milliseconds", None)
-    assert found[0]["metrics"]["sampled"]["fd"] is not None
-    assert found[0] == found[1]
+def measured(more, **environment):
+    """Return what the command comes to in processes of its own, but for the times; it is to succeed."""
+    command = [sys.executable, "-m", "colddiff_cli", *ASKED, *more]
+    around = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment
+    job = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stderr
+    told = json.loads(job.stdout)
+    for figures in told["metrics"].values():
+        figures.pop("milliseconds", None)
+    return told
+
+
+def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
+    """Where batches are of 16 images; the last one of 50 is not, and is filled up."""
+    (own / "evaluated").write_text("in the way")  # as a run is that is another user's
+    size = ["--batch-size", "16"]
+    alone = measured(size, OMP_NUM_THREADS="2")
+    (own.parent / "typer.py").write_text("raise RuntimeError('not ours')")  # of the folder that the user is in
+    assert measured([*size, "--nproc", "2"], OMP_NUM_THREADS="1", PYTHONSAFEPATH="1") == alone
+    assert alone["metrics"]["sampled"]["fd"] is not None
+
+
+def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, monkeypatch):
+    look, left = evaluation.Meter.look, [5]
+
+    def failing(self, *arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise MachineError("a process of it was lost")
+        return look(self, *arguments)
+
+    monkeypatch.setattr(evaluation.Meter, "look", failing)
+    assert run(ASKED) == 1
+    monkeypatch.setattr(commands, "place", lambda: Place(restarts=1))
+    left[0] = 4 * math.ceil(COUNT / SIZE) - 5 // EACH * EACH
+    assert run(ASKED) == 0
+    assert left[0] == 0

@@ -146,7 +146,7 @@ def test_a_process_by_itself_is_the_first_of_one():
     assert list(alone.share(3)) == [0, 1, 2]
     assert alone.highest(3, True) == (3, 1)
     assert alone.collect(b"x") == [b"x"]
-    assert list(alone.deal(3, "x")) == [0, 1, 2]
+    assert list(alone.deal(3)) == [0, 1, 2]
     network = torch.nn.Linear(2, 2)
     assert alone.spread(network, torch.device("cpu")) is network
 

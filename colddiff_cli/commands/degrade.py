@@ -61,9 +61,9 @@ def degrade(
 ) -> None:
     """Degrade pictures: x_t = D(x0, t). With --op NAME --help, the operator's own parameters are listed too."""
     screen = Screen(json)
-    if describe:  # one picture is one process's work
-        launching.check_alone("degrade --describe")
-    together = launching.share(context, None if describe else nproc, device)
+    if describe:
+        launching.check_alone("degrade --describe", nproc)
+    together = launching.share(context, nproc, device)
     operator = _operator(op, preset, steps, given or {})
     severity = _severity(operator, t)
     pool = list(map(Path, together.decide(lambda: list(map(str, _pool(operator, second))))))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json as json_
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,13 +19,16 @@ from colddiff_cli.screen import Screen
 from colddiff_cli.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_core import runs, tables
 from colddiff_core.errors import MachineError, UsageError, counted
+from colddiff_core.job import place
 
 if TYPE_CHECKING:
     from colddiff_core.evaluation import Outcome, Reference
     from colddiff_core.experiment import Experiment
     from colddiff_core.portions import Folder
+    from colddiff_core.presets import Config
 
 DEFAULT_IMAGES = 1000
+GO_ON = "Go on with what is measured: the same call with --resume."
 SEVERITIES = 10  # of a curve
 
 
@@ -60,7 +66,7 @@ def evaluate(
     references.check(features)
     if by_severity and (features == "inception" or weights is not None):
         raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
-    together = launching.share(context, nproc, device)
+    together = launching.share(context, nproc, device, GO_ON)
     found = opening.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
@@ -85,30 +91,43 @@ def evaluate(
     told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": common["seed"]}
     told |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
     asked = common | {"t": None if by_severity else severity, **reference.about()}
-    if by_severity:
-        with _portions(opening.described(found, built, step) | asked, found, is_resumed=resume) as folder:
-            curve = _curve(screen, built, reference, folder, common)
-        if not together.is_first:
-            return
-        columns = list(curve[0]["metrics"])
-        plots.show_severities(screen, curve, columns)
-        screen.show(severity_table(what, curve, columns))
-        screen.result(told | {"by_severity": curve})
-        return
     with _portions(opening.described(found, built, step) | asked, found, is_resumed=resume) as folder:
+        if by_severity:
+            curve = _curve(screen, built, reference, folder, common)
+            if together.is_first:
+                _show_curve(screen, what, told, curve)
+            return
         outcomes = _measure(screen, built, reference, folder, severity, common)
-    if not together.is_first:
-        return
-    is_papers = severity == last and pace == 1 and not uint8
-    paper = {kind: tables.published(config, kind) for kind in outcomes} if is_papers else {}
+        if together.is_first:
+            told |= {"t": severity, **reference.about(), "is_scarce": outcomes["degraded"].is_scarce}
+            is_papers = severity == last and pace == 1 and not uint8
+            _show(screen, f"{what} at t = {severity}", told, reference, outcomes, config if is_papers else None)
+
+
+def _show_curve(screen: Screen, what: str, told: dict[str, Any], curve: list[dict[str, Any]]) -> None:
+    columns = list(curve[0]["metrics"])
+    plots.show_severities(screen, curve, columns)
+    screen.show(severity_table(what, curve, columns))
+    screen.result(told | {"by_severity": curve})
+
+
+def _show(
+    screen: Screen,
+    title: str,
+    told: dict[str, Any],
+    reference: Reference,
+    outcomes: Mapping[str, Outcome],
+    config: Config | None,
+) -> None:
+    """Show what was measured; config: of a run whose figures can be held against the paper's."""
+    paper = {kind: tables.published(config, kind) for kind in outcomes} if config else {}
     rows = {
         kind: Row(kind, outcome.figures, outcome.intervals, outcome.is_scarce, paper.get(kind, {}))
         for kind, outcome in outcomes.items()
     }
-    screen.show(evaluation_table(f"{what} at t = {severity}", rows, EVALUATED, references.labels(reference)))
-    _explain(screen, reference, outcomes, config.paper if any(paper.values()) else {})
+    screen.show(evaluation_table(title, rows, EVALUATED, references.labels(reference)))
+    _explain(screen, reference, outcomes, config.paper if config and any(paper.values()) else {})
     metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
-    told |= {"t": severity, **reference.about(), "is_scarce": outcomes["degraded"].is_scarce}
     intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
     screen.result(told | {"metrics": metrics, "intervals": intervals, "paper": paper})
 
@@ -133,8 +152,8 @@ def _explain(screen: Screen, reference: Reference, outcomes: Mapping[str, Outcom
 
 
 @contextlib.contextmanager
-def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -> Iterator[Folder | None]:
-    """Yield where what is measured is kept until all of it is; None where the run's folder takes none.
+def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -> Iterator[Folder]:
+    """Yield where what is measured is kept until all of it is.
 
     Raises UsageError where there is nothing to go on with, and what says how to go on where this call is interrupted.
     """
@@ -143,53 +162,54 @@ def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -
 
     said = json_.dumps(settings, sort_keys=True, default=str)
     together = ranks.current()
-    name = together.hear_json(hashlib.blake2b(said.encode(), digest_size=8).hexdigest())
-    path = run.path / "evaluated" / name
-    if is_resumed and together.is_first and not path.is_dir():
-        what = f"There is nothing to go on with: no call of eval with these settings was stopped at {run.path}."
+    path = run.path / "evaluated" / hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+    with contextlib.ExitStack() as stack:
+        folder = _taken(path, stack, is_resumed=is_resumed) if together.is_first else None
+        told = Path(together.hear_json(str(folder.path if folder else "")))
+        folder = folder or Folder(told, is_first=False)
+        is_done = False
+        try:
+            yield folder
+            is_done = True
+        except KeyboardInterrupt:
+            launching.hear_no_more(together)
+            raise series.Interrupted("Interrupted.", GO_ON if folder.path == path else "") from None
+        finally:
+            folder.close(is_done=is_done)
+
+
+def _taken(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> Folder:
+    """Return the folder of a call; where the run's takes none, one that is gone with `stack`: the run may be another
+    user's, or another call like this one be at it.
+    """
+    from colddiff_core.portions import Folder
+
+    here = place()
+    if is_resumed and not here.restarts and not path.is_dir():
+        what = f"There is nothing to go on with: no call of eval with these settings was stopped at {path.parents[1]}."
         raise UsageError(what, "Leave --resume out.")
     try:
-        folder = Folder(path, is_first=together.is_first, is_resumed=is_resumed)
+        return Folder(path, is_resumed=is_resumed or here.restarts > 0)  # as a series goes on that torchrun restarts
     except MachineError:
-        if is_resumed or not together.is_alone:
+        if is_resumed or not here.is_on_one_machine:
             raise
-        yield None  # someone else's run, or two calls alike: then it is done in one go
-        return
-    is_done = False
-    try:
-        together.meet()
-        yield folder
-        is_done = True
-    except KeyboardInterrupt:
-        raise series.Interrupted("Interrupted.", "Go on with what is measured: the same call with --resume.") from None
-    finally:
-        folder.close(is_done=is_done)
+        return Folder(Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name)
 
 
 def _measure(
-    screen: Screen,
-    built: Experiment,
-    reference: Reference,
-    folder: Folder | None,
-    t: int,
-    common: dict[str, Any],
+    screen: Screen, built: Experiment, reference: Reference, folder: Folder, t: int, common: dict[str, Any]
 ) -> dict[str, Any]:
     from colddiff_core import evaluation, portions, ranks
 
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(f"restoring from t = {t}", total=common["count"] * len(evaluation.COLUMNS))
-
-        def advance(done: int) -> None:
-            progress.advance(task, done)
-
-        if folder is None:
-            return evaluation.evaluate(built, reference, t=t, progress=advance, **common)
         way = common | {"columns": evaluation.COLUMNS, "ranks": ranks.current()}
+        advance = functools.partial(progress.advance, task)
         return portions.evaluate(built, reference, folder, t=t, progress=advance, **way)
 
 
 def _curve(
-    screen: Screen, built: Experiment, reference: Reference, folder: Folder | None, common: dict[str, Any]
+    screen: Screen, built: Experiment, reference: Reference, folder: Folder, common: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the figures at severities spread evenly up to the last."""
     last, rows = built.operator.steps, []
