@@ -541,6 +541,24 @@ def test_a_pipe_that_fails_later_is_skipped_and_told(tmp_path):
         alone.rows(torch.tensor([0]))
 
 
+def test_a_held_set_that_a_shard_is_missing_from_is_told_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 2)
+    root = listed(write(tmp_path / "data"), "train-000.tar", "pipe:test -e ../ok && cat train-001.tar")
+    (tmp_path / "ok").touch()
+    request = Request("train", SIDE, 0, root)
+    opened(root)
+    (tmp_path / "ok").unlink()
+    with pytest.warns(ColddiffWarning, match="failed: exit code 1; its images are left out"):
+        assert sorted(shades(datasets.load("shards", request).pixels)) == list(range(5))
+    (tmp_path / "ok").touch()
+    assert sorted(shades(datasets.load("shards", request).pixels)) == list(range(12))
+    listed(root, "pipe:test -e ../ok && cat train-002.tar")
+    opened(root)
+    (tmp_path / "ok").unlink()
+    with pytest.raises(UsageError, match=r"None of the 6 records can be read.*exit code 1"):
+        datasets.load("shards", request)
+
+
 def test_a_full_disk_is_no_broken_shard(tmp_path, monkeypatch):
     root = listed(write(tmp_path / "data"), "pipe:cat train-001.tar")
     found = opened(root)

@@ -156,7 +156,12 @@ class Shards:
         root, count = self._request.directory, min(most, len(self))
         assert root is not None
         numbers = [place * len(self) // count for place in range(count)]
-        found = decode_entries(self._entries(numbers), self._request, root, ("shards", most, self._told))
+        stamps = ("shards", most, self._told)
+        try:
+            found = decode_entries(self._entries(numbers), self._request, root, stamps, lambda: not self._failures)
+        except UsageError as error:
+            raise self._unreadable() if self._failures else error from None
+        self._tell("its images are left out")
         labels = None
         if self.has_labels and found.labels is None:  # they are all of one class
             labels = self.labels_of(torch.tensor(numbers[:1])).expand(len(found)).contiguous()
@@ -202,7 +207,7 @@ class Shards:
                 self._recent |= zip(numbers.tolist(), labels, strict=True)
                 while len(self._recent) > RECENT:
                     self._recent.popitem(last=False)
-        self._tell()
+        self._tell("other images stand in for these")
         return torch.from_numpy(found)
 
     def _by_shard(self, numbers: Tensor) -> Iterator[tuple[int, list[tuple[int, int]]]]:
@@ -273,12 +278,12 @@ class Shards:
                 self._failures.pop(shard, None)
         future.set_result(None if why else opened)
 
-    def _tell(self) -> None:
-        """Warn of shards that gave nothing when they were opened, once of each."""
+    def _tell(self, outcome: str) -> None:
+        """Warn of shards that gave nothing when they were opened, once of each, and of what comes of it."""
         with self._lock:
             told, self._news = self._news, []
         for why in told:
-            warnings.warn(ColddiffWarning(f"{why}; other images stand in for these"), stacklevel=4)
+            warnings.warn(ColddiffWarning(f"{why}; {outcome}"), stacklevel=4)
 
     def _sound(self, shard: int, record: int, held: Shard | None = None) -> tuple[np.ndarray, int]:
         """Return the pixels (C, H, W) and the label of a record, or of the next one that can be read.
@@ -296,8 +301,11 @@ class Shards:
                 picture = self._decoded(opened, at, candidate)
                 if picture is not None:
                     return picture, int(opened.index.labels[candidate])
+        raise self._unreadable()
+
+    def _unreadable(self) -> UsageError:
         why = next(iter(self._failures.values()), "")
-        raise UsageError(f"None of the {len(self)} records can be read. {why}".strip(), "Check the shards.")
+        return UsageError(f"None of the {len(self)} records can be read. {why}".strip(), "Check the shards.")
 
     def _decoded(self, opened: Shard, shard: int, record: int) -> np.ndarray | None:
         """Return a record's pixels, None where it cannot be read, which is remembered."""
