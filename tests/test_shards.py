@@ -345,6 +345,69 @@ def test_links_and_devices_in_a_shard_are_nothing(tmp_path):
     assert every(opened(root))[:2] == [9, 5]
 
 
+@pytest.mark.parametrize("kind", ["gnu", "pax", "folder"])
+def test_a_sparse_file_and_a_folder_of_a_size_do_not_end_a_shard(tmp_path, kind):
+    root = write(tmp_path / "data")
+    hole = tarfile.TarInfo("0.png")
+    body = b"1\n0\n512\n".ljust(512, b"\0") + bytes(512) if kind == "pax" else bytes(512)
+    hole.size, huge = len(body), 1 << 30
+    if kind == "pax":
+        hole.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(huge)}
+    hole.type, hole.size = (tarfile.DIRTYPE, huge) if kind == "folder" else (hole.type, hole.size)
+    header = bytearray(hole.tobuf(tarfile.PAX_FORMAT if kind == "pax" else tarfile.GNU_FORMAT))
+    if kind == "gnu":
+        header[156:157], header[386:410], header[483:495] = b"S", b"%011o\0%011o\0" % (0, 512), b"%011o\0" % huge
+        header[148:156] = b" " * 8
+        header[148:155] = b"%06o\0" % sum(header)
+    content = bytes(header) + (b"" if kind == "folder" else body)
+    (root / "train-000.tar").write_bytes(content + tar([("1.png", png(1)), ("2.png", png(2))]))
+    assert every(opened(root))[-15:] == [1, 2, *range(5, 18)]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_name_of_a_hundred_megabytes_is_not_read(tmp_path, form):
+    root = write(tmp_path / "data")
+    stream = io.BytesIO(tar([*shard(1, 2), ("n" * (100 << 20), b"")], format=form))
+    (root / "train-000.tar").write_bytes(stream.getbuffer())
+    del stream
+    tracemalloc.start()
+    assert every(opened(root))[0] == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 24
+
+
+@pytest.mark.parametrize(
+    ("names", "shade", "label"),
+    [
+        (["1.input.jpg", "1.x.cls"], 0, 1),
+        (["1.seg.png", "1.png", "1.x.cls", "1.cls"], 1, 3),
+        (["1.png", "1.seg.png", "1.cls", "1.x.cls"], 0, 2),
+        (["1.a.png", "1.b.png", "1.txt.cls"], 0, 2),
+    ],
+)
+def test_an_extension_may_have_a_name_before_its_suffix(tmp_path, names, shade, label):
+    root = write(tmp_path / "data", classes=4)
+    members = [(name, str(n).encode() if name.endswith("cls") else png(n)) for n, name in enumerate(names)]
+    (root / "train-000.tar").write_bytes(tar(members))
+    found = opened(root)
+    assert every(found) == [shade, *range(5, 18)]
+    assert found.labels_of(torch.tensor([0])).tolist() == [label]
+
+
+@pytest.mark.parametrize(("cut", "left"), [(512 * 3, 1), (512 * 5, 2), (512 * 10, 5), (512 * 11, 5)])
+def test_what_stands_before_a_cut_is_whole(tmp_path, cut, left):
+    root = write(tmp_path / "data")
+    link = tarfile.TarInfo("link")
+    link.type = tarfile.SYMTYPE
+    content = tar(shard(0, 5))[: 512 * 10] + link.tobuf() + bytes(1024)
+    (root / "train-000.tar").write_bytes(content[:cut])
+    assert len(opened(root)) == left + 13
+    (root / "train-000.tar").write_bytes(content)
+    index = records.Opener().open(shardlists.Place("", root, root / "train-000.tar")).index
+    assert (len(index), index.is_cut) == (5, False)
+
+
 def listed(root: Path, *lines: str, test: str = "test-000.tar") -> Path:
     (root / "train.urls").write_text("\n".join(lines) + "\n")
     (root / "test.urls").write_text(test + "\n")
@@ -581,6 +644,39 @@ def test_too_many_open_files_are_no_broken_shard(tmp_path, monkeypatch):
             found.rows(torch.tensor([0]))
     assert "data.lanes" in str(refusal.value)
     assert every(found) == list(range(18))
+
+
+@pytest.mark.parametrize("what", ["_spool", "Popen", "dup", "folder"])
+def test_what_the_machine_refuses_a_command_is_told(tmp_path, monkeypatch, what):
+    found = opened(listed(write(tmp_path / "data"), "pipe:cat train-001.tar"))
+
+    def refuse(*arguments, **values):
+        raise OSError(errno.EACCES if what == "folder" else errno.EMFILE, "Refused")
+
+    with monkeypatch.context() as patch:
+        if what in ("_spool", "folder"):
+            patch.setattr(records.tempfile, "TemporaryFile", refuse)
+        else:
+            patch.setattr(records.os if what == "dup" else records.subprocess, what, refuse)
+        wanted = f"Cannot write {tmp_path}.*spool: Refused" if what == "folder" else "Cannot read pipe:.*: Refused"
+        with pytest.raises(MachineError, match=wanted) as refusal:
+            found.rows(torch.tensor([0]))
+    assert ("permissions" if what == "folder" else "data.lanes") in refusal.value.remedy
+    assert shades(found.rows(torch.tensor([0]))) == [5]
+
+
+@pytest.mark.parametrize("parts", [[1 << 20] * 130, [1 << 20] * 63 + [2 << 20] + [1 << 19] * 130])
+def test_room_is_looked_at_every_so_often_whatever_the_parts(tmp_path, monkeypatch, parts):
+    written, asked = 0, []
+    monkeypatch.setattr(cache, "check_room", lambda *_: asked.append(written))
+    with records._spool(shardlists.Place("pipe:", tmp_path)) as (_, keep):
+        for part in parts:
+            keep(bytes(part))
+            written += part
+    assert asked[0] == 0
+    gaps = [after - before for before, after in zip(asked, [*asked[1:], written], strict=True)]
+    assert max(gaps) < (64 << 20) + max(parts)
+    assert min(gaps[:-1], default=64 << 20) >= 64 << 20
 
 
 def test_two_threads_and_few_open_shards_give_what_one_gives(tmp_path, monkeypatch):
