@@ -552,6 +552,17 @@ def test_a_list_that_is_wrong_is_passed_over(tmp_path, damage):
     assert every(opened(root)) == list(range(18))
 
 
+def test_an_entry_that_is_wrong_is_counted_and_no_other(tmp_path, monkeypatch):
+    root = write(tmp_path / "data", classes=3)
+    text = told(root)
+    text["shards"][2]["records"] = None
+    (root / counts.LIST).write_text(json.dumps(text))
+    scanned, names = counts._scanned, []
+    monkeypatch.setattr(counts, "_scanned", lambda places: names.extend(p.name for p in places) or scanned(places))
+    assert every(opened(root)) == list(range(18))
+    assert names == ["train-001.tar"]
+
+
 def test_a_shard_of_another_count_than_was_told_is_skipped(tmp_path):
     root = write(tmp_path / "data", classes=3)
     text = told(root)

@@ -67,21 +67,19 @@ def pack(
     old = _check_folder(out_dir, settings, is_resumed=resume, is_forced=force)
     with series.Series([out_dir / LIST], COMMAND, settings, resume=resume, force=force) as own:
         try:
-            if own.is_complete:
-                screen.say("Nothing is missing: all were there already.")
-            else:
-                own.place(0)  # the folder is this call's from here, and the list of what was all there is gone
+            own.place(0)  # the folder is this call's from here, and the list of what --force overwrites is gone
             for path in old if force else []:
                 path.unlink(missing_ok=True)
             most = packing.Limits(records, megabytes * packing.MEGABYTE)
             packed = _pack(screen, splits, out_dir, most, seed or 0)
-            if not own.is_complete:
-                packing.finish(out_dir, packed, splits.classes)
+            packing.finish(out_dir, packed, splits.classes)
         except KeyboardInterrupt:
             there = len(packing.in_the_way(out_dir)[0])
             what = f"Interrupted: {counted(there, 'whole shard')} {'is' if there == 1 else 'are'} in {out_dir}."
             how = "--resume in place of --force" if force else "--resume"
             raise series.Interrupted(what, f"Go on with them: the same call with {how}.") from None
+    if own.is_complete and all(made.kept == len(made.shards) for made in packed.values()):
+        screen.say("Nothing is missing: all were there already.")
     for split, made in packed.items():
         screen.say(_told(split, made))
     told = {split: _table(made) for split, made in packed.items()}
@@ -140,7 +138,11 @@ def _splits(
     if len(sources) == 1 and sources[0] and folder.is_dir():
         splits = packing.of_tree(folder, size, channels)
     else:
-        splits = packing.of_files([path for path, _ in inputs_.listed(sources)], size, channels)
+        files = inputs_.listed(sources)
+        for path, is_named in files:
+            if is_named and not path.exists():  # one name is a whole class
+                raise UsageError(f"No such file: {path}.", "Check the path.")
+        splits = packing.of_files([path for path, _ in files], size, channels)
     paths = [path for source in splits.sources.values() for path in source.paths]  # type: ignore[attr-defined]
     return splits, series.fingerprint(paths)
 

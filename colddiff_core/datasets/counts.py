@@ -23,6 +23,7 @@ from colddiff_core.images import SUFFIXES
 LIST = "shards.json"
 LARGEST_LIST = 1 << 28  # bytes
 MOST_RECORDS = 10**9  # of a shard
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what reading such a list raises
 COUNTERS = 8  # shards counted at a time: what is waited for is the disk or the network
 
 
@@ -79,15 +80,18 @@ def counted(places: Sequence[Place], root: Path, split: str) -> tuple[list[Count
 
 
 def _listed(path: Path) -> tuple[dict[str, tuple[int, Count]], tuple[str, ...]]:
-    """Return what a shards.json tells: nothing where there is none, or it is damaged."""
-    try:
+    """Return what a shards.json tells: nothing where there is none, or it is damaged, and of no damaged entry."""
+    found: dict[str, tuple[int, Count]] = {}
+    with contextlib.suppress(*DAMAGED):
         told = parse_json(read_ordinary(path, LARGEST_LIST))
         classes = tuple(told["classes"])
         if not all(isinstance(name, str) for name in classes):
             return {}, ()
-        return {entry["name"]: (int(entry["bytes"]), Count.parsed(entry)) for entry in told["shards"]}, classes
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return {}, ()
+        for entry in told["shards"]:
+            with contextlib.suppress(*DAMAGED):
+                found[entry["name"]] = (int(entry["bytes"]), Count.parsed(entry))
+        return found, classes
+    return {}, ()
 
 
 def _kept_or_scanned(
@@ -131,7 +135,7 @@ def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, Count]]:
     try:
         told = parse_json(read_ordinary(path, LARGEST_LIST))
         return {name: (tuple(stamp) if stamp else None, Count.parsed(count)) for name, (stamp, count) in told.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except DAMAGED:
         return {}
 
 
