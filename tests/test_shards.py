@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from test_bad_input import BOMB
 from colddiff_core import datasets, experiment, presets, provenance
 from colddiff_core.datasets import Request, Shards, cache, counts, open_shards, records, shardlists, shards
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
+from colddiff_core.training import Trainer
 
 SIDE = 4
 
@@ -582,6 +584,49 @@ def test_a_shard_of_classes_that_were_not_told_is_skipped(tmp_path):
     (root / counts.LIST).write_text(json.dumps(text | {"classes": ["a", "b"]}))
     with pytest.raises(UsageError, match="of 3 classes, where 5 of 2"):
         opened(root).rows(torch.tensor([0]))
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_shard_that_holds_something_else_by_now_is_counted_anew_as_the_warning_says(tmp_path, is_told):
+    root = listed(write(tmp_path / "data"), "train-000.tar", "pipe:cat ../train-001.tar")
+    (tmp_path / "train-001.tar").write_bytes((root / "train-001.tar").read_bytes())
+    if is_told:
+        told(root)
+    assert len(opened(root)) == 12
+    (tmp_path / "train-001.tar").write_bytes(tar(shard(20, 3)))
+    wanted = rf"where 7 of 0 were counted: {f'remove {root}/shards.json and ' if is_told else ''}start again; other"
+    for _ in range(2 if is_told else 1):
+        with pytest.warns(ColddiffWarning, match=wanted):
+            assert len(every(opened(root))) == 12
+    (root / counts.LIST).unlink(missing_ok=True)
+    assert every(opened(root)) == [*range(5), 20, 21, 22]
+
+
+def test_two_commands_of_one_archive_name_are_counted(tmp_path):
+    root = write(tmp_path / "data")
+    told(root)
+    (tmp_path / "train-001.tar").write_bytes(tar(shard(20, 3)))
+    listed(root, "train-000.tar", "pipe:cat train-001.tar", "pipe:cat ../train-001.tar")
+    assert every(opened(root)) == [*range(12), 20, 21, 22]
+
+
+def test_a_shard_that_takes_long_to_open_is_told(tmp_path, monkeypatch):
+    root = listed(write(tmp_path / "data"), "pipe:test -e ../slow && sleep .3; cat train-001.tar")
+    found = opened(root)
+    (tmp_path / "slow").touch()
+    monkeypatch.setattr(shards, "PATIENCE", 0.02)
+    with pytest.warns(ColddiffWarning, match=r"waiting for 'pipe:.* for 0 s") as warned:
+        assert shades(found.rows(torch.tensor([0, 1]))) == [5, 6]
+    assert len(warned) == 1
+
+
+def test_of_what_processes_have_met_the_most_is_told():
+    events: list[str] = []
+    met = SimpleNamespace(skipped=300)
+    ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, highest=lambda *values: values)
+    trainer = SimpleNamespace(ranks=ranks, train_set=met, _left_out_before=0, _left_out=0, _note=events.append)
+    Trainer._tell_left_out(trainer)
+    assert events == ["300 training images could not be read so far; others stand in for them"]
 
 
 def test_a_shard_that_goes_away_is_skipped_and_one_that_comes_back_is_not(tmp_path):
