@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from colddiff_core.datasets.packing import Limits, Packed, Splits
 
 COMMAND = "data pack"
-LIST = "shards.json"
 
 
 def pack(
@@ -59,13 +58,13 @@ def pack(
         raise UsageError("--channels 2: pictures have 1 or 3.", "Use 1 for gray or 3 for colour.")
     splits, given = _splits(sources or [], dataset, data_dir, size, channels)
 
-    from colddiff_core.datasets import packing
+    from colddiff_core.datasets import counts, packing
     from colddiff_core.experiment import versions
 
     asked = {"records": records, "megabytes": megabytes, "size": size, "channels": channels, "seed": seed or 0}
     settings = {"sources": given} | asked | {"versions": versions()}
     old = _check_folder(out_dir, settings, is_resumed=resume, is_forced=force)
-    with series.Series([out_dir / LIST], COMMAND, settings, resume=resume, force=force) as own:
+    with series.Series([out_dir / counts.LIST], COMMAND, settings, resume=resume, force=force) as own:
         try:
             own.place(0)  # the folder is this call's from here, and the list of what --force overwrites is gone
             for path in old if force else []:
@@ -88,13 +87,13 @@ def pack(
 
 def _check_folder(folder: Path, settings: series.Settings, *, is_resumed: bool, is_forced: bool) -> list[Path]:
     """Return the shards that are there already; raises UsageError where they are not to be touched, or in the way."""
-    from colddiff_core.datasets import packing
+    from colddiff_core.datasets import counts, packing
 
     own, others = packing.in_the_way(folder)
     if others:
         raise UsageError(f"{others[0]} is in the way: it would be taken for one of these.", "Give another --out-dir.")
     if own and not (is_resumed or is_forced):
-        is_marked = series.Mark.of(folder, COMMAND, settings, [LIST]).is_there
+        is_marked = series.Mark.of(folder, COMMAND, settings, [counts.LIST]).is_there
         outputs.check(own[0], "another --out-dir" + (", go on with --resume" if is_marked else ""), force=False)
     return own
 

@@ -16,13 +16,12 @@ from typing import Any
 from colddiff_core import devices
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.records import Index, Opener
-from colddiff_core.datasets.shardlists import Place
+from colddiff_core.datasets.shardlists import LARGEST_LIST, Place
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.images import SUFFIXES
 
 LIST = "shards.json"
-LARGEST_LIST = 1 << 28  # bytes
 MOST_RECORDS = 10**9  # of a shard
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what reading such a list raises
 COUNTERS = 8  # shards counted at a time: what is waited for is the disk or the network
