@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
 from colddiff_core import checkpoint, control, devices, divergence, preview, provenance
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, counted, reason
@@ -241,8 +239,11 @@ class Trainer:
         return metrics
 
     def _tell_left_out(self) -> None:
-        """Record images that are read while they are trained on and could not be, where there are more of them now."""
-        count = int(self.ranks.sum(torch.tensor(self.train_set.skipped - self._left_out_before)))
+        """Record images that are read while they are trained on and could not be, where there are more of them now.
+
+        Processes meet the same ones, sooner or later: what the first to meet them has counted is told.
+        """
+        (count,) = self.ranks.highest(self.train_set.skipped - self._left_out_before)
         if count > self._left_out:
             self._left_out = count
             found = counted(count, "training image")

@@ -113,10 +113,11 @@ def test_packing_twice_gives_the_same_bytes_and_another_seed_others(images):
 
 
 def test_a_shard_closes_before_it_is_too_large(images, monkeypatch):
-    monkeypatch.setattr(packing, "MEGABYTE", 8192)
+    monkeypatch.setattr(packing, "MEGABYTE", 10240)
     pack(images, "--out-dir", "out", "--megabytes", "1")
     shards = sorted(Path("out").glob("train-*.tar"))
     assert [len(members(path)) for path in shards] == [8] * 5 + [6]
+    assert {path.stat().st_size for path in shards} == {10240}
     found = open_shards(Request("train", 5, 0, Path("out")), 4)
     assert len(found) == 23
 
@@ -183,6 +184,50 @@ def test_a_packing_that_was_stopped_goes_on_to_the_same_bytes(images, monkeypatc
     assert "Nothing is missing" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("left", [None, 0, 1000, 2048 * 6, "garbage"])
+def test_a_shard_that_was_lost_or_cut_is_made_anew(images, capsys, left):
+    pack(images, "--out-dir", "out", "--records", "6")
+    wanted = bytes_in(Path("out"))
+    path = Path("out/train-000001.tar")
+    if left is None:
+        path.unlink()
+    else:
+        path.write_bytes(b"garbage" * 2000 if left == "garbage" else path.read_bytes()[:left])
+    capsys.readouterr()
+    pack(images, "--out-dir", "out", "--records", "6", "--resume")
+    told = capsys.readouterr().out
+    assert "Nothing is missing" not in told
+    assert "train: 23 images in 4 shards; left out 1 file" in told
+    assert bytes_in(Path("out")) == wanted
+
+
+def test_a_shard_of_megabytes_has_no_more_of_them(in_folder):
+    numbers = np.random.default_rng(0)
+    Path("in").mkdir()
+    for number in range(120):
+        Image.fromarray(numbers.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(f"in/{number}.png")
+    pack("in", "--out-dir", "out", "--megabytes", "1")
+    sizes = [path.stat().st_size for path in Path("out").glob("train-*.tar")]
+    assert 900_000 < max(sizes) <= 1_000_000
+
+
+def test_files_of_other_suffixes_go_in_as_png(in_folder, capsys):
+    Path("in").mkdir()
+    for number, (suffix, kind) in enumerate((("ppm", "ppm"), ("jp2", "jpeg2000"), ("", "png"), ("x", "bmp")) * 4):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(f"in/{number:02}.{suffix}".rstrip("."), kind)
+    pack("in/*", "--out-dir", "out", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert told["train"]["records"] + told["test"]["records"] == 16
+    found = [datasets.load("shards", Request(split, 4, 0, Path("out"))) for split in ("train", "test")]
+    assert sorted(shade for images in found for shade in images.pixels[:, 0, 0, 0].tolist()) == list(range(16))
+
+
+def test_a_file_that_is_named_twice_is_packed_once(images):
+    folder = images / "train" / "dog"
+    found = packing.of_files([folder / "01.png", folder / ".." / "dog" / "01.png", folder / "02.png"])
+    assert sum(map(len, found.sources.values())) == 2
+
+
 def test_other_settings_and_other_files_are_not_gone_on_with(images, capsys):
     pack(images, "--out-dir", "out")
     for change, words in ((["--seed", 1], "seed was 0, now 1"), (["--size", 4], "size was 0, now 4")):
@@ -229,6 +274,8 @@ def test_files_that_cannot_be_read_are_left_out_and_counted(images, capsys):
         (["images", "--channels", "2", "--out-dir", "out"], "1 or 3"),
         (["images", "--records", "0", "--out-dir", "out"], "--records"),
         (["absent*", "--out-dir", "out"], "absent"),
+        (["images/train/dog", "absent/owl", "--out-dir", "out"], "No such file: absent/owl."),
+        (["absent", "--out-dir", "out"], "No such file: absent."),
         (["empty", "--out-dir", "out"], "No images in"),
         (["images/train/dog/01.png", "--out-dir", "out"], "Only one image"),
         (["images", "--out-dir", "images/train/dog/01.png"], "is a file"),

@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from test_bad_input import BOMB
 from colddiff_core import datasets, experiment, presets, provenance
 from colddiff_core.datasets import Request, Shards, cache, counts, open_shards, records, shardlists, shards
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
+from colddiff_core.training import Trainer
 
 SIDE = 4
 
@@ -345,6 +347,69 @@ def test_links_and_devices_in_a_shard_are_nothing(tmp_path):
     assert every(opened(root))[:2] == [9, 5]
 
 
+@pytest.mark.parametrize("kind", ["gnu", "pax", "folder"])
+def test_a_sparse_file_and_a_folder_of_a_size_do_not_end_a_shard(tmp_path, kind):
+    root = write(tmp_path / "data")
+    hole = tarfile.TarInfo("0.png")
+    body = b"1\n0\n512\n".ljust(512, b"\0") + bytes(512) if kind == "pax" else bytes(512)
+    hole.size, huge = len(body), 1 << 30
+    if kind == "pax":
+        hole.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(huge)}
+    hole.type, hole.size = (tarfile.DIRTYPE, huge) if kind == "folder" else (hole.type, hole.size)
+    header = bytearray(hole.tobuf(tarfile.PAX_FORMAT if kind == "pax" else tarfile.GNU_FORMAT))
+    if kind == "gnu":
+        header[156:157], header[386:410], header[483:495] = b"S", b"%011o\0%011o\0" % (0, 512), b"%011o\0" % huge
+        header[148:156] = b" " * 8
+        header[148:155] = b"%06o\0" % sum(header)
+    content = bytes(header) + (b"" if kind == "folder" else body)
+    (root / "train-000.tar").write_bytes(content + tar([("1.png", png(1)), ("2.png", png(2))]))
+    assert every(opened(root))[-15:] == [1, 2, *range(5, 18)]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_name_of_a_hundred_megabytes_is_not_read(tmp_path, form):
+    root = write(tmp_path / "data")
+    stream = io.BytesIO(tar([*shard(1, 2), ("n" * (100 << 20), b"")], format=form))
+    (root / "train-000.tar").write_bytes(stream.getbuffer())
+    del stream
+    tracemalloc.start()
+    assert every(opened(root))[0] == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 24
+
+
+@pytest.mark.parametrize(
+    ("names", "shade", "label"),
+    [
+        (["1.input.jpg", "1.x.cls"], 0, 1),
+        (["1.seg.png", "1.png", "1.x.cls", "1.cls"], 1, 3),
+        (["1.png", "1.seg.png", "1.cls", "1.x.cls"], 0, 2),
+        (["1.a.png", "1.b.png", "1.txt.cls"], 0, 2),
+    ],
+)
+def test_an_extension_may_have_a_name_before_its_suffix(tmp_path, names, shade, label):
+    root = write(tmp_path / "data", classes=4)
+    members = [(name, str(n).encode() if name.endswith("cls") else png(n)) for n, name in enumerate(names)]
+    (root / "train-000.tar").write_bytes(tar(members))
+    found = opened(root)
+    assert every(found) == [shade, *range(5, 18)]
+    assert found.labels_of(torch.tensor([0])).tolist() == [label]
+
+
+@pytest.mark.parametrize(("cut", "left"), [(512 * 3, 1), (512 * 5, 2), (512 * 10, 5), (512 * 11, 5)])
+def test_what_stands_before_a_cut_is_whole(tmp_path, cut, left):
+    root = write(tmp_path / "data")
+    link = tarfile.TarInfo("link")
+    link.type = tarfile.SYMTYPE
+    content = tar(shard(0, 5))[: 512 * 10] + link.tobuf() + bytes(1024)
+    (root / "train-000.tar").write_bytes(content[:cut])
+    assert len(opened(root)) == left + 13
+    (root / "train-000.tar").write_bytes(content)
+    index = records.Opener().open(shardlists.Place("", root, root / "train-000.tar")).index
+    assert (len(index), index.is_cut) == (5, False)
+
+
 def listed(root: Path, *lines: str, test: str = "test-000.tar") -> Path:
     (root / "train.urls").write_text("\n".join(lines) + "\n")
     (root / "test.urls").write_text(test + "\n")
@@ -489,6 +554,17 @@ def test_a_list_that_is_wrong_is_passed_over(tmp_path, damage):
     assert every(opened(root)) == list(range(18))
 
 
+def test_an_entry_that_is_wrong_is_counted_and_no_other(tmp_path, monkeypatch):
+    root = write(tmp_path / "data", classes=3)
+    text = told(root)
+    text["shards"][2]["records"] = None
+    (root / counts.LIST).write_text(json.dumps(text))
+    scanned, names = counts._scanned, []
+    monkeypatch.setattr(counts, "_scanned", lambda places: names.extend(p.name for p in places) or scanned(places))
+    assert every(opened(root)) == list(range(18))
+    assert names == ["train-001.tar"]
+
+
 def test_a_shard_of_another_count_than_was_told_is_skipped(tmp_path):
     root = write(tmp_path / "data", classes=3)
     text = told(root)
@@ -508,6 +584,49 @@ def test_a_shard_of_classes_that_were_not_told_is_skipped(tmp_path):
     (root / counts.LIST).write_text(json.dumps(text | {"classes": ["a", "b"]}))
     with pytest.raises(UsageError, match="of 3 classes, where 5 of 2"):
         opened(root).rows(torch.tensor([0]))
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_shard_that_holds_something_else_by_now_is_counted_anew_as_the_warning_says(tmp_path, is_told):
+    root = listed(write(tmp_path / "data"), "train-000.tar", "pipe:cat ../train-001.tar")
+    (tmp_path / "train-001.tar").write_bytes((root / "train-001.tar").read_bytes())
+    if is_told:
+        told(root)
+    assert len(opened(root)) == 12
+    (tmp_path / "train-001.tar").write_bytes(tar(shard(20, 3)))
+    wanted = rf"where 7 of 0 were counted: {f'remove {root}/shards.json and ' if is_told else ''}start again; other"
+    for _ in range(2 if is_told else 1):
+        with pytest.warns(ColddiffWarning, match=wanted):
+            assert len(every(opened(root))) == 12
+    (root / counts.LIST).unlink(missing_ok=True)
+    assert every(opened(root)) == [*range(5), 20, 21, 22]
+
+
+def test_two_commands_of_one_archive_name_are_counted(tmp_path):
+    root = write(tmp_path / "data")
+    told(root)
+    (tmp_path / "train-001.tar").write_bytes(tar(shard(20, 3)))
+    listed(root, "train-000.tar", "pipe:cat train-001.tar", "pipe:cat ../train-001.tar")
+    assert every(opened(root)) == [*range(12), 20, 21, 22]
+
+
+def test_a_shard_that_takes_long_to_open_is_told(tmp_path, monkeypatch):
+    root = listed(write(tmp_path / "data"), "pipe:test -e ../slow && sleep .3; cat train-001.tar")
+    found = opened(root)
+    (tmp_path / "slow").touch()
+    monkeypatch.setattr(shards, "PATIENCE", 0.02)
+    with pytest.warns(ColddiffWarning, match=r"waiting for 'pipe:.* for 0 s") as warned:
+        assert shades(found.rows(torch.tensor([0, 1]))) == [5, 6]
+    assert len(warned) == 1
+
+
+def test_of_what_processes_have_met_the_most_is_told():
+    events: list[str] = []
+    met = SimpleNamespace(skipped=300)
+    ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, highest=lambda *values: values)
+    trainer = SimpleNamespace(ranks=ranks, train_set=met, _left_out_before=0, _left_out=0, _note=events.append)
+    Trainer._tell_left_out(trainer)
+    assert events == ["300 training images could not be read so far; others stand in for them"]
 
 
 def test_a_shard_that_goes_away_is_skipped_and_one_that_comes_back_is_not(tmp_path):
@@ -541,6 +660,24 @@ def test_a_pipe_that_fails_later_is_skipped_and_told(tmp_path):
         alone.rows(torch.tensor([0]))
 
 
+def test_a_held_set_that_a_shard_is_missing_from_is_told_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 2)
+    root = listed(write(tmp_path / "data"), "train-000.tar", "pipe:test -e ../ok && cat train-001.tar")
+    (tmp_path / "ok").touch()
+    request = Request("train", SIDE, 0, root)
+    opened(root)
+    (tmp_path / "ok").unlink()
+    with pytest.warns(ColddiffWarning, match="failed: exit code 1; its images are left out"):
+        assert sorted(shades(datasets.load("shards", request).pixels)) == list(range(5))
+    (tmp_path / "ok").touch()
+    assert sorted(shades(datasets.load("shards", request).pixels)) == list(range(12))
+    listed(root, "pipe:test -e ../ok && cat train-002.tar")
+    opened(root)
+    (tmp_path / "ok").unlink()
+    with pytest.raises(UsageError, match=r"None of the 6 records can be read.*exit code 1"):
+        datasets.load("shards", request)
+
+
 def test_a_full_disk_is_no_broken_shard(tmp_path, monkeypatch):
     root = listed(write(tmp_path / "data"), "pipe:cat train-001.tar")
     found = opened(root)
@@ -563,6 +700,39 @@ def test_too_many_open_files_are_no_broken_shard(tmp_path, monkeypatch):
             found.rows(torch.tensor([0]))
     assert "data.lanes" in str(refusal.value)
     assert every(found) == list(range(18))
+
+
+@pytest.mark.parametrize("what", ["_spool", "Popen", "dup", "folder"])
+def test_what_the_machine_refuses_a_command_is_told(tmp_path, monkeypatch, what):
+    found = opened(listed(write(tmp_path / "data"), "pipe:cat train-001.tar"))
+
+    def refuse(*arguments, **values):
+        raise OSError(errno.EACCES if what == "folder" else errno.EMFILE, "Refused")
+
+    with monkeypatch.context() as patch:
+        if what in ("_spool", "folder"):
+            patch.setattr(records.tempfile, "TemporaryFile", refuse)
+        else:
+            patch.setattr(records.os if what == "dup" else records.subprocess, what, refuse)
+        wanted = f"Cannot write {tmp_path}.*spool: Refused" if what == "folder" else "Cannot read pipe:.*: Refused"
+        with pytest.raises(MachineError, match=wanted) as refusal:
+            found.rows(torch.tensor([0]))
+    assert ("permissions" if what == "folder" else "data.lanes") in refusal.value.remedy
+    assert shades(found.rows(torch.tensor([0]))) == [5]
+
+
+@pytest.mark.parametrize("parts", [[1 << 20] * 130, [1 << 20] * 63 + [2 << 20] + [1 << 19] * 130])
+def test_room_is_looked_at_every_so_often_whatever_the_parts(tmp_path, monkeypatch, parts):
+    written, asked = 0, []
+    monkeypatch.setattr(cache, "check_room", lambda *_: asked.append(written))
+    with records._spool(shardlists.Place("pipe:", tmp_path)) as (_, keep):
+        for part in parts:
+            keep(bytes(part))
+            written += part
+    assert asked[0] == 0
+    gaps = [after - before for before, after in zip(asked, [*asked[1:], written], strict=True)]
+    assert max(gaps) < (64 << 20) + max(parts)
+    assert min(gaps[:-1], default=64 << 20) >= 64 << 20
 
 
 def test_two_threads_and_few_open_shards_give_what_one_gives(tmp_path, monkeypatch):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from colddiff_core.datasets.packing import Limits, Packed, Splits
 
 COMMAND = "data pack"
-LIST = "shards.json"
 
 
 def pack(
@@ -59,29 +58,27 @@ def pack(
         raise UsageError("--channels 2: pictures have 1 or 3.", "Use 1 for gray or 3 for colour.")
     splits, given = _splits(sources or [], dataset, data_dir, size, channels)
 
-    from colddiff_core.datasets import packing
+    from colddiff_core.datasets import counts, packing
     from colddiff_core.experiment import versions
 
     asked = {"records": records, "megabytes": megabytes, "size": size, "channels": channels, "seed": seed or 0}
     settings = {"sources": given} | asked | {"versions": versions()}
     old = _check_folder(out_dir, settings, is_resumed=resume, is_forced=force)
-    with series.Series([out_dir / LIST], COMMAND, settings, resume=resume, force=force) as own:
+    with series.Series([out_dir / counts.LIST], COMMAND, settings, resume=resume, force=force) as own:
         try:
-            if own.is_complete:
-                screen.say("Nothing is missing: all were there already.")
-            else:
-                own.place(0)  # the folder is this call's from here, and the list of what was all there is gone
+            own.place(0)  # the folder is this call's from here, and the list of what --force overwrites is gone
             for path in old if force else []:
                 path.unlink(missing_ok=True)
             most = packing.Limits(records, megabytes * packing.MEGABYTE)
             packed = _pack(screen, splits, out_dir, most, seed or 0)
-            if not own.is_complete:
-                packing.finish(out_dir, packed, splits.classes)
+            packing.finish(out_dir, packed, splits.classes)
         except KeyboardInterrupt:
             there = len(packing.in_the_way(out_dir)[0])
             what = f"Interrupted: {counted(there, 'whole shard')} {'is' if there == 1 else 'are'} in {out_dir}."
             how = "--resume in place of --force" if force else "--resume"
             raise series.Interrupted(what, f"Go on with them: the same call with {how}.") from None
+    if own.is_complete and all(made.kept == len(made.shards) for made in packed.values()):
+        screen.say("Nothing is missing: all were there already.")
     for split, made in packed.items():
         screen.say(_told(split, made))
     told = {split: _table(made) for split, made in packed.items()}
@@ -90,13 +87,13 @@ def pack(
 
 def _check_folder(folder: Path, settings: series.Settings, *, is_resumed: bool, is_forced: bool) -> list[Path]:
     """Return the shards that are there already; raises UsageError where they are not to be touched, or in the way."""
-    from colddiff_core.datasets import packing
+    from colddiff_core.datasets import counts, packing
 
     own, others = packing.in_the_way(folder)
     if others:
         raise UsageError(f"{others[0]} is in the way: it would be taken for one of these.", "Give another --out-dir.")
     if own and not (is_resumed or is_forced):
-        is_marked = series.Mark.of(folder, COMMAND, settings, [LIST]).is_there
+        is_marked = series.Mark.of(folder, COMMAND, settings, [counts.LIST]).is_there
         outputs.check(own[0], "another --out-dir" + (", go on with --resume" if is_marked else ""), force=False)
     return own
 
@@ -140,7 +137,11 @@ def _splits(
     if len(sources) == 1 and sources[0] and folder.is_dir():
         splits = packing.of_tree(folder, size, channels)
     else:
-        splits = packing.of_files([path for path, _ in inputs_.listed(sources)], size, channels)
+        files = inputs_.listed(sources)
+        for path, is_named in files:
+            if is_named and not path.exists():  # one name is a whole class
+                raise UsageError(f"No such file: {path}.", "Check the path.")
+        splits = packing.of_files([path for path, _ in files], size, channels)
     paths = [path for source in splits.sources.values() for path in source.paths]  # type: ignore[attr-defined]
     return splits, series.fingerprint(paths)
 

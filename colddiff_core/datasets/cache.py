@@ -130,6 +130,10 @@ class Draft:
             else:
                 del self._held[0]
 
+    def refuse(self) -> None:
+        """Hold the images for this process alone: they are not all that there are."""
+        self._is_refused = True
+
     def keep(self, order: Sequence[int] | None, rest: ImageSet) -> ImageSet:
         """Return the images in an order, None for the one they came in, with everything but the pixels from `rest`."""
         stack = self._stack()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -15,14 +16,14 @@ from typing import Any
 from colddiff_core import devices
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.records import Index, Opener
-from colddiff_core.datasets.shardlists import Place
+from colddiff_core.datasets.shardlists import LARGEST_LIST, Place
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.images import SUFFIXES
 
 LIST = "shards.json"
-LARGEST_LIST = 1 << 28  # bytes
 MOST_RECORDS = 10**9  # of a shard
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what reading such a list raises
 COUNTERS = 8  # shards counted at a time: what is waited for is the disk or the network
 
 
@@ -61,14 +62,16 @@ def listing(shards: Mapping[str, tuple[int, Count]], classes: Sequence[str]) -> 
 def counted(places: Sequence[Place], root: Path, split: str) -> tuple[list[Count], tuple[str, ...]]:
     """Return what each of a folder's shards holds, and the names of their classes where they are told.
 
-    A file of another size than shards.json says is counted. Raises UsageError for a shard that is absent, a command
-    that fails and one that prints no records; MachineError where the disk has no room for what one prints.
+    A file of another size than shards.json says is counted, and so are those of one name. Raises UsageError for a shard
+    that is absent, a command that fails and one that prints no records; MachineError where the disk has no room for
+    what one prints.
     """
     sizes, classes = _listed(root / LIST)
     found: dict[str, Count] = {}
     stamps = {place.name: _stamp(place) for place in places}
+    called = collections.Counter(place.file_name for place in places)
     for place in places:
-        told = sizes.get(place.file_name)
+        told = sizes.get(place.file_name) if called[place.file_name] == 1 else None
         stamp = stamps[place.name]
         if told and (place.path is None or (stamp and stamp[0] == told[0])):
             found[place.name] = told[1]
@@ -79,22 +82,39 @@ def counted(places: Sequence[Place], root: Path, split: str) -> tuple[list[Count
 
 
 def _listed(path: Path) -> tuple[dict[str, tuple[int, Count]], tuple[str, ...]]:
-    """Return what a shards.json tells: nothing where there is none, or it is damaged."""
-    try:
+    """Return what a shards.json tells: nothing where there is none, or it is damaged, and of no damaged entry."""
+    found: dict[str, tuple[int, Count]] = {}
+    with contextlib.suppress(*DAMAGED):
         told = parse_json(read_ordinary(path, LARGEST_LIST))
         classes = tuple(told["classes"])
         if not all(isinstance(name, str) for name in classes):
             return {}, ()
-        return {entry["name"]: (int(entry["bytes"]), Count.parsed(entry)) for entry in told["shards"]}, classes
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return {}, ()
+        for entry in told["shards"]:
+            with contextlib.suppress(*DAMAGED):
+                found[entry["name"]] = (int(entry["bytes"]), Count.parsed(entry))
+        return found, classes
+    return {}, ()
+
+
+def forget(place: Place, root: Path, split: str) -> str:
+    """Drop what is kept of a shard that holds something else by now; return what has it counted anew."""
+    path = _kept_at(root, split)
+    with contextlib.suppress(OSError), cache.alone(path):
+        kept = _kept(path)
+        if kept.pop(place.name, None):
+            _keep(path, ((name, *found) for name, found in kept.items()))
+    return f"remove {root / LIST} and start again" if (root / LIST).exists() else "start again"
+
+
+def _kept_at(root: Path, split: str) -> Path:
+    name = hashlib.blake2b(repr((os.path.abspath(root), split)).encode(), digest_size=16).hexdigest()
+    return cache.folder().with_name("shards") / f"{name}.json"
 
 
 def _kept_or_scanned(
     places: Sequence[Place], stamps: Mapping[str, tuple[int, int] | None], root: Path, split: str
 ) -> dict[str, Count]:
-    name = hashlib.blake2b(repr((os.path.abspath(root), split)).encode(), digest_size=16).hexdigest()
-    path = cache.folder().with_name("shards") / f"{name}.json"
+    path = _kept_at(root, split)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # processes that begin together have one of them count
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +151,7 @@ def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, Count]]:
     try:
         told = parse_json(read_ordinary(path, LARGEST_LIST))
         return {name: (tuple(stamp) if stamp else None, Count.parsed(count)) for name, (stamp, count) in told.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except DAMAGED:
         return {}
 
 

@@ -89,13 +89,16 @@ def decode_apart(paths: Sequence[Path], request: Request, where: Path) -> ImageS
     return _decode_files(paths, [here] * len(paths), request, where, {here})
 
 
-def decode_entries(entries: Iterator[Entry], request: Request, where: Path, stamps: Sequence[object]) -> ImageSet:
+def decode_entries(
+    entries: Iterator[Entry], request: Request, where: Path, stamps: Sequence[object], is_whole: Callable[[], bool]
+) -> ImageSet:
     """Return entries as one set, by the cache for as long as `stamps` are the same; errors as `decode`.
 
-    Their folders are the classes. `where` stands for them all in messages and in the cache.
+    Their folders are the classes. `where` stands for them all in messages and in the cache, where they are kept if
+    `is_whole` says so once all were read.
     """
     key = cache.key(where, request, _channels(request), stamps)
-    return _load(entries, request, where, key, lambda folders: {folder: folder for folder in folders})
+    return _load(entries, request, where, key, lambda folders: {folder: folder for folder in folders}, is_whole)
 
 
 def _decode_files(
@@ -154,13 +157,27 @@ def _members(archive: Path) -> Iterator[Entry]:
         raise UsageError(f"Cannot read {archive}: {error}.", "The archive may be cut short; fetch it again.") from None
 
 
-def _load(entries: Iterator[Entry], request: Request, where: Path, key: cache.Key | None, naming: Naming) -> ImageSet:
+def _load(
+    entries: Iterator[Entry],
+    request: Request,
+    where: Path,
+    key: cache.Key | None,
+    naming: Naming,
+    is_whole: Callable[[], bool] = lambda: True,
+) -> ImageSet:
     """Return the images kept under a key, else decode them."""
     found = cache.load(key) if key else None
-    return found or _decode(entries, request, where, key, naming)
+    return found or _decode(entries, request, where, key, naming, is_whole)
 
 
-def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.Key | None, naming: Naming) -> ImageSet:
+def _decode(
+    entries: Iterator[Entry],
+    request: Request,
+    where: Path,
+    key: cache.Key | None,
+    naming: Naming,
+    is_whole: Callable[[], bool],
+) -> ImageSet:
     size = 0 if request.crop else request.size
     most = max(1, min(cache.CHUNK, LARGEST_CHUNK // (_channels(request) * request.size**2)))  # images of a portion
 
@@ -197,6 +214,8 @@ def _decode(entries: Iterator[Entry], request: Request, where: Path, key: cache.
                     draft.add(np.stack(kept))
         if not used:
             raise _nothing(count, where, request)
+        if not is_whole():
+            draft.refuse()
         rest = ImageSet(torch.empty(0), skipped=count - used, suffixes=frozenset(suffixes))
         names = naming(seen)
         classes = tuple(sorted(set(names.values())))

@@ -26,11 +26,11 @@ from colddiff_core.datasets import base, counts, files
 from colddiff_core.datasets.base import ImageSet, Request, Split
 from colddiff_core.datasets.counts import Count
 from colddiff_core.datasets.folder import hashed_split
-from colddiff_core.datasets.records import Opener
+from colddiff_core.datasets.records import Index, Opener
 from colddiff_core.datasets.shardlists import Place
 from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.files import drafted, read_ordinary, refusals, whole
-from colddiff_core.images import read_bytes
+from colddiff_core.images import SUFFIXES, read_bytes
 
 CHUNK = 64  # files read and checked at a time, fewer where they are large
 LARGEST_CHUNK = 1 << 26  # bytes of them
@@ -38,6 +38,7 @@ MEGABYTE = 1_000_000
 SPLITS: tuple[Split, ...] = ("train", "test")
 _NAME = re.compile(r"(train|test)-\d{6}\.tar")
 _HEADER = tarfile.BLOCKSIZE
+_END = 2  # blocks after the last record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,10 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image files, as they are, or scaled to `size` and made of `channels` where these are not 0."""
+    """Image files, as they are, or scaled to `size` and made of `channels` where these are not 0.
+
+    Those that a reader of shards would not know by their suffix are made PNG.
+    """
 
     paths: Sequence[Path]
     labels: Sequence[int] | None
@@ -88,9 +92,10 @@ class Files:
             pixels = read_bytes(path, size=self.size, channels=self.channels, content=content)
         except (OSError, ColddiffError):
             return None
-        if self.size or self.channels:
+        suffix = path.suffix.lower()
+        if self.size or self.channels or suffix not in SUFFIXES:
             return Record(_png(pixels), ".png", label)
-        return Record(content, path.suffix.lower(), label)
+        return Record(content, suffix, label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +134,14 @@ class Limits:
 
 @dataclasses.dataclass
 class Packed:
-    """The shards of a split: the bytes of each and what it holds; how many files were left out as unreadable."""
+    """The shards of a split: the bytes of each and what it holds; how many files were left out as unreadable.
+
+    kept: how many of the shards were there already.
+    """
 
     shards: dict[str, tuple[int, Count]] = dataclasses.field(default_factory=dict)
     skipped: int = 0
+    kept: int = 0
 
     @property
     def records(self) -> int:
@@ -166,7 +175,7 @@ def of_files(paths: Sequence[Path], size: int = 0, channels: int = 0) -> Splits:
 
     Where folders there sort them all, those are the classes. Raises UsageError for fewer than two.
     """
-    absolute = [Path(os.path.abspath(path)) for path in dict.fromkeys(paths)]
+    absolute = [Path(path) for path in dict.fromkeys(map(os.path.abspath, paths))]
     root = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
     listed = {split: hashed_split(absolute, root, split) for split in SPLITS}
     return _sorted_by_folder(listed, dict.fromkeys(SPLITS, root), size, channels)
@@ -240,16 +249,17 @@ def finish(folder: Path, packed: Mapping[Split, Packed], classes: Sequence[str])
 def _kept(folder: Path, split: Split) -> tuple[Packed, int]:
     """Return the whole shards that are there, and the place of the first image that is in none of them.
 
-    What comes after one that is missing is removed, and what a killed packing was writing.
+    What comes after one that is missing or damaged is removed, and what a killed packing was writing.
     """
     made, begin = Packed(), 0
     for path in [folder / f"{split}-{number:06}.tar" for number in range(len(list(folder.glob(f"{split}-*.tar"))))]:
-        if not path.is_file():
+        try:
+            index = Opener().open(Place(path.name, folder, path)).index
+            begin = _last(path, index) + 1
+        except (UsageError, OSError, ValueError):
             break
-        index = Opener().open(Place(path.name, folder, path)).index
         made.shards[path.name] = (path.stat().st_size, Count.of(index))
-        begin = _last(path) + 1
-    made.skipped = begin - made.records
+    made.skipped, made.kept = begin - made.records, len(made.shards)
     with refusals(folder), contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):
             wanted = drafted(name) or name
@@ -258,13 +268,13 @@ def _kept(folder: Path, split: Split) -> tuple[Packed, int]:
     return made, begin
 
 
-def _last(path: Path) -> int:
-    with tarfile.open(path) as archive:
-        last = -1
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]
-            last = int(member.name.partition(".")[0])
-    return last
+def _last(path: Path, index: Index) -> int:
+    """Return the place that the last record of a shard is called after; raises ValueError for one that is not whole."""
+    if index.is_cut or not len(index):
+        raise ValueError(f"{path} is cut")
+    with path.open("rb") as file:
+        file.seek(int(index.offsets[-1]) - _HEADER)
+        return int(file.read(_HEADER).partition(b".")[0])
 
 
 def _sound(
@@ -299,8 +309,9 @@ def _chunks(source: Source, order: torch.Tensor, begin: int) -> Iterator[list[in
 
 def _has_room(archive: tarfile.TarFile, held: int, record: Record, limits: Limits) -> bool:
     """Tell whether a record belongs into a shard; the first one always does."""
-    blocks = -(-len(record.content) // _HEADER) + 1 + (0 if record.label is None else 2)
-    return not held or (held < limits.records and archive.offset + blocks * _HEADER <= limits.bytes)
+    blocks = -(-len(record.content) // _HEADER) + 1 + (0 if record.label is None else 2) + _END
+    size = -(-(archive.offset + blocks * _HEADER) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+    return not held or (held < limits.records and size <= limits.bytes)
 
 
 def _add(archive: tarfile.TarFile, place: int, record: Record) -> None:

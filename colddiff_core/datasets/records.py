@@ -21,6 +21,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Self
 
 import numpy as np
@@ -35,12 +36,15 @@ from colddiff_core.images import SUFFIXES
 
 PART = 1 << 20  # bytes read from a pipe or a compressed file at a time
 LARGEST_CLASS = 64  # bytes of a .cls file
+LARGEST_HEADER = 1 << 20  # bytes of all headers of a member: long names, and where a sparse file has data
+ROOM_EVERY = 64 * PART  # bytes written after which the disk is asked again
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 GZIP = b"\x1f\x8b"
 NO_IMAGE = -1  # in place of a size: the record has none, or one too large to be held
 NO_LABEL = -1
 # What tarfile raises of files that are none, or were cut short.
 UNREADABLE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, RecursionError)
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
+_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.(?:([^/]*)\.)?([^./]*)", re.DOTALL)  # of a/7.input.png: a/7, input, png
 # Name, size, checksum and prefix of a header (POSIX.1-1988) of an ordinary file; numbers as Python and GNU write them.
 _PLAIN = re.compile(
     rb"(?=([^\0]{1,100})).{124}([0-7]{11})[\0 ].{12}([0-7]{6})\0 0.{100}ustar.{83}(?=([^\0]{0,155})).{167}",
@@ -54,12 +58,14 @@ class Index:
     """Where the records of a shard lie: offset, size and label of each image, (N,) int64.
 
     A size is NO_IMAGE where there is none to read, a label NO_LABEL where it is not told. suffixes: of the images.
+    is_cut: the archive does not end as it should.
     """
 
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
     suffixes: frozenset[str]
+    is_cut: bool
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -104,21 +110,29 @@ class Opener:
 
         What a command prints, and what is compressed, goes to a file without a name in the user's cache folder first.
         Raises UsageError naming it where it is absent and where its command fails, MachineError where the disk is full
-        or too many files are open.
+        or refuses, or too many files are open.
         """
-        if place.path is None:
-            return self._unpacked(self._printed(place), place)
         try:
-            descriptor = os.open(place.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return self._unpacked(self._printed(place) if place.path is None else self._found(place.path), place)
+        except OSError as error:  # that is not the shard's fault
+            what = f"Cannot read {place.path or beginning(place.name)}: {error.strerror or error}."
+            remedy = "Check how many processes and how much memory the machine has left."
+            if error.errno in TOO_MANY_FILES:
+                remedy = "Use fewer data.lanes, or raise the limit by ulimit -n."
+            raise MachineError(what, remedy) from None
+
+    @staticmethod
+    def _found(path: Path) -> int:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            what = f"Cannot read {place.path}: {error.strerror or error}."
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # that is not the shard's fault
-                raise MachineError(what, "Use fewer data.lanes, or raise the limit by ulimit -n.") from None
-            raise UsageError(what, "Check the path.") from None
+            if error.errno in TOO_MANY_FILES:
+                raise
+            raise UsageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would be waited for
             os.close(descriptor)
-            raise UsageError(f"Cannot read {place.path}: it is not an ordinary file.", "Check the path.")
-        return self._unpacked(descriptor, place)
+            raise UsageError(f"Cannot read {path}: it is not an ordinary file.", "Check the path.")
+        return descriptor
 
     def close(self) -> None:
         """End the commands that are running; what is opened from now on fails."""
@@ -200,17 +214,24 @@ def _decompressed(packed: IO[bytes]) -> Iterator[bytes]:
 def _spool(place: Place) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
     """Yield a file without a name, which no kill can leave behind, and what writes to it as long as there is room."""
     folder = cache.folder().with_name("spool")
-    with refusals(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        since = 0
+        spool = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed on leaving
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
+        with refusals(folder):
+            raise
+    with spool as file:
+        written = ask_at = 0
 
         def keep(part: bytes) -> None:
-            nonlocal since
+            nonlocal written, ask_at
             with refusals(folder / place.file_name):
-                if since % (64 * PART) < len(part):
+                if written >= ask_at:
                     cache.check_room(folder, len(part))
-                since += len(part)
+                    ask_at = written + ROOM_EVERY
+                written += len(part)
                 left = memoryview(part)
                 while left:
                     left = left[file.write(left) :]
@@ -220,45 +241,48 @@ def _spool(place: Place) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
 
 def _scan(descriptor: int) -> Index:
     """Return where the records of an archive are, as far as it can be read."""
-    rows: list[tuple[int, int, int]] = []
-    suffixes: set[str] = set()
-    key, row, end = None, (0, NO_IMAGE, NO_LABEL), 0
-    for member in _members(descriptor):
-        end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    rows: list[tuple[int, int, int, str]] = []
+    nothing = (0, NO_IMAGE, NO_LABEL, "")
+    key, row, is_loose = None, nothing, False
+    reader = _Reader(descriptor)
+    for member in _members(reader):
         found = _KEY.fullmatch(member.name)
         if found is None:
             continue
+        is_cut = reader.lacks(member)
         if found[1] != key:
             if key is not None:
                 rows.append(row)
-            key, row = found[1], (0, NO_IMAGE, NO_LABEL)
-        suffix = f".{found[2].lower()}"
-        if suffix in SUFFIXES and not row[0]:  # the first of several; none begins at 0, where a header is
+            key, row = None if is_cut else found[1], nothing
+        if is_cut:
+            break
+        is_inner, suffix = found[2] is not None, f".{found[3].lower()}"
+        # The first of several, rather 7.png than 7.input.png; none begins at 0, where a header is.
+        if suffix in SUFFIXES and (not row[0] or (is_loose and not is_inner)):
             size = member.size if member.size <= LARGEST_MEMBER else NO_IMAGE
-            row = (member.offset_data, size, row[2])
-            suffixes.add(suffix)
-        elif suffix == ".cls" and member.size <= LARGEST_CLASS:
+            row, is_loose = (member.offset_data, size, row[2], suffix), is_inner
+        elif suffix == ".cls" and member.size <= LARGEST_CLASS and (row[2] == NO_LABEL or not is_inner):
             number = _LABEL.fullmatch(os.pread(descriptor, member.size, member.offset_data))
-            row = (*row[:2], int(number[1]) if number else NO_LABEL)
-    is_cut = os.pread(descriptor, tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE)
+            row = (*row[:2], int(number[1]) if number else NO_LABEL, row[3])
+    is_cut = reader.last != bytes(tarfile.BLOCKSIZE)  # where a header would be
     # Of the last record of an archive that was cut the class may be gone.
     has_lost = is_cut and row[2] == NO_LABEL and (not rows or rows[-1][2] != NO_LABEL)
     if key is not None and not has_lost:
         rows.append(row)
-    table = np.array(rows, np.int64).reshape(-1, 3).T
+    table = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T
     offsets, sizes, labels = np.ascontiguousarray(table)
-    return Index(offsets, sizes, labels, frozenset(suffixes))
+    return Index(offsets, sizes, labels, frozenset(row[3] for row in rows) - {""}, is_cut)
 
 
-def _members(descriptor: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the ordinary files of an archive that are all there, until it ends or cannot be read on."""
-    reader = _Reader(descriptor)
+def _members(reader: _Reader) -> Iterator[tarfile.TarInfo]:
+    """Yield the ordinary files of an archive until it ends or cannot be read on; of the last one a part may be gone."""
     with contextlib.suppress(*UNREADABLE), tarfile.open(fileobj=reader, mode="r:", tarinfo=_Member) as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
             archive.members.clear()  # it would remember them all
-            if member.size < 0 or member.offset_data + member.size > reader.length:
+            reader.left = LARGEST_HEADER
+            if archive.offset < member.offset_data or member.size < 0:  # it would be read for ever
                 return
-            if member.isreg() and not member.issparse():
+            if member.isreg() and not member.issparse():  # of any other the size is not that of what follows
                 yield member
 
 
@@ -278,18 +302,29 @@ class _Member(tarfile.TarInfo):
 
 
 class _Reader:
-    """A file for tarfile that reads no more than there is, whatever a header says."""
+    """A file for tarfile that reads no more than there is, and than headers need, whatever one says.
+
+    left: bytes that it reads before it refuses; last: what it has read last.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.length = os.fstat(descriptor).st_size
+        self._length = os.fstat(descriptor).st_size
         self._position = 0
+        self.left = LARGEST_HEADER
+        self.last = b""
 
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self.length - self._position)
-        found = os.pread(self._descriptor, min(left, LARGEST_MEMBER if size < 0 else size), self._position)
-        self._position += len(found)
-        return found
+    def lacks(self, member: tarfile.TarInfo) -> bool:
+        """Tell whether the end of a member is beyond that of the file."""
+        return member.offset_data + member.size > self._length
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError("a header that is too large")
+        self.last = os.pread(self._descriptor, size, self._position)
+        self._position += len(self.last)
+        return self.last
 
     def seek(self, position: int) -> int:
         self._position = position

@@ -10,7 +10,7 @@ import itertools
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ MOST_HELD = 50_000  # records of a split that is held as one tensor
 SPARE = 4  # shards kept open beyond one for each lane
 OPENERS = 8  # shards opened at a time: what is waited for is the disk or the network
 AHEAD = 32  # images that wait to be decoded
+PATIENCE = 60.0  # seconds that a shard may take to be opened before that is told
 RECENT = 1 << 16  # labels remembered of what was read last
 
 
@@ -156,7 +157,12 @@ class Shards:
         root, count = self._request.directory, min(most, len(self))
         assert root is not None
         numbers = [place * len(self) // count for place in range(count)]
-        found = decode_entries(self._entries(numbers), self._request, root, ("shards", most, self._told))
+        stamps = ("shards", most, self._told)
+        try:
+            found = decode_entries(self._entries(numbers), self._request, root, stamps, lambda: not self._failures)
+        except UsageError as error:
+            raise self._unreadable() if self._failures else error from None
+        self._tell("its images are left out")
         labels = None
         if self.has_labels and found.labels is None:  # they are all of one class
             labels = self.labels_of(torch.tensor(numbers[:1])).expand(len(found)).contiguous()
@@ -186,7 +192,7 @@ class Shards:
 
         pending: collections.deque[Future[None]] = collections.deque()
         for shard, wanted in self._by_shard(numbers):
-            opened = self._opened(shard).result()
+            opened = self._awaited(shard)
             is_small = opened is not None and opened.index.sizes[[record for _, record in wanted]].mean() < SMALL_FILE
             for slot, record in wanted:
                 if is_small:  # as `files` has it: threads would wait for each other
@@ -202,7 +208,7 @@ class Shards:
                 self._recent |= zip(numbers.tolist(), labels, strict=True)
                 while len(self._recent) > RECENT:
                     self._recent.popitem(last=False)
-        self._tell()
+        self._tell("other images stand in for these")
         return torch.from_numpy(found)
 
     def _by_shard(self, numbers: Tensor) -> Iterator[tuple[int, list[tuple[int, int]]]]:
@@ -247,6 +253,14 @@ class Shards:
                 self._open.popitem(last=False)
             return found
 
+    def _awaited(self, shard: int) -> Shard | None:
+        """Return an open shard, None for one that gives nothing; warn while that takes long."""
+        found = self._opened(shard)
+        if not wait([found], PATIENCE).done:
+            what = f"waiting for {shown(self._places[shard].name)} for {PATIENCE:.0f} s"
+            warnings.warn(ColddiffWarning(what), stacklevel=4)
+        return found.result()
+
     def _open_now(self, shard: int, future: Future[Shard | None]) -> None:
         place = self._places[shard]
         try:
@@ -255,7 +269,9 @@ class Shards:
             found, told = counts.Count.of(opened.index), self._held[shard]
             if found.records != told.records or (self.has_labels and not 0 < found.classes <= self.class_count):
                 why = f"{place.name} holds {found.records} records of {found.classes} classes"
-                why += f", where {told.records} of {told.classes} were counted"
+                why += f", where {told.records} of {told.classes} were counted: "
+                assert self._request.directory is not None
+                why += counts.forget(place, self._request.directory, self._request.split)
         except UsageError as error:
             why = error.what
         except BaseException as error:
@@ -273,12 +289,12 @@ class Shards:
                 self._failures.pop(shard, None)
         future.set_result(None if why else opened)
 
-    def _tell(self) -> None:
-        """Warn of shards that gave nothing when they were opened, once of each."""
+    def _tell(self, outcome: str) -> None:
+        """Warn of shards that gave nothing when they were opened, once of each, and of what comes of it."""
         with self._lock:
             told, self._news = self._news, []
         for why in told:
-            warnings.warn(ColddiffWarning(f"{why}; other images stand in for these"), stacklevel=4)
+            warnings.warn(ColddiffWarning(f"{why}; {outcome}"), stacklevel=4)
 
     def _sound(self, shard: int, record: int, held: Shard | None = None) -> tuple[np.ndarray, int]:
         """Return the pixels (C, H, W) and the label of a record, or of the next one that can be read.
@@ -288,7 +304,7 @@ class Shards:
         for at in itertools.chain(range(shard, len(self._counts)), range(shard)):
             opened = held if at == shard else None
             if opened is None and self._counts[at]:
-                opened = self._opened(at).result()
+                opened = self._awaited(at)
             if opened is None:
                 continue
             first = record % self._counts[at]
@@ -296,8 +312,11 @@ class Shards:
                 picture = self._decoded(opened, at, candidate)
                 if picture is not None:
                     return picture, int(opened.index.labels[candidate])
+        raise self._unreadable()
+
+    def _unreadable(self) -> UsageError:
         why = next(iter(self._failures.values()), "")
-        raise UsageError(f"None of the {len(self)} records can be read. {why}".strip(), "Check the shards.")
+        return UsageError(f"None of the {len(self)} records can be read. {why}".strip(), "Check the shards.")
 
     def _decoded(self, opened: Shard, shard: int, record: int) -> np.ndarray | None:
         """Return a record's pixels, None where it cannot be read, which is remembered."""
@@ -316,7 +335,7 @@ class Shards:
         """Yield records for `files` to decode; their folder is their class."""
         for number in numbers:
             shard, record = self._place(number)
-            opened = self._opened(shard).result()
+            opened = self._awaited(shard)
             label = int(opened.index.labels[record]) if opened else 0
             folder = f"{label:010d}" if self.has_labels else "."
             yield Entry(Path(f"{number}"), folder, opened.read(record) if opened else b"")
