@@ -1,12 +1,13 @@
 """Training on several processes, held to training on one: the same steps, what they cost, and what a failure costs.
 
-Usage: python benchmarks/ranks.py [--cases same,pace,meeting,killed,elsewhere] [--rounds 3] [--steps 50] [--quick]
-                                  [--out FILE]
+Usage: python benchmarks/ranks.py [--cases same,pace,meeting,killed,elsewhere,threads] [--rounds 3] [--steps 50]
+                                  [--quick] [--out FILE]
 same       losses, gradient norms and weights of two processes against one's, in float32
 pace       images/s of one process and of two, each with one thread
 meeting    what agreeing after a step and adding up the gradients take, by the number of processes
 killed     `--nproc 2 --max-restarts 2`, a process of it killed: seconds until it goes on, and what it comes to
 elsewhere  a run of two processes that goes on as one, and as three
+threads    with how many threads a network computes the bits that it does with one, by images of a batch
 """
 
 from __future__ import annotations
@@ -260,12 +261,35 @@ def elsewhere(bench: Bench) -> Found:
     return {f"on {count}": difference(kept[2], kept[count], since) for count in (1, 3)}
 
 
+def threads(bench: Bench) -> Found:
+    """On the CPU: processes that share its cores have fewer threads each than one by itself."""
+    from colddiff_core import experiment, presets
+
+    found = {}
+    for name in ("digits-mask", "mnist-blur-small"):
+        built = experiment.build(presets.load(name, list(QUICK) if bench.is_quick else []), 1, torch.device("cpu"))
+        side, last = built.config.data.size, built.operator.steps
+        found[name] = {}
+        for count in (1, 7, 16, 50, 64, 100):
+            x_t = torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(count)) * 2 - 1
+            frozen = built.freeze(x_t, [torch.Generator().manual_seed(number) for number in range(count)])
+            made = {}
+            for number in (1, 2, 3, 4, 6, 8, 16):
+                torch.set_num_threads(number)
+                with torch.no_grad():
+                    made[number] = built.restorer(x_t, last, frozen)
+            same = [str(number) for number, x in made.items() if torch.equal(x, made[1])]
+            found[name][f"{count} images"] = " ".join(same)
+    return found
+
+
 CASES: dict[str, Callable[[Bench], Found]] = {
     "same": same,
     "pace": pace,
     "meeting": meeting,
     "killed": killed,
     "elsewhere": elsewhere,
+    "threads": threads,
 }
 
 

@@ -145,7 +145,10 @@ class Trainer:
             is_saved = is_last or self.step % settings.checkpoint_every == 0
             is_logged = self._is_logged(self.step)
             # On a GPU looking would have the loop wait, and a skipped step does no harm until it is looked at.
-            if is_saved or is_logged or self.experiment.device.type == "cpu":
+            is_on_cpu = self.experiment.device.type == "cpu"
+            if is_saved or is_logged or is_on_cpu:
+                if not is_on_cpu:  # a GPU would wait for one that is gone, and no signal be heard: CPUs notice at once
+                    self.ranks.highest(0)
                 why = self._trouble(is_saved)
                 if why:
                     self._go_back(why, meter)
@@ -174,8 +177,6 @@ class Trainer:
 
     def _trouble(self, is_saved: bool) -> str:
         """Record the steps that were skipped; return why the run cannot go on from here, empty where it can."""
-        if self.experiment.device.type == "cuda":  # in the wait for a GPU that waits for one that is gone
-            self.ranks.highest(0)  # no signal is heard; CPUs notice at once
         skipped, are_too_many = self.stepper.watch.read()
         for step in skipped:
             self._note(f"step {step.step} skipped: {step.why}")

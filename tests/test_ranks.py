@@ -15,9 +15,10 @@ import pytest
 import ranks_job
 import torch
 import torch.distributed as dist
+from conftest import make_trainer
 from safetensors.torch import load_file
 
-from colddiff_cli import __main__, launching
+from colddiff_cli import __main__, launching, trainings
 from colddiff_cli.__main__ import run as colddiff
 from colddiff_core import checkpoint, devices, job, ranks, runs, seeds
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
@@ -284,6 +285,20 @@ def test_what_torch_says_of_others_is_told_apart_from_what_went_wrong_here(monke
         raise error
     assert type(found.value) is kind
     assert what in str(found.value)
+
+
+@pytest.mark.parametrize("key", ["training images", "torch", "precision"])
+def test_a_process_that_would_train_otherwise_than_the_first_is_told(tmp_path, monkeypatch, key):
+    class Second(ranks.Ranks):
+        def hear_json(self, value):
+            return value | {key: "other"}
+
+    trainer = make_trainer(tmp_path / "run")
+    trainer.run.close()
+    trainings._check_alike(trainer)
+    monkeypatch.setattr(ranks, "_joined", Second(job.Place(1, 2)))
+    with pytest.raises(UsageError, match=f"Process 1 differs from the first one in {key}: .*, not other"):
+        trainings._check_alike(trainer)
 
 
 TRAIN = ["train", "--preset", "digits-mask", *(word for key in ranks_job.TINY for word in ("--set", key))]
