@@ -145,10 +145,8 @@ class Trainer:
             is_saved = is_last or self.step % settings.checkpoint_every == 0
             is_logged = self._is_logged(self.step)
             # On a GPU looking would have the loop wait, and a skipped step does no harm until it is looked at.
-            is_on_cpu = self.experiment.device.type == "cpu"
-            if is_saved or is_logged or is_on_cpu:
-                if not is_on_cpu:  # a GPU would wait for one that is gone, and no signal be heard: CPUs notice at once
-                    self.ranks.highest(0)
+            if is_saved or is_logged or self.experiment.device.type == "cpu":
+                self._see_others()
                 why = self._trouble(is_saved)
                 if why:
                     self._go_back(why, meter)
@@ -174,6 +172,11 @@ class Trainer:
             self.run.event("finished", step=self.step)
         else:
             self.run.event("stopped", step=self.step, **self._stopped_by)
+
+    def _see_others(self) -> None:
+        """Raise LostError where another process is gone: in the wait for a GPU that waits for it no signal is heard."""
+        if self.experiment.device.type != "cpu":
+            self.ranks.highest(0)
 
     def _trouble(self, is_saved: bool) -> str:
         """Record the steps that were skipped; return why the run cannot go on from here, empty where it can."""
