@@ -57,31 +57,32 @@ class Job:
         return "".join((self.folder / f"{stream}-{rank}.txt").read_text() for rank in range(len(self.processes)))
 
 
-def start(arguments: Sequence[str], folder: Path, count: int = 1) -> Job:
-    """Start a command line in a folder as so many processes of a job; one by itself is none."""
+def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> Job:
+    """Start a command line in a folder as so many processes of a job; one by itself is none. threads: of each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*calls.IMPORTED, *MORE])
     environment = dict(os.environ)
     if count > 1:
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+        environment["LOCAL_WORLD_SIZE"] = str(count)
     processes = []
     for rank in range(count):
         own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
-        process = context.Process(target=_call, args=(list(arguments), str(folder), own, rank))
+        process = context.Process(target=_call, args=(list(arguments), str(folder), own, rank, threads))
         process.start()
         processes.append(process)
     return Job(processes, folder)
 
 
-def finish(arguments: Sequence[str], folder: Path, count: int = 1) -> tuple[str, str]:
+def finish(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> tuple[str, str]:
     """Run a command line that is to succeed to its end; returns what it said on stdout and on stderr."""
-    job = start(arguments, folder, count)
+    job = start(arguments, folder, count, threads)
     codes = job.wait()
     assert codes == [0] * count, job.told("err")
     return job.told("out"), job.told("err")
 
 
-def _call(arguments: list[str], folder: str, environment: dict[str, str], rank: int) -> None:
+def _call(arguments: list[str], folder: str, environment: dict[str, str], rank: int, threads: int) -> None:
     import torch
 
     from colddiff_cli.__main__ import run
@@ -90,7 +91,7 @@ def _call(arguments: list[str], folder: str, environment: dict[str, str], rank: 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     classifier.STEPS = STEPS
     with open(f"out-{rank}.txt", "w", encoding="utf-8") as out, open(f"err-{rank}.txt", "w", encoding="utf-8") as err:
         sys.stdout, sys.stderr = out, err

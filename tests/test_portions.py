@@ -7,10 +7,8 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import launches
 import pytest
 import torch
 from conftest import finish, left_behind, make_trainer
@@ -205,26 +203,17 @@ def test_two_calls_alike_both_come_to_their_figures(own, capsys, monkeypatch):
     assert outcome(capsys) == wanted
 
 
-def measured(more, **environment):
-    """Return what the command comes to in processes of its own, but for the times; it is to succeed."""
-    command = [sys.executable, "-m", "colddiff_cli", *ASKED, *more]
-    around = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment
-    job = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
-    assert job.returncode == 0, job.stderr
-    told = json.loads(job.stdout)
-    for figures in told["metrics"].values():
-        figures.pop("milliseconds", None)
-    return told
-
-
 def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
     """Where batches are of 16 images; the last one of 50 is not, and is filled up."""
     (own / "evaluated").write_text("in the way")  # as a run is that is another user's
-    size = ["--batch-size", "16"]
-    alone = measured(size, OMP_NUM_THREADS="2")
-    (own.parent / "typer.py").write_text("raise RuntimeError('not ours')")  # of the folder that the user is in
-    assert measured([*size, "--nproc", "2"], OMP_NUM_THREADS="1", PYTHONSAFEPATH="1") == alone
-    assert alone["metrics"]["sampled"]["fd"] is not None
+    told = []
+    for count, threads in ((1, 2), (2, 1)):
+        out, _ = launches.finish([*ASKED, "--batch-size", "16"], own.parent, count, threads)
+        told.append(json.loads(out))
+        for figures in told[-1]["metrics"].values():
+            figures.pop("milliseconds", None)
+    assert told[0] == told[1]
+    assert told[0]["metrics"]["sampled"]["fd"] is not None
 
 
 def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, monkeypatch):

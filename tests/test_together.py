@@ -144,17 +144,20 @@ def test_refusals_are_told_once_and_nothing_is_made(place):
 
 
 def test_nproc_starts_the_same_command_line_as_processes(place):
-    command = [sys.executable, "-m", "colddiff_cli", "generate", "own", "--n", "33", "--json", "--out-dir", "launched"]
+    words = ["generate", "own", "--n", "33", "--json", "--out-dir", "launched"]
+    command = [sys.executable, "-P", "-m", "colddiff_cli", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     grids = place / "own" / "generated"
     shutil.rmtree(grids, ignore_errors=True)
-    out, _ = launches.finish(command[3:], place)
+    out, _ = launches.finish(words, place)
     whole, grid = contents(place / "launched"), contents(grids)
     shutil.rmtree(place / "launched")
     shutil.rmtree(grids)
+    (place / "typer.py").write_text("raise RuntimeError('a file of the user')")
     done = subprocess.run(
         [*command, "--nproc", "2"], cwd=place, env=environment, capture_output=True, text=True, check=False
     )
+    (place / "typer.py").unlink()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(out)
     assert contents(place / "launched") == whole
