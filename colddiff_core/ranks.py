@@ -376,12 +376,12 @@ def guarded() -> Iterator[None]:
             raise
         who = f"Process {here.rank} of {here.count}"
         if isinstance(error, dist.DistBackendError) and not any(sign in told for sign in GONE):
-            raise MachineError(f"{who}: {brief(error)}.", "NCCL_DEBUG=WARN has NCCL say more.") from error
-        what = f"{who} has lost the others: {brief(error)}."
+            raise MachineError(f"{who}: {_brief(error)}.", "NCCL_DEBUG=WARN has NCCL say more.") from error
+        what = f"{who} has lost the others: {_brief(error)}."
         raise LostError(what, "The last checkpoint and all whole files are kept.") from error
 
 
-def brief(error: RuntimeError) -> str:
+def _brief(error: RuntimeError) -> str:
     """Return the first sentence of what torch says, without the place in its sources; NCCL's own last error."""
     first, *more = str(error).splitlines() or [""]
     if "Last error:" in more[:-1]:
