@@ -1,0 +1,97 @@
+"""SHA-256 of what the main commands write for fixed seeds, to show that a change of structure changed no bytes.
+
+`python benchmarks/fingerprints.py [FILE.json]` trains 60 steps, samples, generates, degrades by every operator and
+evaluates, all through the command line, and prints one JSON object. Compare two versions on one machine with one
+version of torch: other processors round differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TRAIN = ("train", "--preset", "digits-blur", "--set", "train.steps=60", "--seed", "1", "--device", "cpu", "--out", "run")
+GENERATE_TRAIN = ("--set", "train.steps=60", "--seed", "1", "--device", "cpu", "--out", "generating")
+OPERATORS = ("noise", "blur", "mask", "holes", "pixelate", "desaturate", "snow", "animorph", "blur+snow")
+TIMING = "milliseconds"  # the one figure of `eval --json` that no seed fixes
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = fingerprints(folder)
+    text = json.dumps({"machine": platform.processor() or platform.machine(), "sha256": found}, indent=2)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Return a name and a SHA-256 for every output, made in `folder`."""
+    _call(folder, *TRAIN)
+    found = {
+        f"train {path.name}": _sha(path.read_bytes())
+        for path in sorted((folder / "run/checkpoints/step-000060").glob("*.safetensors"))
+    }
+    _call(folder, "sample", "run", "--n", "8", "--seed", "2", "--out-dir", "sampled")
+    found["sample --out-dir"] = _folder_sha(folder / "sampled")
+    _call(folder, "train", "--preset", "digits-blur-generate", *GENERATE_TRAIN)
+    _call(folder, "generate", "generating", "--n", "8", "--seed", "3", "--out-dir", "generated")
+    found["generate --n 8"] = _folder_sha(folder / "generated")
+    picture, second = _picture(folder / "picture.png", 4), _picture(folder / "second.png", 7)
+    for operator in OPERATORS:
+        out = folder / f"{operator}.png"
+        mixed = ("--second", str(second)) if "animorph" in operator else ()
+        _call(folder, "degrade", str(picture), "--op", operator, "--t", "3", "--seed", "4", *mixed, "--out", str(out))
+        found[f"degrade {operator}"] = _sha(out.read_bytes())
+    figures = _call(folder, "eval", "run", "--n", "64", "--seed", "5", "--json")
+    found["eval --json"] = _sha(json.dumps(_untimed(json.loads(figures)), sort_keys=True).encode())
+    return found
+
+
+def _picture(path: Path, factor: int) -> Path:
+    """Write a color picture with edges and gradients, the same everywhere."""
+    from PIL import Image
+
+    side = 64
+    pixels = bytes(
+        value
+        for y in range(side)
+        for x in range(side)
+        for value in (factor * x % 256, 4 * y, 255 if (x // 8 + y // 8) % 2 else 2 * (x + y))
+    )
+    Image.frombytes("RGB", (side, side), pixels).save(path)
+    return path
+
+
+def _untimed(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _untimed(entry) for key, entry in value.items() if key not in (TIMING, "run", "sheet")}
+    return value
+
+
+def _folder_sha(folder: Path) -> str:
+    return _sha(b"".join(path.read_bytes() for path in sorted(folder.glob("*.png"))))
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _call(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "colddiff_cli", *arguments]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ, check=False)
+    if ended.returncode:
+        raise SystemExit(f"colddiff {' '.join(arguments)}: exit {ended.returncode}\n{ended.stderr.strip()[-500:]}")
+    return ended.stdout
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
