@@ -1,0 +1,1 @@
+"""What users type: options, operators' parameters, inputs and outputs."""
