@@ -16,7 +16,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-TRAIN = ("train", "--preset", "digits-blur", "--set", "train.steps=60", "--seed", "1", "--device", "cpu", "--out", "run")
+TRAIN = (
+    "train",
+    "--preset",
+    "digits-blur",
+    "--set",
+    "train.steps=60",
+    "--seed",
+    "1",
+    "--device",
+    "cpu",
+    "--out",
+    "run",
+)
 GENERATE_TRAIN = ("--set", "train.steps=60", "--seed", "1", "--device", "cpu", "--out", "generating")
 OPERATORS = ("noise", "blur", "mask", "holes", "pixelate", "desaturate", "snow", "animorph", "blur+snow")
 TIMING = "milliseconds"  # the one figure of `eval --json` that no seed fixes

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from colddiff_cli import launching, operators
+from colddiff_cli import launching
+from colddiff_cli.arguments import operator_options
 from colddiff_cli.commands import compare, data, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
 from colddiff_core import __version__
 
@@ -42,8 +43,8 @@ def create(arguments: list[str]) -> typer.Typer:
     )
     made.callback()(root)
     is_degrading = next((word for word in arguments if not word.startswith("-")), "") == "degrade"
-    operator = operators.named_operator(arguments) if is_degrading else None
-    made.command("degrade")(operators.with_parameters(degrade.degrade, operator))
+    operator = operator_options.named_operator(arguments) if is_degrading else None
+    made.command("degrade")(operator_options.with_parameters(degrade.degrade, operator))
     made.command("train")(train.train)
     made.command("sample")(sample.sample)
     made.command("generate")(generate.generate)

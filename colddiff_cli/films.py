@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colddiff_cli.outputs import free_path
+from colddiff_cli.arguments.outputs import free_path
 
 if TYPE_CHECKING:
     from PIL import Image

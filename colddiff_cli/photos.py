@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colddiff_cli import inputs, one_by_one, opening, outputs, series
+from colddiff_cli import one_by_one, opening, series
+from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from colddiff_cli import inputs, launching, outputs
+from colddiff_cli import launching
+from colddiff_cli.arguments import inputs, outputs
 from colddiff_core import job
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
 from colddiff_core.files import drafted, flush, locked, parse_json, read_ordinary, refusals

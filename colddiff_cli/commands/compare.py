@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, options, outputs, references
+from colddiff_cli import opening, references
+from colddiff_cli.arguments import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import COMPARED, comparison_table, measured
 from colddiff_core import runs

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import inputs as inputs_
-from colddiff_cli import options, outputs, series
+from colddiff_cli import series
+from colddiff_cli.arguments import inputs as inputs_
+from colddiff_cli.arguments import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_core.errors import UsageError, counted
 from colddiff_core.presets import LARGEST_SIDE

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli import inputs as inputs_
-from colddiff_cli import launching, one_by_one, options, outputs, series
+from colddiff_cli import launching, one_by_one, series
+from colddiff_cli.arguments import inputs as inputs_
+from colddiff_cli.arguments import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_core import presets
 from colddiff_core.errors import UsageError

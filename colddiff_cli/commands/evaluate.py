@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import launching, opening, options, plots, references, series
+from colddiff_cli import launching, opening, plots, references, series
+from colddiff_cli.arguments import options
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_core import runs, tables

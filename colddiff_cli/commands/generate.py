@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, launching, opening, options, outputs, references, series, stacks
+from colddiff_cli import films, launching, opening, references, series, stacks
+from colddiff_cli.arguments import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_cli.stacks import Stacks
 from colddiff_cli.tables import DIVERSITY, diversity_table, measured

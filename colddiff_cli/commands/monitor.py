@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from colddiff_cli import options
+from colddiff_cli.arguments import options
 from colddiff_cli.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError

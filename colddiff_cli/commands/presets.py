@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from colddiff_cli import options
+from colddiff_cli.arguments import options
 from colddiff_cli.screen import Screen
 from colddiff_core import presets as library
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, options, outputs, references, trainings
+from colddiff_cli import opening, references, trainings
+from colddiff_cli.arguments import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import REPRODUCED, Row, evaluation_table
 from colddiff_core import presets, report, runs, tables

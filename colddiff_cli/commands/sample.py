@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, inputs, launching, opening, options, outputs, photos, series, stacks
+from colddiff_cli import films, launching, opening, photos, series, stacks
+from colddiff_cli.arguments import inputs, options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_cli.stacks import Stacks
 from colddiff_core import runs

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli import launching, opening, options, outputs, trainings
+from colddiff_cli import launching, opening, trainings
+from colddiff_cli.arguments import options, outputs
 from colddiff_cli.screen import Screen
 from colddiff_cli.tables import fidelity_table
 from colddiff_core import presets, runs
