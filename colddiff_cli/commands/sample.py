@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, launching, opening, photos, series, stacks
+from colddiff_cli import films, launching, opening, series, stacks
 from colddiff_cli.arguments import inputs, options, outputs
+from colddiff_cli.commands import sample_photographs
 from colddiff_cli.screen import Screen
 from colddiff_cli.stacks import Stacks
 from colddiff_core import runs
@@ -121,14 +122,14 @@ def sample(
     overrides = options.run_overrides(data_dir, precision, compiled)
     if degraded:
         _check_unused(n=n is not None, animate=animate)
-        photos.restore(
+        sample_photographs.restore(
             screen,
             found,
             names,
-            photos.Asked(
+            sample_photographs.Asked(
                 t=t,
                 mask=mask,
-                colour=colour or photos.COLOURS[0],
+                colour=colour or sample_photographs.COLOURS[0],
                 is_consistent=consistent,
                 is_compared=compare,
                 sampler=sampler,
@@ -151,7 +152,7 @@ def sample(
     from colddiff_core import restoration, sampling
 
     built, step = opening.open_run(screen, found, device, overrides)
-    severity = built.operator.steps if t is None else photos.whole(t, is_degraded=False)
+    severity = built.operator.steps if t is None else sample_photographs.whole(t, is_degraded=False)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace, severity)
     ending = f"{name}-t{severity:03d}.png"
