@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     words = [word for word in arguments if word != "--debug"]  # wherever it stands
     try:
         from colddiff_cli.app import create  # here: Ctrl-C may come while anything is imported
-        from colddiff_cli.screen import telling_warnings
+        from colddiff_cli.console.screen import telling_warnings
 
         with telling_warnings():
             code: int = create(words)(words, prog_name="colddiff", standalone_mode=False, obj=arguments) or 0

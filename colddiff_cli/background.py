@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
 from colddiff_core import runs
 from colddiff_core.files import refusals
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from colddiff_cli import series
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:

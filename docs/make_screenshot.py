@@ -11,7 +11,7 @@ from pathlib import Path
 
 import resvg_py
 
-from colddiff_cli import drawing
+from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
 from colddiff_cli.monitor.machine import Machine
 
@@ -21,7 +21,7 @@ FONT = "DejaVu Sans Mono"
 
 
 async def shoot(root: Path, keys: list[str]) -> str:
-    app = Monitor(root, drawing=drawing.half_blocks(), machine=Machine())
+    app = Monitor(root, drawing=terminal_images.half_blocks(), machine=Machine())
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause(2)
         for key in keys:

@@ -448,7 +448,7 @@ def test_one_is_not_told_as_many(own_run, capsys):
 
 
 def test_json_holds_no_nan(capsys):
-    from colddiff_cli.screen import Screen
+    from colddiff_cli.console.screen import Screen
 
     Screen(is_json=True).result({"a": float("nan"), "b": [1.5, float("inf")]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, None]}

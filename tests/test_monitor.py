@@ -15,7 +15,7 @@ from golden_runs import NOW, metrics, write_run, write_runs, write_sheet
 from textual.widgets import DataTable, Static
 from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
-from colddiff_cli import drawing
+from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
 from colddiff_cli.monitor.curves_pane import CurvesPane, Plot
 from colddiff_cli.monitor.pictures_pane import PicturesPane
@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 def make(folder, **options):
     clock = Clock(lambda: NOW, lambda: 1000.0)
-    settings = {"drawing": drawing.half_blocks(), "machine": Machine(), "clock": clock}
+    settings = {"drawing": terminal_images.half_blocks(), "machine": Machine(), "clock": clock}
     return Monitor(folder, **(settings | options))
 
 
@@ -387,14 +387,14 @@ def test_sheets_are_walked_and_played_and_the_newest_is_followed(folder, monkeyp
 
 @pytest.mark.parametrize("widget", [SixelImage, TGPImage])
 def test_terminals_with_pixels_are_given_pixels(folder, widget):
-    app = make(folder, drawing=drawing.Drawing(widget, drawing.CELL))
+    app = make(folder, drawing=terminal_images.Drawing(widget, terminal_images.CELL))
 
     @drive(app, keys="3 left right f f")
     async def _(pilot):
         (image,) = app.pictures_pane.query(widget)
         assert image.image.width > 500
-        assert image.image.height % drawing.CELL[1] == 0
-        assert image.styles.width.value == -(-image.image.width // drawing.CELL[0])
+        assert image.image.height % terminal_images.CELL[1] == 0
+        assert image.styles.width.value == -(-image.image.width // terminal_images.CELL[0])
 
 
 def test_half_a_sheet_leaves_the_one_before_until_it_is_whole(folder):

@@ -12,8 +12,8 @@ from rich.progress import Progress
 
 from colddiff_cli import opening, references
 from colddiff_cli.arguments import options, outputs
-from colddiff_cli.screen import Screen
-from colddiff_cli.tables import COMPARED, comparison_table, measured
+from colddiff_cli.console.screen import Screen
+from colddiff_cli.console.tables import COMPARED, comparison_table, measured
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 

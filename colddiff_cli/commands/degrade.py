@@ -12,7 +12,7 @@ import typer
 from colddiff_cli import launching, one_by_one, series
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
 from colddiff_core import presets
 from colddiff_core.errors import UsageError
 
@@ -225,7 +225,7 @@ def _describe(
     device: str,
 ) -> None:
     """Show what is left of pictures, by severity, as a plot and a table."""
-    from colddiff_cli import plots
+    from colddiff_cli.console import plots
     from colddiff_core import describe as core
     from colddiff_core import devices
 

@@ -11,9 +11,9 @@ from rich.progress import Progress
 
 from colddiff_cli import films, launching, opening, references, series, stacks
 from colddiff_cli.arguments import options, outputs
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
+from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
 from colddiff_cli.stacks import Stacks
-from colddiff_cli.tables import DIVERSITY, diversity_table, measured
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from colddiff_cli.arguments import options
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
@@ -67,11 +67,11 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     check_terminal()
     os.nice(NICENESS)  # a trainer on the same cores goes first
     gc.disable()  # until it is on the screen: what is made so far stays, and to look for what does not takes a tenth
-    from colddiff_cli import drawing
+    from colddiff_cli.console import terminal_images
     from colddiff_cli.monitor.app import Monitor
     from colddiff_cli.monitor.machine import Machine
 
-    way = drawing.best()
+    way = terminal_images.best()
     app = Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, drawing=way, machine=Machine())
     app.run()
     if app.return_code:

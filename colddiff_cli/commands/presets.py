@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from colddiff_cli.arguments import options
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
 from colddiff_core import presets as library
 
 

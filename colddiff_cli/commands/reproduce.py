@@ -17,8 +17,8 @@ from rich.progress import Progress
 
 from colddiff_cli import opening, references, trainings
 from colddiff_cli.arguments import options, outputs
-from colddiff_cli.screen import Screen
-from colddiff_cli.tables import REPRODUCED, Row, evaluation_table
+from colddiff_cli.console.screen import Screen
+from colddiff_cli.console.tables import REPRODUCED, Row, evaluation_table
 from colddiff_core import presets, report, runs, tables
 from colddiff_core.errors import UsageError, nearest
 from colddiff_core.presets import Config, DataConfig

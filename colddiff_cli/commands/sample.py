@@ -14,7 +14,7 @@ from rich.progress import Progress
 from colddiff_cli import films, launching, opening, series, stacks
 from colddiff_cli.arguments import inputs, options, outputs
 from colddiff_cli.commands import sample_photographs
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
 from colddiff_cli.stacks import Stacks
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from colddiff_cli import one_by_one, opening, series
 from colddiff_cli.arguments import inputs, outputs
-from colddiff_cli.screen import Screen
+from colddiff_cli.console.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 

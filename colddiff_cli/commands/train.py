@@ -10,8 +10,8 @@ import typer
 
 from colddiff_cli import launching, opening, trainings
 from colddiff_cli.arguments import options, outputs
-from colddiff_cli.screen import Screen
-from colddiff_cli.tables import fidelity_table
+from colddiff_cli.console.screen import Screen
+from colddiff_cli.console.tables import fidelity_table
 from colddiff_core import presets, runs
 from colddiff_core.errors import UsageError, counted, shown
 from colddiff_core.job import place

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from colddiff_cli.screen import COLUMNS, Screen
+from colddiff_cli.console.screen import COLUMNS, Screen
 
 LINES = 16
 SHOWN = 9  # rows of the table

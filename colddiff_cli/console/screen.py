@@ -134,14 +134,14 @@ class Screen:
         """Draw a picture where there is a terminal: Kitty, Sixel, else half-blocks."""
         if not self.is_terminal or self._held is not None:
             return
-        from colddiff_cli import drawing
+        from colddiff_cli.console import terminal_images
 
         # A cell is about twice as high as wide; a picture higher than the screen would scroll out of sight.
         fitting = 2 * (self.console.height - PROMPT_LINES) * picture.width // picture.height
         width = max(1, min(self.console.width, COLUMNS, fitting))
         # Some terminals do not say how large their cells are, and a strip may be less than one high.
         with contextlib.suppress(ValueError, ArithmeticError, OSError):
-            self.console.print(drawing.renderable()(picture, width=width, height="auto"))
+            self.console.print(terminal_images.renderable()(picture, width=width, height="auto"))
 
     def rows(self, columns: Mapping[str, Tensor]) -> None:
         """Draw the first images of a sheet where there is a terminal: a row each, a column per kind."""

@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.widgets import Footer, Static
 
-from colddiff_cli.drawing import Drawing
+from colddiff_cli.console.terminal_images import Drawing
 from colddiff_cli.monitor import words
 from colddiff_cli.monitor.curves_pane import CurvesPane
 from colddiff_cli.monitor.desk import Desk

@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.timer import Timer
 from textual.widget import Widget
 
-from colddiff_cli.drawing import Drawing
+from colddiff_cli.console.terminal_images import Drawing
 from colddiff_cli.monitor.sheets import BETWEEN, GAP, SCREEN_GAP, Arranged, Sheet, arrange
 from colddiff_cli.monitor.told import Told, entitle
 from colddiff_cli.monitor.watched import Watched

@@ -122,7 +122,7 @@ def execute(arguments: list[str]) -> tuple[int, str, str]:
 def _load(folder: str, split: Any) -> int:
     """Load a folder as a data set, as training does, and tell its errors as the command line does."""
     from colddiff_cli import __main__ as cli
-    from colddiff_cli.screen import telling_warnings
+    from colddiff_cli.console.screen import telling_warnings
     from colddiff_core import datasets
 
     try:
