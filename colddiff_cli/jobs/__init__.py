@@ -1,0 +1,1 @@
+"""Processes that a command starts, and runs that it opens."""
