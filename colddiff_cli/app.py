@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from colddiff_cli import launching
 from colddiff_cli.arguments import operator_options
 from colddiff_cli.commands import compare, data, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
+from colddiff_cli.jobs import launch
 from colddiff_core import __version__
 
 # What the processes of a job can do together; the rest is for one alone.
@@ -30,7 +30,7 @@ def root(
 ) -> None:
     """Generalized (cold) diffusion: degrade images, train a restorer, sample, measure."""
     if context.invoked_subcommand not in SHARED:
-        launching.check_alone(str(context.invoked_subcommand))
+        launch.check_alone(str(context.invoked_subcommand))
 
 
 def create(arguments: list[str]) -> typer.Typer:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
-from colddiff_cli import launching
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import launch
 from colddiff_core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     if left_out := experiment.left_out(config.data, test, "test"):
         screen.warn(f"{left_out}: other images are measured")
     perceptual = _perceptual(screen, built)
-    launching.check_alike({"LPIPS": perceptual and perceptual.about()})  # its weights may be on one machine alone
+    launch.check_alike({"LPIPS": perceptual and perceptual.about()})  # its weights may be on one machine alone
     if means.features == "none":
         return evaluation.Reference(test, train, perceptual=perceptual)
     together.in_turn(train)
@@ -89,7 +89,7 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
             lambda: _classifier(screen, built, classifier.turned(train()), classifier.turned(test))
         )
         seen = classifier.ClassifierFeatures(turned, f"FD-{config.data.dataset}", "quarter turns")
-    launching.check_alike({"classifier": seen.about()})  # each machine may have trained its own
+    launch.check_alike({"classifier": seen.about()})  # each machine may have trained its own
     if not together.is_first:  # which alone makes figures of what all of them have seen
         return evaluation.Reference(test, train, judge, None, perceptual, seen)
     with _advancing(screen, f"{seen.name}: features of the test images") as advance:

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from colddiff_cli import launching
 from colddiff_cli.arguments import inputs, outputs
+from colddiff_cli.jobs import launch
 from colddiff_core import job
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
 from colddiff_core.files import drafted, flush, locked, parse_json, read_ordinary, refusals
@@ -141,7 +141,7 @@ class Series:
             error = late = interrupt
         finally:
             if isinstance(error, KeyboardInterrupt):
-                launching.hear_no_more(self.together)
+                launch.hear_no_more(self.together)
             self._release()
         if isinstance(error, KeyboardInterrupt) and self._mark is not None and self._is_begun:
             done, total = sum(target.exists() for target in self.targets), len(self.targets)

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from colddiff_cli import launching
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import launch
 from colddiff_core import job, presets, runs
 from colddiff_core.errors import UsageError
 
@@ -121,7 +121,7 @@ def _check_alike(trainer: Trainer) -> None:
         for name, key in of_both.items()
     }
     versions = {key: version for key, version in experiment.versions().items() if key != "python"}
-    launching.check_alike(images | versions | {"precision": trainer.experiment.precision})
+    launch.check_alike(images | versions | {"precision": trainer.experiment.precision})
     ranks.current().meet()  # or one that is alike would make what another is refused
 
 

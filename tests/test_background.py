@@ -10,8 +10,8 @@ import pytest
 import typer
 from conftest import TINY, left_behind, make_trainer
 
-from colddiff_cli import background
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import background
 from colddiff_cli.monitor.desk import Desk
 from colddiff_cli.monitor.watched import Clock, Watched
 from colddiff_core import runs

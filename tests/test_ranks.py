@@ -18,8 +18,9 @@ import torch.distributed as dist
 from conftest import make_trainer
 from safetensors.torch import load_file
 
-from colddiff_cli import __main__, launching, trainings
+from colddiff_cli import __main__, trainings
 from colddiff_cli.__main__ import run as colddiff
+from colddiff_cli.jobs import launch
 from colddiff_core import checkpoint, devices, job, ranks, runs, seeds
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
 from colddiff_core.errors import LostError, MachineError, UsageError
@@ -209,7 +210,7 @@ def test_a_timeout_that_is_none_is_told(monkeypatch, text):
     ],
 )
 def test_options_that_do_not_go_together_are_told(capsys, monkeypatch, words, what):
-    monkeypatch.setattr(launching, "launch", lambda *_: pytest.fail("processes were started for it"))
+    monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("processes were started for it"))
     assert colddiff(["train", *words.split()]) == 2
     assert what in capsys.readouterr().err
 
@@ -237,7 +238,7 @@ def test_what_a_process_of_a_job_refuses_is_told(capsys, monkeypatch, words, mor
 def test_what_launched_processes_have_told_is_not_told_again(monkeypatch, capsys):
     words = ["train", "--preset", "digits-blur", "--nproc", "2", "--max-restarts=1", "--out", "x", "--debug"]
     given = []
-    monkeypatch.setattr(launching, "launch", lambda words, *_: given.append(words) or 3)
+    monkeypatch.setattr(launch, "launch", lambda words, *_: given.append(words) or 3)
     assert colddiff(words) == 3
     assert capsys.readouterr().err == ""
     assert given == [["train", "--preset", "digits-blur", "--out", "x", "--debug", "--continue"]]
@@ -248,13 +249,13 @@ def test_a_gpu_takes_one_process(monkeypatch, count, is_refused):
     monkeypatch.setattr(devices, "choose", lambda _: None)
     monkeypatch.setattr(devices, "units", lambda _: (count, "GPU"))
     with pytest.raises(UsageError, match="this machine has") if is_refused else contextlib.nullcontext():
-        launching.check_machine(2, "cuda")
+        launch.check_machine(2, "cuda")
 
 
 def test_a_gpu_that_is_not_there_is_told_as_such(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="There is no CUDA device"):
-        launching.check_machine(2, "cuda")
+        launch.check_machine(2, "cuda")
 
 
 NCCL = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, {}, NCCL version 2.27.5

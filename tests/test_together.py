@@ -17,8 +17,9 @@ import pytest
 from conftest import finish, left_behind, make_trainer, pictures_in
 from PIL import Image
 
-from colddiff_cli import __main__, launching, series
+from colddiff_cli import __main__, series
 from colddiff_cli.__main__ import run
+from colddiff_cli.jobs import launch
 from colddiff_core import images
 from colddiff_core.errors import UsageError
 
@@ -166,7 +167,7 @@ def test_nproc_starts_the_same_command_line_as_processes(place):
 
 def test_the_command_line_of_the_processes_is_that_of_the_call():
     words = ["generate", "--nproc", "2", "own", "--debug", "--nproc=4", "--n", "3", "--", "--nproc"]
-    assert launching.without(words, launching.OPTION) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
+    assert launch.without(words, launch.OPTION) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
 
 
 @pytest.fixture

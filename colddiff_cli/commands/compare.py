@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, references
+from colddiff_cli import references
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import COMPARED, comparison_table, measured
+from colddiff_cli.jobs import open_run
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 
@@ -87,7 +88,7 @@ def compare(
 
     from colddiff_core import comparison, images, sampling
 
-    opened = [opening.open_run(screen, run, device, overrides) for run in found]
+    opened = [open_run.open_run(screen, run, device, overrides) for run in found]
     experiments = [built for built, _ in opened]
     _check_alike(experiments)
     kind = "generated" if is_generating else "restored"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli import launching, one_by_one, series
+from colddiff_cli import one_by_one, series
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import launch
 from colddiff_core import presets
 from colddiff_core.errors import UsageError
 
@@ -63,8 +64,8 @@ def degrade(
     """Degrade pictures: x_t = D(x0, t). With --op NAME --help, the operator's own parameters are listed too."""
     screen = Screen(json)
     if describe:
-        launching.check_alone("degrade --describe", nproc)
-    together = launching.share(context, nproc, device)
+        launch.check_alone("degrade --describe", nproc)
+    together = launch.share(context, nproc, device)
     operator = _operator(op, preset, steps, given or {})
     severity = _severity(operator, t)
     pool = list(map(Path, together.decide(lambda: list(map(str, _pool(operator, second))))))
@@ -93,7 +94,7 @@ def degrade(
         "device": chosen.type,
         "versions": versions(),
     }
-    launching.check_alike(settings)
+    launch.check_alike(settings)
     if resume:
         files = series.without_own(files, folder, "degrade", settings)
     paths = [file for file, _ in files]

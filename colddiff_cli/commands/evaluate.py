@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import launching, opening, references, series
+from colddiff_cli import references, series
 from colddiff_cli.arguments import options
 from colddiff_cli.console import plots
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measured, severity_table
+from colddiff_cli.jobs import launch, open_run
 from colddiff_core import runs, tables
 from colddiff_core.errors import MachineError, UsageError, counted
 from colddiff_core.job import place
@@ -68,15 +69,15 @@ def evaluate(
     references.check(features)
     if by_severity and (features == "inception" or weights is not None):
         raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
-    together = launching.share(context, nproc, device, GO_ON)
-    found = opening.find(run)
+    together = launch.share(context, nproc, device, GO_ON)
+    found = open_run.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
     means = references.prepare(screen, "none" if by_severity else features, weights, device)
 
     from colddiff_core import evaluation, sampling
 
-    built, step = opening.open_run(screen, found, device, overrides)
+    built, step = open_run.open_run(screen, found, device, overrides)
     last = built.operator.steps
     severity = last if t is None else t
     pace = config.sample.stride if stride is None else stride
@@ -93,7 +94,7 @@ def evaluate(
     told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": common["seed"]}
     told |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
     asked = common | {"t": None if by_severity else severity, **reference.about()}
-    with _portions(opening.described(found, built, step) | asked, found, is_resumed=resume) as folder:
+    with _portions(open_run.described(found, built, step) | asked, found, is_resumed=resume) as folder:
         if by_severity:
             curve = _curve(screen, built, reference, folder, common)
             if together.is_first:
@@ -174,7 +175,7 @@ def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -
             yield folder
             is_done = True
         except KeyboardInterrupt:
-            launching.hear_no_more(together)
+            launch.hear_no_more(together)
             raise series.Interrupted("Interrupted.", GO_ON if folder.path == path else "") from None
         finally:
             folder.close(is_done=is_done)

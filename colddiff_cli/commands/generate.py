@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, launching, opening, references, series, stacks
+from colddiff_cli import films, references, series, stacks
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
+from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.stacks import Stacks
 from colddiff_core.errors import UsageError, counted
 
@@ -78,8 +79,8 @@ def generate(
 ) -> None:
     """Generate images from nothing: x_T from a prior, taken back to x_0. Image k is the same whatever --n is."""
     screen = Screen(json)
-    together = launching.share(context, nproc, device)
-    found = opening.find(run)
+    together = launch.share(context, nproc, device)
+    found = open_run.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
     _check(n, interpolate, out_dir, is_resumed=resume)
@@ -87,7 +88,7 @@ def generate(
 
     from colddiff_core import experiment, generation, ranks, sampling
 
-    built, step = opening.open_run(screen, found, device, overrides)
+    built, step = open_run.open_run(screen, found, device, overrides)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace)
     generation.check_label(built, label)
@@ -108,7 +109,7 @@ def generate(
         lambda: _places(out, default, animate=animate, force=force, keep=resume)
     )
     singles = [out_dir / f"{number:06d}.png" for number in range(count)] if out_dir else []
-    settings = opening.described(found, built, step)
+    settings = open_run.described(found, built, step)
     if together.is_first:
         outputs.check_apart((grid_path, film_path), singles)
     with series.Series(singles, "generate", settings | asked if out_dir else None, resume=resume, force=force) as own:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import opening, references, trainings
+from colddiff_cli import references, trainings
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import REPRODUCED, Row, evaluation_table
+from colddiff_cli.jobs import open_run
 from colddiff_core import presets, report, runs, tables
 from colddiff_core.errors import UsageError, nearest
 from colddiff_core.presets import Config, DataConfig
@@ -134,7 +135,7 @@ def reproduce(
         run = runs.Run(root / name)
         if not standing[name].is_done:
             _train(screen, run.path, configs[name], place, device)
-        built, step = opening.open_run(screen, run, device, tuple(place))
+        built, step = open_run.open_run(screen, run, device, tuple(place))
         bench = reproduction.Bench(run, step, built, references.load(screen, built, means), how)
         changed = [*changes, *standing[name].changed]
         results[name] = _measure(screen, bench, configs[name], wanted[name], changed)
@@ -282,7 +283,7 @@ def _check_all(standing: list[_Standing]) -> None:
         config = run.config
         trainings.check_names(config)
         if config.data.directory:
-            opening.check_data_dir(config)
+            open_run.check_data_dir(config)
         for split in splits[:1] if run.is_done else splits:
             if (config.data, split) not in sets:
                 sets[config.data, split] = experiment.load_images(config, split)

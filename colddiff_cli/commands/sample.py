@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, launching, opening, series, stacks
+from colddiff_cli import films, series, stacks
 from colddiff_cli.arguments import inputs, options, outputs
 from colddiff_cli.commands import sample_photographs
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.stacks import Stacks
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
@@ -117,7 +118,7 @@ def sample(
 ) -> None:
     """Degrade images with the run's operator, restore them, and write a sheet; or --degraded: restore as they are."""
     screen = Screen(json)
-    together = launching.share(context, nproc, device)
+    together = launch.share(context, nproc, device)
     found, names = _run_and_images(arguments or [])
     overrides = options.run_overrides(data_dir, precision, compiled)
     if degraded:
@@ -151,7 +152,7 @@ def sample(
 
     from colddiff_core import restoration, sampling
 
-    built, step = opening.open_run(screen, found, device, overrides)
+    built, step = open_run.open_run(screen, found, device, overrides)
     severity = built.operator.steps if t is None else sample_photographs.whole(t, is_degraded=False)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace, severity)
@@ -159,7 +160,7 @@ def sample(
     default = found.path / "restored" / ending
     picture, film = outputs.agreed(lambda: films.outputs(out, default, animate=animate, force=force, keep=resume))
     size = together.hear_json(built.batch_size(restoration.MOST))
-    settings = opening.described(found, built, step) | {
+    settings = open_run.described(found, built, step) | {
         "sampler": name,
         "stride": pace,
         "t": severity,
@@ -334,8 +335,8 @@ def _run_and_images(arguments: list[str]) -> tuple[runs.Run, list[str]]:
     from colddiff_core import ranks
 
     if arguments and not ranks.current().decide(lambda: _names_images(arguments[0])):
-        return opening.find(arguments[0]), arguments[1:]
-    return opening.find(None), arguments
+        return open_run.find(arguments[0]), arguments[1:]
+    return open_run.find(None), arguments
 
 
 def _names_images(name: str) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colddiff_cli import one_by_one, opening, series
+from colddiff_cli import one_by_one, series
 from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import open_run
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
@@ -66,14 +67,14 @@ def restore(
 
     if asked.mask is not None:
         photographs.read(asked.mask)  # before the run is opened: it is for all pictures
-    built, step = opening.open_run(screen, found, device, overrides)
+    built, step = open_run.open_run(screen, found, device, overrides)
     tile = together.hear_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
     worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:
         what = "this run learnt from pictures that were not rounded to 8 bits, and sharpens the rounding of yours"
         screen.warn(f"{what}: train one with degradation.quantize=8, such as a photos- preset")
     t = _severity(asked.t, built.operator)
-    settings = opening.described(found, built, step) | {
+    settings = open_run.described(found, built, step) | {
         "degraded": True,
         "t": asked.t or AUTO,
         "sampler": worker.sampler,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli import launching, opening, trainings
+from colddiff_cli import trainings
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import fidelity_table
+from colddiff_cli.jobs import launch, open_run
 from colddiff_core import presets, runs
 from colddiff_core.errors import UsageError, counted, shown
 from colddiff_core.job import place
@@ -65,14 +66,14 @@ def train(
     job = _Job(preset, resume, changes, out, data_dir, device, allow_change, continued, nproc, max_restarts)
     job.check()
     if monitor:
-        launching.check_alone("train --monitor")
+        launch.check_alone("train --monitor")
         if dry_run or json:
             raise UsageError(f"--monitor does not go with {'--dry-run' if dry_run else '--json'}.", "Leave one out.")
         _train_watched(screen, job)
         return
     if nproc and nproc > 1 and not dry_run:
         if code := _train_together(job, context.obj):
-            raise launching.Ended(code)
+            raise launch.Ended(code)
         return
     if dry_run:
         _show(screen, job)
@@ -113,7 +114,7 @@ class _Job:
             raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
         if self.restarts and (self.processes or 1) < 2:
             raise UsageError("--max-restarts is of --nproc, 2 or more.", "Name them; torchrun has its own.")
-        launching.check(self.processes)
+        launch.check(self.processes)
         if here.most_restarts and not here.is_alone and self.resume is None and not self.is_continued:
             raise UsageError("A job that starts again must know that it may go on.", "Give --out and --continue.")
 
@@ -122,7 +123,7 @@ class _Job:
         assert self.preset is not None
         config = presets.load(self.preset, self.changes + options.data_override(self.data_dir))
         if self.data_dir is not None:
-            opening.check_data_dir(config)
+            open_run.check_data_dir(config)
         return config
 
     def begun(self) -> list[Any]:
@@ -201,16 +202,16 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
 def _train_together(job: _Job, asked: list[str]) -> int:
     """Train in several processes, by the command line that asked for it; return the exit code."""
     assert job.processes is not None
-    launching.check_machine(job.processes, job.device)
+    launch.check_machine(job.processes, job.device)
     path = job.path()
     job.look(path)
-    words = launching.without(asked, launching.OPTION, "--max-restarts")
+    words = launch.without(asked, launch.OPTION, "--max-restarts")
     if job.resume is None:
         words += [] if job.out else ["--out", str(path)]
         words += ["--continue"] if job.restarts and not job.is_continued else []  # with what they have begun themselves
-    code = launching.launch(words, job.processes, job.restarts, f"Go on with: colddiff train --resume {path}")
+    code = launch.launch(words, job.processes, job.restarts, f"Go on with: colddiff train --resume {path}")
     has_failed = [event["event"] for event in runs.Run(path).events()[-1:]] == ["failed"]
-    return 1 if code == launching.INTERRUPTED and has_failed else code  # a signal came, and nothing was saved
+    return 1 if code == launch.INTERRUPTED and has_failed else code  # a signal came, and nothing was saved
 
 
 def _check_same(found: runs.Run, asked: presets.Config) -> None:
@@ -238,8 +239,8 @@ def _check_resumed(run: str, out: Path | None, *, is_dry: bool, is_continued: bo
 
 def _train_watched(screen: Screen, job: _Job) -> None:
     """Train in a process of its own and open the dashboard on it."""
-    from colddiff_cli import background
     from colddiff_cli.commands.monitor import check_terminal, watch
+    from colddiff_cli.jobs import background
 
     check_terminal()
     path = job.path()

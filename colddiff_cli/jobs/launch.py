@@ -166,7 +166,7 @@ def _prepare(processes: int) -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if root not in map(Path, sys.path[1:]):  # run from a checkout that is not installed
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.processors() // processes)))

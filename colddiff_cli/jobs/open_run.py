@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colddiff_cli import launching
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import launch
 from colddiff_core import presets, runs
 from colddiff_core.errors import UsageError
 
@@ -60,7 +60,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
         "device": built.device.type,
         "versions": experiment.versions(),
     }
-    launching.check_alike(settings)
+    launch.check_alike(settings)
     return settings
 
 
