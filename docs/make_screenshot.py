@@ -13,7 +13,7 @@ import resvg_py
 
 from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
-from colddiff_cli.monitor.machine import Machine
+from colddiff_cli.monitor.data.machine import Machine
 
 SIZE = (150, 44)
 WIDTH = 1500  # pixels

@@ -12,8 +12,8 @@ from conftest import TINY, left_behind, make_trainer
 
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import background
-from colddiff_cli.monitor.desk import Desk
-from colddiff_cli.monitor.watched import Clock, Watched
+from colddiff_cli.monitor.data.requests import Desk
+from colddiff_cli.monitor.data.run_state import Clock, Watched
 from colddiff_core import runs
 
 PATIENCE = 60.0  # seconds

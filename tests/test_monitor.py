@@ -18,10 +18,10 @@ from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
 from colddiff_cli.monitor.curves_pane import CurvesPane, Plot
+from colddiff_cli.monitor.data.run_state import Clock
 from colddiff_cli.monitor.pictures_pane import PicturesPane
 from colddiff_cli.monitor.runs_pane import RunsPane
 from colddiff_cli.monitor.screens import Help, Question
-from colddiff_cli.monitor.watched import Clock
 
 GOLDEN = Path(__file__).parent / "golden" / "monitor"
 SIZES = {"80x24": (80, 24), "160x48": (160, 48)}

@@ -13,11 +13,11 @@ from golden_runs import NOW, append, metrics, touch, write_run, write_runs, writ
 from PIL import Image
 
 from colddiff_cli.monitor import chart, paper
-from colddiff_cli.monitor.desk import LONG, Desk
-from colddiff_cli.monitor.history import History, points
-from colddiff_cli.monitor.machine import Machine
-from colddiff_cli.monitor.sheets import Sheets, arrange
-from colddiff_cli.monitor.watched import HUNG_AFTER, STALLED_AFTER, Clock, Watched, duration
+from colddiff_cli.monitor.data.machine import Machine
+from colddiff_cli.monitor.data.metrics_history import History, points
+from colddiff_cli.monitor.data.requests import LONG, Desk
+from colddiff_cli.monitor.data.run_state import HUNG_AFTER, STALLED_AFTER, Clock, Watched, duration
+from colddiff_cli.monitor.data.sample_sheets import Sheets, arrange
 from colddiff_core import runs
 
 

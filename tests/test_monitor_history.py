@@ -10,9 +10,10 @@ import time
 import pytest
 from golden_runs import append, metrics
 
-from colddiff_cli.monitor import chart, history
-from colddiff_cli.monitor.feed import Feed, newest
-from colddiff_cli.monitor.history import MOST_BINS, TAIL, History, Point, points, smoothed
+from colddiff_cli.monitor import chart
+from colddiff_cli.monitor.data import metrics_history
+from colddiff_cli.monitor.data.jsonl import Feed, newest
+from colddiff_cli.monitor.data.metrics_history import MOST_BINS, TAIL, History, Point, points, smoothed
 
 
 def test_a_feed_takes_whole_lines_only_and_counts_what_is_none(tmp_path):
@@ -144,7 +145,7 @@ def test_what_is_no_number_is_left_out():
         {"step": 1, "loss": math.nan, "a": True, "b": None, "c": "x", "d": [1, None]},
         {"step": 2, "loss": 3, "d": [2, 5]},
     ]
-    assert history.extremes(rows) == {"loss": (3, 3, 3, 1), "d/1": (1, 2, 3, 2), "d/2": (5, 5, 5, 1)}
+    assert metrics_history.extremes(rows) == {"loss": (3, 3, 3, 1), "d/1": (1, 2, 3, 2), "d/2": (5, 5, 5, 1)}
 
 
 def test_smoothing_is_the_debiased_average():

@@ -20,7 +20,7 @@ from colddiff_core.errors import UsageError
 NICENESS = 10
 
 if TYPE_CHECKING:
-    from colddiff_cli.monitor.watched import Watched
+    from colddiff_cli.monitor.data.run_state import Watched
 
 
 def monitor(
@@ -38,7 +38,7 @@ def monitor(
     found = named or runs.listed()
     if not found:
         runs.find(None)  # says what to do
-    from colddiff_cli.monitor.watched import is_named
+    from colddiff_cli.monitor.data.run_state import is_named
 
     shown = [path for path in found if is_named(path.name, pattern)]
     if not shown:
@@ -69,7 +69,7 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     gc.disable()  # until it is on the screen: what is made so far stays, and to look for what does not takes a tenth
     from colddiff_cli.console import terminal_images
     from colddiff_cli.monitor.app import Monitor
-    from colddiff_cli.monitor.machine import Machine
+    from colddiff_cli.monitor.data.machine import Machine
 
     way = terminal_images.best()
     app = Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, drawing=way, machine=Machine())
@@ -80,7 +80,7 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
 
 def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
     from colddiff_cli.monitor import paper
-    from colddiff_cli.monitor.watched import Clock, Watched
+    from colddiff_cli.monitor.data.run_state import Clock, Watched
 
     watched: list[Watched] = [Watched(runs.Run(path), Clock()) for path in paths]
     for each in watched:

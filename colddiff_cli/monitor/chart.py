@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from colddiff_cli.monitor.history import Point
+from colddiff_cli.monitor.data.metrics_history import Point
 
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # braille bits, by column and row
 BRAILLE = 0x2800

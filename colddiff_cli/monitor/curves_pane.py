@@ -13,9 +13,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widget import Widget
 
-from colddiff_cli.monitor import chart, history
+from colddiff_cli.monitor import chart
+from colddiff_cli.monitor.data import metrics_history
+from colddiff_cli.monitor.data.run_state import Watched
 from colddiff_cli.monitor.told import Told, entitle
-from colddiff_cli.monitor.watched import Watched
 
 TITLES = {
     "loss": "loss",
@@ -39,7 +40,7 @@ def quantities(runs: Sequence[Watched]) -> list[str]:
     found: dict[str, None] = {}
     for watched in runs:
         for name in watched.history.series() if watched.history else []:
-            found.setdefault(history.quantity(name))
+            found.setdefault(metrics_history.quantity(name))
     return [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
 
 
@@ -153,7 +154,7 @@ class CurvesPane(Vertical):
         for label, points, style in series:
             if self.weight:
                 faint.append(chart.Line(points, f"{style} dim"))
-                points = history.smoothed(points, self.weight)  # noqa: PLW2901
+                points = metrics_history.smoothed(points, self.weight)  # noqa: PLW2901
             lines.append(chart.Line(points, style, label.partition(" ")[0] if len(series) > 1 else ""))
         plot.text = chart.draw([*faint, *lines], view, plot.size.width, plot.size.height, cursor=self.cursor)
         plot.refresh()
@@ -165,7 +166,7 @@ class CurvesPane(Vertical):
         entitle(self, title=f"2 Curves: {title}", subtitle=", ".join(how))
         self._drawn, self._cost = time.perf_counter(), time.process_time() - began
 
-    def _series(self) -> list[tuple[str, list[history.Point], str]]:
+    def _series(self) -> list[tuple[str, list[metrics_history.Point], str]]:
         """Return label, points and style of each line to draw, newest steps of each run included."""
         colours = DARK if self.app.current_theme.dark else LIGHT
         found = []
@@ -178,20 +179,23 @@ class CurvesPane(Vertical):
             lines = MEMORY / (1 - self.weight) if self.weight else 0
             margin = lines * (last - first) / max(1, watched.history.lines)
             bins = watched.history.between(view.first - margin, view.last)
-            names = [name for name in watched.history.series() if history.quantity(name) == self.quantity]
-            count = max(map(history.band, names), default=0)
+            names = [name for name in watched.history.series() if metrics_history.quantity(name) == self.quantity]
+            count = max(map(metrics_history.band, names), default=0)
             for name in names:
-                band = history.band(name)
+                band = metrics_history.band(name)
                 is_alone = len(self.runs) == 1
                 parts = [watched.name] if not band or not is_alone else []
                 if band:
                     parts.append(f"t to {band / count:.2g} T" if self.quantity == "loss_by_severity" else f"/{band}")
                 colour = colours[(band - 1 if band and is_alone else place) % len(colours)]
-                found.append((" ".join([str(band or place + 1), *parts]), history.points(bins, name), colour))
+                found.append((" ".join([str(band or place + 1), *parts]), metrics_history.points(bins, name), colour))
         return found
 
     def _legend(
-        self, series: Sequence[tuple[str, list[history.Point], str]], lines: Sequence[chart.Line], view: chart.View
+        self,
+        series: Sequence[tuple[str, list[metrics_history.Point], str]],
+        lines: Sequence[chart.Line],
+        view: chart.View,
     ) -> Text:
         """Return the names of the lines with their values under the cursor, else the newest ones."""
         at = view.last if self.cursor is None else self.cursor

@@ -8,8 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from colddiff_cli.monitor import chart, words
-from colddiff_cli.monitor.history import History, points
-from colddiff_cli.monitor.watched import Watched
+from colddiff_cli.monitor.data.metrics_history import History, points
+from colddiff_cli.monitor.data.run_state import Watched
 
 LINES = 14  # of the curve
 EVENTS = 8

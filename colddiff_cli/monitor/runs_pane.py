@@ -14,8 +14,8 @@ from textual.message import Message
 from textual.widgets import DataTable, Input
 
 from colddiff_cli.monitor import words
+from colddiff_cli.monitor.data.run_state import Watched, is_named
 from colddiff_cli.monitor.told import entitle
-from colddiff_cli.monitor.watched import Watched, is_named
 
 MARK = "◆"
 NAME_CELLS = 22

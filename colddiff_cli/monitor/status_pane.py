@@ -9,8 +9,8 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 
 from colddiff_cli.monitor import words
+from colddiff_cli.monitor.data.run_state import Watched
 from colddiff_cli.monitor.told import Told
-from colddiff_cli.monitor.watched import Watched
 
 
 class StatusPane(VerticalScroll, can_focus=True):

@@ -10,7 +10,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from colddiff_cli.monitor.watched import Watched, duration
+from colddiff_cli.monitor.data.run_state import Watched, duration
 
 LOOKS = {  # a sign and a Rich style for each state; the sign tells it where there are no colours
     "live": ("●", "green"),

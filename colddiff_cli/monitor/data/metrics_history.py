@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from colddiff_cli.monitor.feed import MOST, Growing, parse
+from colddiff_cli.monitor.data.jsonl import MOST, Growing, parse
 
 MOST_BINS = 2048
 TAIL = 1 << 18  # bytes at the end that are read first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 
-from colddiff_cli.monitor.watched import Watched
+from colddiff_cli.monitor.data.run_state import Watched
 from colddiff_core import control
 from colddiff_core.runs import BEGINNINGS
 

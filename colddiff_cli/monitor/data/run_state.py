@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from colddiff_cli.monitor.feed import Feed, newest
-from colddiff_cli.monitor.history import LARGEST, NUMBERS, History, is_step
-from colddiff_cli.monitor.sheets import Sheets
+from colddiff_cli.monitor.data.jsonl import Feed, newest
+from colddiff_cli.monitor.data.metrics_history import LARGEST, NUMBERS, History, is_step
+from colddiff_cli.monitor.data.sample_sheets import Sheets
 from colddiff_core.errors import UsageError
 from colddiff_core.runs import BEAT, Run
 
