@@ -17,11 +17,11 @@ from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
 from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
-from colddiff_cli.monitor.curves_pane import CurvesPane, Plot
 from colddiff_cli.monitor.data.run_state import Clock
-from colddiff_cli.monitor.pictures_pane import PicturesPane
-from colddiff_cli.monitor.runs_pane import RunsPane
-from colddiff_cli.monitor.screens import Help, Question
+from colddiff_cli.monitor.panes.curves import CurvesPane, Plot
+from colddiff_cli.monitor.panes.dialogs import Help, Question
+from colddiff_cli.monitor.panes.pictures import PicturesPane
+from colddiff_cli.monitor.panes.runs import RunsPane
 
 GOLDEN = Path(__file__).parent / "golden" / "monitor"
 SIZES = {"80x24": (80, 24), "160x48": (160, 48)}
@@ -354,7 +354,7 @@ def test_quantities_scales_and_smoothing_go_round(folder):
 
 
 def test_sheets_are_walked_and_played_and_the_newest_is_followed(folder, monkeypatch):
-    monkeypatch.setattr("colddiff_cli.monitor.pictures_pane.FRAME", 1000)
+    monkeypatch.setattr("colddiff_cli.monitor.panes.pictures.FRAME", 1000)
     app = make(folder)
 
     @drive(app, keys="3")

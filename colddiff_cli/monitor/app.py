@@ -16,15 +16,15 @@ from textual.widgets import Footer, Static
 
 from colddiff_cli.console.terminal_images import Drawing
 from colddiff_cli.monitor import words
-from colddiff_cli.monitor.curves_pane import CurvesPane
 from colddiff_cli.monitor.data.metrics_history import History
 from colddiff_cli.monitor.data.requests import Desk
 from colddiff_cli.monitor.data.run_state import Clock, Watched
-from colddiff_cli.monitor.pictures_pane import PicturesPane
-from colddiff_cli.monitor.runs_pane import RunsPane
-from colddiff_cli.monitor.screens import Help, Question
-from colddiff_cli.monitor.status_pane import StatusPane
-from colddiff_cli.monitor.told import Told
+from colddiff_cli.monitor.panes.curves import CurvesPane
+from colddiff_cli.monitor.panes.dialogs import Help, Question
+from colddiff_cli.monitor.panes.pictures import PicturesPane
+from colddiff_cli.monitor.panes.runs import RunsPane
+from colddiff_cli.monitor.panes.status import StatusPane
+from colddiff_cli.monitor.panes.text import Told
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
 

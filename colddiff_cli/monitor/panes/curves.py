@@ -16,7 +16,7 @@ from textual.widget import Widget
 from colddiff_cli.monitor import chart
 from colddiff_cli.monitor.data import metrics_history
 from colddiff_cli.monitor.data.run_state import Watched
-from colddiff_cli.monitor.told import Told, entitle
+from colddiff_cli.monitor.panes.text import Told, entitle
 
 TITLES = {
     "loss": "loss",

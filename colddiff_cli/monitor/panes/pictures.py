@@ -16,7 +16,7 @@ from textual.widget import Widget
 from colddiff_cli.console.terminal_images import Drawing
 from colddiff_cli.monitor.data.run_state import Watched
 from colddiff_cli.monitor.data.sample_sheets import BETWEEN, GAP, SCREEN_GAP, Arranged, Sheet, arrange
-from colddiff_cli.monitor.told import Told, entitle
+from colddiff_cli.monitor.panes.text import Told, entitle
 
 FRAME = 0.35  # seconds of a film
 

@@ -15,7 +15,7 @@ from textual.widgets import DataTable, Input
 
 from colddiff_cli.monitor import words
 from colddiff_cli.monitor.data.run_state import Watched, is_named
-from colddiff_cli.monitor.told import entitle
+from colddiff_cli.monitor.panes.text import entitle
 
 MARK = "◆"
 NAME_CELLS = 22

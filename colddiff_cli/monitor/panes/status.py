@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 
 from colddiff_cli.monitor import words
 from colddiff_cli.monitor.data.run_state import Watched
-from colddiff_cli.monitor.told import Told
+from colddiff_cli.monitor.panes.text import Told
 
 
 class StatusPane(VerticalScroll, can_focus=True):
