@@ -1,0 +1,1 @@
+"""Charts, text and frames, drawn without a screen."""
