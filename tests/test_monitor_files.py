@@ -12,12 +12,13 @@ import pytest
 from golden_runs import NOW, append, metrics, touch, write_run, write_runs, write_sheet
 from PIL import Image
 
-from colddiff_cli.monitor import chart, paper
 from colddiff_cli.monitor.data.machine import Machine
 from colddiff_cli.monitor.data.metrics_history import History, points
 from colddiff_cli.monitor.data.requests import LONG, Desk
 from colddiff_cli.monitor.data.run_state import HUNG_AFTER, STALLED_AFTER, Clock, Watched, duration
 from colddiff_cli.monitor.data.sample_sheets import Sheets, arrange
+from colddiff_cli.monitor.render import chart
+from colddiff_cli.monitor.render import frame as paper
 from colddiff_core import runs
 
 
@@ -397,7 +398,7 @@ def test_durations(seconds, text):
 
 
 def test_it_opens_without_torch():
-    code = "import sys, colddiff_cli.monitor.app, colddiff_cli.monitor.paper, textual_image.widget; "
+    code = "import sys, colddiff_cli.monitor.app, colddiff_cli.monitor.render.frame, textual_image.widget; "
     code += "print([name for name in ('torch', 'colddiff_core.experiment') if name in sys.modules])"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "[]"

@@ -79,8 +79,8 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
 
 
 def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
-    from colddiff_cli.monitor import paper
     from colddiff_cli.monitor.data.run_state import Clock, Watched
+    from colddiff_cli.monitor.render import frame
 
     watched: list[Watched] = [Watched(runs.Run(path), Clock()) for path in paths]
     for each in watched:
@@ -89,5 +89,5 @@ def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a log may be of few characters
         current = max(watched, key=lambda each: runs.last_written(each.run.path))
-        screen.console.print(paper.frame(current, watched, screen.console.width), soft_wrap=True)
-    screen.result(paper.state(watched))
+        screen.console.print(frame.frame(current, watched, screen.console.width), soft_wrap=True)
+    screen.result(frame.state(watched))

@@ -15,7 +15,6 @@ from textual.containers import Container
 from textual.widgets import Footer, Static
 
 from colddiff_cli.console.terminal_images import Drawing
-from colddiff_cli.monitor import words
 from colddiff_cli.monitor.data.metrics_history import History
 from colddiff_cli.monitor.data.requests import Desk
 from colddiff_cli.monitor.data.run_state import Clock, Watched
@@ -25,6 +24,7 @@ from colddiff_cli.monitor.panes.pictures import PicturesPane
 from colddiff_cli.monitor.panes.runs import RunsPane
 from colddiff_cli.monitor.panes.status import StatusPane
 from colddiff_cli.monitor.panes.text import Told
+from colddiff_cli.monitor.render import text as words
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
 

@@ -13,10 +13,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widget import Widget
 
-from colddiff_cli.monitor import chart
 from colddiff_cli.monitor.data import metrics_history
 from colddiff_cli.monitor.data.run_state import Watched
 from colddiff_cli.monitor.panes.text import Told, entitle
+from colddiff_cli.monitor.render import chart
 
 TITLES = {
     "loss": "loss",

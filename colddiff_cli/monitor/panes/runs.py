@@ -13,9 +13,9 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import DataTable, Input
 
-from colddiff_cli.monitor import words
 from colddiff_cli.monitor.data.run_state import Watched, is_named
 from colddiff_cli.monitor.panes.text import entitle
+from colddiff_cli.monitor.render import text
 
 MARK = "◆"
 NAME_CELLS = 22
@@ -98,10 +98,10 @@ class RunsPane(Vertical):
         mark = MARK if key in self.marked else " "
         return (
             Text(mark),
-            words.harmless(Text(name)),
-            words.sign(watched),
+            text.harmless(Text(name)),
+            text.sign(watched),
             Text(f"{done:>4}"),
-            words.harmless(Text(watched.reason, style="dim")),
+            text.harmless(Text(watched.reason, style="dim")),
         )
 
     @on(DataTable.RowHighlighted)

@@ -8,9 +8,9 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 
-from colddiff_cli.monitor import words
 from colddiff_cli.monitor.data.run_state import Watched
 from colddiff_cli.monitor.panes.text import Told
+from colddiff_cli.monitor.render import text as words
 
 
 class StatusPane(VerticalScroll, can_focus=True):

@@ -6,7 +6,7 @@ from rich.text import Text
 from textual.widget import Widget
 from textual.widgets import Static
 
-from colddiff_cli.monitor.words import harmless
+from colddiff_cli.monitor.render.text import harmless
 
 
 class Told(Static):

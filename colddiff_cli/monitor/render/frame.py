@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.text import Text
 
-from colddiff_cli.monitor import chart, words
 from colddiff_cli.monitor.data.metrics_history import History, points
 from colddiff_cli.monitor.data.run_state import Watched
+from colddiff_cli.monitor.render import chart, text
 
 LINES = 14  # of the curve
 EVENTS = 8
@@ -22,27 +22,27 @@ def frame(current: Watched, runs: Sequence[Watched], width: int) -> Text:
     current.history = history
     history.advance(float("inf"))
     current.poll()
-    parts = [words.headline(current, width)]
+    parts = [text.headline(current, width)]
     others = [watched for watched in runs if watched is not current]
     if history.bins:
         first, last = history.span()
         view = chart.View(min(first, last - 1), last, is_log=True)
         curve = chart.Line(points(history.bins, "loss"), "cyan")
         parts.append(Text("loss, log\n", style="dim") + chart.draw([curve], view, width, LINES))
-    parts.append(words.pairs(words.facts(current)))
+    parts.append(text.pairs(text.facts(current)))
     if current.oddities:
-        parts.append(words.oddities(current))
+        parts.append(text.oddities(current))
     if current.events:
-        parts.append(words.events(current, EVENTS))
+        parts.append(text.events(current, EVENTS))
     newest = current.newest_sheet
     if newest:
         parts.append(Text(f"newest sheet: {current.run.samples / newest}"))
     if others:
-        lines = [words.headline(watched, width) for watched in others[:OTHERS]]
+        lines = [text.headline(watched, width) for watched in others[:OTHERS]]
         if len(others) > OTHERS:
             lines.append(Text(f"and {len(others) - OTHERS} more", style="dim"))
         parts.append(Text("\n").join(lines))
-    return words.harmless(Text("\n\n").join(parts))
+    return text.harmless(Text("\n\n").join(parts))
 
 
 def state(runs: Sequence[Watched]) -> dict[str, Any]:
