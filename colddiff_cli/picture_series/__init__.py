@@ -1,0 +1,1 @@
+"""Folders of pictures that commands write one by one and can resume."""
