@@ -11,8 +11,8 @@ import pytest
 from conftest import left_behind, pictures_in
 from PIL import Image
 
-from colddiff_cli import series
 from colddiff_cli.__main__ import run
+from colddiff_cli.picture_series import series
 from colddiff_core import images
 from colddiff_core.errors import MachineError, UsageError
 

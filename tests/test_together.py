@@ -17,9 +17,10 @@ import pytest
 from conftest import finish, left_behind, make_trainer, pictures_in
 from PIL import Image
 
-from colddiff_cli import __main__, series
+from colddiff_cli import __main__
 from colddiff_cli.__main__ import run
 from colddiff_cli.jobs import launch
+from colddiff_cli.picture_series import series
 from colddiff_core import images
 from colddiff_core.errors import UsageError
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import series
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.picture_series import series
 from colddiff_core.errors import UsageError, counted
 from colddiff_core.presets import LARGEST_SIDE
 

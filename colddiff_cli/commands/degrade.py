@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli import one_by_one, series
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
+from colddiff_cli.picture_series import per_file, series
 from colddiff_core import presets
 from colddiff_core.errors import UsageError
 
@@ -115,7 +115,7 @@ def degrade(
 
     with series.Series(targets, "degrade", settings if is_series else None, resume=resume, force=force) as own:
 
-        def work(number: int, at_share: one_by_one.AtShare) -> Callable[[], None]:
+        def work(number: int, at_share: per_file.AtShare) -> Callable[[], None]:
             pictures = make(number)
 
             def write() -> None:
@@ -131,7 +131,7 @@ def degrade(
 
             return write
 
-        done, kept = one_by_one.make(screen, own, files, "degraded", work)
+        done, kept = per_file.make(screen, own, files, "degraded", work)
     screen.result(
         {
             "operator": operator.name,

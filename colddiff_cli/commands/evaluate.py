@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import references, series
+from colddiff_cli import references
 from colddiff_cli.arguments import options
 from colddiff_cli.console import plots
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_cli.jobs import launch, open_run
+from colddiff_cli.picture_series import series
 from colddiff_core import runs, tables
 from colddiff_core.errors import MachineError, UsageError, counted
 from colddiff_core.job import place

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, references, series, stacks
+from colddiff_cli import references
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
 from colddiff_cli.jobs import launch, open_run
-from colddiff_cli.stacks import Stacks
+from colddiff_cli.picture_series import films, gather, series
+from colddiff_cli.picture_series.gather import Stacks
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def generate(
         "kept": len(own.kept),
     }
     if grid_path:
-        _show(screen, made[IMAGES][:SHOWN], count, grid_path, stacks.way(made), film_path)
+        _show(screen, made[IMAGES][:SHOWN], count, grid_path, gather.way(made), film_path)
     if reference is not None and neighbours_path:
         title = f"{counted(count, 'image')} of {found.path}, step {step}, beside real ones of {config.data.dataset}"
         outcome |= _measure(screen, made[IMAGES], reference, title, neighbours_path)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import films, series, stacks
 from colddiff_cli.arguments import inputs, options, outputs
 from colddiff_cli.commands import sample_photographs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch, open_run
-from colddiff_cli.stacks import Stacks
+from colddiff_cli.picture_series import films, series
+from colddiff_cli.picture_series import gather as stacks
+from colddiff_cli.picture_series.gather import Stacks
 from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colddiff_cli import one_by_one, series
 from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import open_run
+from colddiff_cli.picture_series import per_file, series
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
@@ -105,7 +105,7 @@ def restore(
     ) as own:
         job = Job(screen, own, asked, worker, t, paths)
         work = job.sweep if asked.is_sweep else job.restore
-        done, kept = one_by_one.make(screen, own, files, "restored", work, is_slow=True)
+        done, kept = per_file.make(screen, own, files, "restored", work, is_slow=True)
     told = {n: about for every in together.collect_json(list(job.told.items())) for n, about in every}
     if not together.is_first:
         return
@@ -136,7 +136,7 @@ class Job:
     paths: list[Path]
     told: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
-    def restore(self, number: int, at_share: one_by_one.AtShare) -> Callable[[], None]:
+    def restore(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
         """Restore one picture; return what writes it."""
         from colddiff_core import images, photographs
 
@@ -179,7 +179,7 @@ class Job:
             both = photographs.size_beside(photograph)
             images.check_sides(both, self.own.targets[number + len(self.paths)])
 
-    def sweep(self, number: int, at_share: one_by_one.AtShare) -> Callable[[], None]:
+    def sweep(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
         """Make a strip of what one picture, or a part of it, would be at several severities; return what writes it."""
         from colddiff_core import blind, images, photographs
 

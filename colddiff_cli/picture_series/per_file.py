@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
-from colddiff_cli import series
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.picture_series import series
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
