@@ -1,0 +1,1 @@
+"""Configurations: declared values, sections, presets in TOML. Free of torch."""
