@@ -59,7 +59,8 @@ def train_plain(job: Job) -> Rows:
 
 def train_ours(job: Job) -> Rows:
     """The Trainer's own loop in a run directory: its log, its signs of life, its average."""
-    from colddiff_core import experiment, presets, runs
+    from colddiff_core import experiment, runs
+    from colddiff_core.config import presets
     from colddiff_core.training import Trainer
 
     config = presets.from_table(job.settings, "settings")
@@ -111,7 +112,8 @@ def _plain_parts(job: Job) -> tuple[Any, Any]:
 
 
 def _experiment(job: Job) -> Any:
-    from colddiff_core import compiling, experiment, presets
+    from colddiff_core import compiling, experiment
+    from colddiff_core.config import presets
 
     built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
     built.restorer.unet.settle()  # as a run's network is when it is opened

@@ -178,7 +178,7 @@ def count_work(name: str) -> Work:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from colddiff_core import presets
+    from colddiff_core.config import presets
     from colddiff_core.models import UNet
 
     config = presets.load(name)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from colddiff_core import datasets, degradations, presets, seeds
+from colddiff_core import datasets, degradations, seeds
+from colddiff_core.config import presets
 from colddiff_core.errors import ColddiffError
 from colddiff_core.fidelity import Fidelity
 

@@ -55,7 +55,7 @@ def plain_side(job: Job) -> Rows:
 
 
 def ours_side(job: Job) -> Rows:
-    from colddiff_core import presets
+    from colddiff_core.config import presets
 
     settings = dict(job.settings)
     settings["train"] = settings["train"] | {"log_every": 1}

@@ -156,7 +156,8 @@ def meeting(bench: Bench) -> Found:
 
 def messages() -> None:
     """As one of several processes, time the agreement after a step and the gradients of a network; the first tells."""
-    from colddiff_core import devices, experiment, presets, ranks
+    from colddiff_core import devices, experiment, ranks
+    from colddiff_core.config import presets
 
     job = ranks.join(devices.choose("cpu"))
     built = experiment.build(presets.load("digits-mask", ["train.precision=float32"]), 1, torch.device("cpu"))
@@ -263,7 +264,8 @@ def elsewhere(bench: Bench) -> Found:
 
 def threads(bench: Bench) -> Found:
     """On the CPU: processes that share its cores have fewer threads each than one by itself."""
-    from colddiff_core import experiment, presets
+    from colddiff_core import experiment
+    from colddiff_core.config import presets
 
     found = {}
     for name in ("digits-mask", "mnist-blur-small"):

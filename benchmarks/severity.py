@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import degradations, presets, seeds
+from colddiff_core import degradations, seeds
+from colddiff_core.config import presets
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize
 

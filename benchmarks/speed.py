@@ -37,7 +37,7 @@ SCALES = (("", 1.0, 0.1), ("m", 1e3, 1e-4), ("µ", 1e6, 0.0))  # prefix, factor,
 
 def settings(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return a preset as plain tables, on the data that there are."""
-    from colddiff_core import presets
+    from colddiff_core.config import presets
 
     changes = list(QUICK) if arguments.quick else []
     if arguments.data_dir is None:

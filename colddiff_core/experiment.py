@@ -21,17 +21,17 @@ from colddiff_core import (
     degradations,
     devices,
     memory,
-    presets,
     ranks,
     sampling,
     seeds,
 )
+from colddiff_core.config import presets
+from colddiff_core.config.presets import Config, DataConfig
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import compressed, quantize
 from colddiff_core.models import Restorer, UNet
-from colddiff_core.presets import Config, DataConfig
 from colddiff_core.ranks import Ranks
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step

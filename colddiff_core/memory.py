@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colddiff_core.config.presets import ModelConfig
 from colddiff_core.errors import ColddiffWarning, MachineError, counted, is_out_of_memory
 from colddiff_core.models.blocks import LinearAttention
-from colddiff_core.presets import ModelConfig
 
 # Of a tile of a photograph on a CPU: more costs memory that the photograph wants, and saves little of the overlap.
 MOST_TILE = 1.5 * 2**30  # bytes

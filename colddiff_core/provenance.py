@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from colddiff_core import presets, seeds
+from colddiff_core import seeds
+from colddiff_core.config import presets
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.errors import shown
 from colddiff_core.experiment import Experiment

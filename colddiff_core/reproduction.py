@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import __version__, comparison, evaluation, generation, images, presets, tables
+from colddiff_core import __version__, comparison, evaluation, generation, images, tables
 from colddiff_core.comparison import Contender
+from colddiff_core.config import presets
+from colddiff_core.config.presets import Config
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import Outcome, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
-from colddiff_core.presets import Config
 from colddiff_core.runs import Run
 from colddiff_core.tables import Part, Scale, Table
 

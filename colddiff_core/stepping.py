@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colddiff_core import checkpoint, compiling, devices, divergence, ranks, seeds
+from colddiff_core.config.presets import TrainConfig
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.errors import ColddiffError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.feed import Feed, Views
 from colddiff_core.meter import Meter
-from colddiff_core.presets import TrainConfig
 
 UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
 UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from colddiff_core import presets
+from colddiff_core.config import presets
+from colddiff_core.config.presets import Config
 from colddiff_core.errors import UsageError, nearest
-from colddiff_core.presets import Config
 
 Scale = Literal["small", "paper"]
 SMALL = "-small"  # what the name of a preset ends in that is the same experiment at a size for two cores

@@ -15,7 +15,8 @@ import trainings
 from hypothesis import settings
 from PIL import Image
 
-from colddiff_core import checkpoint, devices, experiment, presets, runs
+from colddiff_core import checkpoint, devices, experiment, runs
+from colddiff_core.config import presets
 from colddiff_core.training import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"

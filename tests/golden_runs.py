@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from colddiff_core import images, presets
+from colddiff_core import images
+from colddiff_core.config import presets
 
 NOW = 1_780_000_000.0  # 2026-05-28, 20:26:40 UTC
 SIZE = 16

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from colddiff_core import degradations, presets
+from colddiff_core import degradations
+from colddiff_core.config import presets
 from colddiff_core.models import UNet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from colddiff_core import blind, experiment, images, memory, presets, seeds
+from colddiff_core import blind, experiment, images, memory, seeds
+from colddiff_core.config import presets
 from colddiff_core.errors import MachineError, UsageError
 
 SMALL = ("data.size=16", "model.width=8", "model.multipliers=[1,2]", "train.precision=float32")

@@ -19,7 +19,7 @@ from test_training import assert_same_checkpoint
 
 from colddiff_cli.__main__ import run
 from colddiff_core import degradations, runs
-from colddiff_core.settings import settings_of
+from colddiff_core.config.fields import settings_of
 
 COMMANDS = ("degrade", "train", "sample", "generate", "eval", "compare", "presets")
 SETTINGS = [word for value in TINY for word in ("--set", value)]
@@ -375,7 +375,7 @@ def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
     (packages / "tiny.py").write_text(
         "import dataclasses\n"
         "from colddiff_core.degradations import Degradation\n"
-        "from colddiff_core.settings import setting\n"
+        "from colddiff_core.config.fields import setting\n"
         "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
         "class Fade(Degradation):\n"
         "    depth: float = setting(0.5, 'how dark it gets', above=0)\n"
@@ -462,7 +462,7 @@ def test_without_arguments_the_help_is_shown(capsys):
 
 
 def test_a_traceback_is_shown_only_when_asked_for(in_folder, monkeypatch, capsys):
-    from colddiff_core import presets
+    from colddiff_core.config import presets
 
     def broken(*arguments):
         raise ZeroDivisionError("one over none")

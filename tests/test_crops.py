@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from colddiff_cli import trainings
-from colddiff_core import datasets, experiment, images, presets
+from colddiff_core import datasets, experiment, images
+from colddiff_core.config import presets
 from colddiff_core.datasets import Request, cache, files, photos, tiles
 from colddiff_core.errors import UsageError
 from colddiff_core.feed import Feed

@@ -16,7 +16,8 @@ import torch
 from conftest import finish, make_trainer
 
 from colddiff_cli.__main__ import run
-from colddiff_core import presets, runs
+from colddiff_core import runs
+from colddiff_core.config import presets
 
 KINDS = ["degraded", "direct", "sampled", "naive"]
 

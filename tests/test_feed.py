@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from colddiff_core import experiment, feed, presets, seeds
+from colddiff_core import experiment, feed, seeds
+from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet
 from colddiff_core.feed import Feed
 

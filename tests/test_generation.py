@@ -10,7 +10,8 @@ import torch
 from conftest import finish, make_trainer
 from PIL import Image
 
-from colddiff_core import degradations, experiment, generation, presets, runs, seeds
+from colddiff_core import degradations, experiment, generation, runs, seeds
+from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 
 CPU = torch.device("cpu")

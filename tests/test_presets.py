@@ -8,7 +8,8 @@ import tomllib
 import pytest
 import torch
 
-from colddiff_core import datasets, degradations, experiment, presets, runs
+from colddiff_core import datasets, degradations, experiment, runs
+from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 from colddiff_core.sampling import SAMPLERS
 

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from test_bad_input import BOMB
 
-from colddiff_core import datasets, experiment, presets, provenance
+from colddiff_core import datasets, experiment, provenance
+from colddiff_core.config import presets
 from colddiff_core.datasets import Request, Shards, cache, counts, open_shards, records, shardlists, shards
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.training import Trainer

@@ -16,7 +16,8 @@ from conftest import seal
 from PIL import Image
 
 from colddiff_cli.__main__ import run
-from colddiff_core import presets, report, runs, seeds, tables
+from colddiff_core import report, runs, seeds, tables
+from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 
 SMALL = {

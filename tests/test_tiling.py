@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from colddiff_core import devices, memory, seeds
+from colddiff_core.config.presets import ModelConfig
 from colddiff_core.models import UNet
-from colddiff_core.presets import ModelConfig
 from colddiff_core.tiling import Tiled
 
 LOCAL = {"width": 8, "multipliers": (1, 2), "attention": "none"}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from colddiff_core import degradations, experiment, images, presets, seeds
+from colddiff_core import degradations, experiment, images, seeds
+from colddiff_core.config import presets
 from colddiff_core.degradations import pixelate
 from colddiff_core.errors import UsageError
 

@@ -56,7 +56,7 @@ def with_parameters(command: Callable[..., Any], name: str | None) -> Callable[.
 
 
 def _operator_of_preset(preset: str) -> str | None:
-    from colddiff_core import presets
+    from colddiff_core.config import presets
 
     try:
         return presets.load(preset).degradation.name
@@ -67,7 +67,7 @@ def _operator_of_preset(preset: str) -> str | None:
 def _options(name: str, taken: Container[str]) -> dict[str, tuple[str, Any]]:
     """Return {variable: (parameter, annotation)}; a part of a composition has its name before the parameter's."""
     from colddiff_core import degradations
-    from colddiff_core.settings import settings_of
+    from colddiff_core.config.fields import settings_of
 
     parts = name.split("+")
     found = {}

@@ -14,7 +14,7 @@ from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
 from colddiff_cli.picture_series import per_file, series
-from colddiff_core import presets
+from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _settings(operator: Degradation) -> str:
 
 def _parameters(operator: Degradation) -> dict[str, Any]:
     """Return an operator's parameters by name; a composition's have the part's name before them."""
-    from colddiff_core.settings import settings_of
+    from colddiff_core.config.fields import settings_of
 
     parts = getattr(operator, "parts", (operator,))
     before = [f"{number}.{part.name}." for number, part in enumerate(parts)] if len(parts) > 1 else [""]

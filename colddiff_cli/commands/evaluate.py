@@ -26,10 +26,10 @@ from colddiff_core.errors import MachineError, UsageError, counted
 from colddiff_core.job import place
 
 if TYPE_CHECKING:
+    from colddiff_core.config.presets import Config
     from colddiff_core.evaluation import Outcome, Reference
     from colddiff_core.experiment import Experiment
     from colddiff_core.portions import Folder
-    from colddiff_core.presets import Config
 
 DEFAULT_IMAGES = 1000
 GO_ON = "Go on with what is measured: the same call with --resume."

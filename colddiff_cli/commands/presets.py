@@ -9,7 +9,7 @@ from rich.table import Table
 
 from colddiff_cli.arguments import options
 from colddiff_cli.console.screen import Screen
-from colddiff_core import presets as library
+from colddiff_core.config import presets as library
 
 
 def presets(

@@ -20,9 +20,10 @@ from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import REPRODUCED, Row, evaluation_table
 from colddiff_cli.jobs import open_run
-from colddiff_core import presets, report, runs, tables
+from colddiff_core import report, runs, tables
+from colddiff_core.config import presets
+from colddiff_core.config.presets import Config, DataConfig
 from colddiff_core.errors import UsageError, nearest
-from colddiff_core.presets import Config, DataConfig
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet

@@ -13,7 +13,8 @@ from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import fidelity_table
 from colddiff_cli.jobs import launch, open_run
-from colddiff_core import presets, runs
+from colddiff_core import runs
+from colddiff_core.config import presets
 from colddiff_core.errors import UsageError, counted, shown
 from colddiff_core.job import place
 

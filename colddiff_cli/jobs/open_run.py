@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
-from colddiff_core import presets, runs
+from colddiff_core import runs
+from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:

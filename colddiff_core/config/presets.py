@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import tomli_w
 
+from colddiff_core.config.fields import LARGEST, setting, settings_of, take
 from colddiff_core.errors import CONTROLS, UsageError, beginning, nearest, shown
-from colddiff_core.settings import LARGEST, setting, settings_of, take
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_SIDE = 16_384  # pixels
@@ -199,8 +199,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 def directory() -> Path:
     """Return the folder of the presets: beside the package's code, or the source tree's."""
-    installed = Path(__file__).parent / "_presets"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "presets"
+    installed = Path(__file__).parents[1] / "_presets"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "presets"
 
 
 def names() -> list[str]:

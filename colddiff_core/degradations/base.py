@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from colddiff_core.config.fields import setting, settings_of, take
 from colddiff_core.errors import UsageError, counted, nearest
 from colddiff_core.seeds import Grains
-from colddiff_core.settings import setting, settings_of, take
 
 Generators = torch.Generator | Grains | Sequence[torch.Generator] | None
 Severity = int | Tensor

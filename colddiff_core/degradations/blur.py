@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, VARIANTS, Degradation, Estimate, Frozen
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.spectrum import blur_evidence, tile_sides
@@ -15,7 +16,6 @@ from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
 from colddiff_core.separable import ConvolutionStack, gaussian
-from colddiff_core.settings import setting
 
 CANDIDATES = 128  # severities that are compared at most
 SMALLEST = 16  # pixels of a side whose spectrum still tells something

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colddiff_core.config.fields import setting, settings_of, take
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators
 from colddiff_core.errors import UsageError, nearest, shown
-from colddiff_core.settings import setting, settings_of, take
 
 JOIN = "+"
 MOST_PARTS = 8

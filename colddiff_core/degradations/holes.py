@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import (
     MOST_STEPS,
     Degradation,
@@ -21,7 +22,6 @@ from colddiff_core.degradations.base import (
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError, counted
 from colddiff_core.images import to_bytes
-from colddiff_core.settings import setting
 
 LEAST = 0.75  # pixels: a disc of this radius has a pixel's centre in it wherever it lies
 LONG = (0.4, 1.0)  # a shape's longer half-extent, as a share of the largest

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import (
     MOST_STEPS,
     VARIANTS,
@@ -26,7 +27,6 @@ from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 from colddiff_core.schedules import blur_widths
-from colddiff_core.settings import setting
 
 REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
 MOST_ENTRIES = 2**25  # of a table that is kept: 128 MB

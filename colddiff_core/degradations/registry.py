@@ -11,10 +11,10 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from colddiff_core.config.fields import take
 from colddiff_core.degradations.base import Degradation
 from colddiff_core.degradations.composite import JOIN, compose
 from colddiff_core.errors import MachineError, UsageError, nearest, shown
-from colddiff_core.settings import take
 
 GROUP = "colddiff.degradations"
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import (
     MOST_STEPS,
     Degradation,
@@ -27,7 +28,6 @@ from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 from colddiff_core.images import LUMA
 from colddiff_core.separable import MatrixStack
-from colddiff_core.settings import setting
 
 
 class Level(NamedTuple):

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from mutation import mutate
 
 from colddiff_cli.__main__ import run
-from colddiff_core import checkpoint, images, presets, runs
+from colddiff_core import checkpoint, images, runs
+from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 from colddiff_core.files import parse_json
 
