@@ -23,7 +23,7 @@ from skimage.transform import resize
 from torch import Tensor
 
 from colddiff_core import blind, devices, experiment, runs, seeds
-from colddiff_core.datasets.files import list_images
+from colddiff_core.datasets.decoding import list_images
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize, read, to_bytes
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from colddiff_core import datasets, images
-from colddiff_core.datasets import cache, files
+from colddiff_core.datasets import cache, decoding
 from colddiff_core.errors import ColddiffError
 
 CLASSES = {"cat": 20, "dog": 9, "owl": 14}
@@ -45,7 +45,7 @@ def decoded(monkeypatch) -> list[str]:
         seen.append(path.name)
         return images.read_bytes(path, **values)
 
-    monkeypatch.setattr(files, "read_bytes", counting)
+    monkeypatch.setattr(decoding, "read_bytes", counting)
     return seen
 
 
@@ -482,7 +482,7 @@ def test_images_are_listed_in_the_order_of_their_paths(tmp_path):
         for path in sorted(tmp_path.rglob("*"))
         if path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".") and path.is_file()
     ]
-    found = files.list_images(tmp_path)
+    found = decoding.list_images(tmp_path)
     assert found == wanted
     assert len(found) == 8
-    assert files.list_images(tmp_path / "absent") == []
+    assert decoding.list_images(tmp_path / "absent") == []

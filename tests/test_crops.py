@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from colddiff_cli import trainings
 from colddiff_core import datasets, experiment, images
 from colddiff_core.config import presets
-from colddiff_core.datasets import Request, cache, files, photos, tiles
+from colddiff_core.datasets import Request, cache, crops, decoding, photos
 from colddiff_core.errors import UsageError
 from colddiff_core.feed import Feed
 
@@ -45,7 +45,7 @@ def decoded(monkeypatch) -> list[str]:
         seen.append(path.name)
         return images.read_bytes(path, **values)
 
-    monkeypatch.setattr(files, "read_bytes", counting)
+    monkeypatch.setattr(decoding, "read_bytes", counting)
     return seen
 
 
@@ -84,7 +84,7 @@ def places(picture: np.ndarray, found: torch.Tensor) -> list[tuple[int, int]]:
 @given(st.integers(5, 40), st.integers(5, 40), st.integers(1, 8), st.integers(0, 9))
 def test_every_window_lies_within_a_tile(height, width, size, margin):
     side = size + margin
-    found = tiles.corners((height, width), Request("train", side, crop=10_000, margin=margin), "a")
+    found = crops.corners((height, width), Request("train", side, crop=10_000, margin=margin), "a")
     assert len(set(found)) == len(found)
     if min(height, width) < side:
         assert found == []
@@ -97,8 +97,8 @@ def test_every_window_lies_within_a_tile(height, width, size, margin):
 
 @given(st.integers(8, 60), st.integers(8, 60), st.integers(0, 4), st.integers(1, 30))
 def test_tiles_are_no_more_than_asked_for_and_all_unlike(height, width, margin, crop):
-    every = tiles.corners((height, width), Request("train", 8, crop=100_000, margin=margin), "a")
-    found = tiles.corners((height, width), Request("train", 8, crop=crop, margin=margin), "a")
+    every = crops.corners((height, width), Request("train", 8, crop=100_000, margin=margin), "a")
+    found = crops.corners((height, width), Request("train", 8, crop=crop, margin=margin), "a")
     assert len(found) == min(crop, len(every))
     assert len(set(found)) == len(found)
     assert set(found) <= set(every)
@@ -106,7 +106,7 @@ def test_tiles_are_no_more_than_asked_for_and_all_unlike(height, width, margin, 
 
 def test_what_is_drawn_is_of_the_whole_picture_and_differs_by_name():
     request = Request("train", 64, crop=400)
-    one, again, other = (tiles.corners((4000, 6000), request, name) for name in ("a/1", "a/1", "a/2"))
+    one, again, other = (crops.corners((4000, 6000), request, name) for name in ("a/1", "a/1", "a/2"))
     assert one == again
     assert one == sorted(one)
     assert len(set(one) & set(other)) < 10
@@ -193,12 +193,14 @@ def test_pictures_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
     write(tmp_path / "test" / "0.png", 20, 20)
     monkeypatch.setattr(cache, "CHUNK", 256)
     each = 300 * 400 * 3
-    monkeypatch.setattr(files, "LARGEST_CHUNK", 2 * each)
-    paths = files.list_images(tmp_path / "train")
-    entries = (files.Entry(path, ".") for path in paths)
-    chunks = [len(chunk) for chunk in files._chunks(entries, Request("train", SIZE, crop=50))]
+    monkeypatch.setattr(decoding, "LARGEST_CHUNK", 2 * each)
+    paths = decoding.list_images(tmp_path / "train")
+    entries = (decoding.Entry(path, ".") for path in paths)
+    chunks = [len(chunk) for chunk in decoding._chunks(entries, Request("train", SIZE, crop=50))]
     assert chunks == [3, 3, 3, 3]
-    assert [len(chunk) for chunk in files._chunks(map(files.Entry, paths, "." * 12), Request("train", SIZE))] == [12]
+    assert [len(chunk) for chunk in decoding._chunks(map(decoding.Entry, paths, "." * 12), Request("train", SIZE))] == [
+        12
+    ]
     ask(tmp_path, "test", crop=1)  # what is loaded but once
     tracemalloc.start()
     found = ask(tmp_path, crop=50)
@@ -214,11 +216,11 @@ def test_many_tiles_of_one_picture_are_written_in_portions(tmp_path, monkeypatch
     added = []
     add = cache.Draft.add
     monkeypatch.setattr(cache.Draft, "add", lambda draft, pixels: added.append(len(pixels)) or add(draft, pixels))
-    monkeypatch.setattr(files, "LARGEST_CHUNK", 5 * 3 * SIZE**2)
+    monkeypatch.setattr(decoding, "LARGEST_CHUNK", 5 * 3 * SIZE**2)
     found = ask(tmp_path, crop=23)
     assert added == [5, 5, 5, 5, 3]
     there = places(noise(150, 150), found.pixels)
-    wanted = tiles.corners((150, 150), Request("train", SIZE, crop=23), "0.png")
+    wanted = crops.corners((150, 150), Request("train", SIZE, crop=23), "0.png")
     assert sorted(there) == wanted
     assert there != wanted  # mixed: the first images are not all of a corner
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from colddiff_core import seeds
-from colddiff_core.datasets import orders
+from colddiff_core.datasets import epoch_order
 
 COUNTS = (7, 12, 1, 0, 30, 9, 13)  # 72 records
 
@@ -14,16 +14,16 @@ COUNTS = (7, 12, 1, 0, 30, 9, 13)  # 72 records
 def epoch_of(counts: tuple[int, ...], lanes: int, size: int, epoch: int, seed: int = 3) -> list[int]:
     """The numbers of one epoch, where steps and epochs end together."""
     steps = sum(counts) // size
-    taken = [orders.in_lanes(counts, lanes, seed, epoch * steps + step, size) for step in range(steps)]
+    taken = [epoch_order.in_lanes(counts, lanes, seed, epoch * steps + step, size) for step in range(steps)]
     return torch.cat(taken).tolist()
 
 
 def test_permutations_follow_each_other_and_are_read_on():
     whole = torch.cat([torch.randperm(10, generator=seeds.generator(5, "epoch", epoch)) for epoch in range(4)])
     for size in (3, 10, 13):
-        found = torch.cat([orders.shuffled(10, 5, step, size) for step in range(40 // size)])
+        found = torch.cat([epoch_order.shuffled(10, 5, step, size) for step in range(40 // size)])
         assert torch.equal(found, whole[: len(found)])
-    assert orders.shuffled(10, 5, 0, 3).dtype == torch.int64
+    assert epoch_order.shuffled(10, 5, 0, 3).dtype == torch.int64
 
 
 @pytest.mark.parametrize(("lanes", "size"), [(1, 4), (2, 4), (3, 6), (4, 8), (32, 12), (6, 36), (32, 72)])
@@ -36,22 +36,22 @@ def test_what_does_not_divide_leaves_a_few_out_and_others_each_time():
     counts = (10, 10, 10, 7)  # 37 records, 4 lanes of 9
     left = []
     for epoch in range(6):
-        taken = torch.cat([orders.in_lanes(counts, 4, 0, epoch * 9 + step, 4) for step in range(9)]).tolist()
+        taken = torch.cat([epoch_order.in_lanes(counts, 4, 0, epoch * 9 + step, 4) for step in range(9)]).tolist()
         assert len(set(taken)) == 36
         left += set(range(37)) - set(taken)
     assert len(set(left)) > 1
 
 
 def test_a_step_is_the_same_whenever_it_is_asked_for():
-    wanted = [orders.in_lanes(COUNTS, 4, 1, step, 8) for step in range(20)]
+    wanted = [epoch_order.in_lanes(COUNTS, 4, 1, step, 8) for step in range(20)]
     for step in (19, 3, 3, 11, 0):
-        assert torch.equal(orders.in_lanes(COUNTS, 4, 1, step, 8), wanted[step])
-    assert not torch.equal(orders.in_lanes(COUNTS, 4, 2, 0, 8), wanted[0])
+        assert torch.equal(epoch_order.in_lanes(COUNTS, 4, 1, step, 8), wanted[step])
+    assert not torch.equal(epoch_order.in_lanes(COUNTS, 4, 2, 0, 8), wanted[0])
 
 
 def test_epochs_differ_in_the_order_of_shards_and_of_records():
     first, second = (epoch_of(COUNTS, 1, 8, epoch) for epoch in range(2))
-    bounds = orders.starts(COUNTS)
+    bounds = epoch_order.starts(COUNTS)
     shards = [[sum(bounds[1:] <= number) for number in taken] for taken in (first, second)]
     assert shards[0] != shards[1]
     assert [n for n in first if 20 <= n < 50] != [n for n in second if 20 <= n < 50]
@@ -59,31 +59,33 @@ def test_epochs_differ_in_the_order_of_shards_and_of_records():
 
 def test_a_part_of_a_step_lies_in_few_shards():
     counts = (100,) * 32
-    bounds = orders.starts(counts)
+    bounds = epoch_order.starts(counts)
     for step in range(50):
-        slots = orders.in_lanes(counts, 8, 0, step, 64)
+        slots = epoch_order.in_lanes(counts, 8, 0, step, 64)
         for part in slots.split(16):  # two lanes
             touched = {sum(bounds[1:] <= number) for number in part.tolist()}
             assert len(touched) <= 4
 
 
 def test_lanes_divide_a_step_and_are_no_more_than_shards_and_records():
-    assert orders._breadth(64, 32) == 32
-    assert orders._breadth(48, 32) == 24
-    assert orders._breadth(7, 5) == 1
+    assert epoch_order._breadth(64, 32) == 32
+    assert epoch_order._breadth(48, 32) == 24
+    assert epoch_order._breadth(7, 5) == 1
     for counts in ((5,), (0, 5, 0), (1, 1), (2, 1)):
-        steps = torch.cat([orders.in_lanes(counts, 32, 0, step, 4) for step in range(30)])
+        steps = torch.cat([epoch_order.in_lanes(counts, 32, 0, step, 4) for step in range(30)])
         assert set(steps.tolist()) == set(range(sum(counts)))
 
 
 def test_a_step_may_be_larger_than_the_set():
-    found = orders.in_lanes((3, 4), 2, 0, 1, 40)
+    found = epoch_order.in_lanes((3, 4), 2, 0, 1, 40)
     assert len(found) == 40
     assert found.bincount(minlength=7).min() >= 3
-    assert set(orders.shuffled(7, 0, 1, 40).bincount(minlength=7).tolist()) <= {5, 6, 7}
+    assert set(epoch_order.shuffled(7, 0, 1, 40).bincount(minlength=7).tolist()) <= {5, 6, 7}
 
 
-@pytest.mark.parametrize("take", [lambda: orders.shuffled(0, 0, 0, 4), lambda: orders.in_lanes((0, 0), 2, 0, 0, 4)])
+@pytest.mark.parametrize(
+    "take", [lambda: epoch_order.shuffled(0, 0, 0, 4), lambda: epoch_order.in_lanes((0, 0), 2, 0, 0, 4)]
+)
 def test_nothing_to_take_is_an_error(take):
     with pytest.raises(ValueError, match="no images"):
         take()
@@ -92,6 +94,6 @@ def test_nothing_to_take_is_an_error(take):
 def test_memory_is_that_of_the_shards_being_read():
     counts = (1000,) * 5000
     for step in (0, 17, 100_000):
-        orders.in_lanes(counts, 16, 0, step, 64)
-    assert len(orders._kept) <= 16 + orders.SPARE
-    assert sum(order.nbytes for order in orders._kept.values()) <= (16 + orders.SPARE) * 4000
+        epoch_order.in_lanes(counts, 16, 0, step, 64)
+    assert len(epoch_order._kept) <= 16 + epoch_order.SPARE
+    assert sum(order.nbytes for order in epoch_order._kept.values()) <= (16 + epoch_order.SPARE) * 4000

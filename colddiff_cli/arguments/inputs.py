@@ -27,7 +27,7 @@ def listed(names: list[str]) -> list[tuple[Path, bool]]:
 
     Raises UsageError for an empty name, a folder or glob without images, and where nothing is named.
     """
-    from colddiff_core.datasets.files import list_images
+    from colddiff_core.datasets.decoding import list_images
 
     found: list[tuple[Path, bool]] = []
     for name in names:

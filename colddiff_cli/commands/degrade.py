@@ -186,7 +186,7 @@ def _size_of(preset: str | None) -> int:
 
 def _pool(operator: Degradation, second: Path | None) -> list[Path]:
     """Return the pictures that are mixed in, none where the operator mixes in none."""
-    from colddiff_core.datasets.files import list_images
+    from colddiff_core.datasets.decoding import list_images
 
     if not operator.second_field:
         return []

@@ -1,10 +1,10 @@
 """The data sets, by name."""
 
+from colddiff_core.datasets import cifar10 as _pictures
 from colddiff_core.datasets import digits as _digits
 from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
 from colddiff_core.datasets import photos as _photos
-from colddiff_core.datasets import pictures as _pictures
 from colddiff_core.datasets import shards as _shards
 from colddiff_core.datasets.base import ImageSet, Request, TrainingSet, find, load, names, package_of
 from colddiff_core.datasets.shards import Shards, open_shards

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colddiff_core import seeds
-from colddiff_core.datasets import orders
+from colddiff_core.datasets import epoch_order
 from colddiff_core.errors import UsageError, nearest, shown
 from colddiff_core.images import to_floats
 
@@ -124,7 +124,7 @@ class ImageSet:
 
     def order(self, seed: int, step: int, size: int) -> Tensor:
         """Return the numbers (size,) int64 of the images that a step takes: every epoch a new permutation."""
-        return orders.shuffled(len(self), seed, step, size)
+        return epoch_order.shuffled(len(self), seed, step, size)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Return images (B, C, H, W) uint8 by their numbers (B,) int64, in that order."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from colddiff_core.datasets.base import ImageSet, Request, fit, register, uncropped
-from colddiff_core.datasets.files import decode, find_split, list_images
+from colddiff_core.datasets.decoding import decode, find_split, list_images
 from colddiff_core.datasets.folder import hashed_split
 from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import UsageError

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from colddiff_core import devices
-from colddiff_core.datasets import cache, tiles
+from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import ImageSet, Request
 from colddiff_core.errors import ColddiffError, UsageError, counted
 from colddiff_core.images import SUFFIXES, pixels_of, read_bytes
@@ -206,7 +206,7 @@ def _decode(
                     suffixes.add(entry.path.suffix.lower())
                     inner += [entry.folder] * len(corners)
                     for corner in corners:
-                        kept.append(tiles.cut(picture, corner, request.size))
+                        kept.append(crops.cut(picture, corner, request.size))
                         if len(kept) == most:
                             draft.add(np.stack(kept))
                             kept = []
@@ -220,7 +220,7 @@ def _decode(
         names = naming(seen)
         classes = tuple(sorted(set(names.values())))
         if len(classes) < 2 or "." in classes:  # folders do not sort the images
-            return draft.keep(tiles.order(len(inner)) if request.crop else None, rest)
+            return draft.keep(crops.order(len(inner)) if request.crop else None, rest)
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[names[folder]] for folder in inner]
         order = _in_turn(labels)
@@ -229,7 +229,7 @@ def _decode(
 
 def _corners(picture: np.ndarray, entry: Entry, request: Request) -> list[tuple[int, int]]:
     """Return where in a picture (C, H, W) the images lie that it is to give: the whole of it unless it is cropped."""
-    return tiles.corners(picture.shape[-2:], request, entry.name) if request.crop else [(0, 0)]
+    return crops.corners(picture.shape[-2:], request, entry.name) if request.crop else [(0, 0)]
 
 
 def _nothing(count: int, where: Path, request: Request) -> UsageError:

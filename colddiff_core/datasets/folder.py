@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from colddiff_core.datasets.base import ImageSet, Request, register
-from colddiff_core.datasets.files import decode, find_split, list_images
+from colddiff_core.datasets.decoding import decode, find_split, list_images
 from colddiff_core.errors import UsageError
 from colddiff_core.images import SUFFIXES
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from colddiff_core import devices, seeds
-from colddiff_core.datasets import base, counts, files
+from colddiff_core.datasets import base, counts, decoding
 from colddiff_core.datasets.base import ImageSet, Request, Split
 from colddiff_core.datasets.counts import Count
 from colddiff_core.datasets.folder import hashed_split
@@ -88,7 +88,7 @@ class Files:
     def record(self, number: int) -> Record | None:
         path, label = self.paths[number], self.labels[number] if self.labels is not None else None
         try:
-            content = read_ordinary(path, files.LARGEST_MEMBER)
+            content = read_ordinary(path, decoding.LARGEST_MEMBER)
             pixels = read_bytes(path, size=self.size, channels=self.channels, content=content)
         except (OSError, ColddiffError):
             return None
@@ -154,14 +154,14 @@ def of_tree(root: Path, size: int = 0, channels: int = 0) -> Splits:
     Both splits number their classes alike. Raises UsageError where there are none, or a split is an archive.
     """
     given = [root / split for split in SPLITS]
-    if all(files.find_split(root, [split]) for split in SPLITS):
+    if all(decoding.find_split(root, [split]) for split in SPLITS):
         for place in given:
             if not place.is_dir():
                 raise UsageError(f"{place} is not a folder.", "Unpack the archive first.")
-        listed = {split: files.list_images(place) for split, place in zip(SPLITS, given, strict=True)}
+        listed = {split: decoding.list_images(place) for split, place in zip(SPLITS, given, strict=True)}
         wheres = dict(zip(SPLITS, given, strict=True))
     else:
-        every = files.list_images(root)
+        every = decoding.list_images(root)
         listed = {split: hashed_split(every, root, split) for split in SPLITS}
         wheres = dict.fromkeys(SPLITS, root)
     for split in SPLITS:
@@ -192,7 +192,7 @@ def of_set(name: str, request: Request) -> Splits:
 def _sorted_by_folder(
     listed: Mapping[Split, Sequence[Path]], wheres: Mapping[Split, Path], size: int, channels: int
 ) -> Splits:
-    inner = {split: files.folders_of(paths, wheres[split]) for split, paths in listed.items()}
+    inner = {split: decoding.folders_of(paths, wheres[split]) for split, paths in listed.items()}
     classes = tuple(sorted(set().union(*inner.values())))
     if len(classes) < 2 or "." in classes:
         return Splits({split: Files(paths, None, size, channels) for split, paths in listed.items()})
@@ -204,7 +204,7 @@ def _sorted_by_folder(
 
 def in_the_way(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the shards in a folder that `pack` may have written, and others that a data set would have; sorted."""
-    endings = [f"-*{ending}" for ending in files.ARCHIVES] + [".urls"]
+    endings = [f"-*{ending}" for ending in decoding.ARCHIVES] + [".urls"]
     found = sorted(path for split in SPLITS for ending in endings for path in folder.glob(split + ending))
     own = [path for path in found if _NAME.fullmatch(path.name)]
     return own, [path for path in found if path not in own]
@@ -284,7 +284,7 @@ def _sound(
     with ThreadPoolExecutor(devices.processors()) as pool:
         for places in _chunks(source, order, begin):
             numbers = [int(order[place]) for place in places]
-            is_small = sum(map(source.size_of, numbers)) < files.SMALL_FILE * len(numbers)
+            is_small = sum(map(source.size_of, numbers)) < decoding.SMALL_FILE * len(numbers)
             found = map(source.record, numbers) if is_small else pool.map(source.record, numbers)
             for place, record in zip(places, found, strict=True):
                 at_record(place + 1)

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from colddiff_core.datasets.base import ImageSet, Request, register
-from colddiff_core.datasets.files import decode_apart
+from colddiff_core.datasets.decoding import decode_apart
 from colddiff_core.errors import UsageError
 
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}  # of photographs, in the packages

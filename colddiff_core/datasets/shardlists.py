@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from colddiff_core.datasets.base import Request, Split
-from colddiff_core.datasets.files import ARCHIVES
+from colddiff_core.datasets.decoding import ARCHIVES
 from colddiff_core.datasets.folder import held_out
 from colddiff_core.errors import UsageError, shown
 from colddiff_core.files import read_ordinary

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from colddiff_core import devices
-from colddiff_core.datasets import cache, counts, orders, shardlists
+from colddiff_core.datasets import cache, counts, epoch_order, shardlists
 from colddiff_core.datasets.base import ImageSet, Request, register
-from colddiff_core.datasets.files import COLOUR, SMALL_FILE, Entry, decode_entries
+from colddiff_core.datasets.decoding import COLOUR, SMALL_FILE, Entry, decode_entries
 from colddiff_core.datasets.records import Opener, Shard
 from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import read_bytes
@@ -83,7 +83,7 @@ class Shards:
     ) -> None:
         self._places, self._held, self._request, self._lanes = places, held, request, lanes
         self._counts = tuple(count.records for count in held)
-        self._starts = orders.starts(self._counts)
+        self._starts = epoch_order.starts(self._counts)
         self._most_open = min(lanes, len(places)) + SPARE
         full = [count for count in held if count.records]
         self.class_count = max(count.classes for count in full) if all(count.classes for count in full) else 0
@@ -124,7 +124,7 @@ class Shards:
 
     def order(self, seed: int, step: int, size: int) -> Tensor:
         """Return the numbers (size,) int64 of the images that a step takes, of few shards: `orders.in_lanes`."""
-        return orders.in_lanes(self._counts, self._lanes, seed, step, size)
+        return epoch_order.in_lanes(self._counts, self._lanes, seed, step, size)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Return images (B, C, H, W) uint8 by their numbers (B,) int64, in that order.
