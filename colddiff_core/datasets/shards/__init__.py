@@ -1,0 +1,1 @@
+"""Tar shards: read while training, or packed."""
