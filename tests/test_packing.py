@@ -18,7 +18,9 @@ from test_bad_input import BOMB
 
 from colddiff_cli.__main__ import run
 from colddiff_core import datasets
-from colddiff_core.datasets import Request, counts, open_shards, packing
+from colddiff_core.datasets import Request, open_shards
+from colddiff_core.datasets.shards import counts
+from colddiff_core.datasets.shards import pack as packing
 from colddiff_core.errors import UsageError
 
 CLASSES = ("cat", "dog", "owl")

@@ -22,7 +22,9 @@ from test_bad_input import BOMB
 
 from colddiff_core import datasets, experiment, provenance
 from colddiff_core.config import presets
-from colddiff_core.datasets import Request, Shards, cache, counts, open_shards, records, shardlists, shards
+from colddiff_core.datasets import Request, Shards, cache, open_shards
+from colddiff_core.datasets.shards import archive as records
+from colddiff_core.datasets.shards import counts, dataset, listing
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.training import Trainer
 
@@ -131,11 +133,11 @@ def test_held_images_are_those_of_the_shards_and_kept(tmp_path, monkeypatch):
     found = datasets.load("shards", Request("train", SIDE, 0, root))
     assert sorted(shades(found.pixels)) == list(range(18))
     assert found.labels.tolist() == [n % 3 for n in shades(found.pixels)]
-    monkeypatch.setattr(shards.Shards, "_opened", None)
+    monkeypatch.setattr(dataset.Shards, "_opened", None)
     again = datasets.load("shards", Request("train", SIDE, 0, root))
     assert torch.equal(again.pixels, found.pixels)
     monkeypatch.undo()
-    monkeypatch.setattr(shards, "MOST_HELD", 6)
+    monkeypatch.setattr(dataset, "MOST_HELD", 6)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert sorted(shades(datasets.load("shards", Request("train", SIDE, 0, root)).pixels)) == [0, 3, 6, 9, 12, 15]
 
@@ -407,7 +409,7 @@ def test_what_stands_before_a_cut_is_whole(tmp_path, cut, left):
     (root / "train-000.tar").write_bytes(content[:cut])
     assert len(opened(root)) == left + 13
     (root / "train-000.tar").write_bytes(content)
-    index = records.Opener().open(shardlists.Place("", root, root / "train-000.tar")).index
+    index = records.Opener().open(listing.Place("", root, root / "train-000.tar")).index
     assert (len(index), index.is_cut) == (5, False)
 
 
@@ -440,7 +442,7 @@ def test_lists_name_files_commands_and_ranges(tmp_path):
     ],
 )
 def test_ranges_are_every_number(line, wanted):
-    assert list(shardlists.expanded(line)) == wanted
+    assert list(listing.expanded(line)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -517,7 +519,7 @@ def test_a_changed_shard_is_counted_again(tmp_path):
 def told(root: Path, **changes) -> dict:
     found = {}
     for path in sorted(root.glob("*.tar")):
-        index = records.Opener().open(shardlists.Place(path.name, root, path)).index
+        index = records.Opener().open(listing.Place(path.name, root, path)).index
         found[path.name] = (path.stat().st_size, counts.Count.of(index))
     text = json.loads(counts.listing(found, ["a", "b", "c"]))
     for entry in text["shards"]:
@@ -615,7 +617,7 @@ def test_a_shard_that_takes_long_to_open_is_told(tmp_path, monkeypatch):
     root = listed(write(tmp_path / "data"), "pipe:test -e ../slow && sleep .3; cat train-001.tar")
     found = opened(root)
     (tmp_path / "slow").touch()
-    monkeypatch.setattr(shards, "PATIENCE", 0.02)
+    monkeypatch.setattr(dataset, "PATIENCE", 0.02)
     with pytest.warns(ColddiffWarning, match=r"waiting for 'pipe:.* for 0 s") as warned:
         assert shades(found.rows(torch.tensor([0, 1]))) == [5, 6]
     assert len(warned) == 1
@@ -726,7 +728,7 @@ def test_what_the_machine_refuses_a_command_is_told(tmp_path, monkeypatch, what)
 def test_room_is_looked_at_every_so_often_whatever_the_parts(tmp_path, monkeypatch, parts):
     written, asked = 0, []
     monkeypatch.setattr(cache, "check_room", lambda *_: asked.append(written))
-    with records._spool(shardlists.Place("pipe:", tmp_path)) as (_, keep):
+    with records._spool(listing.Place("pipe:", tmp_path)) as (_, keep):
         for part in parts:
             keep(bytes(part))
             written += part
@@ -738,7 +740,7 @@ def test_room_is_looked_at_every_so_often_whatever_the_parts(tmp_path, monkeypat
 
 def test_two_threads_and_few_open_shards_give_what_one_gives(tmp_path, monkeypatch):
     root = write(tmp_path / "data", sizes=(3,) * 60, classes=5)
-    monkeypatch.setattr(shards, "SMALL_FILE", 0)  # as with large ones
+    monkeypatch.setattr(dataset, "SMALL_FILE", 0)  # as with large ones
     found = opened(root, lanes=2)
     wrong: list[object] = []
 
@@ -750,7 +752,7 @@ def test_two_threads_and_few_open_shards_give_what_one_gives(tmp_path, monkeypat
             if found.labels_of(numbers).tolist() != (numbers % 5).tolist():
                 wrong.append(step)
             with found._lock:
-                if len(found._open) > 2 + shards.SPARE:
+                if len(found._open) > 2 + dataset.SPARE:
                     wrong.append(step)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(2)]

@@ -17,7 +17,7 @@ from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from colddiff_core.datasets.base import Split
-    from colddiff_core.datasets.packing import Limits, Packed, Splits
+    from colddiff_core.datasets.shards.pack import Limits, Packed, Splits
 
 COMMAND = "data pack"
 
@@ -59,7 +59,8 @@ def pack(
         raise UsageError("--channels 2: pictures have 1 or 3.", "Use 1 for gray or 3 for colour.")
     splits, given = _splits(sources or [], dataset, data_dir, size, channels)
 
-    from colddiff_core.datasets import counts, packing
+    from colddiff_core.datasets.shards import counts
+    from colddiff_core.datasets.shards import pack as packing
     from colddiff_core.experiment import versions
 
     asked = {"records": records, "megabytes": megabytes, "size": size, "channels": channels, "seed": seed or 0}
@@ -88,7 +89,8 @@ def pack(
 
 def _check_folder(folder: Path, settings: series.Settings, *, is_resumed: bool, is_forced: bool) -> list[Path]:
     """Return the shards that are there already; raises UsageError where they are not to be touched, or in the way."""
-    from colddiff_core.datasets import counts, packing
+    from colddiff_core.datasets.shards import counts
+    from colddiff_core.datasets.shards import pack as packing
 
     own, others = packing.in_the_way(folder)
     if others:
@@ -101,7 +103,7 @@ def _check_folder(folder: Path, settings: series.Settings, *, is_resumed: bool, 
 
 def _pack(screen: Screen, splits: Splits, folder: Path, limits: Limits, seed: int) -> dict[Split, Packed]:
     """Pack all splits under a progress bar."""
-    from colddiff_core.datasets import packing
+    from colddiff_core.datasets.shards import pack as packing
 
     packed: dict[Split, Packed] = {}
     total = sum(map(len, splits.sources.values()))
@@ -122,7 +124,8 @@ def _splits(
     sources: list[str], dataset: str | None, data_dir: Path | None, size: int, channels: int
 ) -> tuple[Splits, dict[str, Any]]:
     """Return what is to be packed, and what tells it apart from anything else."""
-    from colddiff_core.datasets import Request, packing
+    from colddiff_core.datasets import Request
+    from colddiff_core.datasets.shards import pack as packing
 
     if bool(sources) == bool(dataset):
         raise UsageError("Name either files to pack or a --dataset.", "For example: colddiff data pack PHOTOS.")

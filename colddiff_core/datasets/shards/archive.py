@@ -29,7 +29,7 @@ import numpy as np
 from colddiff_core import job
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.decoding import LARGEST_MEMBER
-from colddiff_core.datasets.shardlists import Place
+from colddiff_core.datasets.shards.listing import Place
 from colddiff_core.errors import MachineError, UsageError, beginning, harmless
 from colddiff_core.files import refusals
 from colddiff_core.images import SUFFIXES

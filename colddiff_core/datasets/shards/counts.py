@@ -15,8 +15,8 @@ from typing import Any
 
 from colddiff_core import devices
 from colddiff_core.datasets import cache
-from colddiff_core.datasets.records import Index, Opener
-from colddiff_core.datasets.shardlists import LARGEST_LIST, Place
+from colddiff_core.datasets.shards.archive import Index, Opener
+from colddiff_core.datasets.shards.listing import LARGEST_LIST, Place
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.images import SUFFIXES

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from colddiff_core import devices
-from colddiff_core.datasets import cache, counts, epoch_order, shardlists
+from colddiff_core.datasets import cache, epoch_order
 from colddiff_core.datasets.base import ImageSet, Request, register
 from colddiff_core.datasets.decoding import COLOUR, SMALL_FILE, Entry, decode_entries
-from colddiff_core.datasets.records import Opener, Shard
+from colddiff_core.datasets.shards import counts, listing
+from colddiff_core.datasets.shards.archive import Opener, Shard
 from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import read_bytes
 
@@ -43,7 +44,7 @@ def open_shards(request: Request, lanes: int) -> Shards:
         raise UsageError("The dataset 'shards' needs a folder.", "Name it with --data-dir.")
     if not root.is_dir():
         raise UsageError(f"No such folder: {root}.", "Name an existing one with --data-dir.")
-    places = shardlists.places(root, request)
+    places = listing.places(root, request)
     held, classes = counts.counted(places, root, request.split)
     if not any(count.records for count in held):
         what = f"The {request.split} shards in {root} hold no records ({places[0].name} and all others)."
@@ -75,7 +76,7 @@ class Shards:
 
     def __init__(
         self,
-        places: Sequence[shardlists.Place],
+        places: Sequence[listing.Place],
         held: Sequence[counts.Count],
         classes: tuple[str, ...],
         request: Request,

@@ -22,12 +22,13 @@ import torch
 from PIL import Image
 
 from colddiff_core import devices, seeds
-from colddiff_core.datasets import base, counts, decoding
+from colddiff_core.datasets import base, decoding
 from colddiff_core.datasets.base import ImageSet, Request, Split
-from colddiff_core.datasets.counts import Count
 from colddiff_core.datasets.folder import hashed_split
-from colddiff_core.datasets.records import Index, Opener
-from colddiff_core.datasets.shardlists import Place
+from colddiff_core.datasets.shards import counts
+from colddiff_core.datasets.shards.archive import Index, Opener
+from colddiff_core.datasets.shards.counts import Count
+from colddiff_core.datasets.shards.listing import Place
 from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.files import drafted, read_ordinary, refusals, whole
 from colddiff_core.images import SUFFIXES, read_bytes
