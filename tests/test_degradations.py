@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from colddiff_core import degradations, seeds, separable
-from colddiff_core.degradations import Degradation, mask
+from colddiff_core import degradations, seeds
+from colddiff_core.degradations import Degradation, mask, separable
 from colddiff_core.errors import UsageError
 
 # Besides the defaults, variants that take other paths through an operator.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from colddiff_core import degradations
-from colddiff_core.schedules import cosine_alphas_cumprod
+from colddiff_core.degradations.schedules import cosine_alphas_cumprod
 
 BLURS = {
     "constant_circular": {"schedule": "constant", "std": 7.0, "kernel_size": 11, "padding": "circular"},

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from colddiff_core import seeds, separable
-from colddiff_core.separable import ConvolutionStack, gaussian
+from colddiff_core import seeds
+from colddiff_core.degradations import separable
+from colddiff_core.degradations.separable import ConvolutionStack, gaussian
 
 
 def stack(padding: str, size: int = 5, steps: int = 7, **settings: bool) -> ConvolutionStack:

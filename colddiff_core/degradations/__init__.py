@@ -4,7 +4,7 @@ from colddiff_core.degradations import blur as _blur
 from colddiff_core.degradations import desaturate as _desaturate
 from colddiff_core.degradations import holes as _holes
 from colddiff_core.degradations import mask as _mask
-from colddiff_core.degradations import mixture as _mixture
+from colddiff_core.degradations import noise as _mixture
 from colddiff_core.degradations import pixelate as _pixelate
 from colddiff_core.degradations import snow as _snow
 from colddiff_core.degradations.base import Degradation, Estimate, Frozen

@@ -24,9 +24,9 @@ from colddiff_core.degradations.base import (
 from colddiff_core.degradations.hole import NODES as RADII
 from colddiff_core.degradations.hole import Masks, find_hole
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.schedules import blur_widths
 from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
-from colddiff_core.schedules import blur_widths
 
 REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
 MOST_ENTRIES = 2**25  # of a table that is kept: 128 MB

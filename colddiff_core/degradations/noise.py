@@ -11,8 +11,8 @@ from torch import Tensor
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators, at, draw_normal
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.schedules import cosine_alphas_cumprod
 from colddiff_core.errors import UsageError
-from colddiff_core.schedules import cosine_alphas_cumprod
 
 SIGNAL_VARIANCE = 0.25  # of pictures in [-1, 1]; EDM's sigma_data = .5 (Karras et al. 2022)
 

@@ -24,10 +24,10 @@ from colddiff_core.degradations.base import (
 )
 from colddiff_core.degradations.flakes import snow_evidence
 from colddiff_core.degradations.registry import register
+from colddiff_core.degradations.separable import MatrixStack
 from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 from colddiff_core.images import LUMA
-from colddiff_core.separable import MatrixStack
 
 
 class Level(NamedTuple):
