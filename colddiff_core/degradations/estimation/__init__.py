@@ -1,0 +1,1 @@
+"""How badly is this picture degraded? One estimator per kind of trace."""
