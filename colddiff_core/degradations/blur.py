@@ -10,11 +10,11 @@ from torch import Tensor
 
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, VARIANTS, Degradation, Estimate, Frozen
+from colddiff_core.degradations.estimation.blur_spectrum import blur_evidence, tile_sides
+from colddiff_core.degradations.estimation.posterior import settle
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import blur_widths
 from colddiff_core.degradations.separable import ConvolutionStack, gaussian
-from colddiff_core.degradations.spectrum import blur_evidence, tile_sides
-from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 
 CANDIDATES = 128  # severities that are compared at most

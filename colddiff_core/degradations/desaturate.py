@@ -11,9 +11,9 @@ from torch import Tensor
 
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen, at
+from colddiff_core.degradations.estimation.posterior import is_gray, levels, settle
+from colddiff_core.degradations.estimation.rounding_pattern import agreement, colour_differences, drained_differences
 from colddiff_core.degradations.registry import register
-from colddiff_core.degradations.roundings import agreement, colour_differences, drained_differences
-from colddiff_core.degradations.traces import is_gray, levels, settle
 from colddiff_core.errors import UsageError
 
 PIXELS = 2**19  # of a large picture that are looked at

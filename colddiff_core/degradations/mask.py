@@ -21,11 +21,11 @@ from colddiff_core.degradations.base import (
     draw_integers,
     draw_uniform,
 )
-from colddiff_core.degradations.hole import NODES as RADII
-from colddiff_core.degradations.hole import Masks, find_hole
+from colddiff_core.degradations.estimation.hole_search import NODES as RADII
+from colddiff_core.degradations.estimation.hole_search import Masks, find_hole
+from colddiff_core.degradations.estimation.posterior import settle
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import blur_widths
-from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 
 REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps

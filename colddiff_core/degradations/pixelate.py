@@ -12,9 +12,9 @@ from torch import Tensor
 
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen
+from colddiff_core.degradations.estimation.posterior import levels, settle
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.separable import MatrixStack
-from colddiff_core.degradations.traces import levels, settle
 from colddiff_core.errors import UsageError, counted
 
 LARGE = 192  # pixels of a side beyond which the chain of a few steps costs less than a matrix of the side

@@ -22,10 +22,10 @@ from colddiff_core.degradations.base import (
     draw_uniform,
     on_device,
 )
-from colddiff_core.degradations.flakes import snow_evidence
+from colddiff_core.degradations.estimation.posterior import settle
+from colddiff_core.degradations.estimation.snow_symmetry import snow_evidence
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.separable import MatrixStack
-from colddiff_core.degradations.traces import settle
 from colddiff_core.errors import UsageError
 from colddiff_core.images import LUMA
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from colddiff_core.degradations.traces import is_gray, levels, tiles
+from colddiff_core.degradations.estimation.posterior import is_gray, levels, tiles
 
 SIDE = 512  # pixels of a tile
 TILES = 3  # along each axis of a large picture

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core.degradations.traces import levels
+from colddiff_core.degradations.estimation.posterior import levels
 
 NODES = 8192  # of the radial table
 LIVELY = 30.0  # levels off the hole's colour, or off the neighbours, that count as no hole at all
