@@ -1,0 +1,1 @@
+"""Several processes: torchrun's variables, and what processes say to each other."""
