@@ -98,9 +98,9 @@ def try_link() -> None:
     import torch
     import torch.distributed as dist
 
-    from colddiff_core import ranks
+    from colddiff_core.distributed import group
 
-    job = ranks.join(torch.device("cpu"))
+    job = group.join(torch.device("cpu"))
     content = torch.zeros(SENT, dtype=torch.uint8)
     times = []
     for _ in range(3):
@@ -115,7 +115,7 @@ def try_link() -> None:
         small.append(time.perf_counter() - began)
     if job.index:
         print(json.dumps({"bandwidth": SENT / statistics.median(times), "agreement": statistics.median(small)}))
-    ranks.leave()
+    group.leave()
 
 
 def measure(pair: hosts.Hosts, folder: Path, megabits: int, number: int) -> dict[str, Any]:

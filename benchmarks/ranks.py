@@ -156,10 +156,11 @@ def meeting(bench: Bench) -> Found:
 
 def messages() -> None:
     """As one of several processes, time the agreement after a step and the gradients of a network; the first tells."""
-    from colddiff_core import devices, experiment, ranks
+    from colddiff_core import devices, experiment
     from colddiff_core.config import presets
+    from colddiff_core.distributed import group
 
-    job = ranks.join(devices.choose("cpu"))
+    job = group.join(devices.choose("cpu"))
     built = experiment.build(presets.load("digits-mask", ["train.precision=float32"]), 1, torch.device("cpu"))
     count = sum(parameter.numel() for parameter in built.restorer.parameters())
     gradient = torch.zeros(count)
@@ -177,7 +178,7 @@ def messages() -> None:
     if job.is_first:
         parts = {"agreement, ms": agreeing, "gradients, ms": adding}
         print(json.dumps({"gradients, bytes": 4 * count} | {key: _spread(value) for key, value in parts.items()}))
-    ranks.leave()
+    group.leave()
 
 
 def _spread(values: list[float]) -> list[float]:

@@ -15,7 +15,7 @@ LONGEST = 1500  # characters of a line: what a library says of a file may hold a
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
     code = run(sys.argv[1:])
-    joined = sys.modules.get("colddiff_core.ranks")
+    joined = sys.modules.get("colddiff_core.distributed.group")
     if joined is None or joined.current().is_alone:
         sys.exit(code)
     if code == 0:
@@ -75,16 +75,16 @@ def _explain(error: Exception) -> int:
 def _complain(code: int, what: str, remedy: str, *, is_lost: bool = False) -> int:
     who = "colddiff"
     if "RANK" in os.environ:  # imported only then: Ctrl-C may come while it is
-        from colddiff_core import job
+        from colddiff_core.distributed import environment
 
-        here = job.place()
+        here = environment.place()
         if not here.is_first and code == INTERRUPTED:
             return code
         if is_lost and here.local:  # a machine tells it once
             return code
         # A process that has lost the others does not ask what they have told: it might wait for the answer.
-        if not is_lost and not job.is_news(what):
-            if job.has_met():
+        if not is_lost and not environment.is_news(what):
+            if environment.has_met():
                 return code
             time.sleep(PATIENCE)  # torchrun ends this process meanwhile, once the first has told the same
         who = who if here.is_first else f"{who} (process {here.rank} of {here.count})"

@@ -61,9 +61,10 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     job the first alone gets what distances are measured to, the others what features they need. Raises UsageError
     and MachineError as the data set says.
     """
-    from colddiff_core import classifier, distribution, evaluation, experiment, ranks
+    from colddiff_core import classifier, distribution, evaluation, experiment
+    from colddiff_core.distributed import group
 
-    config, together = built.config, ranks.current()
+    config, together = built.config, group.current()
     test = together.in_turn(lambda: experiment.load_images(config, "test", built.channels))
 
     @functools.cache
@@ -135,7 +136,8 @@ def _classifier(screen: Screen, built: Experiment, train: ImageSet, test: ImageS
 
 def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
     """Return Inception with the weights given, else with those published, fetched once."""
-    from colddiff_core import devices, inception, ranks, weights
+    from colddiff_core import devices, inception, weights
+    from colddiff_core.distributed import group
 
     inception.check_installed()
     path = given
@@ -148,7 +150,7 @@ def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
                 advance(so_far - done, total)
                 done = so_far
 
-            path = ranks.current().in_turn(lambda: weights.fetch(weights.INCEPTION, _cache("weights"), tell))
+            path = group.current().in_turn(lambda: weights.fetch(weights.INCEPTION, _cache("weights"), tell))
     return inception.Inception(weights.read(weights.INCEPTION, path), devices.choose(device))
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
-from colddiff_core import job, runs
+from colddiff_core import runs
 from colddiff_core.config import presets
+from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,16 +43,17 @@ def start(
 
     changes: what the user, and not a preset's file, says of the settings; None where the file is our own.
     """
-    from colddiff_core import devices, experiment, ranks, stepping
+    from colddiff_core import devices, experiment, stepping
+    from colddiff_core.distributed import group
     from colddiff_core.training import Trainer
 
-    here = job.place()
+    here = environment.place()
     path = out or runs.free_name(config.name)
     if here.is_first and path.exists():
         raise runs.taken(path)
     check_names(config)
     chosen = devices.choose(device)
-    together = ranks.join(chosen)
+    together = group.join(chosen)
     stepping.check_processes(config.train, together.count)
     trusted = config if changes is None else presets.withheld(config, changes)
     sets = _load_sets(trusted)
@@ -78,7 +80,8 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     Raises UsageError where it would go on under other settings, images or an operator that is another, unless
     `may_change`.
     """
-    from colddiff_core import devices, experiment, ranks
+    from colddiff_core import devices, experiment
+    from colddiff_core.distributed import group
     from colddiff_core.training import Trainer
 
     for change in changes:
@@ -89,9 +92,9 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
                 f"{change}: a resumed run keeps its configuration.",
                 f"Only {told} and --data-dir may change. Use --allow-change, or start a new run.",
             )
-    asked = _resumed(name, changes) if job.place().is_first else None
+    asked = _resumed(name, changes) if environment.place().is_first else None
     chosen = devices.choose(device)
-    together = ranks.join(chosen)
+    together = group.join(chosen)
     # The others need not see the run's folder.
     path, table = together.hear_json([str(asked[0]), asked[1].to_table()] if asked else None)
     config = presets.from_table(table, path)
@@ -114,7 +117,8 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
 
 def _check_alike(trainer: Trainer) -> None:
     """Raise UsageError where a process would train on other images, or compute otherwise, than the first."""
-    from colddiff_core import experiment, ranks
+    from colddiff_core import experiment
+    from colddiff_core.distributed import group
 
     of_both = {"training images": "images", "second data set": "second"}
     images = {
@@ -123,7 +127,7 @@ def _check_alike(trainer: Trainer) -> None:
     }
     versions = {key: version for key, version in experiment.versions().items() if key != "python"}
     launch.check_alike(images | versions | {"precision": trainer.experiment.precision})
-    ranks.current().meet()  # or one that is alike would make what another is refused
+    group.current().meet()  # or one that is alike would make what another is refused
 
 
 def _resumed(name: str, changes: list[str]) -> tuple[Path, presets.Config]:
@@ -148,13 +152,14 @@ def finished(found: runs.Run, config: presets.Config) -> int | None:
 
 
 def _load_sets(config: presets.Config) -> tuple[TrainingSet, ImageSet]:
-    from colddiff_core import experiment, ranks
+    from colddiff_core import experiment
+    from colddiff_core.distributed import group
 
     def load() -> tuple[TrainingSet, ImageSet]:
         train_set = experiment.load_training(config)
         return train_set, experiment.load_images(config, "test", train_set.channels)
 
-    return ranks.current().in_turn(load)
+    return group.current().in_turn(load)
 
 
 def _introduce(screen: Screen, trainer: Trainer, sets: tuple[TrainingSet, ImageSet]) -> None:
@@ -178,7 +183,7 @@ def _introduce(screen: Screen, trainer: Trainer, sets: tuple[TrainingSet, ImageS
 
 def _machines(device: str) -> str:
     """Return a device in words, and how many processes have one like it."""
-    here = job.place()
+    here = environment.place()
     return device if here.is_alone else f"{device}, each of {here.count} processes"
 
 
@@ -216,7 +221,9 @@ def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not job.place().is_alone:  # this process has yet to say why it ends, and the agent would end it first
+        if (
+            not environment.place().is_alone
+        ):  # this process has yet to say why it ends, and the agent would end it first
             before = dict.fromkeys(before, signal.SIG_IGN)
         raise
     finally:

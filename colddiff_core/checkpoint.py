@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from colddiff_core import weights
 from colddiff_core.config.fields import LARGEST
+from colddiff_core.distributed.group import Ranks
 from colddiff_core.errors import UsageError
 from colddiff_core.files import flush, parse_json, read_ordinary, refusals
-from colddiff_core.ranks import Ranks
 from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
 
 MODEL, AVERAGE, OPTIMIZER = TENSOR_FILES

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from colddiff_core import job
+from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
 
 NAMES = ("auto", "cpu", "cuda")
@@ -26,7 +26,7 @@ def choose(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    here = job.place()
+    here = environment.place()
     if (
         name == "cuda" and not here.is_alone and torch.cuda.device_count() != 1
     ):  # some launchers show each its own alone

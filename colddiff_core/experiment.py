@@ -13,26 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import (
-    __version__,
-    checkpoint,
-    compiling,
-    datasets,
-    degradations,
-    devices,
-    memory,
-    ranks,
-    sampling,
-    seeds,
-)
+from colddiff_core import __version__, checkpoint, compiling, datasets, degradations, devices, memory, sampling, seeds
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config, DataConfig
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
+from colddiff_core.distributed import group
+from colddiff_core.distributed.group import Ranks
 from colddiff_core.errors import ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import compressed, quantize
 from colddiff_core.models import Restorer, UNet
-from colddiff_core.ranks import Ranks
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step
 
@@ -324,7 +314,7 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     run, the first alone reads it: its trainer may be at work. Raises UsageError where no other is left, or there never
     was one, and where the run's configuration is damaged.
     """
-    together = ranks.current()
+    together = group.current()
     read = _newest(run) if together.is_first else None
     content = checkpoint.shared(together, read, (checkpoint.AVERAGE,))
     state, step = content.state, int(content.state["step"])

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from colddiff_core import datasets, experiment, priors, ranks, sampling, seeds
+from colddiff_core import datasets, experiment, priors, sampling, seeds
+from colddiff_core.distributed import group
 from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment, Wanted, all_of
 from colddiff_core.priors import Prior, Source, Start, Weights
@@ -152,7 +153,7 @@ def prepare(
     if noise is not None and prior.noise is None:
         raise UsageError(f"The prior '{prior.name}' has no symmetry that noise could break.", "Leave --noise out.")
     source = _source(built)
-    together = ranks.current()
+    together = group.current()
     weights = priors.load_or_fit(prior, source, run.path / "priors", components) if together.is_first else {}
     weights = dict(together.hear_tensors(weights))
     if prior.is_drawn_from_images and not together.is_alone:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colddiff_core.ranks import Ranks
+from colddiff_core.distributed.group import Ranks
 
 BANDS = 4  # of severity, for the loss
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from colddiff_core import evaluation
+from colddiff_core.distributed.group import ALONE, Ranks
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import Clock, Meter, Outcome, Reference, Seen
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import locked, read_ordinary, refusals, whole
-from colddiff_core.ranks import ALONE, Ranks
 
 LEAST, SHARES, MOST_PORTIONS = 256, 8, 512  # images of a portion, at least, unless a column has few; and portions then
 LOCK = ".lock"  # beside a folder, of whoever is at work on it

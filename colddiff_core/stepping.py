@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import checkpoint, compiling, devices, divergence, ranks, seeds
+from colddiff_core import checkpoint, compiling, devices, divergence, seeds
 from colddiff_core.config.presets import TrainConfig
 from colddiff_core.datasets import TrainingSet
+from colddiff_core.distributed import group as ranks
 from colddiff_core.errors import ColddiffError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.feed import Feed, Views

@@ -86,7 +86,8 @@ def _call(arguments: list[str], folder: str, environment: dict[str, str], rank: 
     import torch
 
     from colddiff_cli.__main__ import run
-    from colddiff_core import classifier, ranks
+    from colddiff_core import classifier
+    from colddiff_core.distributed import group
 
     os.environ.clear()
     os.environ.update(environment)
@@ -97,7 +98,7 @@ def _call(arguments: list[str], folder: str, environment: dict[str, str], rank: 
         sys.stdout, sys.stderr = out, err
         code = run(arguments)
         if code == 0:
-            ranks.leave()
+            group.leave()
     os._exit(code)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from conftest import TINY
 
-from colddiff_core import control, devices, experiment, ranks, runs
+from colddiff_core import control, devices, experiment, runs
 from colddiff_core.config import presets
+from colddiff_core.distributed import group
 from colddiff_core.training import Trainer
 
 # A blur's inverse makes rounding of x_t a thousand times larger: there one process with another batch differs as well.
@@ -31,7 +32,7 @@ CASES = {
 
 def build(path: Path, preset: str, *overrides: str) -> Trainer:
     """Return the trainer of a run at `path`, one of a job's where this is one: a new run, or that which is there."""
-    together = ranks.current()
+    together = group.current()
     config = presets.load(preset, [*TINY, *FLOAT32, *overrides])
     is_there = together.hear_json((path / "run.toml").exists())
     together.meet()
@@ -78,7 +79,7 @@ def answer(path: Path, trainer: Trainer) -> None:
         threading.Thread(target=later).start()
 
 
-def words(together: ranks.Ranks) -> dict:
+def words(together: group.Ranks) -> dict:
     """Return what processes tell each other."""
     mine = together.index
     return {
@@ -97,7 +98,7 @@ def words(together: ranks.Ranks) -> dict:
 
 def main(folder: Path) -> None:
     """Train what there is to train and leave what was found in `folder`."""
-    together = ranks.join(torch.device("cpu"))
+    together = group.join(torch.device("cpu"))
     found = {"words": words(together)}
     for name, (preset, overrides) in CASES.items():
         finish(build(folder / name, preset, *overrides))
@@ -116,5 +117,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    ranks.leave()
+    group.leave()
     os._exit(0)  # as the program itself ends its processes

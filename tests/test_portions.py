@@ -17,9 +17,9 @@ from test_evaluation import Pixels
 from colddiff_cli.__main__ import run
 from colddiff_cli.commands import evaluate as commands
 from colddiff_core import classifier, datasets, distribution, evaluation, experiment, portions, runs
+from colddiff_core.distributed.environment import Place
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import Reference
-from colddiff_core.job import Place
 
 COLUMNS = ("degraded", "sampled")
 COUNT, SIZE, T = 50, 8, 5

@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 from colddiff_cli import __main__, trainings
 from colddiff_cli.__main__ import run as colddiff
 from colddiff_cli.jobs import launch
-from colddiff_core import checkpoint, devices, job, ranks, runs, seeds
+from colddiff_core import checkpoint, devices, runs, seeds
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
+from colddiff_core.distributed import environment as job
+from colddiff_core.distributed import group
 from colddiff_core.errors import LostError, MachineError, UsageError
 
 STEPS = 6
@@ -142,7 +144,7 @@ def test_what_processes_tell_each_other(together):
 
 
 def test_a_process_by_itself_is_the_first_of_one():
-    alone = ranks.current()
+    alone = group.current()
     assert alone.is_first
     assert alone.is_alone
     assert list(alone.share(3)) == [0, 1, 2]
@@ -155,7 +157,7 @@ def test_a_process_by_itself_is_the_first_of_one():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
 def test_every_number_is_of_one_share(count):
-    shares = [ranks.Ranks(job.Place(rank, count)).share(40) for rank in range(count)]
+    shares = [group.Ranks(job.Place(rank, count)).share(40) for rank in range(count)]
     assert [number for share in shares for number in share] == list(range(40))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -190,9 +192,9 @@ def test_the_environment_tells_the_place():
 
 @pytest.mark.parametrize("text", ["0", "-1", "soon", "", "1e3"])
 def test_a_timeout_that_is_none_is_told(monkeypatch, text):
-    monkeypatch.setenv(ranks.TIMEOUT_VARIABLE, text)
+    monkeypatch.setenv(group.TIMEOUT_VARIABLE, text)
     with pytest.raises(UsageError, match="no number of seconds"):
-        ranks._timeout()
+        group._timeout()
 
 
 @pytest.mark.parametrize(
@@ -281,8 +283,8 @@ Last error:
     ],
 )
 def test_what_torch_says_of_others_is_told_apart_from_what_went_wrong_here(monkeypatch, error, kind, what):
-    monkeypatch.setattr(ranks, "place", lambda: job.Place(0, 2))
-    with pytest.raises(kind) as found, ranks.guarded():
+    monkeypatch.setattr(group, "place", lambda: job.Place(0, 2))
+    with pytest.raises(kind) as found, group.guarded():
         raise error
     assert type(found.value) is kind
     assert what in str(found.value)
@@ -290,14 +292,14 @@ def test_what_torch_says_of_others_is_told_apart_from_what_went_wrong_here(monke
 
 @pytest.mark.parametrize("key", ["training images", "torch", "precision"])
 def test_a_process_that_would_train_otherwise_than_the_first_is_told(tmp_path, monkeypatch, key):
-    class Second(ranks.Ranks):
+    class Second(group.Ranks):
         def hear_json(self, value):
             return value | {key: "other"}
 
     trainer = make_trainer(tmp_path / "run")
     trainer.run.close()
     trainings._check_alike(trainer)
-    monkeypatch.setattr(ranks, "_joined", Second(job.Place(1, 2)))
+    monkeypatch.setattr(group, "_joined", Second(job.Place(1, 2)))
     with pytest.raises(UsageError, match=f"Process 1 differs from the first one in {key}: .*, not other"):
         trainings._check_alike(trainer)
 

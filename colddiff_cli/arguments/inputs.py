@@ -13,9 +13,9 @@ Files = Sequence[tuple[Path, bool]]
 
 def agreed(find: Callable[[], Files]) -> list[tuple[Path, bool]]:
     """Return the files that the first process of a job finds: others might find more, of those that come meanwhile."""
-    from colddiff_core import ranks
+    from colddiff_core.distributed import group
 
-    together = ranks.current()
+    together = group.current()
     if together.is_alone:
         return list(find())
     told = together.decide(lambda: [[str(file), is_named] for file, is_named in find()])

@@ -22,8 +22,8 @@ from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measur
 from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import series
 from colddiff_core import runs, tables
+from colddiff_core.distributed.environment import place
 from colddiff_core.errors import MachineError, UsageError, counted
-from colddiff_core.job import place
 
 if TYPE_CHECKING:
     from colddiff_core.config.presets import Config
@@ -161,11 +161,11 @@ def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -
 
     Raises UsageError where there is nothing to go on with, and what says how to go on where this call is interrupted.
     """
-    from colddiff_core import ranks
+    from colddiff_core.distributed import group
     from colddiff_core.portions import Folder
 
     said = json_.dumps(settings, sort_keys=True, default=str)
-    together = ranks.current()
+    together = group.current()
     path = run.path / "evaluated" / hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
     with contextlib.ExitStack() as stack:
         folder = _taken(path, stack, is_resumed=is_resumed) if together.is_first else None
@@ -203,11 +203,12 @@ def _taken(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> Fold
 def _measure(
     screen: Screen, built: Experiment, reference: Reference, folder: Folder, t: int, common: dict[str, Any]
 ) -> dict[str, Any]:
-    from colddiff_core import evaluation, portions, ranks
+    from colddiff_core import evaluation, portions
+    from colddiff_core.distributed import group
 
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(f"restoring from t = {t}", total=common["count"] * len(evaluation.COLUMNS))
-        way = common | {"columns": evaluation.COLUMNS, "ranks": ranks.current()}
+        way = common | {"columns": evaluation.COLUMNS, "ranks": group.current()}
         advance = functools.partial(progress.advance, task)
         return portions.evaluate(built, reference, folder, t=t, progress=advance, **way)
 

@@ -87,7 +87,8 @@ def generate(
     _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
 
-    from colddiff_core import experiment, generation, ranks, sampling
+    from colddiff_core import experiment, generation, sampling
+    from colddiff_core.distributed import group
 
     built, step = open_run.open_run(screen, found, device, overrides)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
@@ -120,7 +121,7 @@ def generate(
                 grid_path, film_path = None, None
         generator = generation.prepare(found, built, prior, components, noise)
         own.begin()
-        with ranks.apart():  # the others go ahead
+        with group.apart():  # the others go ahead
             reference = references.load(screen, built, references.Means()) if diversity and together.is_first else None
 
         def wanted(numbers: range) -> bool:

@@ -333,9 +333,9 @@ def _check_own(**are_given: bool) -> None:
 
 def _run_and_images(arguments: list[str]) -> tuple[runs.Run, list[str]]:
     """Return the run and what names images: a first argument that does so is no run."""
-    from colddiff_core import ranks
+    from colddiff_core.distributed import group
 
-    if arguments and not ranks.current().decide(lambda: _names_images(arguments[0])):
+    if arguments and not group.current().decide(lambda: _names_images(arguments[0])):
         return open_run.find(arguments[0]), arguments[1:]
     return open_run.find(None), arguments
 
@@ -353,9 +353,10 @@ def _names_images(name: str) -> bool:
 
 def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
     """Return picture files as the run takes them; says where their channels are not the run's."""
-    from colddiff_core import images, ranks
+    from colddiff_core import images
+    from colddiff_core.distributed import group
 
-    together = ranks.current()
+    together = group.current()
 
     def unlike() -> int:
         own = [images.channels_of(file) for file, _ in files]
@@ -385,10 +386,11 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
 
 
 def _test_images(screen: Screen, built: Experiment, n: int) -> Source:
-    from colddiff_core import experiment, ranks
+    from colddiff_core import experiment
+    from colddiff_core.distributed import group
 
     data = built.config.data
-    every = ranks.current().in_turn(lambda: experiment.load_images(built.config, "test", built.channels))
+    every = group.current().in_turn(lambda: experiment.load_images(built.config, "test", built.channels))
     count = min(n, len(every))
     if count < n:
         screen.warn(f"{data.dataset} has {counted(count, 'test image')}: all of them are taken")

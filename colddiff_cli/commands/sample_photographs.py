@@ -61,9 +61,10 @@ def restore(
     files = inputs.agreed(lambda: inputs.listed(names))
     _check(asked, files)
 
-    from colddiff_core import images, memory, photographs, ranks
+    from colddiff_core import images, memory, photographs
+    from colddiff_core.distributed import group
 
-    together = ranks.current()
+    together = group.current()
 
     if asked.mask is not None:
         photographs.read(asked.mask)  # before the run is opened: it is for all pictures

@@ -15,8 +15,8 @@ from colddiff_cli.console.tables import fidelity_table
 from colddiff_cli.jobs import launch, open_run
 from colddiff_core import runs
 from colddiff_core.config import presets
+from colddiff_core.distributed.environment import place
 from colddiff_core.errors import UsageError, counted, shown
-from colddiff_core.job import place
 
 if TYPE_CHECKING:
     from colddiff_core.training import Trainer
@@ -186,10 +186,11 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
     changes = job.changes + options.data_override(job.data_dir)
     if job.resume is not None:
         return trainings.resume(screen, job.resume, changes, job.device, may_change=job.may_change)
-    from colddiff_core import devices, ranks
+    from colddiff_core import devices
+    from colddiff_core.distributed import group
 
     # The first process decides: the others need not see the run's folder.
-    begun, step = ranks.join(devices.choose(job.device)).decide(job.begun)
+    begun, step = group.join(devices.choose(job.device)).decide(job.begun)
     if begun is None:
         return trainings.start(screen, job.config(), job.out, job.device, changes)
     if step is not None:

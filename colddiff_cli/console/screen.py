@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from rich.console import Console
 from rich.table import Table
 
-from colddiff_core import job
+from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffWarning, MachineError, harmless
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Screen:
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
         self._stream = _Stream(sys.stderr if is_json else sys.stdout)
-        self.is_silent = not job.place().is_first  # the first process of a job speaks for all
+        self.is_silent = not environment.place().is_first  # the first process of a job speaks for all
         self._held: list[list[str]] | None = None
         self.console = _Console(file=cast(TextIO, self._stream), highlight=False, soft_wrap=True, quiet=self.is_silent)
         if not self.console.is_terminal:
@@ -192,7 +192,7 @@ def telling_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, ColddiffWarning):
-            if not job.is_news(str(message)):
+            if not environment.is_news(str(message)):
                 return
             with contextlib.suppress(OSError):  # nobody is there to be warned
                 # Above a progress bar, which takes stderr over while it lives.

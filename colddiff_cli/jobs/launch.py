@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from colddiff_core.distributed.environment import place
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
-from colddiff_core.job import place
 
 if TYPE_CHECKING:
-    from colddiff_core.ranks import Ranks
+    from colddiff_core.distributed.group import Ranks
 
 OPTION = "--nproc"
 TRIED = 4  # processes that any machine may start on its processors, to try things out
@@ -50,9 +50,10 @@ def share(context: typer.Context, processes: int | None, device: str, remedy: st
         if code := launch(without(context.obj, OPTION), processes, 0, remedy):
             raise Ended(code)
         raise typer.Exit
-    from colddiff_core import devices, ranks
+    from colddiff_core import devices
+    from colddiff_core.distributed import group
 
-    return ranks.join(devices.choose(device))
+    return group.join(devices.choose(device))
 
 
 def check(processes: int | None) -> None:
@@ -89,9 +90,9 @@ def check_alike(settings: Mapping[str, Any]) -> None:
 
     Where a job is of several machines, one may have another torch, or bfloat16 that the other has not.
     """
-    from colddiff_core import ranks
+    from colddiff_core.distributed import group
 
-    together = ranks.current()
+    together = group.current()
     told = json.loads(json.dumps(settings))
     for key, first in together.hear_json(told).items():
         if told[key] != first:

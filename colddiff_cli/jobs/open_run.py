@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def find(name: str | None) -> runs.Run:
     """Return the run of this name, the newest for None, as `runs.find` does; in all processes of a job the same."""
-    from colddiff_core import ranks
+    from colddiff_core.distributed import group
 
-    return runs.Run(Path(ranks.current().decide(lambda: str(runs.find(name).path))))
+    return runs.Run(Path(group.current().decide(lambda: str(runs.find(name).path))))
 
 
 def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, ...]) -> tuple[Experiment, int]:
@@ -28,12 +28,13 @@ def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, .
 
     Raises UsageError where the overrides name a folder, by --data-dir, that nothing would be read from.
     """
-    from colddiff_core import devices, experiment, ranks
+    from colddiff_core import devices, experiment
+    from colddiff_core.distributed import group
 
     if any(change.startswith("data.directory=") for change in overrides):
         check_data_dir(run.config(overrides))
     chosen = devices.choose(device)
-    ranks.join(chosen)
+    group.join(chosen)
     return experiment.open_run(run, chosen, overrides)
 
 

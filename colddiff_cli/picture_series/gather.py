@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.ranks import Ranks
+    from colddiff_core.distributed.group import Ranks
 
 
 class Stacks:

@@ -14,7 +14,7 @@ from colddiff_cli.picture_series import series
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
-    from colddiff_core.ranks import Ranks
+    from colddiff_core.distributed.group import Ranks
 
 Line = tuple[int, list[list[str]]]  # what is told of a file, by its number
 AtShare = Callable[[float], None]

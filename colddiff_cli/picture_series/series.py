@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.jobs import launch
-from colddiff_core import job
+from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
 from colddiff_core.files import drafted, flush, locked, parse_json, read_ordinary, refusals
 
@@ -89,9 +89,9 @@ class Series:
         for a `resume` where no call of these settings was at work; MachineError where one is at work now. A job that
         torchrun starts again after a failure resumes by itself.
         """
-        from colddiff_core import ranks
+        from colddiff_core.distributed import group
 
-        self.together = ranks.current()
+        self.together = group.current()
         self.targets, self.is_forced = targets, force
         self.folder = targets[0].parent if targets else Path()
         self.kept: frozenset[int] = frozenset()
@@ -112,7 +112,7 @@ class Series:
         is_marked = self._mark is not None and self._mark.is_there
         if is_marked:
             self._hold()
-            resume = resume or (job.place().restarts > 0 and not self.is_forced)
+            resume = resume or (environment.place().restarts > 0 and not self.is_forced)
         try:
             if resume and not is_marked:
                 raise _nothing_to_go_on_with(self.folder, command, self._mark)

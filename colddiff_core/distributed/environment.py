@@ -41,7 +41,7 @@ class Place:
 
 def has_met() -> bool:
     """Tell whether this process has met the others of its job."""
-    joined = sys.modules.get("colddiff_core.ranks")  # which takes torch: not to be imported for this
+    joined = sys.modules.get("colddiff_core.distributed.group")  # which takes torch: not to be imported for this
     return joined is not None and not joined.current().is_alone
 
 
@@ -50,7 +50,7 @@ def is_news(message: str) -> bool:
     here = place()
     if here.is_alone or not has_met():
         return here.is_first
-    return bool(sys.modules["colddiff_core.ranks"].current().is_news(message))
+    return bool(sys.modules["colddiff_core.distributed.group"].current().is_news(message))
 
 
 def outside() -> dict[str, str]:

@@ -31,8 +31,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from colddiff_core.distributed.environment import Place, place
 from colddiff_core.errors import LostError, MachineError, UsageError
-from colddiff_core.job import Place, place
 
 T = TypeVar("T")
 PARENT_DEATH_SIGNAL = 1  # prctl's name for it (linux/prctl.h)

@@ -26,10 +26,10 @@ from typing import IO, Self
 
 import numpy as np
 
-from colddiff_core import job
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.decoding import LARGEST_MEMBER
 from colddiff_core.datasets.shards.listing import Place
+from colddiff_core.distributed import environment
 from colddiff_core.errors import MachineError, UsageError, beginning, harmless
 from colddiff_core.files import refusals
 from colddiff_core.images import SUFFIXES
@@ -178,7 +178,7 @@ class Opener:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", place.command],
                 cwd=place.folder,
-                env=job.outside(),
+                env=environment.outside(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=said,
