@@ -1,0 +1,1 @@
+"""Measuring restorations and generated images."""
