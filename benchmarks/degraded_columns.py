@@ -13,7 +13,7 @@ from pathlib import Path
 from colddiff_core import datasets, degradations, seeds
 from colddiff_core.config import presets
 from colddiff_core.errors import ColddiffError
-from colddiff_core.fidelity import Fidelity
+from colddiff_core.evaluation.fidelity import Fidelity
 
 BATCH = 250
 

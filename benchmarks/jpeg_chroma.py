@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from colddiff_core import degradations, images
-from colddiff_core.fidelity import Fidelity
+from colddiff_core.evaluation.fidelity import Fidelity
 
 TILE, SIDES = 32, (32, 64, 128)
 

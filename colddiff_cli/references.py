@@ -16,13 +16,13 @@ from colddiff_cli.jobs import launch
 from colddiff_core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from colddiff_core.classifier import Classifier
     from colddiff_core.datasets import ImageSet
-    from colddiff_core.distribution import Features
-    from colddiff_core.evaluation import Reference
+    from colddiff_core.evaluation.classifier import Classifier
+    from colddiff_core.evaluation.distances import Features
+    from colddiff_core.evaluation.evaluate import Reference
+    from colddiff_core.evaluation.fidelity import Perceptual
+    from colddiff_core.evaluation.inception import Inception
     from colddiff_core.experiment import Experiment
-    from colddiff_core.fidelity import Perceptual
-    from colddiff_core.inception import Inception
 
 FEATURES = ("classifier", "inception", "none")
 
@@ -61,8 +61,9 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     job the first alone gets what distances are measured to, the others what features they need. Raises UsageError
     and MachineError as the data set says.
     """
-    from colddiff_core import classifier, distribution, evaluation, experiment
+    from colddiff_core import experiment
     from colddiff_core.distributed import group
+    from colddiff_core.evaluation import classifier, distances, evaluate
 
     config, together = built.config, group.current()
     test = together.in_turn(lambda: experiment.load_images(config, "test", built.channels))
@@ -76,7 +77,7 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     perceptual = _perceptual(screen, built)
     launch.check_alike({"LPIPS": perceptual and perceptual.about()})  # its weights may be on one machine alone
     if means.features == "none":
-        return evaluation.Reference(test, train, perceptual=perceptual)
+        return evaluate.Reference(test, train, perceptual=perceptual)
     together.in_turn(train)
     has_classes = test.labels is not None and train().labels is not None and test.classes == train().classes
     judge = together.in_turn(lambda: _classifier(screen, built, train(), test)) if has_classes else None
@@ -92,17 +93,17 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
         seen = classifier.ClassifierFeatures(turned, f"FD-{config.data.dataset}", "quarter turns")
     launch.check_alike({"classifier": seen.about()})  # each machine may have trained its own
     if not together.is_first:  # which alone makes figures of what all of them have seen
-        return evaluation.Reference(test, train, judge, None, perceptual, seen)
+        return evaluate.Reference(test, train, judge, None, perceptual, seen)
     with _advancing(screen, f"{seen.name}: features of the test images") as advance:
-        target = distribution.target(seen, test, lambda done: advance(done, len(test)))
-    return evaluation.Reference(test, train, judge, target, perceptual)
+        target = distances.target(seen, test, lambda done: advance(done, len(test)))
+    return evaluate.Reference(test, train, judge, target, perceptual)
 
 
 def labels(reference: Reference) -> dict[str, str]:
     """Return what the distances are called, by the key of the figure."""
-    from colddiff_core import distribution
+    from colddiff_core.evaluation import distances
 
-    return distribution.labels(reference.target.features) if reference.target else {}
+    return distances.labels(reference.target.features) if reference.target else {}
 
 
 def explain(screen: Screen, reference: Reference, shown: Collection[str], *, is_scarce: bool) -> None:
@@ -126,7 +127,7 @@ def explain(screen: Screen, reference: Reference, shown: Collection[str], *, is_
 
 
 def _classifier(screen: Screen, built: Experiment, train: ImageSet, test: ImageSet) -> Classifier:
-    from colddiff_core import classifier
+    from colddiff_core.evaluation import classifier
 
     name = built.config.data.dataset
     folder = _cache("classifiers")
@@ -136,8 +137,9 @@ def _classifier(screen: Screen, built: Experiment, train: ImageSet, test: ImageS
 
 def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
     """Return Inception with the weights given, else with those published, fetched once."""
-    from colddiff_core import devices, inception, weights
+    from colddiff_core import devices
     from colddiff_core.distributed import group
+    from colddiff_core.evaluation import inception, published_weights
 
     inception.check_installed()
     path = given
@@ -150,19 +152,21 @@ def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
                 advance(so_far - done, total)
                 done = so_far
 
-            path = group.current().in_turn(lambda: weights.fetch(weights.INCEPTION, _cache("weights"), tell))
-    return inception.Inception(weights.read(weights.INCEPTION, path), devices.choose(device))
+            path = group.current().in_turn(
+                lambda: published_weights.fetch(published_weights.INCEPTION, _cache("weights"), tell)
+            )
+    return inception.Inception(published_weights.read(published_weights.INCEPTION, path), devices.choose(device))
 
 
 def _perceptual(screen: Screen, built: Experiment) -> Perceptual | None:
     """Return LPIPS where its weights are on the disk and the images are large enough for it."""
-    from colddiff_core import perceptual, weights
+    from colddiff_core.evaluation import lpips, published_weights
 
-    path = weights.find(weights.ALEXNET, _cache("weights"))
-    if path is None or built.config.data.size < perceptual.LEAST_SIDE:
+    path = published_weights.find(published_weights.ALEXNET, _cache("weights"))
+    if path is None or built.config.data.size < lpips.LEAST_SIDE:
         return None
     try:
-        return perceptual.Perceptual(weights.read(weights.ALEXNET, path), built.device)
+        return lpips.Perceptual(published_weights.read(published_weights.ALEXNET, path), built.device)
     except UsageError as error:
         screen.warn(f"no LPIPS: {error.what} {error.remedy}")
         return None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
+from colddiff_core.evaluation.fidelity import Fidelity
 from colddiff_core.experiment import Experiment
-from colddiff_core.fidelity import Fidelity
 from colddiff_core.files import whole
 from colddiff_core.images import lay_out, sheet, write
 from colddiff_core.runs import Run

@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import __version__, comparison, evaluation, generation, images, tables
-from colddiff_core.comparison import Contender
+from colddiff_core import __version__, generation, images, tables
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config
 from colddiff_core.errors import MachineError, UsageError
-from colddiff_core.evaluation import Outcome, Reference
+from colddiff_core.evaluation import comparison, evaluate
+from colddiff_core.evaluation.comparison import Contender
+from colddiff_core.evaluation.evaluate import Outcome, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
 from colddiff_core.runs import Run
@@ -124,7 +125,7 @@ class Bench:
     def _restored(self, kind: str, progress: Callable[[int], None]) -> tuple[Outcome, Record]:
         how, config = self.how, self.built.config
         named: dict[str, str | None] = {"degraded": None, "sampled": config.sample.sampler}
-        outcome = evaluation.restore(
+        outcome = evaluate.restore(
             self.built,
             self.reference,
             sampler=named.get(kind, kind),

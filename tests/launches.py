@@ -16,7 +16,7 @@ from pathlib import Path
 import calls
 
 # What a command line imports when it comes to that.
-MORE = ["launches", "sklearn.datasets", "sklearn.mixture", "torchmetrics.image", "colddiff_core.evaluation"]
+MORE = ["launches", "sklearn.datasets", "sklearn.mixture", "torchmetrics.image", "colddiff_core.evaluation.evaluate"]
 STEPS = 20  # of a classifier's training
 PATIENCE = 60  # seconds
 
@@ -86,8 +86,8 @@ def _call(arguments: list[str], folder: str, environment: dict[str, str], rank: 
     import torch
 
     from colddiff_cli.__main__ import run
-    from colddiff_core import classifier
     from colddiff_core.distributed import group
+    from colddiff_core.evaluation import classifier
 
     os.environ.clear()
     os.environ.update(environment)

@@ -140,7 +140,7 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bits(tmp_path):
 @pytest.fixture
 def own_run(tiny_run, in_folder, monkeypatch):
     """A copy of the tiny run in the current folder, and a cache folder of its own for classifiers."""
-    from colddiff_core import classifier
+    from colddiff_core.evaluation import classifier
 
     monkeypatch.setattr(classifier, "STEPS", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
@@ -253,7 +253,7 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
 
 
 def test_compare_explains_the_columns_it_shows_and_no_others(own_run, capsys):
-    from colddiff_core.classifier import FEATURES
+    from colddiff_core.evaluation.classifier import FEATURES
 
     def told(*arguments: str) -> str:
         assert run(["compare", *arguments, "--samplers", "direct"]) == 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colddiff_core import distribution, seeds
+from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
-from colddiff_core.distribution import Distances
+from colddiff_core.evaluation import distances as distribution
+from colddiff_core.evaluation.distances import Distances
 
 
 class Given:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colddiff_core import classifier, datasets, diversity, seeds
+from colddiff_core import datasets, seeds
 from colddiff_core.datasets import ImageSet
+from colddiff_core.evaluation import classifier, diversity
 
 
 def test_nearest_neighbours_finds_the_image_and_its_distance(monkeypatch):

@@ -25,7 +25,7 @@ KINDS = ["degraded", "direct", "sampled", "naive"]
 @pytest.fixture
 def here(tiny_run, in_folder, monkeypatch):
     """A copy of the tiny run as the newest, a cache folder of its own, and no network."""
-    from colddiff_core import classifier
+    from colddiff_core.evaluation import classifier
 
     def refuse(*_, **__):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
@@ -181,25 +181,25 @@ def test_a_run_whose_images_are_gone(in_folder, capsys):
 def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatch, capsys):
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-    from colddiff_core import perceptual, weights
+    from colddiff_core.evaluation import lpips, published_weights
 
     finish(make_trainer(in_folder / "runs" / "own", "data.size=32"))
     monkeypatch.setenv("TORCH_HOME", str(in_folder / "hub"))
     assert "lpips" not in told(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
-    from colddiff_core import classifier
+    from colddiff_core.evaluation import classifier
 
     monkeypatch.setattr(classifier, "STEPS", 5)
     assert "lpips" not in told(capsys, "--n", "4")["metrics"]["direct"]
     network = _NoTrainLpips(net="alex", pnet_rand=True)
     layers = {n: layer for part in network.net.children() for n, layer in part.named_children()}
     state = {f"features.{n}.{key}": t for n, layer in layers.items() for key, t in layer.state_dict().items()}
-    path = in_folder / "cache" / "colddiff" / "weights" / weights.ALEXNET.file
+    path = in_folder / "cache" / "colddiff" / "weights" / published_weights.ALEXNET.file
     path.parent.mkdir(parents=True)
     torch.save(state, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(weights, "ALEXNET", weights.Published("AlexNet", path.name, "", digest))
-    monkeypatch.setattr(perceptual, "ALEXNET", weights.ALEXNET)
+    monkeypatch.setattr(published_weights, "ALEXNET", published_weights.Published("AlexNet", path.name, "", digest))
+    monkeypatch.setattr(lpips, "ALEXNET", published_weights.ALEXNET)
     found = told(capsys, "--n", "4")
     assert found["metrics"]["direct"]["lpips"] > 0
     assert found["intervals"]["direct"]["lpips"]

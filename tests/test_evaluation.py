@@ -11,8 +11,10 @@ import torch
 from conftest import finish, make_trainer
 from test_fidelity import ssim_by_hand
 
-from colddiff_core import datasets, distribution, evaluation, experiment, images, runs, sampling, seeds
-from colddiff_core.evaluation import Reference
+from colddiff_core import datasets, experiment, images, runs, sampling, seeds
+from colddiff_core.evaluation import distances as distribution
+from colddiff_core.evaluation import evaluate
+from colddiff_core.evaluation.evaluate import Reference
 
 COUNT, T = 30, 5
 
@@ -79,7 +81,7 @@ def by_hand(built, reference):
 
 def check(built, reference, by_hand, batch_size: int = 8) -> None:
     """Assert that an evaluation of sampled images agrees with the figures worked out by hand."""
-    outcome = evaluation.evaluate(
+    outcome = evaluate.evaluate(
         built, reference, columns=("sampled",), t=T, count=COUNT, seed=0, batch_size=batch_size
     )["sampled"]
     for key, value in by_hand.items():
@@ -101,14 +103,14 @@ def _last_x0_hat(monkeypatch):
 
 
 def _no_first_image(monkeypatch):
-    true, seen = evaluation.Meter.update, []
+    true, seen = evaluate.Meter.update, []
 
     def update(self, x, numbers, count):
         drop = 0 if seen else 1
         seen.append(True)
         true(self, x[drop:], numbers[drop:], count - drop)
 
-    monkeypatch.setattr(evaluation.Meter, "update", update)
+    monkeypatch.setattr(evaluate.Meter, "update", update)
 
 
 def _uninitialised_rows(monkeypatch):
@@ -134,7 +136,7 @@ def test_flaws_of_published_evaluations_would_show(flaw, built, reference, by_ha
 
 
 def test_no_figure_depends_on_the_batch(built, reference):
-    found = [evaluation.evaluate(built, reference, t=T, count=COUNT, seed=0, batch_size=size) for size in (COUNT, 7)]
+    found = [evaluate.evaluate(built, reference, t=T, count=COUNT, seed=0, batch_size=size) for size in (COUNT, 7)]
     assert set(found[0]) == {"degraded", "direct", "sampled", "naive"}
     for column, outcome in found[0].items():
         for metric in ("rmse", "psnr", "ssim", "fd", "kd"):
@@ -150,20 +152,20 @@ def test_no_figure_depends_on_the_batch(built, reference):
 
 def test_images_of_a_photograph_have_8_bits(built, reference):
     common = {"sampler": None, "t": T, "count": 4, "shown": 4}
-    rounded = evaluation.restore(built, reference, is_8bit=True, **common).degraded
-    exact = evaluation.restore(built, reference, **common).degraded
+    rounded = evaluate.restore(built, reference, is_8bit=True, **common).degraded
+    exact = evaluate.restore(built, reference, **common).degraded
     torch.testing.assert_close(rounded, images.to_floats(images.to_bytes(exact)), rtol=0, atol=1e-6)
     assert not torch.equal(rounded, exact)
 
 
 def test_few_images_are_told(built, reference):
     for count, is_scarce in ((Pixels.size, True), (Pixels.size + 1, False)):
-        assert evaluation.restore(built, reference, sampler=None, t=T, count=count).is_scarce == is_scarce
+        assert evaluate.restore(built, reference, sampler=None, t=T, count=count).is_scarce == is_scarce
 
 
 def test_what_is_kept_does_not_grow_with_the_images(built, reference):
     def kept(count: int) -> int:
-        meter = evaluation.Meter(dataclasses.replace(reference, test=reference.test), has_originals=True)
+        meter = evaluate.Meter(dataclasses.replace(reference, test=reference.test), has_originals=True)
         for first in range(0, count, 50):
             numbers = torch.arange(first, first + 50) % len(reference.test)
             meter.update(reference.test.images(numbers) * 0.9, numbers)

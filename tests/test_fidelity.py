@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from skimage import metrics as skimage
 
-from colddiff_core import figures, seeds
+from colddiff_core import seeds
 from colddiff_core.errors import UsageError
-from colddiff_core.fidelity import PSNR_LIMIT, Fidelity
+from colddiff_core.evaluation import bootstrap
+from colddiff_core.evaluation.fidelity import PSNR_LIMIT, Fidelity
 
 
 def pair(count: int = 5, size: int = 20):
@@ -97,7 +98,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     numbers, held = seeds.generator(3), 0
     for _ in range(100):
         squares = torch.randn(60, 1, generator=numbers, dtype=torch.float64).square()  # of mean 1
-        ((low, high),) = figures.intervals(squares, torch.sqrt)
+        ((low, high),) = bootstrap.intervals(squares, torch.sqrt)
         held += low <= 1 <= high
     assert 86 <= held <= 99
 

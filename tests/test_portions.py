@@ -16,10 +16,11 @@ from test_evaluation import Pixels
 
 from colddiff_cli.__main__ import run
 from colddiff_cli.commands import evaluate as commands
-from colddiff_core import classifier, datasets, distribution, evaluation, experiment, portions, runs
+from colddiff_core import datasets, experiment, runs
 from colddiff_core.distributed.environment import Place
 from colddiff_core.errors import MachineError
-from colddiff_core.evaluation import Reference
+from colddiff_core.evaluation import classifier, distances, evaluate, resumable
+from colddiff_core.evaluation.evaluate import Reference
 
 COLUMNS = ("degraded", "sampled")
 COUNT, SIZE, T = 50, 8, 5
@@ -36,13 +37,13 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(made):
     test = datasets.load("digits", datasets.Request("test", made.config.data.size))
-    return Reference(test, lambda: test, target=distribution.target(Pixels(), test))
+    return Reference(test, lambda: test, target=distances.target(Pixels(), test))
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(portions, "LEAST", EACH * SIZE)
-    monkeypatch.setattr(portions, "SHARES", 1)
+    monkeypatch.setattr(resumable, "LEAST", EACH * SIZE)
+    monkeypatch.setattr(resumable, "SHARES", 1)
 
 
 def plain(outcomes):
@@ -55,16 +56,16 @@ def plain(outcomes):
 
 def measure(made, reference, folder, **options):
     way = {"columns": COLUMNS, "t": T, "count": COUNT, "batch_size": SIZE}
-    return portions.evaluate(made, reference, folder, **way | options)
+    return resumable.evaluate(made, reference, folder, **way | options)
 
 
 @pytest.fixture(scope="module")
 def wanted(made, reference):
-    return plain(evaluation.evaluate(made, reference, columns=COLUMNS, t=T, count=COUNT, batch_size=SIZE))
+    return plain(evaluate.evaluate(made, reference, columns=COLUMNS, t=T, count=COUNT, batch_size=SIZE))
 
 
 def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wanted, tmp_path):
-    folder = portions.Folder(tmp_path / "x" / "y")
+    folder = resumable.Folder(tmp_path / "x" / "y")
     told = []
     found = measure(made, reference, folder, progress=told.append)
     assert plain(found) == wanted
@@ -80,7 +81,7 @@ def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wan
 def test_what_is_measured_is_not_measured_again(
     made, reference, wanted, tmp_path, monkeypatch, interrupted_at, kept, images
 ):
-    folder = portions.Folder(tmp_path / "x")
+    folder = resumable.Folder(tmp_path / "x")
     done = 0
 
     def interrupt(images: int) -> None:
@@ -94,21 +95,21 @@ def test_what_is_measured_is_not_measured_again(
     folder.close(is_done=False)
     assert len(left_behind(folder.path)) == kept
     counted = []
-    make = evaluation.make
+    make = evaluate.make
     monkeypatch.setattr(
-        evaluation, "make", lambda *all_, **way: (counted.append(batch.count) or batch for batch in make(*all_, **way))
+        evaluate, "make", lambda *all_, **way: (counted.append(batch.count) or batch for batch in make(*all_, **way))
     )
-    again = portions.Folder(tmp_path / "x", is_resumed=True)
+    again = resumable.Folder(tmp_path / "x", is_resumed=True)
     assert plain(measure(made, reference, again)) == wanted
     assert sum(counted) == COUNT * len(COLUMNS) - images
     again.close(is_done=False)
-    anew = portions.Folder(tmp_path / "x")
+    anew = resumable.Folder(tmp_path / "x")
     assert left_behind(anew.path) == []
     anew.close(is_done=True)
 
 
 def test_a_portion_that_is_damaged_is_told(made, reference, tmp_path):
-    folder = portions.Folder(tmp_path / "x")
+    folder = resumable.Folder(tmp_path / "x")
     measure(made, reference, folder)
     victim = folder.path / left_behind(folder.path)[1]
     victim.write_bytes(victim.read_bytes()[:-3])
@@ -118,19 +119,19 @@ def test_a_portion_that_is_damaged_is_told(made, reference, tmp_path):
 
 
 def test_a_folder_is_one_jobs_at_a_time(tmp_path):
-    folder = portions.Folder(tmp_path / "x")
+    folder = resumable.Folder(tmp_path / "x")
     with pytest.raises(MachineError, match="at this very evaluation"):
-        portions.Folder(tmp_path / "x")
+        resumable.Folder(tmp_path / "x")
     folder.close(is_done=False)
-    portions.Folder(tmp_path / "x").close(is_done=True)
+    resumable.Folder(tmp_path / "x").close(is_done=True)
 
 
 def test_what_nobody_goes_on_with_is_removed(tmp_path):
-    for name, age in (("old", 2 * portions.ABANDONED), ("new", 0)):
+    for name, age in (("old", 2 * resumable.ABANDONED), ("new", 0)):
         (tmp_path / name).mkdir()
         then = (tmp_path / name).stat().st_mtime - age
         os.utime(tmp_path / name, (then, then))
-    portions.Folder(tmp_path / "x")
+    resumable.Folder(tmp_path / "x")
     assert not (tmp_path / "old").exists()
     assert (tmp_path / "new").exists()
 
@@ -157,7 +158,7 @@ def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monk
     assert run(ASKED) == 0
     wanted = outcome(capsys)
     assert not (own / "evaluated").exists()
-    look, left = evaluation.Meter.look, [5]
+    look, left = evaluate.Meter.look, [5]
 
     def interrupting(self, *arguments):
         left[0] -= 1
@@ -165,11 +166,11 @@ def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monk
             raise KeyboardInterrupt
         return look(self, *arguments)
 
-    monkeypatch.setattr(evaluation.Meter, "look", interrupting)
+    monkeypatch.setattr(evaluate.Meter, "look", interrupting)
     assert run(ASKED) == 130
     assert "the same call with --resume" in capsys.readouterr().err
     assert len(list((own / "evaluated").glob("*/*.safetensors"))) == 5 // EACH
-    monkeypatch.setattr(evaluation.Meter, "look", look)
+    monkeypatch.setattr(evaluate.Meter, "look", look)
     assert run([*ASKED, "--resume", "--seed", "7"]) == 2
     assert "nothing to go on with" in capsys.readouterr().err
     assert run([*ASKED, "--resume"]) == 0
@@ -217,7 +218,7 @@ def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
 
 
 def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, monkeypatch):
-    look, left = evaluation.Meter.look, [5]
+    look, left = evaluate.Meter.look, [5]
 
     def failing(self, *arguments):
         left[0] -= 1
@@ -225,7 +226,7 @@ def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, mo
             raise MachineError("a process of it was lost")
         return look(self, *arguments)
 
-    monkeypatch.setattr(evaluation.Meter, "look", failing)
+    monkeypatch.setattr(evaluate.Meter, "look", failing)
     assert run(ASKED) == 1
     monkeypatch.setattr(commands, "place", lambda: Place(restarts=1))
     left[0] = 4 * math.ceil(COUNT / SIZE) - 5 // EACH * EACH

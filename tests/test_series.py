@@ -340,7 +340,7 @@ def test_a_sheet_says_what_has_no_room_on_it(own_run, capsys):
 
 
 def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, monkeypatch, capsys):
-    from colddiff_core import classifier
+    from colddiff_core.evaluation import classifier
 
     monkeypatch.setattr(classifier, "STEPS", 20)
     command = ["generate", "own", "--n", "20", "--json", "--out-dir", "out", "--diversity", "--animate"]
@@ -385,7 +385,7 @@ WRITING = [
 
 @pytest.mark.parametrize("command", WRITING, ids=[" ".join(command) for command in WRITING])
 def test_no_command_changes_what_an_earlier_one_wrote(command, own_run, photos, monkeypatch):
-    from colddiff_core import classifier
+    from colddiff_core.evaluation import classifier
 
     monkeypatch.setattr(classifier, "STEPS", 20)
 

@@ -113,7 +113,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(pictures, in_folder, monkeypatch):
-    from colddiff_core import classifier
+    from colddiff_core.evaluation import classifier
 
     monkeypatch.setattr(classifier, "STEPS", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))

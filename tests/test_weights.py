@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from colddiff_core import inception, weights
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.evaluation import inception, published_weights
+from colddiff_core.evaluation.inception import Inception
+from colddiff_core.evaluation.lpips import LEAST_SIDE, Perceptual
+from colddiff_core.evaluation.published_weights import ALEXNET, INCEPTION, Published
 from colddiff_core.images import read, to_pillow
-from colddiff_core.inception import Inception
-from colddiff_core.perceptual import LEAST_SIDE, Perceptual
-from colddiff_core.weights import ALEXNET, INCEPTION, Published
 
 CPU = torch.device("cpu")
 needs_fidelity = pytest.mark.skipif(
@@ -78,21 +78,21 @@ def test_the_folder_comes_before_torch_hub(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     for expected in places:
-        assert weights.find(ALEXNET, folder) == expected
+        assert published_weights.find(ALEXNET, folder) == expected
         expected.unlink()
-    assert weights.find(ALEXNET, folder) is None
+    assert published_weights.find(ALEXNET, folder) is None
 
 
 def test_a_download_is_kept_under_its_name_and_read(tmp_path, published):
     told = []
-    path = weights.fetch(published, tmp_path / "weights", lambda *bytes_: told.append(bytes_))
+    path = published_weights.fetch(published, tmp_path / "weights", lambda *bytes_: told.append(bytes_))
     assert told[-1] == (path.stat().st_size, path.stat().st_size)
     assert list(path.parent.iterdir()) == [path]
-    found = weights.read(published, path)
+    found = published_weights.read(published, path)
     assert torch.equal(found.tensors["a"], torch.arange(3000.0))
     assert found.about() == {"weights": "small.pth", "sha256": published.sha256}
     told.clear()
-    assert weights.fetch(published, path.parent, lambda *bytes_: told.append(bytes_)) == path
+    assert published_weights.fetch(published, path.parent, lambda *bytes_: told.append(bytes_)) == path
     assert not told
 
 
@@ -101,14 +101,14 @@ def test_a_wrong_download_is_refused_and_nothing_stays(tmp_path, published, dama
     source = tmp_path / "web" / "small.pth"
     source.write_bytes(damage(source.read_bytes()))
     with pytest.raises(MachineError) as error:
-        weights.fetch(published, tmp_path / "weights")
+        published_weights.fetch(published, tmp_path / "weights")
     assert published.url in _two_lines(error.value)
     assert not list((tmp_path / "weights").iterdir())
 
 
 def test_without_a_network_the_message_says_how_to_do_without(tmp_path):
     with pytest.raises(MachineError) as error:
-        weights.fetch(INCEPTION, tmp_path / "weights")
+        published_weights.fetch(INCEPTION, tmp_path / "weights")
     told = _two_lines(error.value)
     assert all(part in told for part in (INCEPTION.url, str(tmp_path / "weights"), "--weights FILE"))
     assert not list((tmp_path / "weights").iterdir())
@@ -117,7 +117,7 @@ def test_without_a_network_the_message_says_how_to_do_without(tmp_path):
 def test_a_folder_that_cannot_be_written_is_not_taken_for_the_network(tmp_path, published):
     (tmp_path / "weights").touch()
     with pytest.raises(MachineError, match="Cannot write"):
-        weights.fetch(published, tmp_path / "weights")
+        published_weights.fetch(published, tmp_path / "weights")
 
 
 @pytest.mark.parametrize("name", ["small.pth", "other.pt", "other.safetensors", "noname"])
@@ -125,7 +125,7 @@ def test_what_is_not_the_published_file_is_never_unpickled(tmp_path, published, 
     path, written = tmp_path / name, tmp_path / "written"
     path.write_bytes(pickle.dumps(Evil(written)))
     with pytest.raises(UsageError) as error:
-        weights.read(published, path)
+        published_weights.read(published, path)
     assert str(path) in _two_lines(error.value)
     assert not written.exists()
 
@@ -135,7 +135,7 @@ def test_not_even_the_published_file_may_run_code(tmp_path):
     path.write_bytes(pickle.dumps(Evil(written), protocol=2))  # the one torch.load knows
     wanted = Published("evil", path.name, path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(pickle.UnpicklingError):
-        weights.read(wanted, path)
+        published_weights.read(wanted, path)
     assert not written.exists()
 
 
@@ -147,13 +147,13 @@ def test_a_truncated_file_is_refused(tmp_path, published, suffix):
         whole = safetensors.torch.save({"a": torch.zeros(100)})
     path.write_bytes(whole[:-10])
     with pytest.raises(UsageError) as error:
-        weights.read(published, path)
+        published_weights.read(published, path)
     assert str(path) in _two_lines(error.value)
 
 
 def test_the_modules_import_nothing_slow():
     code = (
-        "import sys, colddiff_core.weights, colddiff_core.inception, colddiff_core.perceptual;"
+        "import sys, colddiff_core.evaluation.published_weights, colddiff_core.evaluation.inception, colddiff_core.evaluation.lpips;"
         "print([name for name in ('torchvision', 'torchmetrics', 'torch_fidelity') if name in sys.modules])"
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -188,7 +188,7 @@ def features(tmp_path_factory, inception_state):
     path = tmp_path_factory.mktemp("inception") / "inception.safetensors"
     safetensors.torch.save_file(inception_state, path)
     before = torch.random.get_rng_state()
-    made = Inception(weights.read(INCEPTION, path), CPU)
+    made = Inception(published_weights.read(INCEPTION, path), CPU)
     assert torch.equal(torch.random.get_rng_state(), before), "building it draws from the global generator"
     return made
 
@@ -255,14 +255,14 @@ def test_inception_refuses_the_weights_of_another_network(tmp_path, inception_st
     else:
         state["fc.bias"] = torch.zeros(1000)
     with pytest.raises(UsageError) as error:
-        Inception(weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
+        Inception(published_weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
     assert "other.safetensors" in _two_lines(error.value)
 
 
 def test_without_torch_fidelity_the_message_names_the_extra_and_the_way_around(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UsageError) as error:
-        Inception(weights.Weights(tmp_path / "any.safetensors", "", {}), CPU)
+        Inception(published_weights.Weights(tmp_path / "any.safetensors", "", {}), CPU)
     told = _two_lines(error.value)
     assert "pip install 'colddiff[fid]'" in told
     assert "--features classifier" in told
@@ -289,7 +289,7 @@ def lpips(tmp_path_factory, alexnet_state):
     path = tmp_path_factory.mktemp("alexnet") / "alexnet.safetensors"
     safetensors.torch.save_file({key: t for key, t in alexnet_state.items() if key.startswith("features.")}, path)
     before = torch.random.get_rng_state()
-    made = Perceptual(weights.read(ALEXNET, path), CPU)
+    made = Perceptual(published_weights.read(ALEXNET, path), CPU)
     assert torch.equal(torch.random.get_rng_state(), before), "building it draws from the global generator"
     return made
 
@@ -317,7 +317,7 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
 
 
 def test_lpips_reads_the_whole_of_torchvisions_file(tmp_path, alexnet_state, lpips, pairs):
-    made = Perceptual(weights.Weights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
+    made = Perceptual(published_weights.Weights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
     assert torch.equal(made(*pairs), lpips(*pairs))
     assert made.about() == {"weights": ALEXNET.file, "sha256": ALEXNET.sha256}
 
@@ -343,5 +343,5 @@ def test_lpips_says_how_small_is_too_small(lpips):
 def test_lpips_refuses_the_weights_of_another_network(tmp_path, alexnet_state):
     state = {key: t for key, t in alexnet_state.items() if key != "features.3.bias"}
     with pytest.raises(UsageError) as error:
-        Perceptual(weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
+        Perceptual(published_weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
     assert "other.safetensors" in _two_lines(error.value)

@@ -19,9 +19,9 @@ from colddiff_core import runs
 from colddiff_core.errors import UsageError, counted
 
 if TYPE_CHECKING:
-    from colddiff_core.comparison import Contender
     from colddiff_core.datasets import ImageSet
-    from colddiff_core.evaluation import Outcome, Reference
+    from colddiff_core.evaluation.comparison import Contender
+    from colddiff_core.evaluation.evaluate import Outcome, Reference
     from colddiff_core.experiment import Experiment
     from colddiff_core.generation import Generator
 
@@ -86,7 +86,8 @@ def compare(
         run.config(overrides)  # what cannot be is told before weights are fetched
     means = references.prepare(screen, features, weights, device)
 
-    from colddiff_core import comparison, images, sampling
+    from colddiff_core import images, sampling
+    from colddiff_core.evaluation import comparison
 
     opened = [open_run.open_run(screen, run, device, overrides) for run in found]
     experiments = [built for built, _ in opened]
@@ -180,7 +181,7 @@ def _contenders(
     generators: Sequence[Generator | None],
 ) -> list[Contender]:
     """Return a contender for each sampler, stride and start; a label tells what differs, and a stride not the run's."""
-    from colddiff_core import comparison
+    from colddiff_core.evaluation import comparison
 
     severity = built.operator.steps if t is None else t
     made = []
@@ -199,7 +200,7 @@ def _contenders(
 def _measure(
     screen: Screen, contenders: list[Contender], reference: Reference, count: int, seed: int, batch_size: int | None
 ) -> dict[str, Outcome]:
-    from colddiff_core import comparison
+    from colddiff_core.evaluation import comparison
 
     outcomes = {}
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:

@@ -227,8 +227,8 @@ def _describe(
 ) -> None:
     """Show what is left of pictures, by severity, as a plot and a table."""
     from colddiff_cli.console import plots
-    from colddiff_core import describe as core
     from colddiff_core import devices
+    from colddiff_core.evaluation import remains as core
 
     chosen = devices.choose(device)
     x0 = _example(inputs, size, chosen)

@@ -27,9 +27,9 @@ from colddiff_core.errors import MachineError, UsageError, counted
 
 if TYPE_CHECKING:
     from colddiff_core.config.presets import Config
-    from colddiff_core.evaluation import Outcome, Reference
+    from colddiff_core.evaluation.evaluate import Outcome, Reference
+    from colddiff_core.evaluation.resumable import Folder
     from colddiff_core.experiment import Experiment
-    from colddiff_core.portions import Folder
 
 DEFAULT_IMAGES = 1000
 GO_ON = "Go on with what is measured: the same call with --resume."
@@ -76,7 +76,8 @@ def evaluate(
     config = found.config(overrides)
     means = references.prepare(screen, "none" if by_severity else features, weights, device)
 
-    from colddiff_core import evaluation, sampling
+    from colddiff_core import sampling
+    from colddiff_core.evaluation import evaluate as evaluation
 
     built, step = open_run.open_run(screen, found, device, overrides)
     last = built.operator.steps
@@ -162,7 +163,7 @@ def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -
     Raises UsageError where there is nothing to go on with, and what says how to go on where this call is interrupted.
     """
     from colddiff_core.distributed import group
-    from colddiff_core.portions import Folder
+    from colddiff_core.evaluation.resumable import Folder
 
     said = json_.dumps(settings, sort_keys=True, default=str)
     together = group.current()
@@ -186,7 +187,7 @@ def _taken(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> Fold
     """Return the folder of a call; where the run's takes none, one that is gone with `stack`: the run may be another
     user's, or another call like this one be at it.
     """
-    from colddiff_core.portions import Folder
+    from colddiff_core.evaluation.resumable import Folder
 
     here = place()
     if is_resumed and not here.restarts and not path.is_dir():
@@ -203,14 +204,15 @@ def _taken(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> Fold
 def _measure(
     screen: Screen, built: Experiment, reference: Reference, folder: Folder, t: int, common: dict[str, Any]
 ) -> dict[str, Any]:
-    from colddiff_core import evaluation, portions
     from colddiff_core.distributed import group
+    from colddiff_core.evaluation import evaluate as evaluation
+    from colddiff_core.evaluation import resumable
 
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(f"restoring from t = {t}", total=common["count"] * len(evaluation.COLUMNS))
         way = common | {"columns": evaluation.COLUMNS, "ranks": group.current()}
         advance = functools.partial(progress.advance, task)
-        return portions.evaluate(built, reference, folder, t=t, progress=advance, **way)
+        return resumable.evaluate(built, reference, folder, t=t, progress=advance, **way)
 
 
 def _curve(

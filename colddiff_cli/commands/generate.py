@@ -21,7 +21,7 @@ from colddiff_core.errors import UsageError, counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.evaluation import Reference
+    from colddiff_core.evaluation.evaluate import Reference
     from colddiff_core.generation import Batch
 
 SHOWN = 64  # images on a grid
@@ -224,7 +224,7 @@ def _show(
 
 def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, neighbours: Path) -> dict[str, Any]:
     """Show how varied the images are, beside real ones, and write their nearest training images; return the figures."""
-    from colddiff_core import comparison
+    from colddiff_core.evaluation import comparison
 
     described = comparison.describe(made, reference)
     figures = described.figures
@@ -244,7 +244,8 @@ def _tell_of_others(screen: Screen, folder: Path, own: Iterable[Path | None]) ->
 
 
 def _show_neighbours(made: Tensor, reference: Reference, path: Path) -> None:
-    from colddiff_core import diversity, images
+    from colddiff_core import images
+    from colddiff_core.evaluation import diversity
 
     shown = made[:NEIGHBOURS]
     nearest = diversity.nearest_neighbours(shown, reference.train())

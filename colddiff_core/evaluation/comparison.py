@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colddiff_core import diversity, evaluation
-from colddiff_core.evaluation import Clock, Figures, Meter, Outcome, Reference
+from colddiff_core.evaluation import diversity, evaluate
+from colddiff_core.evaluation.evaluate import Clock, Figures, Meter, Outcome, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.generation import Generator
 
@@ -33,7 +33,7 @@ class Contender:
 def restore(contender: Contender, reference: Reference, **common: Any) -> Outcome:
     """Return how test images come back; `common` is as `evaluation.restore` takes it."""
     sampler, stride = contender.sampler, contender.stride
-    return evaluation.restore(contender.experiment, reference, sampler=sampler, stride=stride, t=contender.t, **common)
+    return evaluate.restore(contender.experiment, reference, sampler=sampler, stride=stride, t=contender.t, **common)
 
 
 def generate(

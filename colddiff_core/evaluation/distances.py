@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from colddiff_core import figures, seeds
+from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
-from colddiff_core.figures import Interval
+from colddiff_core.evaluation import bootstrap
+from colddiff_core.evaluation.bootstrap import Interval
 
 GROUPS, FEW_GROUPS = 20, 10  # of images, that the spread of a Frechet distance is told from; with MANY features
 REPLICATES, COSTLY_REPLICATES = 200, 12  # bootstrap replicates with few features, and with MANY
@@ -229,7 +230,7 @@ class Distances:
         if len(blocks) < LEAST_BLOCKS:
             return None
         weighted = torch.stack([blocks.prod(1), blocks[:, 1]], dim=1)
-        return figures.intervals(weighted, lambda means: means[..., :1] / means[..., 1:])[0]
+        return bootstrap.intervals(weighted, lambda means: means[..., :1] / means[..., 1:])[0]
 
     def _blocks(self) -> list[tuple[float, int]]:
         last = self._discrepancy(self.pending) if len(self.pending) > 1 else None

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colddiff_core import figures, sampling, seeds
-from colddiff_core.classifier import Classifier
+from colddiff_core import sampling, seeds
 from colddiff_core.datasets import ImageSet
-from colddiff_core.distribution import Distances, Features, Target
+from colddiff_core.evaluation import bootstrap
+from colddiff_core.evaluation.bootstrap import Interval
+from colddiff_core.evaluation.classifier import Classifier
+from colddiff_core.evaluation.distances import Distances, Features, Target
+from colddiff_core.evaluation.fidelity import Fidelity, Perceptual
 from colddiff_core.experiment import Experiment
-from colddiff_core.fidelity import Fidelity, Perceptual
-from colddiff_core.figures import Interval
 from colddiff_core.images import quantize
 from colddiff_core.sampling import Step
 
@@ -169,7 +170,7 @@ class Meter:
         found |= self.distances.intervals() if self.distances else {}
         if self.judged:
             judged = torch.cat(self.judged).double().unsqueeze(1)
-            found[self._judgement] = figures.intervals(judged, lambda means: means)[0]
+            found[self._judgement] = bootstrap.intervals(judged, lambda means: means)[0]
         return found
 
     @property

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from colddiff_core import figures
 from colddiff_core.errors import UsageError
-from colddiff_core.figures import Interval
+from colddiff_core.evaluation import bootstrap
+from colddiff_core.evaluation.bootstrap import Interval
 
 SSIM_WINDOW = 11
 PSNR_LIMIT = 100.0  # dB: an exact copy has no finite PSNR
@@ -73,7 +73,7 @@ class Fidelity:
 
     def intervals(self) -> dict[str, Interval | None]:
         """Return the 95 % bootstrap interval of each figure so far, None where there is none."""
-        found = figures.intervals(torch.cat(self.rows), _finish)
+        found = bootstrap.intervals(torch.cat(self.rows), _finish)
         return {
             name: None if ends is None or _known(ends[0]) is None else ends
             for name, ends in zip(self.names, found, strict=True)

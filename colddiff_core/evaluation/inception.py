@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
+from colddiff_core.evaluation.published_weights import INCEPTION, Weights, misfit
 from colddiff_core.images import to_bytes
-from colddiff_core.weights import INCEPTION, Weights, misfit
 
 PART = 50  # images that go through the network at a time
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
-from colddiff_core.weights import ALEXNET, Weights, misfit
+from colddiff_core.evaluation.published_weights import ALEXNET, Weights, misfit
 
 LEAST_SIDE = 31  # pixels: of anything smaller, AlexNet's second pooling has nothing left to pool
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from colddiff_core.degradations import Degradation, Frozen
-from colddiff_core.fidelity import Fidelity
+from colddiff_core.evaluation.fidelity import Fidelity
 
 AMPLITUDE = 0.5  # of the probes: well inside the pixel range, so that nothing clips
 

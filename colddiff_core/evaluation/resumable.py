@@ -20,10 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from colddiff_core import evaluation
 from colddiff_core.distributed.group import ALONE, Ranks
 from colddiff_core.errors import MachineError
-from colddiff_core.evaluation import Clock, Meter, Outcome, Reference, Seen
+from colddiff_core.evaluation import evaluate as evaluation
+from colddiff_core.evaluation.evaluate import Clock, Meter, Outcome, Reference, Seen
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import locked, read_ordinary, refusals, whole
 
