@@ -16,8 +16,9 @@ from conftest import left_behind
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
-from colddiff_core import images, photographs
+from colddiff_core import images
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.images import photograph
 
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6" dc:title="\xc3\xa4"/></x:xmpmeta>'
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -50,10 +51,10 @@ def opened(path: Path) -> Image.Image:
         return found
 
 
-def again(path: Path, suffix: str = "") -> tuple[photographs.Photograph, Path]:
+def again(path: Path, suffix: str = "") -> tuple[photograph.Photograph, Path]:
     """A photograph, and the file that it is written to again unchanged."""
-    found, target = photographs.read(path), path.with_name(f"again{suffix or path.suffix}")
-    assert photographs.write(found, found.pixels, target) == ()
+    found, target = photograph.read(path), path.with_name(f"again{suffix or path.suffix}")
+    assert photograph.write(found, found.pixels, target) == ()
     return found, target
 
 
@@ -91,18 +92,18 @@ def test_orientations_are_kept_and_shown(tmp_path, orientation, suffix):
     found, target = again(path)
     assert found.orientation == orientation
     assert found.pixels.shape == (3, 14, 23)
-    shown = images.to_pillow(photographs.upright(found, found.pixels))
+    shown = images.to_pillow(photograph.upright(found, found.pixels))
     assert shown.tobytes() == ImageOps.exif_transpose(opened(path)).convert("RGB").tobytes()
     assert opened(target).size == opened(path).size
-    assert photographs.read(target).orientation == orientation
-    twins = photographs.beside(found, found.pixels, -found.pixels)
-    assert photographs.write(twins, twins.pixels, tmp_path / f"twins{suffix}") == ()
+    assert photograph.read(target).orientation == orientation
+    twins = photograph.beside(found, found.pixels, -found.pixels)
+    assert photograph.write(twins, twins.pixels, tmp_path / f"twins{suffix}") == ()
     with Image.open(tmp_path / f"twins{suffix}") as both:
         assert both.getexif().get(0x0112, 1) == 1
         assert both.size == (2 * shown.width + images.GAP, shown.height)
         assert both.getexif()[0x010F] == "Maker"
-    assert torch.equal(twins.pixels[:, :, : shown.width], photographs.upright(found, found.pixels))
-    assert torch.equal(twins.pixels[:, :, -shown.width :], -photographs.upright(found, found.pixels))
+    assert torch.equal(twins.pixels[:, :, : shown.width], photograph.upright(found, found.pixels))
+    assert torch.equal(twins.pixels[:, :, -shown.width :], -photograph.upright(found, found.pixels))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P"])
@@ -128,7 +129,7 @@ def test_metadata_goes_where_there_is_a_place_for_it(tmp_path, source, suffix):
         told["tiffinfo"][700] = XMP
     picture().save(path, **told)
     found, target = again(path, suffix)
-    assert photographs.read(target).xmp == XMP
+    assert photograph.read(target).xmp == XMP
     with Image.open(target) as file:  # not decoded: a TIFF's tags are changed then
         assert file.info["icc_profile"] == PROFILE
         assert file.info["xmp"] == XMP
@@ -140,7 +141,7 @@ def test_metadata_goes_where_there_is_a_place_for_it(tmp_path, source, suffix):
         assert exif.get_ifd(0x8769)[0x927C] == b"\1\2\3" * 9
         assert exif.get_ifd(0x8825)[1] == "N"
     if ".tif" not in (source, suffix):
-        assert photographs.read(target).exif == found.exif == exif_of()
+        assert photograph.read(target).exif == found.exif == exif_of()
 
 
 def test_texts_and_comments_are_kept(tmp_path):
@@ -179,8 +180,8 @@ def test_a_jpeg_stays_near_and_keeps_its_colours(tmp_path):
 
 def test_a_jpeg_has_no_transparency(tmp_path):
     picture("RGBA").save(tmp_path / "a.png")
-    found = photographs.read(tmp_path / "a.png")
-    notes = photographs.write(found, found.pixels, tmp_path / "b.jpg")
+    found = photograph.read(tmp_path / "a.png")
+    notes = photograph.write(found, found.pixels, tmp_path / "b.jpg")
     assert notes == ("transparency: laid on white, for a JPEG has none",)
     wanted = images.read(tmp_path / "a.png")
     assert (images.read(tmp_path / "b.jpg") - wanted).abs().max() < 0.06
@@ -203,10 +204,10 @@ def test_palettes_with_transparency(tmp_path):
 def test_sixteen_bits_of_gray_are_read_in_full(tmp_path, suffix):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     Image.fromarray(values).save(tmp_path / f"a{suffix}")
-    found = photographs.read(tmp_path / f"a{suffix}")
+    found = photograph.read(tmp_path / f"a{suffix}")
     assert found.notes == ("16 bits a channel: written with 8",)
     assert np.array_equal(((found.pixels[0].double() + 1) * 32767.5).round().numpy(), values)
-    photographs.write(found, found.pixels, tmp_path / "b.png")
+    photograph.write(found, found.pixels, tmp_path / "b.png")
     assert np.abs(np.asarray(opened(tmp_path / "b.png")) - values / 257).max() <= 0.5
 
 
@@ -221,7 +222,7 @@ def test_sixteen_bits_of_colour_are_told(tmp_path):
     head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
     data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-    assert photographs.read(tmp_path / "a.png").notes == ("16 bits a channel: written with 8",)
+    assert photograph.read(tmp_path / "a.png").notes == ("16 bits a channel: written with 8",)
 
 
 @pytest.mark.parametrize(("mode", "word"), [("CMYK", "CMYK"), ("LAB", "Lab")])
@@ -264,14 +265,14 @@ def test_a_gray_photograph_may_be_given_colour(tmp_path):
     assert opened(target).info["icc_profile"] == GRAY_PROFILE
     coloured = found.pixels.expand(3, -1, -1) * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1)
     for suffix in (".png", ".webp"):
-        notes = photographs.write(found, coloured, tmp_path / f"b{suffix}")
+        notes = photograph.write(found, coloured, tmp_path / f"b{suffix}")
         assert notes == ("the colour profile: left out, for it is not of these colours",)
         assert opened(tmp_path / f"b{suffix}").mode == "RGBA"
         assert "icc_profile" not in opened(tmp_path / f"b{suffix}").info
-    both = photographs.beside(found, found.pixels, coloured)
+    both = photograph.beside(found, found.pixels, coloured)
     assert both.pixels.shape[0] == 3
     assert both.alpha.shape == both.pixels.shape[1:]
-    assert photographs.write(both, both.pixels, tmp_path / "both.png") == ()
+    assert photograph.write(both, both.pixels, tmp_path / "both.png") == ()
     assert opened(tmp_path / "both.png").mode == "RGBA"
 
 
@@ -285,11 +286,11 @@ def test_no_truncation_gets_through_and_none_is_a_traceback(tmp_path, suffix):
         cut.write_bytes(whole.getvalue()[:length])
         if length < 0.9 * len(whole.getvalue()):
             with pytest.raises(UsageError, match="cut") as refusal:
-                photographs.read(cut)
+                photograph.read(cut)
             assert len(str(refusal.value).splitlines()) == 2
         else:  # the last bytes of a file may say nothing
             with contextlib.suppress(UsageError):
-                photographs.read(cut)
+                photograph.read(cut)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -302,53 +303,53 @@ def test_damaged_metadata_is_left_out_or_kept(tmp_path, suffix, seed):
             data[place] = rng.integers(256)
     told = {"exif": b"Exif\0\0" + bytes(exif), "icc_profile": rng.bytes(300), "xmp": bytes(xmp)}
     picture().save(tmp_path / "a.jpg", **told)
-    found = photographs.read(tmp_path / "a.jpg")
-    photographs.write(found, found.pixels, tmp_path / f"b{suffix}")
-    assert photographs.read(tmp_path / f"b{suffix}").pixels.shape == (3, 14, 23)
-    twins = photographs.beside(found, found.pixels, found.pixels)
-    photographs.write(twins, twins.pixels, tmp_path / f"c{suffix}")
+    found = photograph.read(tmp_path / "a.jpg")
+    photograph.write(found, found.pixels, tmp_path / f"b{suffix}")
+    assert photograph.read(tmp_path / f"b{suffix}").pixels.shape == (3, 14, 23)
+    twins = photograph.beside(found, found.pixels, found.pixels)
+    photograph.write(twins, twins.pixels, tmp_path / f"c{suffix}")
 
 
 def test_metadata_too_large_for_a_jpeg_is_told(tmp_path):
     large = exif_of(maker_note=b"\7" * 70_000)
     picture().save(tmp_path / "a.png", exif=large)
-    found = photographs.read(tmp_path / "a.png")
-    (note,) = photographs.write(found, found.pixels, tmp_path / "b.jpg")
+    found = photograph.read(tmp_path / "a.png")
+    (note,) = photograph.write(found, found.pixels, tmp_path / "b.jpg")
     assert note.startswith("exif of 70,")
     for suffix in (".png", ".webp", ".tif"):
-        assert photographs.write(found, found.pixels, tmp_path / f"b{suffix}") == ()
+        assert photograph.write(found, found.pixels, tmp_path / f"b{suffix}") == ()
         assert opened(tmp_path / f"b{suffix}").getexif()[0x0112] == 6 if suffix != ".tif" else True
 
 
 def test_dots_per_inch_may_be_nonsense(tmp_path):
     for found in ((0, 0), (float("nan"), 1), (1e9, 1e9), "ab", 3, None, (72,)):
-        assert photographs._dpi(found) is None
-    assert photographs._dpi((72, 300.5)) == (72.0, 300.5)
+        assert photograph._dpi(found) is None
+    assert photograph._dpi((72, 300.5)) == (72.0, 300.5)
 
 
 def test_what_cannot_be_read_or_written_is_told(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="No such file"):
-        photographs.read(tmp_path / "absent.png")
+        photograph.read(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(UsageError, match="not an image"):
-        photographs.read(tmp_path / "text.png")
+        photograph.read(tmp_path / "text.png")
     picture().save(tmp_path / "a.png")
-    found = photographs.read(tmp_path / "a.png")
+    found = photograph.read(tmp_path / "a.png")
     for name in ("b.gif", "b.bmp", "b"):
         with pytest.raises(UsageError, match="format"):
-            photographs.write(found, found.pixels, tmp_path / name)
+            photograph.write(found, found.pixels, tmp_path / name)
     with pytest.raises(UsageError, match=r"more than \.jpg holds"):
-        photographs.write(found, torch.zeros(1, 1, 65_501), tmp_path / "b.jpg")
+        photograph.write(found, torch.zeros(1, 1, 65_501), tmp_path / "b.jpg")
     with pytest.raises(MachineError, match="Cannot write"):
-        photographs.write(found, found.pixels, tmp_path / "text.png" / "b.png")
+        photograph.write(found, found.pixels, tmp_path / "text.png" / "b.png")
     (tmp_path / "closed").mkdir(mode=0o500)
     if os.geteuid():
         with pytest.raises(MachineError, match="Cannot write"):
-            photographs.write(found, found.pixels, tmp_path / "closed" / "b.png")
+            photograph.write(found, found.pixels, tmp_path / "closed" / "b.png")
     assert left_behind(tmp_path) == ["a.png", "closed", "text.png"]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UsageError, match="too many pixels"):
-        photographs.read(tmp_path / "a.png")
+        photograph.read(tmp_path / "a.png")
 
 
 MEASURE = """

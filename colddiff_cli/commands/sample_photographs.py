@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from colddiff_core.blind import Blind, Given
     from colddiff_core.degradations import Degradation
     from colddiff_core.experiment import Experiment
-    from colddiff_core.photographs import Photograph
+    from colddiff_core.images.photograph import Photograph
 
 AUTO, SWEEP = "auto", "sweep"
 COLOURS = ("channels", "luma")  # how a gray run takes a picture in colour
@@ -61,8 +61,9 @@ def restore(
     files = inputs.agreed(lambda: inputs.listed(names))
     _check(asked, files)
 
-    from colddiff_core import images, memory, photographs
+    from colddiff_core import images, memory
     from colddiff_core.distributed import group
+    from colddiff_core.images import photograph as photographs
 
     together = group.current()
 
@@ -139,7 +140,8 @@ class Job:
 
     def restore(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
         """Restore one picture; return what writes it."""
-        from colddiff_core import images, photographs
+        from colddiff_core import images
+        from colddiff_core.images import photograph as photographs
 
         path = self.paths[number]
         photograph = photographs.read(path)
@@ -172,7 +174,8 @@ class Job:
 
     def _check_sides(self, number: int, photograph: Photograph) -> None:
         """Refuse what its format cannot hold before it is made."""
-        from colddiff_core import images, photographs
+        from colddiff_core import images
+        from colddiff_core.images import photograph as photographs
 
         height, width = photograph.pixels.shape[-2:]
         images.check_sides((width, height), self.own.targets[number])
@@ -182,7 +185,8 @@ class Job:
 
     def sweep(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
         """Make a strip of what one picture, or a part of it, would be at several severities; return what writes it."""
-        from colddiff_core import blind, images, photographs
+        from colddiff_core import blind, images
+        from colddiff_core.images import photograph as photographs
 
         path = self.paths[number]
         photograph = photographs.read(path)
@@ -316,7 +320,7 @@ def _hidden(mask: Path, photograph: Photograph) -> Tensor:
     """Return which pixels of a photograph, as it lies in its file, a picture of a mask marks in white."""
     import torch
 
-    from colddiff_core import photographs
+    from colddiff_core.images import photograph as photographs
 
     drawn = photographs.read(mask)
     marked = photographs.upright(drawn, drawn.pixels).mean(0) > 0
