@@ -1,0 +1,1 @@
+"""Using a trained run: restore, generate, photographs."""
