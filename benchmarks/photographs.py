@@ -22,10 +22,11 @@ from skimage.restoration import wiener
 from skimage.transform import resize
 from torch import Tensor
 
-from colddiff_core import blind, devices, experiment, runs, seeds
+from colddiff_core import devices, experiment, runs, seeds
 from colddiff_core.datasets.decoding import list_images
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize, read, to_bytes
+from colddiff_core.inference import photograph
 
 BALANCES = [10**power for power in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1)]
 AMOUNTS = [(radius, amount) for radius in (1, 2, 3, 5) for amount in (0.5, 1, 1.5, 2, 3, 5)]
@@ -53,7 +54,7 @@ def main() -> None:
         columns |= {name: _best(filters, given, originals) for name, filters in _baselines(op, t).items()}
         for sampler in chosen.samplers.split(","):
             for is_consistent in (False, True) if op.is_linear else (False,):
-                worker = blind.Blind(built, sampler, max(1, t // 8) if sampler == "tacos" else 1, is_consistent)
+                worker = photograph.Blind(built, sampler, max(1, t // 8) if sampler == "tacos" else 1, is_consistent)
                 name = sampler + (", consistent" if is_consistent else "")
                 columns[name] = _score((worker.restore(worker.look(x_t, t)) for x_t in given), originals)
                 if sampler == built.config.sample.sampler and op.has_estimate:
@@ -72,7 +73,7 @@ def main() -> None:
 
 def _degraded(built: experiment.Experiment, x0: Tensor, t: int, number: int) -> Tensor:
     frozen = built.operator.freeze(x0[None], generator=seeds.image_generators(0, [number]))
-    return quantize(built.operator(x0[None], t, frozen), blind.BITS)[0]
+    return quantize(built.operator(x0[None], t, frozen), photograph.BITS)[0]
 
 
 def _baselines(op: Degradation, t: int) -> dict[str, list[Filter]]:

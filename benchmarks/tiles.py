@@ -21,7 +21,8 @@ from unittest import mock
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import blind, devices, experiment, images, memory, runs
+from colddiff_core import devices, experiment, images, memory, runs
+from colddiff_core.inference import photograph
 
 LARGE = (6000, 4000)
 COMMAND = "import sys; from colddiff_cli.__main__ import run; sys.exit(run(sys.argv[1:]))"
@@ -36,8 +37,8 @@ def main() -> None:
     built, _ = experiment.open_run(runs.Run(chosen.run), devices.choose("cpu"))
     t = chosen.t or -(-built.operator.steps // 2)
     x0 = images.read(chosen.photo, channels=built.channels)
-    x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), blind.BITS)[0]
-    worker = blind.Blind(built, "direct", 1, built.operator.is_linear)
+    x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), photograph.BITS)[0]
+    worker = photograph.Blind(built, "direct", 1, built.operator.is_linear)
     whole = _restored(worker, x_t, t, 1 << 15)
     print(f"{chosen.photo.name}, {x0.shape[-1]} x {x0.shape[-2]} pixels, t = {t}, {built.precision}")
     for side in (256, 320, 512):
@@ -56,7 +57,7 @@ def main() -> None:
     print(f"{LARGE[0]} x {LARGE[1]} pixels: {peak:.2f} GiB at its peak, {seconds:.0f} s")
 
 
-def _restored(worker: blind.Blind, x_t: Tensor, t: int, side: int) -> Tensor:
+def _restored(worker: photograph.Blind, x_t: Tensor, t: int, side: int) -> Tensor:
     with mock.patch.object(memory, "tile_side", return_value=side):
         return worker.restore(worker.look(x_t, t))
 

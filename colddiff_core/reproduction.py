@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import __version__, generation, images, tables
+from colddiff_core import __version__, images, tables
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config
 from colddiff_core.errors import MachineError, UsageError
@@ -27,6 +27,7 @@ from colddiff_core.evaluation.comparison import Contender
 from colddiff_core.evaluation.evaluate import Outcome, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
+from colddiff_core.inference import generate
 from colddiff_core.runs import Run
 from colddiff_core.tables import Part, Scale, Table
 
@@ -143,7 +144,7 @@ class Bench:
     def _generated(self, kind: str, progress: Callable[[int], None]) -> tuple[Outcome, Record]:
         config = self.built.config
         width = 0.0 if kind == "perfect symmetry" else None
-        source = generation.prepare(self.run, self.built, None, None, width)
+        source = generate.prepare(self.run, self.built, None, None, width)
         sampler = "fixed-noise" if kind == "fixed noise" else config.sample.sampler
         contender = Contender(kind, self.built, sampler, config.sample.stride, self.built.operator.steps, source)
         common: dict[str, Any] = {"count": self.count(kind), "seed": config.train.seed, "shown": SHOWN, "described": 0}

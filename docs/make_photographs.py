@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from colddiff_core import blind, devices, experiment, images, runs, seeds
+from colddiff_core import devices, experiment, images, runs, seeds
 from colddiff_core.datasets import photos
+from colddiff_core.inference import photograph
 
 SIDE = 256
 # The run, the severity, which of the test photographs, and the window's upper left corner.
@@ -30,8 +31,8 @@ def main() -> None:
         built, _ = experiment.open_run(runs.Run(place / f"photos-{name}-small"), devices.choose("cpu"))
         x0 = images.read(_photograph(file), channels=3)[:, top : top + SIDE, left : left + SIDE]
         frozen = built.operator.freeze(x0[None], generator=seeds.image_generators(1, [0]))
-        x_t = images.quantize(built.operator(x0[None], t, frozen), blind.BITS)[0]
-        worker = blind.Blind(built, built.config.sample.sampler, 1, built.operator.is_linear)
+        x_t = images.quantize(built.operator(x0[None], t, frozen), photograph.BITS)[0]
+        worker = photograph.Blind(built, built.config.sample.sampler, 1, built.operator.is_linear)
         restored = worker.restore(worker.look(x_t, None))
         for column, picture in (("given", x_t), ("restored", restored), ("original", x0)):
             columns[column].append(picture)

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from colddiff_core import blind, experiment, images, memory, seeds
+from colddiff_core import experiment, images, memory, seeds
 from colddiff_core.config import presets
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.inference import photograph
 
 SMALL = ("data.size=16", "model.width=8", "model.multipliers=[1,2]", "train.precision=float32")
 
@@ -21,8 +22,8 @@ def built(preset: str = "photos-blur-small", channels: int = 3, *overrides: str)
     return made
 
 
-def worker(*args, is_consistent: bool = False, sampler: str = "direct", **settings) -> blind.Blind:
-    return blind.Blind(built(*args), sampler, 1, is_consistent, **settings)
+def worker(*args, is_consistent: bool = False, sampler: str = "direct", **settings) -> photograph.Blind:
+    return photograph.Blind(built(*args), sampler, 1, is_consistent, **settings)
 
 
 def scene(height: int = 60, width: int = 81, channels: int = 3) -> torch.Tensor:
@@ -143,7 +144,7 @@ def test_degraded_again_what_is_consistent_is_the_picture(preset):
     loose, true = worker(preset), worker(preset, is_consistent=True)
     x_t = degraded(true.experiment, scene(64, 80), 2)
 
-    def off(found: blind.Blind) -> float:
+    def off(found: photograph.Blind) -> float:
         """Return how much more than the rounding x_t and the restoration, degraded again, differ by at most."""
         given = found.look(x_t, 2)
         # Not what is written: that is clamped to what pixels can be.
@@ -159,7 +160,7 @@ def test_degraded_again_what_is_consistent_is_the_picture(preset):
 def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
     made = built(preset, 3)
     torch.nn.init.normal_(made.restorer.unet.head.weight, std=0.05)
-    by = blind.Blind(made, "direct", 1, True)
+    by = photograph.Blind(made, "direct", 1, True)
     x_t = degraded(made, scene(220, 340), 2)
     whole = by.restore(by.look(x_t, 2))
     shares = []
@@ -174,7 +175,7 @@ def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
 
 def test_where_memory_runs_out_tiles_get_smaller(monkeypatch):
     made = built()
-    by = blind.Blind(made, "direct", 1, False)
+    by = photograph.Blind(made, "direct", 1, False)
     x_t = degraded(made, scene(220, 340), 2)
     whole = by.restore(by.look(x_t, 2))
     forward, room = type(made.restorer.unet).forward, 40_000
@@ -203,7 +204,7 @@ def test_a_sampler_that_has_to_know_the_snow_is_refused():
 def test_candidates_lie_around_an_estimate_and_are_severities():
     op = built().operator
     for estimate in (None, *(worker().look(degraded(built(), scene(100, 100), t), None).estimate for t in (1, 16, 32))):
-        found = blind.severities(op, estimate)
+        found = photograph.severities(op, estimate)
         assert found == sorted(set(found))
         assert found[0] >= 1
         assert found[-1] <= op.steps
@@ -215,10 +216,10 @@ def test_candidates_lie_around_an_estimate_and_are_severities():
 def test_the_window_shown_is_where_there_is_most_to_see():
     x = torch.zeros(3, 300, 400)
     x[:, 180:280, 280:380] = torch.rand(3, 100, 100, generator=seeds.generator(0))
-    window = blind.detailed(x, 120)
+    window = photograph.detailed(x, 120)
     assert window.shape == (3, 120, 120)
     assert (window != 0).float().mean() > 0.6
-    assert blind.detailed(x[:, :50, :60], 120).shape == (3, 50, 60)
+    assert photograph.detailed(x[:, :50, :60], 120).shape == (3, 50, 60)
 
 
 @pytest.mark.parametrize("made", [("photos-mask-small",), GAUSSIAN])
@@ -269,9 +270,9 @@ def test_a_gray_run_takes_a_coloured_hole_channel_by_channel():
 def test_windows_lie_within_the_picture_around_a_place():
     x = torch.zeros(3, 100, 387)
     for place in (None, (0, 0), (99, 386), (50, 300)):
-        rows, columns = blind.around(x, 64, place)[1:]
+        rows, columns = photograph.around(x, 64, place)[1:]
         assert 0 <= rows.start < rows.stop <= 100
         assert rows.stop - rows.start == columns.stop - columns.start == 64
         if place:
             assert columns.start <= place[1] < columns.stop
-    assert x[blind.around(x, 1000)].shape == x.shape
+    assert x[photograph.around(x, 1000)].shape == x.shape

@@ -10,9 +10,10 @@ import torch
 from conftest import finish, make_trainer
 from PIL import Image
 
-from colddiff_core import degradations, experiment, generation, runs, seeds
+from colddiff_core import degradations, experiment, runs, seeds
 from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
+from colddiff_core.inference import generate
 
 CPU = torch.device("cpu")
 BLUR = ("degradation.schedule=exponential", "degradation.final_mean=true", "degradation.dither=0.01")
@@ -23,7 +24,7 @@ def run(tmp_path_factory):
     return finish(make_trainer(tmp_path_factory.mktemp("generation") / "run", *BLUR)).run
 
 
-def images(generator: generation.Generator, count: int, **values) -> torch.Tensor:
+def images(generator: generate.Generator, count: int, **values) -> torch.Tensor:
     request = {"seed": 3, "sampler": "tacos"} | values
     made = []
     for batch in generator.generate(count, **request):
@@ -34,7 +35,7 @@ def images(generator: generation.Generator, count: int, **values) -> torch.Tenso
 
 def test_image_k_is_the_same_bits_whatever_n_is(run):
     built, _ = experiment.open_run(run, CPU)
-    generator = generation.prepare(run, built, None)
+    generator = generate.prepare(run, built, None)
     many = images(generator, generator.batch_size + 4)
     assert torch.equal(images(generator, 3), many[:3])
     assert torch.equal(images(generator, generator.batch_size + 1)[-1], many[generator.batch_size])
@@ -44,28 +45,28 @@ def test_image_k_is_the_same_bits_whatever_n_is(run):
 
 def test_the_noise_is_the_runs_own_unless_said_otherwise(run):
     built, _ = experiment.open_run(run, CPU)
-    assert generation.prepare(run, built, None).noise == 0.01
-    assert generation.prepare(run, built, None, noise=0.0).noise == 0.0
-    assert generation.prepare(run, built, "degraded").noise == 0.0
+    assert generate.prepare(run, built, None).noise == 0.01
+    assert generate.prepare(run, built, None, noise=0.0).noise == 0.0
+    assert generate.prepare(run, built, "degraded").noise == 0.0
     with pytest.raises(UsageError, match="no symmetry"):
-        generation.prepare(run, built, "degraded", noise=0.1)
+        generate.prepare(run, built, "degraded", noise=0.1)
     plain, _ = experiment.open_run(run, CPU, ("degradation.dither=0.0",))
-    assert generation.prepare(run, plain, None).noise == 0.002
+    assert generate.prepare(run, plain, None).noise == 0.002
 
 
 def test_a_prior_is_kept_in_the_run_and_needs_no_data_after_that(run, tmp_path, monkeypatch):
     copy = shutil.copytree(run.path, tmp_path / "copy", ignore=shutil.ignore_patterns("priors"))
     here = runs.Run(copy)
     built, _ = experiment.open_run(here, CPU)
-    first = images(generation.prepare(here, built, None), 2)
+    first = images(generate.prepare(here, built, None), 2)
     assert (copy / "priors" / "gmm-1.safetensors").is_file()
     monkeypatch.setattr(experiment, "load_images", lambda *a: pytest.fail("the data set was read"))
-    assert torch.equal(images(generation.prepare(here, built, None), 2), first)
+    assert torch.equal(images(generate.prepare(here, built, None), 2), first)
 
 
 def test_interpolation_begins_and_ends_with_images_0_and_1(run):
     built, _ = experiment.open_run(run, CPU)
-    generator = generation.prepare(run, built, None)
+    generator = generate.prepare(run, built, None)
     count = generator.batch_size + 3
     made = []
     for batch in generator.interpolate(count, seed=3, sampler="tacos"):
@@ -81,7 +82,7 @@ def test_interpolation_begins_and_ends_with_images_0_and_1(run):
 def test_a_sampler_that_draws_noise_takes_image_0s_all_the_way(tmp_path):
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset="digits-noise"))
     built, _ = experiment.open_run(trainer.run, CPU)
-    generator = generation.prepare(trainer.run, built, None)
+    generator = generate.prepare(trainer.run, built, None)
     (batch,) = generator.interpolate(3, seed=3, sampler="ddpm")
     *_, last = batch.steps
     wanted = images(generator, 2, sampler="ddpm")
@@ -106,7 +107,7 @@ def test_every_small_preset_generates_from_its_operators_own_prior(preset, tmp_p
     overrides += ["degradation.steps=2"] if preset == "digits-pixelate" else []
     trainer = finish(make_trainer(tmp_path / "run", *overrides, preset=preset))
     built, _ = experiment.open_run(trainer.run, CPU)
-    generator = generation.prepare(trainer.run, built, None)
+    generator = generate.prepare(trainer.run, built, None)
     assert generator.prior.name == built.operator.priors[0]
     made = images(generator, 3)
     assert made.shape == (3, built.channels, 12, 12)
@@ -117,7 +118,7 @@ def test_every_small_preset_generates_from_its_operators_own_prior(preset, tmp_p
 def test_ddpm_draws_the_same_noise_for_an_image_every_time(tmp_path):
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset="digits-noise"))
     built, _ = experiment.open_run(trainer.run, CPU)
-    generator = generation.prepare(trainer.run, built, None)
+    generator = generate.prepare(trainer.run, built, None)
     many = images(generator, 5, sampler="ddpm")
     assert torch.equal(images(generator, 2, sampler="ddpm"), many[:2])
     assert not torch.equal(images(generator, 2), many[:2])
@@ -128,13 +129,13 @@ def test_a_conditional_network_hears_the_class(tmp_path):
     built, _ = experiment.open_run(trainer.run, CPU)
     with torch.no_grad():
         built.restorer.unet.label.weight.normal_(generator=seeds.generator(1))
-    generator = generation.prepare(trainer.run, built, None)
+    generator = generate.prepare(trainer.run, built, None)
     of_three, of_four, of_any = (images(generator, 2, label=label) for label in (3, 4, None))
     assert not torch.equal(of_three, of_four)
     assert not torch.equal(of_three, of_any)
     for label, words in ((10, "0 to 9"), (-1, "0 to 9")):
         with pytest.raises(UsageError, match=words):
-            generation.check_label(built, label)
+            generate.check_label(built, label)
 
 
 def test_classes_must_fit_the_data(tmp_path):

@@ -20,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from colddiff_cli.__main__ import run
-from colddiff_core import degradations, experiment, generation, memory, runs, sampling, seeds
+from colddiff_core import degradations, experiment, memory, runs, sampling, seeds
 from colddiff_core.config import presets
 from colddiff_core.config.presets import ModelConfig
 from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.evaluation import evaluate
+from colddiff_core.inference import generate
 from colddiff_core.models import UNet
 
 CPU = torch.device("cpu")
@@ -273,11 +274,11 @@ def test_batches_are_as_large_as_memory_allows_within_bounds(monkeypatch):
 def test_a_run_takes_as_many_as_fit_and_image_k_stays_the_same(masked, monkeypatch):
     built, _ = experiment.open_run(masked, CPU)
     limited(monkeypatch, 1e12)
-    assert built.batch_size(generation.MOST) == 16
+    assert built.batch_size(generate.MOST) == 16
     assert built.batch_size(evaluate.MOST) == 64
     limited(monkeypatch, 4 * memory.image_bytes(built.config.model, 12, torch.float32) / memory.SHARE["cpu"])
-    assert built.batch_size(generation.MOST) == built.batch_size(evaluate.MOST) == 4
-    generator = generation.prepare(masked, built, None)
+    assert built.batch_size(generate.MOST) == built.batch_size(evaluate.MOST) == 4
+    generator = generate.prepare(masked, built, None)
     made = {}
     with small_machine(monkeypatch, 4) as machine:
         for count in (2, 7):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colddiff_core import experiment, restoration, runs, sampling
+from colddiff_core import experiment, runs, sampling
+from colddiff_core.inference import restore
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +16,7 @@ def built(tiny_run):
 
 def restored(built, count, absent=(), **values) -> dict[int, torch.Tensor]:
     test = experiment.load_images(built.config, "test", built.channels).images(slice(0, 50))
-    batches = restoration.degraded(
-        built, lambda k: None if k in absent else test[k], count, t=5, seed=3, size=8, **values
-    )
+    batches = restore.degraded(built, lambda k: None if k in absent else test[k], count, t=5, seed=3, size=8, **values)
     made = {}
     for batch in batches:
         x = sampling.final(batch.restore("tacos", 1))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from colddiff_core.evaluation.comparison import Contender
     from colddiff_core.evaluation.evaluate import Outcome, Reference
     from colddiff_core.experiment import Experiment
-    from colddiff_core.generation import Generator
+    from colddiff_core.inference.generate import Generator
 
 DEFAULT_IMAGES = 300
 SHOWN_ROWS, SHOWN_GRID, ACROSS = 16, 64, 8
@@ -161,7 +161,8 @@ def _generators(
     run: runs.Run, built: Experiment, prior: str | None, noise: float | None, *, symmetry: bool
 ) -> list[Generator]:
     """Return what images are generated from; to compare symmetries, x_T as the prior has it and then broken."""
-    from colddiff_core import generation, priors
+    from colddiff_core import priors
+    from colddiff_core.inference import generate as generation
 
     if symmetry and noise == 0:
         raise UsageError("--symmetry with --noise 0 would compare no noise with none.", "Leave --noise out.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from colddiff_core.evaluation.evaluate import Reference
-    from colddiff_core.generation import Batch
+    from colddiff_core.inference.generate import Batch
 
 SHOWN = 64  # images on a grid
 ACROSS = 8
@@ -87,8 +87,9 @@ def generate(
     _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
 
-    from colddiff_core import experiment, generation, sampling
+    from colddiff_core import experiment, sampling
     from colddiff_core.distributed import group
+    from colddiff_core.inference import generate as generation
 
     built, step = open_run.open_run(screen, found, device, overrides)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride

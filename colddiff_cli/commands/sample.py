@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from colddiff_core.experiment import Experiment
-    from colddiff_core.restoration import Batch
+    from colddiff_core.inference.restore import Batch
 
 SHOWN = 64  # images on a sheet that stands beside --out-dir
 COLUMNS = ("degraded", "direct", "sampled", "original")
@@ -151,7 +151,8 @@ def sample(
     _check(out_dir, resume, len(files) or n or TEST_IMAGES)
     config = found.config(overrides)
 
-    from colddiff_core import restoration, sampling
+    from colddiff_core import sampling
+    from colddiff_core.inference import restore
 
     built, step = open_run.open_run(screen, found, device, overrides)
     severity = built.operator.steps if t is None else sample_photographs.whole(t, is_degraded=False)
@@ -160,7 +161,7 @@ def sample(
     ending = f"{name}-t{severity:03d}.png"
     default = found.path / "restored" / ending
     picture, film = outputs.agreed(lambda: films.outputs(out, default, animate=animate, force=force, keep=resume))
-    size = together.hear_json(built.batch_size(restoration.MOST))
+    size = together.hear_json(built.batch_size(restore.MOST))
     settings = open_run.described(found, built, step) | {
         "sampler": name,
         "stride": pace,
@@ -225,7 +226,8 @@ class Work:
 
     def run(self, built: Experiment, source: Source, *, size: int, **common: int) -> None:
         """Restore all batches, of `size` images, that a picture of the series or of the sheet is in."""
-        from colddiff_core import experiment, restoration
+        from colddiff_core import experiment
+        from colddiff_core.inference import restore
 
         def wanted(numbers: range) -> bool:
             return self.own.lacks(numbers) or numbers.start < self.shown.stop
@@ -235,7 +237,7 @@ class Work:
         console = self.screen.console
         with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
             task = progress.add_task(self.sampler, total=total)
-            batches = restoration.degraded(built, source.load, source.count, size=size, wanted=mine, **common)
+            batches = restore.degraded(built, source.load, source.count, size=size, wanted=mine, **common)
             for batch in batches:
                 self._restore(batch, lambda share: progress.advance(task, share))
 

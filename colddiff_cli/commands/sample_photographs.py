@@ -17,10 +17,10 @@ from colddiff_core.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.blind import Blind, Given
     from colddiff_core.degradations import Degradation
     from colddiff_core.experiment import Experiment
     from colddiff_core.images.photograph import Photograph
+    from colddiff_core.inference.photograph import Blind, Given
 
 AUTO, SWEEP = "auto", "sweep"
 COLOURS = ("channels", "luma")  # how a gray run takes a picture in colour
@@ -185,8 +185,9 @@ class Job:
 
     def sweep(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
         """Make a strip of what one picture, or a part of it, would be at several severities; return what writes it."""
-        from colddiff_core import blind, images
+        from colddiff_core import images
         from colddiff_core.images import photograph as photographs
+        from colddiff_core.inference import photograph as blind
 
         path = self.paths[number]
         photograph = photographs.read(path)
@@ -280,7 +281,8 @@ def _check(asked: Asked, files: list[tuple[Path, bool]]) -> None:
 
 
 def _worker(built: Experiment, asked: Asked) -> Blind:
-    from colddiff_core import blind, sampling
+    from colddiff_core import sampling
+    from colddiff_core.inference import photograph as blind
 
     op, config = built.operator, built.config.sample
     if op.second_field:

@@ -12,7 +12,7 @@ from torch import Tensor
 from colddiff_core.evaluation import diversity, evaluate
 from colddiff_core.evaluation.evaluate import Clock, Figures, Meter, Outcome, Reference
 from colddiff_core.experiment import Experiment
-from colddiff_core.generation import Generator
+from colddiff_core.inference.generate import Generator
 
 CHUNK = 500  # images measured at a time
 DESCRIBED = 1000  # images whose variety is measured: every pair of them is, and every training image

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-IMPORTED = ["torch", "colddiff_cli.app", "colddiff_core.experiment", "colddiff_core.generation", "calls"]
+IMPORTED = ["torch", "colddiff_cli.app", "colddiff_core.experiment", "colddiff_core.inference.generate", "calls"]
 
 
 def start(arguments: list[str], folder: Path) -> multiprocessing.process.BaseProcess:
