@@ -112,8 +112,9 @@ def _plain_parts(job: Job) -> tuple[Any, Any]:
 
 
 def _experiment(job: Job) -> Any:
-    from colddiff_core import compiling, experiment
+    from colddiff_core import experiment
     from colddiff_core.config import presets
+    from colddiff_core.models import compiling
 
     built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
     built.restorer.unet.settle()  # as a run's network is when it is opened

@@ -34,7 +34,7 @@ class Job:
     """What a side is given.
 
     settings: a resolved preset as plain tables; directory: of the data sets, None for what is built in; compile: our
-    network's mode when sampling, as `colddiff_core.compiling.mode` takes it.
+    network's mode when sampling, as `colddiff_core.models.compiling.mode` takes it.
     """
 
     settings: Mapping[str, Any]

@@ -21,8 +21,9 @@ from unittest import mock
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import devices, experiment, images, memory, runs
+from colddiff_core import devices, experiment, images, runs
 from colddiff_core.inference import photograph
+from colddiff_core.models import memory
 
 LARGE = (6000, 4000)
 COMMAND = "import sys; from colddiff_cli.__main__ import run; sys.exit(run(sys.argv[1:]))"

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from colddiff_core import experiment, images, memory, seeds
+from colddiff_core import experiment, images, seeds
 from colddiff_core.config import presets
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.inference import photograph
+from colddiff_core.models import memory
 
 SMALL = ("data.size=16", "model.width=8", "model.multipliers=[1,2]", "train.precision=float32")
 

@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from colddiff_cli.__main__ import run
-from colddiff_core import degradations, experiment, memory, runs, sampling, seeds
+from colddiff_core import degradations, experiment, runs, sampling, seeds
 from colddiff_core.config import presets
 from colddiff_core.config.presets import ModelConfig
 from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.evaluation import evaluate
 from colddiff_core.inference import generate
-from colddiff_core.models import UNet
+from colddiff_core.models import UNet, memory
 
 CPU = torch.device("cpu")
 PAPER = ModelConfig()

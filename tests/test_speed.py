@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from conftest import finish, make_trainer
 
 from colddiff_cli import __main__ as main
-from colddiff_core import compiling, degradations, devices, feed, runs, seeds
+from colddiff_core import degradations, devices, feed, runs, seeds
 from colddiff_core.degradations import pixelate, separable
 from colddiff_core.feed import Feed
-from colddiff_core.models import UNet
+from colddiff_core.models import UNet, compiling
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.models.depthwise import depthwise, weight_gradient
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colddiff_core import devices, memory, seeds
+from colddiff_core import devices, seeds
 from colddiff_core.config.presets import ModelConfig
-from colddiff_core.models import UNet
-from colddiff_core.tiling import Tiled
+from colddiff_core.models import UNet, memory
+from colddiff_core.models.tiling import Tiled
 
 LOCAL = {"width": 8, "multipliers": (1, 2), "attention": "none"}
 

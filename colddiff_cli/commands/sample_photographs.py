@@ -61,9 +61,10 @@ def restore(
     files = inputs.agreed(lambda: inputs.listed(names))
     _check(asked, files)
 
-    from colddiff_core import images, memory
+    from colddiff_core import images
     from colddiff_core.distributed import group
     from colddiff_core.images import photograph as photographs
+    from colddiff_core.models import memory
 
     together = group.current()
 

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core import memory, sampling, tiling
+from colddiff_core import sampling
 from colddiff_core.degradations import Degradation, Estimate, Frozen
 from colddiff_core.errors import MachineError, UsageError, is_out_of_memory
 from colddiff_core.experiment import Experiment
 from colddiff_core.images import LUMA, dequantize
-from colddiff_core.models import UNet
+from colddiff_core.models import UNet, memory, tiling
 
 Colour = Literal["channels", "luma"]
 BITS = 8  # of the pictures that users have
