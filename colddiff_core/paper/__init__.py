@@ -1,0 +1,1 @@
+"""The paper's tables: what they hold, and reproducing them."""
