@@ -16,9 +16,10 @@ from conftest import seal
 from PIL import Image
 
 from colddiff_cli.__main__ import run
-from colddiff_core import report, runs, seeds, tables
+from colddiff_core import runs, seeds
 from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
+from colddiff_core.paper import report, tables
 
 SMALL = {
     "data.size": "16",

@@ -21,9 +21,10 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import series
-from colddiff_core import runs, tables
+from colddiff_core import runs
 from colddiff_core.distributed.environment import place
 from colddiff_core.errors import MachineError, UsageError, counted
+from colddiff_core.paper import tables
 
 if TYPE_CHECKING:
     from colddiff_core.config.presets import Config

@@ -20,15 +20,16 @@ from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import REPRODUCED, Row, evaluation_table
 from colddiff_cli.jobs import open_run
-from colddiff_core import report, runs, tables
+from colddiff_core import runs
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config, DataConfig
 from colddiff_core.errors import UsageError, nearest
+from colddiff_core.paper import report, tables
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
     from colddiff_core.datasets.base import Split
-    from colddiff_core.reproduction import Bench, Result
+    from colddiff_core.paper.reproduction import Bench, Result
 
 FEW = 1000  # images a row at the small scale; at the paper's, all test images
 MANY = 10_000  # generated ones at the paper's scale
@@ -115,7 +116,7 @@ def reproduce(
             runs.check_free(root / name)
     _check_all([standing[name] for name in configs])
 
-    from colddiff_core import reproduction
+    from colddiff_core.paper import reproduction
 
     circumstances = _circumstances(device)
     how = reproduction.Measurement(
@@ -177,7 +178,8 @@ def _write(
     told: dict[str, Any], made: list[tables.Table], scale: tables.Scale, results: dict[str, Result], folder: Path
 ) -> Path:
     """Complete a report with the results there are, and write it with a contact sheet for each table."""
-    from colddiff_core import images, reproduction
+    from colddiff_core import images
+    from colddiff_core.paper import reproduction
 
     told["runs"] = [result.about for result in results.values()]
     told["gaps"] = reproduction.gaps(told["tables"])

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from colddiff_core import tables
+from colddiff_core.paper import tables
 
 Columns = Mapping[str, tuple[str, int]]  # label and digits, by the figure's name
 DISTANCES = dict.fromkeys(("fd", "fid", "kd", "kid"), ("{name}", 3))

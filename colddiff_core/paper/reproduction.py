@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import __version__, images, tables
+from colddiff_core import __version__, images
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config
 from colddiff_core.errors import MachineError, UsageError
@@ -28,8 +28,9 @@ from colddiff_core.evaluation.evaluate import Outcome, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
 from colddiff_core.inference import generate
+from colddiff_core.paper import tables
+from colddiff_core.paper.tables import Part, Scale, Table
 from colddiff_core.runs import Run
-from colddiff_core.tables import Part, Scale, Table
 
 SHOWN = 8  # images of a contact sheet
 FOLDER = "reproduced"
