@@ -143,7 +143,7 @@ def _resumed(name: str, changes: list[str]) -> tuple[Path, presets.Config]:
 
 def finished(found: runs.Run, config: presets.Config) -> int | None:
     """Return the step of a run's last checkpoint where nothing is left to train, else None."""
-    from colddiff_core import checkpoint
+    from colddiff_core.runs import checkpoint
 
     newest = checkpoint.newest(found, checkpoint.read)
     step = runs.path_step(newest.path) if newest else 0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import __version__, checkpoint, datasets, degradations, devices, sampling, seeds
+from colddiff_core import __version__, datasets, degradations, devices, sampling, seeds
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config, DataConfig
 from colddiff_core.degradations import Degradation, Frozen
@@ -23,7 +23,7 @@ from colddiff_core.distributed.group import Ranks
 from colddiff_core.errors import ColddiffWarning, UsageError, counted, shown
 from colddiff_core.images import compressed, quantize
 from colddiff_core.models import Restorer, UNet, compiling, memory
-from colddiff_core.runs import Run
+from colddiff_core.runs import Run, checkpoint
 from colddiff_core.sampling import Step
 
 MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights

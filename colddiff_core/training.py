@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from colddiff_core import checkpoint, control, devices, divergence, preview, provenance
+from colddiff_core import devices, divergence, preview, provenance
 from colddiff_core.config.fields import LARGEST
 from colddiff_core.config.presets import TrainConfig
 from colddiff_core.datasets import ImageSet, TrainingSet
@@ -17,7 +17,7 @@ from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, U
 from colddiff_core.experiment import Experiment
 from colddiff_core.meter import Meter
 from colddiff_core.preview import Sheet
-from colddiff_core.runs import Onlooker, RunWriter, list_checkpoints, path_step
+from colddiff_core.runs import Onlooker, RunWriter, checkpoint, control, list_checkpoints, path_step
 from colddiff_core.stepping import Stepper
 
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused

@@ -15,8 +15,9 @@ import trainings
 from hypothesis import settings
 from PIL import Image
 
-from colddiff_core import checkpoint, devices, experiment, runs
+from colddiff_core import devices, experiment, runs
 from colddiff_core.config import presets
+from colddiff_core.runs import checkpoint
 from colddiff_core.training import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"

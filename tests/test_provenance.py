@@ -12,11 +12,12 @@ from conftest import finish, make_trainer, seal
 from safetensors.torch import load, save_file
 
 from colddiff_cli.__main__ import run as command
-from colddiff_core import checkpoint, degradations, experiment, provenance, runs
+from colddiff_core import degradations, experiment, provenance, runs
 from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations.blur import Blur
 from colddiff_core.errors import ColddiffWarning, UsageError
+from colddiff_core.runs import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 from colddiff_cli import __main__, trainings
 from colddiff_cli.__main__ import run as colddiff
 from colddiff_cli.jobs import launch
-from colddiff_core import checkpoint, devices, runs, seeds
+from colddiff_core import devices, runs, seeds
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
 from colddiff_core.distributed import environment as job
 from colddiff_core.distributed import group
 from colddiff_core.errors import LostError, MachineError, UsageError
+from colddiff_core.runs import checkpoint
 
 STEPS = 6
 TOLERANCE = 1e-5  # relative, of losses in float32: sums are made in another order

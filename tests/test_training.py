@@ -15,9 +15,10 @@ import torch
 from conftest import finish, left_behind, make_trainer, seal
 from safetensors.torch import load, save_file
 
-from colddiff_core import control, experiment, runs, seeds
+from colddiff_core import experiment, runs, seeds
 from colddiff_core.config import presets
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
+from colddiff_core.runs import control
 from colddiff_core.training import Trainer
 
 WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")

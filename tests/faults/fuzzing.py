@@ -28,7 +28,7 @@ import numpy as np
 import safetensors.numpy
 from mutation import mutate
 
-from colddiff_core.checkpoint import digest
+from colddiff_core.runs.checkpoint import digest
 
 KEPT = Path(__file__).parent / "kept"
 SILENCE = 90.0  # seconds without a word after which a worker is hung beyond the reach of its own alarm

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from mutation import mutate
 
 from colddiff_cli.__main__ import run
-from colddiff_core import checkpoint, images, runs
+from colddiff_core import images, runs
 from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 from colddiff_core.files import parse_json
+from colddiff_core.runs import checkpoint
 
 PACKAGES = [Path(__file__).parents[2] / name for name in ("colddiff_core", "colddiff_cli")]
 KEPT = sorted(fuzzing.KEPT.glob("*/*"))

@@ -18,8 +18,9 @@ import tally
 import trainings
 from conftest import finish, make_trainer
 
-from colddiff_core import checkpoint, runs
+from colddiff_core import runs
 from colddiff_core.errors import ColddiffWarning
+from colddiff_core.runs import checkpoint
 
 ROOM = 3  # MB: a run and its checkpoints take less than one
 WAIT = 0.3  # seconds that a disk stays full

@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 
 from colddiff_cli.monitor.data.run_state import Watched
-from colddiff_core import control
-from colddiff_core.runs import BEGINNINGS
+from colddiff_core.runs import BEGINNINGS, control
 
 LONG = 10.0  # seconds after which a request without an answer is told of
 
