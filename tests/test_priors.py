@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colddiff_core import degradations, priors, seeds
+from colddiff_core import degradations, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import UsageError
+from colddiff_core.sampling import priors
 
 SIDE, CHANNELS, COUNT = 8, 3, 60
 OPERATORS = {

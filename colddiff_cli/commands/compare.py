@@ -161,8 +161,8 @@ def _generators(
     run: runs.Run, built: Experiment, prior: str | None, noise: float | None, *, symmetry: bool
 ) -> list[Generator]:
     """Return what images are generated from; to compare symmetries, x_T as the prior has it and then broken."""
-    from colddiff_core import priors
     from colddiff_core.inference import generate as generation
+    from colddiff_core.sampling import priors
 
     if symmetry and noise == 0:
         raise UsageError("--symmetry with --noise 0 would compare no noise with none.", "Leave --noise out.")

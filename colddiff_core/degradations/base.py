@@ -79,7 +79,7 @@ class Degradation:
 
     @property
     def priors(self) -> tuple[str, ...]:
-        """Names of the priors that x_T can be drawn from (colddiff_core/priors.py), the default first."""
+        """Names of the priors that x_T can be drawn from (colddiff_core/sampling/priors.py), the default first."""
         return ("degraded",)
 
     def __call__(self, x0: Tensor, t: Severity, frozen: Frozen | None = None) -> Tensor:

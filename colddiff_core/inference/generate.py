@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from colddiff_core import datasets, experiment, priors, sampling, seeds
+from colddiff_core import datasets, experiment, sampling, seeds
 from colddiff_core.distributed import group
 from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment, Wanted, all_of
-from colddiff_core.priors import Prior, Source, Start, Weights
 from colddiff_core.runs import Run
-from colddiff_core.sampling import Step
+from colddiff_core.sampling import Step, priors
+from colddiff_core.sampling.priors import Prior, Source, Start, Weights
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
 MOST = {"cpu": 16, "cuda": 256}
