@@ -1,0 +1,1 @@
+"""Training: start, loop, one step, what is logged."""
