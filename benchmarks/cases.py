@@ -61,7 +61,7 @@ def train_ours(job: Job) -> Rows:
     """The Trainer's own loop in a run directory: its log, its signs of life, its average."""
     from colddiff_core import experiment, runs
     from colddiff_core.config import presets
-    from colddiff_core.training import Trainer
+    from colddiff_core.training.trainer import Trainer
 
     config = presets.from_table(job.settings, "settings")
     sets = experiment.load_images(config, "train", has_margin=True), experiment.load_images(config, "test")

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from colddiff_core.feed import Feed
+    from colddiff_core.training.loader import Feed
 
 BATCH = 64
 MADE_SIZE, TAKEN_SIZE = 128, 32  # pixels a side
@@ -128,7 +128,7 @@ def _fed(feed: Feed, order: Sequence[Tensor], numbers: torch.Generator) -> Itera
 
 def _ours(job: Job, label: str, name: str, request: object) -> Rows:
     from colddiff_core import datasets
-    from colddiff_core.feed import Feed
+    from colddiff_core.training.loader import Feed
 
     start = job.now()
     images = datasets.load(name, request)

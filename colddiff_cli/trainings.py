@@ -21,7 +21,7 @@ from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet, TrainingSet
-    from colddiff_core.training import Trainer
+    from colddiff_core.training.trainer import Trainer
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
@@ -43,9 +43,10 @@ def start(
 
     changes: what the user, and not a preset's file, says of the settings; None where the file is our own.
     """
-    from colddiff_core import devices, experiment, stepping
+    from colddiff_core import devices, experiment
     from colddiff_core.distributed import group
-    from colddiff_core.training import Trainer
+    from colddiff_core.training import step as stepping
+    from colddiff_core.training.trainer import Trainer
 
     here = environment.place()
     path = out or runs.free_name(config.name)
@@ -82,7 +83,7 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     """
     from colddiff_core import devices, experiment
     from colddiff_core.distributed import group
-    from colddiff_core.training import Trainer
+    from colddiff_core.training.trainer import Trainer
 
     for change in changes:
         key = change.partition("=")[0].strip()

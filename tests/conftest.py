@@ -18,7 +18,7 @@ from PIL import Image
 from colddiff_core import devices, experiment, runs
 from colddiff_core.config import presets
 from colddiff_core.runs import checkpoint
-from colddiff_core.training import Trainer
+from colddiff_core.training.trainer import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"
 TINY = (

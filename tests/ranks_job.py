@@ -17,7 +17,7 @@ from colddiff_core import devices, experiment, runs
 from colddiff_core.config import presets
 from colddiff_core.distributed import group
 from colddiff_core.runs import control
-from colddiff_core.training import Trainer
+from colddiff_core.training.trainer import Trainer
 
 # A blur's inverse makes rounding of x_t a thousand times larger: there one process with another batch differs as well.
 PLAIN = ("model.inputs=plain", "model.consistent=false")

@@ -22,7 +22,7 @@ from colddiff_core import datasets, experiment, images
 from colddiff_core.config import presets
 from colddiff_core.datasets import Request, cache, crops, decoding, photos
 from colddiff_core.errors import UsageError
-from colddiff_core.feed import Feed
+from colddiff_core.training.loader import Feed
 
 SIZE = 16
 

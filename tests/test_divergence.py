@@ -10,8 +10,9 @@ from conftest import finish, make_trainer
 from safetensors.torch import load
 from torch import nn
 
-from colddiff_core import divergence, runs
+from colddiff_core import runs
 from colddiff_core.errors import ColddiffWarning, MachineError
+from colddiff_core.training import divergence
 
 
 class Spoilt(nn.Module):

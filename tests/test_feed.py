@@ -7,10 +7,11 @@ import threading
 import pytest
 import torch
 
-from colddiff_core import experiment, feed, seeds
+from colddiff_core import experiment, seeds
 from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet
-from colddiff_core.feed import Feed
+from colddiff_core.training import loader
+from colddiff_core.training.loader import Feed
 
 CPU = torch.device("cpu")
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
@@ -20,7 +21,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 def path(request, monkeypatch) -> str:
     """Which of its paths a feed takes; the background thread is the same without a GPU."""
     if request.param != "resident":
-        monkeypatch.setattr(feed, "_fits", lambda pixels, device: False)
+        monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
     return request.param
 
 
@@ -97,7 +98,7 @@ def test_a_batch_in_parts_is_the_batch(images, path, size, flip):
 
 
 def test_what_was_told_and_not_taken_is_passed_over(images, monkeypatch):
-    monkeypatch.setattr(feed, "_fits", lambda pixels, device: False)
+    monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
     made = Feed(images, CPU, size=11, flip=False)
     wanted = [torch.tensor([1, 2]), torch.tensor([3, 4, 5])]
     for told in (torch.tensor([9]), wanted[0], torch.tensor([8, 8]), wanted[1]):
@@ -107,7 +108,7 @@ def test_what_was_told_and_not_taken_is_passed_over(images, monkeypatch):
 
 
 def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
-    monkeypatch.setattr(feed, "_fits", lambda pixels, device: False)
+    monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
     made = Feed(images, CPU, size=11, flip=False)
     sent, gathered = made._send, threading.Event()
 
@@ -124,7 +125,7 @@ def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
 
 @pytest.mark.parametrize("is_told", [True, False])
 def test_what_goes_wrong_in_the_thread_is_told_where_images_are_taken(images, monkeypatch, is_told):
-    monkeypatch.setattr(feed, "_fits", lambda pixels, device: False)
+    monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
     made = Feed(images, CPU, size=11, flip=False)
     absent, there = torch.tensor([40]), torch.tensor([0])
     if is_told:
@@ -144,7 +145,7 @@ def test_images_that_are_too_small_are_refused(images):
 def test_pixels_beyond_the_share_of_a_gpu_stay_off_it(images, monkeypatch):
     device = torch.device("cuda")
     assert Feed(images, device, size=11, flip=False).is_resident
-    monkeypatch.setattr(feed, "SHARE", 0.0)
+    monkeypatch.setattr(loader, "SHARE", 0.0)
     assert not Feed(images, device, size=11, flip=False).is_resident
 
 

@@ -12,12 +12,13 @@ from conftest import finish, make_trainer, seal
 from safetensors.torch import load, save_file
 
 from colddiff_cli.__main__ import run as command
-from colddiff_core import degradations, experiment, provenance, runs
+from colddiff_core import degradations, experiment, runs
 from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations.blur import Blur
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.runs import checkpoint
+from colddiff_core.training import provenance
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,14 @@ import torch
 from PIL import Image
 from test_bad_input import BOMB
 
-from colddiff_core import datasets, experiment, provenance
+from colddiff_core import datasets, experiment
 from colddiff_core.config import presets
 from colddiff_core.datasets import Request, Shards, cache, open_shards
 from colddiff_core.datasets.shards import archive as records
 from colddiff_core.datasets.shards import counts, dataset, listing
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
-from colddiff_core.training import Trainer
+from colddiff_core.training import provenance
+from colddiff_core.training.trainer import Trainer
 
 SIDE = 4
 

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from conftest import finish, make_trainer
 
 from colddiff_cli import __main__ as main
-from colddiff_core import degradations, devices, feed, runs, seeds
+from colddiff_core import degradations, devices, runs, seeds
 from colddiff_core.degradations import pixelate, separable
-from colddiff_core.feed import Feed
 from colddiff_core.models import UNet, compiling
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.models.depthwise import depthwise, weight_gradient
+from colddiff_core.training import loader
+from colddiff_core.training.loader import Feed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import plain
@@ -135,7 +136,7 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypa
     overrides = ("train.accumulate=2", "train.compile='default'", "train.log_every=1")
     as_it_is = finish(make_trainer(tmp_path / "eager", *overrides[::2]))
     monkeypatch.setattr(compiling, "compile_network", compile_network)
-    monkeypatch.setattr(feed, "_fits", lambda pixels, device: is_resident)
+    monkeypatch.setattr(loader, "_fits", lambda pixels, device: is_resident)
     trainer = finish(make_trainer(tmp_path / "run", *overrides))
     told = [event for event in trainer.run.events() if event["event"] == "warning"]
     assert [event["message"] for event in told] == ["the network is not compiled: RuntimeError: no compiler"]

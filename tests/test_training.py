@@ -19,7 +19,7 @@ from colddiff_core import experiment, runs, seeds
 from colddiff_core.config import presets
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.runs import control
-from colddiff_core.training import Trainer
+from colddiff_core.training.trainer import Trainer
 
 WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 

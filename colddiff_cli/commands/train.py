@@ -19,7 +19,7 @@ from colddiff_core.distributed.environment import place
 from colddiff_core.errors import UsageError, counted, shown
 
 if TYPE_CHECKING:
-    from colddiff_core.training import Trainer
+    from colddiff_core.training.trainer import Trainer
 
 PLACES = ("data.directory", "data.second_directory", "data.download")  # settings of the machine, not of the run
 

@@ -17,16 +17,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from colddiff_core import devices, divergence, seeds
+from colddiff_core import devices, seeds
 from colddiff_core.config.presets import TrainConfig
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
 from colddiff_core.errors import ColddiffError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
-from colddiff_core.feed import Feed, Views
-from colddiff_core.meter import Meter
 from colddiff_core.models import compiling
 from colddiff_core.runs import checkpoint
+from colddiff_core.training import divergence
+from colddiff_core.training.loader import Feed, Views
+from colddiff_core.training.log_meter import Meter
 
 UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
 UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too

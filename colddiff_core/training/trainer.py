@@ -9,16 +9,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from colddiff_core import devices, divergence, preview, provenance
+from colddiff_core import devices
 from colddiff_core.config.fields import LARGEST
 from colddiff_core.config.presets import TrainConfig
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, counted, reason
 from colddiff_core.experiment import Experiment
-from colddiff_core.meter import Meter
-from colddiff_core.preview import Sheet
 from colddiff_core.runs import Onlooker, RunWriter, checkpoint, control, list_checkpoints, path_step
-from colddiff_core.stepping import Stepper
+from colddiff_core.training import divergence, provenance, sample_sheet
+from colddiff_core.training.log_meter import Meter
+from colddiff_core.training.sample_sheet import Sheet
+from colddiff_core.training.step import Stepper
 
 PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
 COMPANY = 1.0  # seconds between signs of life to the other processes while the first does what is its alone
@@ -135,7 +136,7 @@ class Trainer:
             self.run.event("started", device=device, images=len(self.train_set), **self._company())
         self._saved = self.step
         self.stepper.send_ahead(self.step)
-        if self._is_sampled(self.step) and not preview.path(self.run, self.step).exists():
+        if self._is_sampled(self.step) and not sample_sheet.path(self.run, self.step).exists():
             self._sample_due()  # a trainer was killed over it
         self._agree()
         while self.step < settings.steps and not self.is_stopping:
@@ -165,7 +166,7 @@ class Trainer:
         if self.step > self._saved:
             self._trouble(False)
             self.save()
-        is_shown = preview.path(self.run, self.step).exists()
+        is_shown = sample_sheet.path(self.run, self.step).exists()
         is_finished = self.step >= settings.steps and (is_shown or not self.is_stopping)
         self.is_finished, self.is_stopped_as_asked = self.ranks.hear_json([is_finished, "answers" in self._stopped_by])
         if self.is_finished:
@@ -382,13 +383,13 @@ class Trainer:
     def write_sheet(self, **details: Any) -> None:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
         self.last_sheet = self.restore_tests(self._go_on_sampling)
-        name = preview.store(self.run, self.step, self.experiment, self.last_sheet)
+        name = sample_sheet.store(self.run, self.step, self.experiment, self.last_sheet)
         self.run.event("sample", step=self.step, file=name, **details)
 
     def restore_tests(self, at_step: Callable[[], None] = lambda: None) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
         assert self.parts.average is not None
-        return preview.restore(self.experiment, self.parts.average.module, self.test_set, at_step)
+        return sample_sheet.restore(self.experiment, self.parts.average.module, self.test_set, at_step)
 
     def _go_on_sampling(self) -> None:
         """Give a sign of life while a sampler runs, which may take minutes: more than whoever ends this may grant."""
