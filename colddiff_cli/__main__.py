@@ -91,7 +91,7 @@ def _complain(code: int, what: str, remedy: str, *, is_lost: bool = False) -> in
     for line in filter(None, (what, remedy)):
         told = " ".join(line.split())[:LONGEST]  # a name may hold a newline; the answer is one line
         if not told.isprintable():  # imported only then: Ctrl-C may come while it is
-            from colddiff_core.errors import harmless
+            from colddiff_core.text import harmless
 
             told = harmless(told)
         with contextlib.suppress(OSError):  # the terminal may be gone: the exit code is left

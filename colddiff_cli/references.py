@@ -13,7 +13,8 @@ from rich.progress import Progress
 
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError
+from colddiff_core.text import nearest
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet

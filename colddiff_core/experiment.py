@@ -20,11 +20,12 @@ from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.distributed import group
 from colddiff_core.distributed.group import Ranks
-from colddiff_core.errors import ColddiffWarning, UsageError, counted, shown
+from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.images import compressed, quantize
 from colddiff_core.models import Restorer, UNet, compiling, memory
 from colddiff_core.runs import Run, checkpoint
 from colddiff_core.sampling import Step
+from colddiff_core.text import counted, shown
 
 MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights
 BEST_JPEG = 100  # quality

@@ -16,7 +16,8 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import COMPARED, comparison_table, measured
 from colddiff_cli.jobs import open_run
 from colddiff_core import runs
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
+from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet

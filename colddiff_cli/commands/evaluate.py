@@ -23,8 +23,9 @@ from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import series
 from colddiff_core import runs
 from colddiff_core.distributed.environment import place
-from colddiff_core.errors import MachineError, UsageError, counted
+from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.paper import tables
+from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.config.presets import Config

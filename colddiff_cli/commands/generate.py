@@ -16,7 +16,8 @@ from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
 from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import films, gather, series
 from colddiff_cli.picture_series.gather import Stacks
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
+from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor

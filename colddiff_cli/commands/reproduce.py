@@ -23,8 +23,9 @@ from colddiff_cli.jobs import open_run
 from colddiff_core import runs
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config, DataConfig
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError
 from colddiff_core.paper import report, tables
+from colddiff_core.text import nearest
 
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet

@@ -19,7 +19,8 @@ from colddiff_cli.picture_series import films, series
 from colddiff_cli.picture_series import gather as stacks
 from colddiff_cli.picture_series.gather import Stacks
 from colddiff_core import runs
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
+from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,8 @@ from colddiff_cli.jobs import launch, open_run
 from colddiff_core import runs
 from colddiff_core.config import presets
 from colddiff_core.distributed.environment import place
-from colddiff_core.errors import UsageError, counted, shown
+from colddiff_core.errors import UsageError
+from colddiff_core.text import counted, shown
 
 if TYPE_CHECKING:
     from colddiff_core.training.trainer import Trainer

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from colddiff_core.distributed import environment
-from colddiff_core.errors import ColddiffWarning, MachineError, harmless
+from colddiff_core.errors import ColddiffWarning, MachineError
+from colddiff_core.text import harmless
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from colddiff_core.distributed.environment import place
-from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
+from colddiff_core.errors import ColddiffError, MachineError, UsageError
+from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.distributed.group import Ranks

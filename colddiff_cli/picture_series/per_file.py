@@ -11,7 +11,8 @@ from rich.progress import Progress
 
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import series
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
+from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.distributed.group import Ranks

@@ -20,8 +20,9 @@ from typing import Any, Self
 from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.jobs import launch
 from colddiff_core.distributed import environment
-from colddiff_core.errors import ColddiffError, MachineError, UsageError, counted
+from colddiff_core.errors import ColddiffError, MachineError, UsageError
 from colddiff_core.files import drafted, flush, locked, parse_json, read_ordinary, refusals
+from colddiff_core.text import counted
 
 LARGEST_MARK = 1 << 30  # bytes: ten million pictures
 MANY = 16  # pictures that are told and drawn one by one; more are counted

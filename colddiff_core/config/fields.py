@@ -11,7 +11,8 @@ import math
 import typing
 from typing import Any, Literal
 
-from colddiff_core.errors import CONTROLS, UsageError, nearest, shown
+from colddiff_core.errors import UsageError
+from colddiff_core.text import CONTROLS, nearest, shown
 
 LARGEST = 10**9  # of numbers that say nothing else: what is larger is a slip, and would run for ever or out of memory
 LONGEST_TEXT = 10_000  # characters

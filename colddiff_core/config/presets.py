@@ -16,7 +16,8 @@ from typing import Any, Literal
 import tomli_w
 
 from colddiff_core.config.fields import LARGEST, setting, settings_of, take
-from colddiff_core.errors import CONTROLS, UsageError, beginning, nearest, shown
+from colddiff_core.errors import UsageError
+from colddiff_core.text import CONTROLS, beginning, nearest, shown
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_SIDE = 16_384  # pixels

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from colddiff_core import seeds
 from colddiff_core.datasets import epoch_order
-from colddiff_core.errors import UsageError, nearest, shown
+from colddiff_core.errors import UsageError
 from colddiff_core.images import to_floats
+from colddiff_core.text import nearest, shown
 
 Split = Literal["train", "test"]
 DIGEST_PART = 1024  # images at a time

@@ -20,8 +20,9 @@ import torch
 from colddiff_core import devices
 from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import ImageSet, Request
-from colddiff_core.errors import ColddiffError, UsageError, counted
+from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.images import SUFFIXES, pixels_of, read_bytes
+from colddiff_core.text import counted
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOUR = 3

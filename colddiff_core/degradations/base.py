@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from colddiff_core.config.fields import setting, settings_of, take
-from colddiff_core.errors import UsageError, counted, nearest
+from colddiff_core.errors import UsageError
 from colddiff_core.seeds import Grains
+from colddiff_core.text import counted, nearest
 
 Generators = torch.Generator | Grains | Sequence[torch.Generator] | None
 Severity = int | Tensor

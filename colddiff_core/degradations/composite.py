@@ -10,7 +10,8 @@ from torch import Tensor
 
 from colddiff_core.config.fields import setting, settings_of, take
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators
-from colddiff_core.errors import UsageError, nearest, shown
+from colddiff_core.errors import UsageError
+from colddiff_core.text import nearest, shown
 
 JOIN = "+"
 MOST_PARTS = 8

@@ -20,8 +20,9 @@ from colddiff_core.degradations.base import (
     draw_uniform,
 )
 from colddiff_core.degradations.registry import register
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
 from colddiff_core.images import to_bytes
+from colddiff_core.text import counted
 
 LEAST = 0.75  # pixels: a disc of this radius has a pixel's centre in it wherever it lies
 LONG = (0.4, 1.0)  # a shape's longer half-extent, as a share of the largest

@@ -15,7 +15,8 @@ from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, F
 from colddiff_core.degradations.estimation.posterior import levels, settle
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.separable import MatrixStack
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
+from colddiff_core.text import counted
 
 LARGE = 192  # pixels of a side beyond which the chain of a few steps costs less than a matrix of the side
 ITERATIONS = 50  # at most; a dozen reach ENOUGH

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from colddiff_core.config.fields import take
 from colddiff_core.degradations.base import Degradation
 from colddiff_core.degradations.composite import JOIN, compose
-from colddiff_core.errors import MachineError, UsageError, nearest, shown
+from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.text import nearest, shown
 
 GROUP = "colddiff.degradations"
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from colddiff_core.config.presets import ModelConfig
-from colddiff_core.errors import ColddiffWarning, MachineError, counted, is_out_of_memory
+from colddiff_core.errors import ColddiffWarning, MachineError, is_out_of_memory
 from colddiff_core.models.blocks import LinearAttention
+from colddiff_core.text import counted
 
 # Of a tile of a photograph on a CPU: more costs memory that the photograph wants, and saves little of the overlap.
 MOST_TILE = 1.5 * 2**30  # bytes

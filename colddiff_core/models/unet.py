@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from colddiff_core.errors import UsageError, counted
+from colddiff_core.errors import UsageError
 from colddiff_core.models.blocks import (
     ConvNextBlock,
     ConvStem,
@@ -17,6 +17,7 @@ from colddiff_core.models.blocks import (
     ResnetBlock,
     TimeEmbedding,
 )
+from colddiff_core.text import counted
 
 BlockType = type[ConvNextBlock] | type[ResnetBlock]
 BLOCKS: dict[str, BlockType] = {"convnext": ConvNextBlock, "resnet": ResnetBlock, "local": LocalBlock}

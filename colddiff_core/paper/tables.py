@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from colddiff_core.config import presets
 from colddiff_core.config.presets import Config
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError
+from colddiff_core.text import nearest
 
 Scale = Literal["small", "paper"]
 SMALL = "-small"  # what the name of a preset ends in that is the same experiment at a size for two cores

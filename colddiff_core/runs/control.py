@@ -12,8 +12,9 @@ import os
 import uuid
 from pathlib import Path
 
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError
 from colddiff_core.files import refusals
+from colddiff_core.text import nearest
 
 ANSWERS = {  # the event that answers each request
     "pause": "paused",

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from colddiff_core.config.presets import Config, dump, from_table, read_toml, withheld
-from colddiff_core.errors import ColddiffWarning, MachineError, UsageError, counted, nearest
+from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.files import beside, drafted, flush, parse_json, read_ordinary, refusals, sweep, whole
 from colddiff_core.runs import control
+from colddiff_core.text import counted, nearest
 
 ROOT = Path("runs")
 LOGS = ("metrics.jsonl", "events.jsonl")

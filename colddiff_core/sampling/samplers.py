@@ -18,8 +18,9 @@ from torch import Tensor
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_normal
 from colddiff_core.degradations.noise import FrozenMixture, Mixture, Noise
-from colddiff_core.errors import UsageError, nearest
+from colddiff_core.errors import UsageError
 from colddiff_core.images import dequantize
+from colddiff_core.text import nearest
 
 Restore = Callable[[Tensor, int, Any], Tensor]
 

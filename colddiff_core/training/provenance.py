@@ -13,8 +13,8 @@ import torch
 from colddiff_core import seeds
 from colddiff_core.config import presets
 from colddiff_core.datasets import TrainingSet
-from colddiff_core.errors import shown
 from colddiff_core.experiment import Experiment
+from colddiff_core.text import shown
 
 SECTIONS = ("data", "degradation", "model", "train")
 MOST_BYTES = 2**28  # of pixels that are looked at

@@ -21,10 +21,11 @@ from colddiff_core import devices, seeds
 from colddiff_core.config.presets import TrainConfig
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
-from colddiff_core.errors import ColddiffError, UsageError, counted, reason
+from colddiff_core.errors import ColddiffError, UsageError, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.models import compiling
 from colddiff_core.runs import checkpoint
+from colddiff_core.text import counted
 from colddiff_core.training import divergence
 from colddiff_core.training.loader import Feed, Views
 from colddiff_core.training.log_meter import Meter

@@ -13,9 +13,10 @@ from colddiff_core import devices
 from colddiff_core.config.fields import LARGEST
 from colddiff_core.config.presets import TrainConfig
 from colddiff_core.datasets import ImageSet, TrainingSet
-from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, counted, reason
+from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.runs import Onlooker, RunWriter, checkpoint, control, list_checkpoints, path_step
+from colddiff_core.text import counted
 from colddiff_core.training import divergence, provenance, sample_sheet
 from colddiff_core.training.log_meter import Meter
 from colddiff_core.training.sample_sheet import Sheet

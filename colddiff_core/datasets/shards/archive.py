@@ -30,9 +30,10 @@ from colddiff_core.datasets import cache
 from colddiff_core.datasets.decoding import LARGEST_MEMBER
 from colddiff_core.datasets.shards.listing import Place
 from colddiff_core.distributed import environment
-from colddiff_core.errors import MachineError, UsageError, beginning, harmless
+from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import refusals
 from colddiff_core.images import SUFFIXES
+from colddiff_core.text import beginning, harmless
 
 PART = 1 << 20  # bytes read from a pipe or a compressed file at a time
 LARGEST_CLASS = 64  # bytes of a .cls file

@@ -23,8 +23,9 @@ from colddiff_core.datasets.base import ImageSet, Request, register
 from colddiff_core.datasets.decoding import COLOUR, SMALL_FILE, Entry, decode_entries
 from colddiff_core.datasets.shards import counts, listing
 from colddiff_core.datasets.shards.archive import Opener, Shard
-from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError, counted, shown
+from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError
 from colddiff_core.images import read_bytes
+from colddiff_core.text import counted, shown
 
 MOST_HELD = 50_000  # records of a split that is held as one tensor
 SPARE = 4  # shards kept open beyond one for each lane

@@ -11,8 +11,9 @@ from pathlib import Path
 from colddiff_core.datasets.base import Request, Split
 from colddiff_core.datasets.decoding import ARCHIVES
 from colddiff_core.datasets.folder import held_out
-from colddiff_core.errors import UsageError, shown
+from colddiff_core.errors import UsageError
 from colddiff_core.files import read_ordinary
+from colddiff_core.text import shown
 
 PIPE = "pipe:"
 MOST_SHARDS = 1_000_000
