@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import MachineError
-from colddiff_core.evaluation.published_weights import write
 from colddiff_core.files import whole
+from colddiff_core.tensor_files import write
 
 FEATURES = 48  # below the number of test digits, so that a covariance of theirs has full rank
 STEPS, BATCH, RATE = 1000, 128, 2e-3

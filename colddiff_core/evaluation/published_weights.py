@@ -10,7 +10,7 @@ import hashlib
 import http.client
 import io
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from colddiff_core.errors import MachineError, UsageError
-from colddiff_core.files import flush, whole
+from colddiff_core.files import whole
 
 CHUNK = 1 << 20  # bytes between two reports of progress
 PATIENCE = 30  # seconds to wait for an answer
@@ -114,18 +114,6 @@ def read(wanted: Published, path: Path) -> Weights:
         return Weights(path, digest, safetensors.torch.load(content))
     except safetensors.SafetensorError as error:
         raise UsageError(f"Cannot read {path} ({error}).", "The file may be cut short; make it again.") from None
-
-
-def write(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """Write tensors as safetensors, flushed to the disk, and return the SHA-256 of the file; raises OSError.
-
-    Not by the format's own writer: its error for a full disk is of its own kind, and others may not read its files.
-    """
-    # Channels-last weights are brought to the plain layout, which is all that the format knows.
-    content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    path.write_bytes(content)
-    flush(path)
-    return hashlib.sha256(content).hexdigest()
 
 
 def misfit(wanted: Published, weights: Weights) -> UsageError:

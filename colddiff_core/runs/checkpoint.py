@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from colddiff_core import tensor_files
 from colddiff_core.config.fields import LARGEST
 from colddiff_core.distributed.group import Ranks
 from colddiff_core.errors import UsageError
-from colddiff_core.evaluation import published_weights
 from colddiff_core.files import flush, parse_json, read_ordinary, refusals
 from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
 
@@ -98,9 +98,9 @@ def save(folder: Path, step: int, training: Training, state: State, keep: int | 
         with refusals(target):
             draft.mkdir(parents=True)
             digests = {
-                MODEL: published_weights.write(training.network.state_dict(), draft / MODEL),
-                AVERAGE: published_weights.write(training.average.module.state_dict(), draft / AVERAGE),
-                OPTIMIZER: published_weights.write(_optimizer_tensors(training), draft / OPTIMIZER),
+                MODEL: tensor_files.write(training.network.state_dict(), draft / MODEL),
+                AVERAGE: tensor_files.write(training.average.module.state_dict(), draft / AVERAGE),
+                OPTIMIZER: tensor_files.write(_optimizer_tensors(training), draft / OPTIMIZER),
             }
             saved = state | {"step": step, "averaged": int(training.average.n_averaged), "sha256": digests}
             saved["digest"] = digest(saved)

@@ -23,8 +23,8 @@ from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
 from colddiff_core.errors import MachineError, UsageError
-from colddiff_core.evaluation.published_weights import write
 from colddiff_core.files import whole
+from colddiff_core.tensor_files import write
 from colddiff_core.text import counted, nearest
 
 Weights = dict[str, Tensor]

@@ -67,9 +67,9 @@ def at_line(number: int) -> None:
 
 
 def at_tensors(number: int) -> None:
-    from colddiff_core.evaluation import published_weights
+    from colddiff_core import tensor_files
 
-    write, done = published_weights.write, 0
+    write, done = tensor_files.write, 0
 
     def half(tensors: dict[str, object], path: Path) -> str:
         nonlocal done
@@ -80,7 +80,7 @@ def at_tensors(number: int) -> None:
             die()
         return digest
 
-    published_weights.write = half
+    tensor_files.write = half
 
 
 def at_picture(number: int) -> None:
