@@ -11,14 +11,14 @@ import argparse
 from pathlib import Path
 
 from colddiff_core import datasets, degradations, seeds
-from colddiff_core.config import presets
+from colddiff_core.config import presets, schema
 from colddiff_core.errors import ColddiffError
 from colddiff_core.evaluation.fidelity import Fidelity
 
 BATCH = 250
 
 
-def measure(config: presets.Config, directory: Path, most: int) -> tuple[int, dict]:
+def measure(config: schema.Config, directory: Path, most: int) -> tuple[int, dict]:
     request = datasets.Request("test", config.data.size, config.data.channels, directory, download=False)
     images = datasets.load(config.data.dataset, request)
     op = degradations.build(config.degradation.name, **config.degradation.parameters)

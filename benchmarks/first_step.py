@@ -55,14 +55,14 @@ def plain_side(job: Job) -> Rows:
 
 
 def ours_side(job: Job) -> Rows:
-    from colddiff_core.config import presets
+    from colddiff_core.config import toml
 
     settings = dict(job.settings)
     settings["train"] = settings["train"] | {"log_every": 1}
 
     def command(folder: str) -> list[str]:
         preset = Path(folder) / "preset.toml"
-        preset.write_text(presets.dump(settings), encoding="utf-8")
+        preset.write_text(toml.dump(settings), encoding="utf-8")
         words = ["train", "--preset", str(preset), "--out", str(Path(folder) / "run"), "--device", str(job.device)]
         return [sys.executable, "-m", "colddiff_cli", *words]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
 from colddiff_core import runs
-from colddiff_core.config import presets
+from colddiff_core.config import presets, schema
 from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
 
@@ -27,7 +27,7 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
-def check_names(config: presets.Config) -> None:
+def check_names(config: schema.Config) -> None:
     """Refuse what would be refused once the data are read."""
     from colddiff_core import datasets, degradations, sampling
 
@@ -37,7 +37,7 @@ def check_names(config: presets.Config) -> None:
 
 
 def start(
-    screen: Screen, config: presets.Config, out: Path | None, device: str, changes: list[str] | None = None
+    screen: Screen, config: schema.Config, out: Path | None, device: str, changes: list[str] | None = None
 ) -> Trainer:
     """Return the trainer of a new run; everything that can fail is built before the run's folder is made.
 
@@ -87,8 +87,8 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
 
     for change in changes:
         key = change.partition("=")[0].strip()
-        if key not in presets.CHANGEABLE and not may_change:
-            told = ", ".join(sorted(key for key in presets.CHANGEABLE if key.startswith("train.")))
+        if key not in schema.CHANGEABLE and not may_change:
+            told = ", ".join(sorted(key for key in schema.CHANGEABLE if key.startswith("train.")))
             raise UsageError(
                 f"{change}: a resumed run keeps its configuration.",
                 f"Only {told} and --data-dir may change. Use --allow-change, or start a new run.",
@@ -131,7 +131,7 @@ def _check_alike(trainer: Trainer) -> None:
     group.current().meet()  # or one that is alike would make what another is refused
 
 
-def _resumed(name: str, changes: list[str]) -> tuple[Path, presets.Config]:
+def _resumed(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
     """Return the folder and the settings of a run that goes on; raises UsageError where nothing is left to train."""
     found = runs.find(name)
     config = found.config(tuple(changes))
@@ -142,7 +142,7 @@ def _resumed(name: str, changes: list[str]) -> tuple[Path, presets.Config]:
     return found.path, config
 
 
-def finished(found: runs.Run, config: presets.Config) -> int | None:
+def finished(found: runs.Run, config: schema.Config) -> int | None:
     """Return the step of a run's last checkpoint where nothing is left to train, else None."""
     from colddiff_core.runs import checkpoint
 
@@ -152,7 +152,7 @@ def finished(found: runs.Run, config: presets.Config) -> int | None:
     return step if is_finished else None
 
 
-def _load_sets(config: presets.Config) -> tuple[TrainingSet, ImageSet]:
+def _load_sets(config: schema.Config) -> tuple[TrainingSet, ImageSet]:
     from colddiff_core import experiment
     from colddiff_core.distributed import group
 

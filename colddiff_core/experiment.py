@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core import __version__, datasets, degradations, devices, sampling, seeds
-from colddiff_core.config import presets
-from colddiff_core.config.presets import Config, DataConfig
+from colddiff_core.config import schema
+from colddiff_core.config.schema import Config, DataConfig
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.distributed import group
@@ -351,6 +351,6 @@ def _retold(state: Mapping[str, Any], config: Config) -> list[str]:
         return []
     return [
         f"{key} = {shown(before)}, not {shown(after)}"
-        for key, (before, after) in presets.changes(settings, config.to_table()).items()
+        for key, (before, after) in schema.changes(settings, config.to_table()).items()
         if key.startswith(MAKING) and before is not None and after is not None
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from colddiff_core import images
-from colddiff_core.config import presets
+from colddiff_core.config import presets, toml
 
 NOW = 1_780_000_000.0  # 2026-05-28, 20:26:40 UTC
 SIZE = 16
@@ -29,7 +29,7 @@ def write_run(
     """Write a run that logged every 10 steps to `step`, its files last touched `age` seconds before `NOW`."""
     path = folder / name
     config = presets.load("digits-blur", [f"train.steps={steps}"])
-    text = presets.dump(config.to_table() | {"name": name, "versions": {"colddiff": "0.1.0"}})
+    text = toml.dump(config.to_table() | {"name": name, "versions": {"colddiff": "0.1.0"}})
     path.mkdir(parents=True)
     (path / "run.toml").write_text(text)
     for sub in ("samples", "checkpoints", "control"):

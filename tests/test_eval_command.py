@@ -17,7 +17,7 @@ from conftest import finish, make_trainer
 
 from colddiff_cli.__main__ import run
 from colddiff_core import runs
-from colddiff_core.config import presets
+from colddiff_core.config import toml
 
 KINDS = ["degraded", "direct", "sampled", "naive"]
 
@@ -53,7 +53,7 @@ def with_paper(run_folder: Path, paper: dict) -> None:
     """Write published figures into a run."""
     found = runs.Run(run_folder)
     table = found.table() | {"paper": paper}
-    found.config_file.write_text(presets.dump(table))
+    found.config_file.write_text(toml.dump(table))
 
 
 def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):

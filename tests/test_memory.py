@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from colddiff_cli.__main__ import run
 from colddiff_core import degradations, experiment, runs, sampling, seeds
-from colddiff_core.config import presets
-from colddiff_core.config.presets import ModelConfig
+from colddiff_core.config import presets, toml
+from colddiff_core.config.schema import ModelConfig
 from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.evaluation import evaluate
 from colddiff_core.inference import generate
@@ -370,7 +370,7 @@ def test_the_precision_is_the_one_asked_for_and_told(command, here, monkeypatch,
         for given, own in (([], word), (["--precision", word], "float32" if word == "bf16" else "bf16")):
             table = runs.Run(here).table()
             table["train"]["precision"] = own
-            Path(here, "run.toml").write_text(presets.dump(table))
+            Path(here, "run.toml").write_text(toml.dump(table))
             ran.clear()
             assert run([command, *COMMANDS[command], *given, "--json"]) == 0
             assert json.loads(capsys.readouterr().out)["precision"] == word

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from colddiff_core import devices, seeds
-from colddiff_core.config.presets import ModelConfig
+from colddiff_core.config.schema import ModelConfig
 from colddiff_core.models import UNet, memory
 from colddiff_core.models.tiling import Tiled
 

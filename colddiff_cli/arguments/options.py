@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from colddiff_core.config.presets import LARGEST_SEED
+from colddiff_core.config.schema import LARGEST_SEED
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")]
 Seed = Annotated[

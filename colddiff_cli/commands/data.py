@@ -12,7 +12,7 @@ from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import series
-from colddiff_core.config.presets import LARGEST_SIDE
+from colddiff_core.config.schema import LARGEST_SIDE
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
 

@@ -28,7 +28,7 @@ from colddiff_core.paper import tables
 from colddiff_core.text import counted
 
 if TYPE_CHECKING:
-    from colddiff_core.config.presets import Config
+    from colddiff_core.config.schema import Config
     from colddiff_core.evaluation.evaluate import Outcome, Reference
     from colddiff_core.evaluation.resumable import Folder
     from colddiff_core.experiment import Experiment

@@ -10,6 +10,7 @@ from rich.table import Table
 from colddiff_cli.arguments import options
 from colddiff_cli.console.screen import Screen
 from colddiff_core.config import presets as library
+from colddiff_core.config import toml
 
 
 def presets(
@@ -23,7 +24,7 @@ def presets(
         table = library.load(name, overrides or []).to_table()
         screen.result(table)
         if not json:
-            screen.say(library.dump(table).rstrip())
+            screen.say(toml.dump(table).rstrip())
         return
     loaded = {preset: library.load(preset) for preset in library.names()}
     listing = Table(box=None, pad_edge=False)

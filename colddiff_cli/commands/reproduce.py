@@ -22,7 +22,7 @@ from colddiff_cli.console.tables import REPRODUCED, Row, evaluation_table
 from colddiff_cli.jobs import open_run
 from colddiff_core import runs
 from colddiff_core.config import presets
-from colddiff_core.config.presets import Config, DataConfig
+from colddiff_core.config.schema import Config, DataConfig
 from colddiff_core.errors import UsageError
 from colddiff_core.paper import report, tables
 from colddiff_core.text import nearest

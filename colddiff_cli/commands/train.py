@@ -14,7 +14,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import fidelity_table
 from colddiff_cli.jobs import launch, open_run
 from colddiff_core import runs
-from colddiff_core.config import presets
+from colddiff_core.config import presets, schema, toml
 from colddiff_core.distributed.environment import place
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted, shown
@@ -120,7 +120,7 @@ class _Job:
         if here.most_restarts and not here.is_alone and self.resume is None and not self.is_continued:
             raise UsageError("A job that starts again must know that it may go on.", "Give --out and --continue.")
 
-    def config(self) -> presets.Config:
+    def config(self) -> schema.Config:
         """Return the settings of a new run; raises UsageError where the preset and the changes do not make any."""
         assert self.preset is not None
         config = presets.load(self.preset, self.changes + options.data_override(self.data_dir))
@@ -179,7 +179,7 @@ def _show(screen: Screen, job: _Job) -> None:
     trainings.check_names(config)
     screen.result(config.to_table())
     if not screen.is_json:
-        screen.say(presets.dump(config.to_table()).rstrip())
+        screen.say(toml.dump(config.to_table()).rstrip())
 
 
 def _trainer(screen: Screen, job: _Job) -> Trainer | None:
@@ -217,11 +217,11 @@ def _train_together(job: _Job, asked: list[str]) -> int:
     return 1 if code == launch.INTERRUPTED and has_failed else code  # a signal came, and nothing was saved
 
 
-def _check_same(found: runs.Run, asked: presets.Config) -> None:
+def _check_same(found: runs.Run, asked: schema.Config) -> None:
     """Raise UsageError where a run that is to be gone on with is not the one asked for."""
     told = [
         f"{key} is {shown(before)}, not {shown(after)}"
-        for key, (before, after) in presets.changes(found.config().to_table(), asked.to_table()).items()
+        for key, (before, after) in schema.changes(found.config().to_table(), asked.to_table()).items()
         if key not in PLACES and before != after
     ]
     if told:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
 from colddiff_core import runs
-from colddiff_core.config import presets
+from colddiff_core.config import schema
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
     return settings
 
 
-def check_data_dir(config: presets.Config) -> None:
+def check_data_dir(config: schema.Config) -> None:
     """Raise UsageError where no data set of a configuration lies in a folder."""
     from colddiff_core import datasets
 

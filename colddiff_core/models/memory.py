@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colddiff_core.config.presets import ModelConfig
+from colddiff_core.config.schema import ModelConfig
 from colddiff_core.errors import ColddiffWarning, MachineError, is_out_of_memory
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.text import counted

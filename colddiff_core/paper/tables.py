@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from colddiff_core.config import presets
-from colddiff_core.config.presets import Config
+from colddiff_core.config import presets, schema
+from colddiff_core.config.schema import Config
 from colddiff_core.errors import UsageError
 from colddiff_core.text import nearest
 
@@ -168,7 +168,7 @@ def differences(config: Config, overrides: tuple[str, ...], found: Config) -> di
     Where the files lie, how often is logged and saved, and the device's precision make no other experiment of it.
     """
     expected = presets.load(config.name, overrides).to_table()
-    differing = presets.changes(found.to_table(), expected)
+    differing = schema.changes(found.to_table(), expected)
     return {key: f"{_word(ours)}, not {_word(theirs)}" for key, (ours, theirs) in differing.items() if key not in _FREE}
 
 

@@ -21,7 +21,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from colddiff_core.config.presets import Config, dump, from_table, read_toml, withheld
+from colddiff_core.config.presets import from_table, withheld
+from colddiff_core.config.schema import Config
+from colddiff_core.config.toml import dump, read_toml
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.files import beside, drafted, flush, parse_json, read_ordinary, refusals, sweep, whole
 from colddiff_core.runs import control

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from colddiff_core import seeds
-from colddiff_core.config import presets
+from colddiff_core.config import schema
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.experiment import Experiment
 from colddiff_core.text import shown
@@ -44,8 +44,8 @@ def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
     traces = _agreement(saved.get("operator"), now["operator"])
     told = [
         f"{key} was {_word(before)} and is {_word(after)}"
-        for key, (before, after) in presets.changes(_table(saved, "settings"), now["settings"]).items()
-        if key not in presets.CHANGEABLE and _counts(key, before, after, traces)
+        for key, (before, after) in schema.changes(_table(saved, "settings"), now["settings"]).items()
+        if key not in schema.CHANGEABLE and _counts(key, before, after, traces)
     ]
     if traces is False and not any(change.startswith(("degradation.", "data.")) for change in told):
         told.append("the operator computes otherwise under the same settings")
@@ -94,7 +94,7 @@ def _agreement(before: Any, after: list[float]) -> bool | None:
 
 def _counts(key: str, before: Any, after: Any, traces: bool | None) -> bool:
     """Tell whether a setting that differs makes other weights."""
-    if key.startswith("degradation.") and key.split(".")[1] not in presets.OWN:
+    if key.startswith("degradation.") and key.split(".")[1] not in schema.OWN:
         # A default that was written out, or left out, changes nothing.
         return not traces or (before is not None and after is not None)
     return before is not None and after is not None  # else one of the two programs did not know the key

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colddiff_core import devices, seeds
-from colddiff_core.config.presets import TrainConfig
+from colddiff_core.config.schema import TrainConfig
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
 from colddiff_core.errors import ColddiffError, UsageError, reason

@@ -11,7 +11,7 @@ from typing import Any
 
 from colddiff_core import devices
 from colddiff_core.config.fields import LARGEST
-from colddiff_core.config.presets import TrainConfig
+from colddiff_core.config.schema import TrainConfig
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, reason
 from colddiff_core.experiment import Experiment

@@ -21,7 +21,7 @@ from mutation import mutate
 
 from colddiff_cli.__main__ import run
 from colddiff_core import images, runs
-from colddiff_core.config import presets
+from colddiff_core.config import presets, schema
 from colddiff_core.errors import UsageError
 from colddiff_core.files import parse_json
 from colddiff_core.runs import checkpoint
@@ -128,7 +128,7 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-KEYS = [(section, key) for section, kind in presets.SECTIONS.items() for key in kind.__dataclass_fields__]
+KEYS = [(section, key) for section, kind in schema.SECTIONS.items() for key in kind.__dataclass_fields__]
 
 
 @given(st.sampled_from(KEYS), ANYTHING)
@@ -138,7 +138,7 @@ def test_any_value_of_any_setting_is_taken_or_refused(key, value):
 
 
 @given(
-    st.dictionaries(st.text(max_size=12) | st.sampled_from([*presets.SECTIONS, "paper", "name"]), ANYTHING, max_size=5)
+    st.dictionaries(st.text(max_size=12) | st.sampled_from([*schema.SECTIONS, "paper", "name"]), ANYTHING, max_size=5)
 )
 def test_any_table_is_taken_or_refused(table):
     refusal = _refusal(lambda: presets.from_table(table, "x.toml"))
