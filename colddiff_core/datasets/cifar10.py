@@ -9,16 +9,13 @@ import numpy as np
 import torch
 
 from colddiff_core.datasets.base import ImageSet, Request, fit, register, uncropped
-from colddiff_core.datasets.decoding import decode, find_split, list_images
-from colddiff_core.datasets.folder import hashed_split
-from colddiff_core.datasets.places import default_directory
+from colddiff_core.datasets.layouts import _root, _split
 from colddiff_core.errors import UsageError
 from colddiff_core.images import LUMA
 
 CIFAR_SIDE = 32
 LOSSY = frozenset({".jpg", ".jpeg"})
 CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2  # a label, then the three channels
-CELEBA_SPLITS = {"train": "0", "test": "2"}
 
 
 @register("cifar10", has_crops=True)
@@ -42,52 +39,6 @@ def load_cifar10(request: Request) -> ImageSet:
     return dataclasses.replace(found, note="JPEG") if found.suffixes & LOSSY else found
 
 
-@register("celeba", has_crops=True)
-def load_celeba(request: Request) -> ImageSet:
-    """Return CelebA's aligned faces, the centre square. Source: Liu et al. 2015."""
-    root = _root(request)
-    aligned = root / "celeba" / "img_align_celeba"
-    if aligned.is_dir():
-        return decode(_celeba_paths(aligned, request.split), request, aligned)
-    remedy = (
-        "Unpack img_align_celeba.zip of mmlab.ie.cuhk.edu.hk/projects/CelebA.html into "
-        f"{root / 'celeba'}, list_eval_partition.txt beside it; or name another folder with --data-dir."
-    )
-    return _split("CelebA", root, ("celeba", "celeba-half"), request, remedy)
-
-
-@register("afhq", has_crops=True)
-def load_afhq(request: Request) -> ImageSet:
-    """Return AFHQ's cats. Source: Choi et al. 2020."""
-    root = _root(request)
-    remedy = (
-        f"Unpack afhq.zip or afhq_v2.zip of github.com/clovaai/stargan-v2 into {root} (afhq/train/cat, afhq/val/cat); "
-        "or name another folder with --data-dir."
-    )
-    return _split("AFHQ", root, ("afhq-cat-128", "afhq-cat", "afhq"), request, remedy, inner="cat")
-
-
-def _root(request: Request) -> Path:
-    return request.directory or default_directory()
-
-
-def _split(
-    title: str, root: Path, folders: tuple[str, ...], request: Request, remedy: str, *, inner: str = ""
-) -> ImageSet:
-    """Return a split out of the first of `folders` that has it: train, and test or val, as folders or archives.
-
-    Raises UsageError with `remedy` where none has.
-    """
-    names = ["train"] if request.split == "train" else ["test", "val"]
-    if inner:
-        names = [f"{name}/{inner}" for name in names] + names
-    for folder in folders:
-        reader = find_split(root / folder, names)
-        if reader is not None:
-            return reader(request)
-    raise UsageError(f"{title} is not in {root}.", remedy)
-
-
 def _read_binary(folder: Path, request: Request) -> ImageSet:
     files = [f"data_batch_{i}.bin" for i in range(1, 6)] if request.split == "train" else ["test_batch.bin"]
     try:
@@ -101,13 +52,3 @@ def _read_binary(folder: Path, request: Request) -> ImageSet:
     if request.channels == 1:
         pixels = (pixels * LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True).round().to(torch.uint8)
     return ImageSet(fit(pixels, dataclasses.replace(request, channels=0)), table[:, 0].long())
-
-
-def _celeba_paths(aligned: Path, split: str) -> list[Path]:
-    paths = list_images(aligned)
-    partition = aligned.parent / "list_eval_partition.txt"
-    if not partition.is_file():
-        return hashed_split(paths, aligned, split)
-    rows = (line.split() for line in partition.read_text(encoding="ascii", errors="replace").splitlines())
-    chosen = {row[0] for row in rows if len(row) == 2 and row[1] == CELEBA_SPLITS[split]}
-    return [path for path in paths if path.name in chosen]
