@@ -6,30 +6,24 @@ In memory a picture is float32 (C, H, W) in [-1, 1]; on disk it is 8 bits.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from colddiff_core.errors import UsageError, is_out_of_memory
 from colddiff_core.files import whole
+from colddiff_core.images.pixels import covering, to_floats
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 ANIMATED = frozenset({".gif", ".webp", ".png"})
-TILE = 64  # least side, in pixels, of a picture on a contact sheet
-GAP = 4
-HEAD = 18  # pixels above a sheet for its labels
-LUMA = torch.tensor((0.299, 0.587, 0.114))  # of red, green and blue (ITU-R BT.601)
-BACKGROUND, INK = (24, 24, 28), (220, 220, 220)
 # Of the formats that Pillow knows; it tells them by their content, and among the others are programs (PostScript).
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
 if importlib.util.find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
@@ -53,15 +47,6 @@ def read_as(path: Path, like: Tensor) -> Tensor:
     """Return a picture file scaled and cropped to the size and channels of another picture (C, H, W)."""
     channels, height, width = like.shape
     return covering(read(path, channels=channels), height, width)
-
-
-def covering(x: Tensor, height: int, width: int) -> Tensor:
-    """Return a picture (C, H, W) scaled until it covers height x width, and the centre of that size."""
-    scale = max(height / x.shape[-2], width / x.shape[-1])
-    size = [max(least, round(n * scale)) for least, n in zip((height, width), x.shape[-2:], strict=True)]
-    made = F.interpolate(x.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return made[:, top : top + height, left : left + width]
 
 
 def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
@@ -194,52 +179,6 @@ def shares_of(values: np.ndarray, white: float) -> np.ndarray:
     return (finite / white).clip(0, 1)
 
 
-def to_floats(pixels: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 in [-1, 1]."""
-    return pixels.to(torch.float32).div_(127.5).sub_(1)  # in place: a photograph is large
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Return pictures in [-1, 1] as uint8, rounded; what lies outside is clamped."""
-    return (x.detach() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def quantize(x: Tensor, bits: int) -> Tensor:
-    """Round pictures in [-1, 1] to 2^bits levels; bits = 0 leaves them as they are.
-
-    Source: Bansal et al. 2022, appendix A.2 (leakage through floating point).
-    """
-    if bits == 0:
-        return x
-    levels = 2**bits - 1
-    return ((x + 1) * (levels / 2)).round().clamp(0, levels) / (levels / 2) - 1
-
-
-def compressed(x: Tensor, qualities: Sequence[int]) -> Tensor:
-    """Return pictures (B, C, H, W) in [-1, 1], C = 1 or 3, as JPEG files of a quality of 1..100 each give them back."""
-    made = []
-    for picture, quality in zip(x, qualities, strict=True):
-        file = io.BytesIO()
-        to_pillow(picture).save(file, "JPEG", quality=quality)
-        pixels = np.array(Image.open(file, formats=("JPEG",)))
-        made.append(torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
-    return to_floats(torch.stack(made)).to(x.device)
-
-
-def dequantize(x: Tensor, guess: Tensor, bits: int) -> Tensor:
-    """Return the values nearest to `guess` that round to x, pictures of 2^bits levels in [-1, 1]; bits = 0 gives x."""
-    if bits == 0:
-        return x
-    half = 1 / (2**bits - 1)
-    return torch.minimum(torch.maximum(guess, x - half), x + half)
-
-
-def to_pillow(x: Tensor) -> Image.Image:
-    """Return one picture (C, H, W), C = 1 or 3, in [-1, 1] as a Pillow image."""
-    pixels = to_bytes(x).cpu().numpy()
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-
-
 def write(picture: Image.Image, path: Path) -> None:
     """Write a picture whole; raises UsageError for an unknown suffix, MachineError where the disk refuses."""
     check_suffix(path, SUFFIXES)
@@ -262,108 +201,6 @@ def check_suffix(path: Path, known: frozenset[str]) -> None:
         raise UsageError(f"Cannot tell the format of {path}.", f"End the name in one of {', '.join(sorted(known))}.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the pictures of a contact sheet stand, in pixels: what a reader needs to take one out again.
-
-    `corners` holds the (left, top) of each picture by column; all are `tile` wide and high, which is the
-    picture's own size times `scale`.
-    """
-
-    canvas: tuple[int, int]
-    tile: tuple[int, int]
-    scale: int
-    corners: dict[str, list[tuple[int, int]]]
-
-
-def lay_out(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Layout:
-    """Return the layout of `sheet` for the same arguments."""
-    count, (height, width) = len(next(iter(columns.values()))), next(iter(columns.values())).shape[-2:]
-    rows = -(-count // blocks)
-    scale = max(1, -(-TILE // min(height, width)))
-    pitch_x, pitch_y = width * scale + GAP, height * scale + GAP
-    block_w = len(columns) * pitch_x + GAP
-    corners: dict[str, list[tuple[int, int]]] = {}
-    for column, name in enumerate(columns):
-        places = [divmod(index, rows) for index in range(count)]
-        corners[name] = [
-            (block * (block_w + GAP * 2) + GAP + column * pitch_x, HEAD + row * pitch_y) for block, row in places
-        ]
-    canvas = (blocks * block_w + (blocks - 1) * GAP * 2, HEAD + rows * pitch_y + GAP)
-    return Layout(canvas, (width * scale, height * scale), scale, corners)
-
-
-def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
-    """Return a labelled contact sheet: a column per kind, a row per image, `blocks` such tables abreast.
-
-    Shapes: every column (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
-    """
-    layout = lay_out(columns, blocks=blocks)
-    font = ImageFont.load_default(12)
-    canvas = Image.new("RGB", layout.canvas, BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    for name, corners in layout.corners.items():
-        for left in sorted({left for left, _ in corners}):
-            draw.text((left, 2), _fitting(name, font, layout.tile[0]), fill=INK, font=font)
-        for x, corner in zip(columns[name], corners, strict=True):
-            canvas.paste(to_pillow(x).resize(layout.tile, Image.Resampling.NEAREST), corner)
-    return canvas
-
-
-def _fitting(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return a label cut to a width in pixels."""
-    if font.getlength(name) <= width:
-        return name
-    while name and font.getlength(f"{name}…") > width:
-        name = name[:-1]
-    return f"{name}…"
-
-
-def album(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:
-    """Return a labelled contact sheet without rows that belong together: a grid `across` images wide for each group.
-
-    Shapes: every group (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
-    """
-    height, width = next(iter(groups.values())).shape[-2:]
-    scale = max(1, -(-TILE // min(height, width)))
-    tile_w, tile_h = width * scale + GAP, height * scale + GAP
-    rows = max(-(-len(stack) // across) for stack in groups.values())
-    head = HEAD if any(groups) else 0
-    group_w = across * tile_w + 3 * GAP
-    canvas = Image.new("RGB", (len(groups) * group_w - GAP, head + rows * tile_h + 2 * GAP), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    for number, (name, stack) in enumerate(groups.items()):
-        left = number * group_w + GAP
-        draw.text((left, 2), name, fill=INK, font=ImageFont.load_default(12))
-        for place, x in enumerate(stack):
-            tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-            row, column = divmod(place, across)
-            canvas.paste(tile, (left + column * tile_w, head + GAP + row * tile_h))
-    return canvas
-
-
-def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures side by side, from left to right, on the ground of a contact sheet where one is lower."""
-    size = (sum(picture.width for picture in pictures), max(picture.height for picture in pictures))
-    ground = BACKGROUND if pictures[0].mode == "RGB" else 0
-    canvas = Image.new(pictures[0].mode, size, ground)
-    left = 0
-    for picture in pictures:
-        canvas.paste(picture, (left, 0))
-        left += picture.width
-    return canvas
-
-
-def tile(batch: Tensor, columns: int) -> Tensor:
-    """Return a batch (B, C, H, W) as one picture (C, rows * H, columns * W); empty places are black."""
-    count, channels, height, width = batch.shape
-    rows = -(-count // columns)
-    filled = batch.new_full((rows * columns, channels, height, width), -1.0)
-    filled[:count] = batch
-    grid = filled.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
-    return grid.reshape(channels, rows * height, columns * width)
-
-
 def write_animation(frames: Sequence[Image.Image], path: Path, *, milliseconds: int = 80, hold: int = 1500) -> None:
     """Write frames as an animated GIF, WebP or PNG that loops and holds its last frame.
 
@@ -376,9 +213,3 @@ def write_animation(frames: Sequence[Image.Image], path: Path, *, milliseconds: 
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     with whole(path) as draft:
         frames[0].save(draft, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
-
-
-def enlarge(picture: Image.Image, least: int) -> Image.Image:
-    """Enlarge by whole pixels until the shorter side is at least `least` pixels."""
-    scale = max(1, -(-least // min(picture.size)))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
