@@ -10,14 +10,9 @@ from colddiff_core.runs.directory import (
     LOGS,
     OWN,
     ROOT,
-    STALE,
     TENSOR_FILES,
     Holder,
-    Onlooker,
     Run,
-    RunWriter,
-    check_free,
-    create,
     find,
     free_name,
     is_whole,
@@ -25,9 +20,9 @@ from colddiff_core.runs.directory import (
     list_checkpoints,
     listed,
     path_step,
-    rewrite_config,
     taken,
 )
+from colddiff_core.runs.writer import STALE, Onlooker, RunWriter, check_free, create, rewrite_config
 
 __all__ = [
     "BEAT",
