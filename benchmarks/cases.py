@@ -61,10 +61,11 @@ def train_ours(job: Job) -> Rows:
     """The Trainer's own loop in a run directory: its log, its signs of life, its average."""
     from colddiff_core import experiment, runs
     from colddiff_core.config import presets
+    from colddiff_core.datasets import from_config
     from colddiff_core.training.trainer import Trainer
 
     config = presets.from_table(job.settings, "settings")
-    sets = experiment.load_images(config, "train", has_margin=True), experiment.load_images(config, "test")
+    sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
     built = experiment.build(config, sets[0].channels, _chosen(job))
     with tempfile.TemporaryDirectory() as place:
         run = runs.create(Path(place) / "run", config, {})

@@ -26,7 +26,7 @@ from colddiff_core import devices, experiment, runs, seeds
 from colddiff_core.datasets.decoding import list_images
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize, read, to_bytes
-from colddiff_core.inference import photograph
+from colddiff_core.inference import open_run, photograph
 
 BALANCES = [10**power for power in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1)]
 AMOUNTS = [(radius, amount) for radius in (1, 2, 3, 5) for amount in (0.5, 1, 1.5, 2, 3, 5)]
@@ -42,7 +42,7 @@ def main() -> None:
     options.add_argument("--samplers", default="direct,tacos", help="of the run")
     chosen = options.parse_args()
     run = runs.Run(chosen.run)
-    built, step = experiment.open_run(run, devices.choose("auto"))
+    built, step = open_run.open_run(run, devices.choose("auto"))
     op = built.operator
     severities = [int(t) for t in chosen.t.split(",") if t] or sorted({1, op.steps // 4 or 1, op.steps // 2, op.steps})
     files = list_images(chosen.folder)

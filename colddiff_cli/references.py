@@ -62,18 +62,18 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     job the first alone gets what distances are measured to, the others what features they need. Raises UsageError
     and MachineError as the data set says.
     """
-    from colddiff_core import experiment
+    from colddiff_core.datasets import from_config
     from colddiff_core.distributed import group
     from colddiff_core.evaluation import classifier, distances, evaluate
 
     config, together = built.config, group.current()
-    test = together.in_turn(lambda: experiment.load_images(config, "test", built.channels))
+    test = together.in_turn(lambda: from_config.load_images(config, "test", built.channels))
 
     @functools.cache
     def train() -> ImageSet:
-        return experiment.load_images(config, "train", built.channels)
+        return from_config.load_images(config, "train", built.channels)
 
-    if left_out := experiment.left_out(config.data, test, "test"):
+    if left_out := from_config.left_out(config.data, test, "test"):
         screen.warn(f"{left_out}: other images are measured")
     perceptual = _perceptual(screen, built)
     launch.check_alike({"LPIPS": perceptual and perceptual.about()})  # its weights may be on one machine alone

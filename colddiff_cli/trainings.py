@@ -153,22 +153,23 @@ def finished(found: runs.Run, config: schema.Config) -> int | None:
 
 
 def _load_sets(config: schema.Config) -> tuple[TrainingSet, ImageSet]:
-    from colddiff_core import experiment
+    from colddiff_core.datasets import from_config
     from colddiff_core.distributed import group
 
     def load() -> tuple[TrainingSet, ImageSet]:
-        train_set = experiment.load_training(config)
-        return train_set, experiment.load_images(config, "test", train_set.channels)
+        train_set = from_config.load_training(config)
+        return train_set, from_config.load_images(config, "test", train_set.channels)
 
     return group.current().in_turn(load)
 
 
 def _introduce(screen: Screen, trainer: Trainer, sets: tuple[TrainingSet, ImageSet]) -> None:
-    from colddiff_core import devices, experiment
+    from colddiff_core import devices
+    from colddiff_core.datasets import from_config
 
     built, config = trainer.experiment, trainer.experiment.config
     for split, images in zip(("training", "test"), sets, strict=True):
-        if message := experiment.left_out(config.data, images, split):
+        if message := from_config.left_out(config.data, images, split):
             trainer.run.event("warning", message=message)
             screen.warn(message)
     count = sum(p.numel() for p in built.restorer.parameters())

@@ -5,36 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from colddiff_core import __version__, datasets, degradations, devices, sampling, seeds
-from colddiff_core.config import schema
-from colddiff_core.config.schema import Config, DataConfig
+from colddiff_core.config.schema import Config
+from colddiff_core.datasets.from_config import load_second
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
-from colddiff_core.distributed import group
-from colddiff_core.distributed.group import Ranks
-from colddiff_core.errors import ColddiffWarning, UsageError
+from colddiff_core.errors import UsageError
 from colddiff_core.images import compressed, quantize
 from colddiff_core.models import Restorer, UNet, compiling, memory
-from colddiff_core.runs import Run, checkpoint
 from colddiff_core.sampling import Step
-from colddiff_core.text import counted, shown
+from colddiff_core.text import counted
 
-MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights
 BEST_JPEG = 100  # quality
-Wanted = Callable[[range], bool]
-
-
-def all_of(numbers: range) -> bool:
-    """Tell that of images of these numbers some are wanted: of any."""
-    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,96 +161,9 @@ class Experiment:
         return self.observe(self.operator(x0, t, frozen), generators), frozen
 
 
-def batches(count: int, size: int, wanted: Wanted = all_of) -> Iterator[range]:
-    """Return the numbers of the batches of images 0..count - 1, `size` in each and so some beyond `count` in the last.
-
-    An image is thus computed among as many others, and at the same place, however many are asked for: bit for bit the
-    same. Batches are left out of whose images, by their numbers below `count`, none is `wanted`.
-    """
-    for first in range(0, count, size):
-        if wanted(range(first, min(first + size, count))):
-            yield range(first, first + size)
-
-
-def dealt(together: Ranks, count: int, size: int, wanted: Wanted) -> Wanted:
-    """Return what tells which batches are this process's: of those that hold something wanted each has as many.
-
-    They are dealt out whole, so that an image is computed as it is where one process has them all.
-    """
-    if together.is_alone:
-        return wanted
-    own = {numbers.start for numbers in together.dealt(batches(count, size, wanted))}
-    return lambda numbers: numbers.start in own
-
-
 def _without_dither(steps: Iterator[Step]) -> Iterator[Step]:
     for step in steps:
         yield dataclasses.replace(step, x=step.x0_hat) if step.index == step.count else step
-
-
-def load_images(
-    config: Config, split: datasets.base.Split, channels: int = 0, *, has_margin: bool = False
-) -> datasets.ImageSet:
-    """Return a split of the configured data set, the centre of its images; errors as the data set says.
-
-    With `data.crop` they are the centres of windows of the pictures as they are.
-    has_margin: with the `data.margin` pixels around them that a random crop is taken from.
-    """
-    data = config.data
-    request = _request(data, data.directory, split, channels or data.channels)
-    request = dataclasses.replace(request, size=data.size + data.margin, crop=data.crop, margin=data.margin)
-    found = datasets.load(data.dataset, request)
-    return found if has_margin else found.centre(data.size)
-
-
-def load_training(config: Config) -> datasets.TrainingSet:
-    """Return the images to train on, with the margin that random crops are taken from; errors as the data set says.
-
-    Shards are read while they are trained on, everything else is held as one tensor.
-    """
-    data = config.data
-    if data.dataset != "shards":
-        return load_images(config, "train", has_margin=True)
-    if data.crop:
-        raise datasets.base.uncropped(data.dataset)
-    request = _request(data, data.directory, "train", data.channels)
-    return datasets.open_shards(dataclasses.replace(request, size=data.size + data.margin), data.lanes)
-
-
-def load_second(
-    config: Config, operator: Degradation, split: datasets.base.Split, channels: int
-) -> datasets.ImageSet | None:
-    """Return a split of the second data set where the operator mixes one in, else None; scaled, never cropped.
-
-    Raises UsageError where one is needed and none is configured.
-    """
-    data = config.data
-    if not operator.second_field:
-        return None
-    if not data.second:
-        names = ", ".join(datasets.names())
-        raise UsageError(f"{operator.name} mixes in images of a second data set.", f"Name it: data.second={names}.")
-    request = _request(data, data.second_directory or data.directory, split, channels)
-    found = datasets.load(data.second, request)
-    if found.channels != channels:
-        raise UsageError(
-            f"data.second = {data.second} has {counted(found.channels, 'channel')} and {data.dataset} has {channels}.",
-            "Set data.channels=3 to make both colour, or 1 for gray.",
-        )
-    return found
-
-
-def _request(data: DataConfig, place: str, split: datasets.base.Split, channels: int) -> datasets.Request:
-    return datasets.Request(split, data.size, channels, Path(place) if place else None, data.download)
-
-
-def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:
-    """Return how many files of a split were left out, and why, in words; empty where none was."""
-    if not images.skipped:
-        return ""
-    side = data.size + data.margin
-    why = f"could not be read or have no window of {side} x {side} pixels" if data.crop else "could not be read"
-    return f"left out {counted(images.skipped, f'{split} file')} that {why}"
 
 
 def build(config: Config, channels: int, device: torch.device, split: datasets.base.Split = "train") -> Experiment:
@@ -306,51 +207,3 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
 def versions() -> dict[str, str]:
     """Return the versions that a run's figures depend on."""
     return {"colddiff": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-
-
-def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) -> tuple[Experiment, int]:
-    """Return a run's experiment with the averaged weights of its newest checkpoint, and that step.
-
-    A checkpoint that is damaged is passed over with a ColddiffWarning. Of the processes of a job, all of which open the
-    run, the first alone reads it: its trainer may be at work. Raises UsageError where no other is left, or there never
-    was one, and where the run's configuration is damaged.
-    """
-    together = group.current()
-    read = _newest(run) if together.is_first else None
-    content = checkpoint.shared(together, read, (checkpoint.AVERAGE,))
-    state, step = content.state, int(content.state["step"])
-    config = run.config(overrides)
-    for change in _retold(state, run.config()):
-        warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=2)
-    try:
-        experiment = together.in_turn(lambda: build(config, int(state["channels"]), device, "test"))
-    except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
-        raise UsageError(f"{run.config_file}: {error.what}", error.remedy) from None
-    unet = experiment.restorer.unet
-    content.fill(checkpoint.AVERAGE, unet)
-    assert isinstance(unet, UNet)
-    compiling.compile_network(unet.settle(), config.sample.compile)
-    return experiment, step
-
-
-def _newest(run: Run) -> checkpoint.Content:
-    found = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
-    if found is None:
-        raise run.untrained()
-    step = found.content.state["step"]
-    for path in found.damaged:
-        warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=3)
-    return found.content
-
-
-def _retold(state: Mapping[str, Any], config: Config) -> list[str]:
-    """Return the settings that weights were trained with and that a configuration tells otherwise."""
-    trained = state.get("provenance")
-    settings = trained.get("settings") if isinstance(trained, Mapping) else None
-    if not isinstance(settings, Mapping):
-        return []
-    return [
-        f"{key} = {shown(before)}, not {shown(after)}"
-        for key, (before, after) in schema.changes(settings, config.to_table()).items()
-        if key.startswith(MAKING) and before is not None and after is not None
-    ]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from colddiff_core import devices, experiment, runs
 from colddiff_core.config import presets
+from colddiff_core.datasets import from_config
 from colddiff_core.runs import checkpoint
 from colddiff_core.training.trainer import Trainer
 
@@ -65,7 +66,7 @@ def make_trainer(
     else:
         config = presets.load(preset, [*TINY, *overrides])
         run = runs.create(path, config, {})
-    sets = experiment.load_images(config, "train", has_margin=True), experiment.load_images(config, "test")
+    sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
     return Trainer(experiment.build(config, sets[0].channels, devices.choose(str(cpu))), *sets, run)
 
 

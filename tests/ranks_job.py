@@ -15,6 +15,7 @@ from conftest import TINY
 
 from colddiff_core import devices, experiment, runs
 from colddiff_core.config import presets
+from colddiff_core.datasets import from_config
 from colddiff_core.distributed import group
 from colddiff_core.runs import control
 from colddiff_core.training.trainer import Trainer
@@ -40,7 +41,7 @@ def build(path: Path, preset: str, *overrides: str) -> Trainer:
     run = runs.Onlooker(path)
     if together.is_first:
         run = runs.RunWriter(path) if is_there else runs.create(path, config, {})
-    sets = experiment.load_images(config, "train", has_margin=True), experiment.load_images(config, "test")
+    sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
     trainer = Trainer(experiment.build(config, sets[0].channels, devices.choose("cpu")), *sets, run)
     if is_there:
         trainer.resume()

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from colddiff_cli import trainings
 from colddiff_core import datasets, experiment, images
 from colddiff_core.config import presets
-from colddiff_core.datasets import Request, cache, crops, decoding, photos
+from colddiff_core.datasets import Request, cache, crops, decoding, from_config, photos
 from colddiff_core.errors import UsageError
 from colddiff_core.training.loader import Feed
 
@@ -233,11 +233,11 @@ def test_pictures_that_are_too_small_are_left_out_and_told(tmp_path):
     found = ask(root)
     assert (len(found), found.skipped) == (3 * 5 + 1, 2)
     config = presets.load("digits-blur", ["data.size=12", "data.margin=4", "data.crop=5"])
-    told = experiment.left_out(config.data, found, "training")
+    told = from_config.left_out(config.data, found, "training")
     assert told == "left out 2 training files that could not be read or have no window of 16 x 16 pixels"
-    assert experiment.left_out(config.data, ask(root, "test"), "test") == ""
+    assert from_config.left_out(config.data, ask(root, "test"), "test") == ""
     whole = presets.load("digits-blur").data
-    assert experiment.left_out(whole, found, "test") == "left out 2 test files that could not be read"
+    assert from_config.left_out(whole, found, "test") == "left out 2 test files that could not be read"
     with pytest.raises(UsageError, match=r"None of 6 images in .* can be read and has 99 x 99 pixels"):
         ask(root, size=99)
 
@@ -271,8 +271,8 @@ def test_training_sees_every_window_and_testing_the_centres(tmp_path):
         write(root / split / "0.png", 11, 9)
     changes = ["data.dataset=folder", f"data.directory={root}", "data.size=4", "data.margin=2", "data.crop=99"]
     config = presets.load("digits-blur", changes)
-    train = experiment.load_images(config, "train", has_margin=True)
-    test = experiment.load_images(config, "test")
+    train = from_config.load_images(config, "train", has_margin=True)
+    test = from_config.load_images(config, "test")
     assert (train.pixels.shape, test.pixels.shape) == ((3 * 2, 3, 6, 6), (3 * 2, 3, 4, 4))
     assert torch.equal(test.pixels, train.pixels[..., 1:5, 1:5])
     feed = Feed(train, torch.device("cpu"), size=4, flip=False)

@@ -11,10 +11,11 @@ import torch
 from conftest import finish, make_trainer
 from test_fidelity import ssim_by_hand
 
-from colddiff_core import datasets, experiment, images, runs, sampling, seeds
+from colddiff_core import datasets, images, runs, sampling, seeds
 from colddiff_core.evaluation import distances as distribution
 from colddiff_core.evaluation import evaluate
 from colddiff_core.evaluation.evaluate import Reference
+from colddiff_core.inference import open_run
 
 COUNT, T = 30, 5
 
@@ -36,7 +37,7 @@ def built(tmp_path_factory):
     """A network that x_t alone goes into, so that its last x0_hat is far from the sampled x_0."""
     path = tmp_path_factory.mktemp("plain") / "run"
     finish(make_trainer(path, "model.inputs=plain", "model.consistent=false", "train.precision=float32"))
-    made, _ = experiment.open_run(runs.Run(path), torch.device("cpu"))
+    made, _ = open_run.open_run(runs.Run(path), torch.device("cpu"))
     return made
 
 

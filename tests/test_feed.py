@@ -9,7 +9,7 @@ import torch
 
 from colddiff_core import experiment, seeds
 from colddiff_core.config import presets
-from colddiff_core.datasets import ImageSet
+from colddiff_core.datasets import ImageSet, from_config
 from colddiff_core.training import loader
 from colddiff_core.training.loader import Feed
 
@@ -164,12 +164,12 @@ def test_nothing_waits_for_a_gpu(images, path):
 def test_a_margin_is_loaded_and_only_training_sees_it():
     config = presets.load("digits-blur", ["data.size=12", "data.margin=3"])
     plain = presets.load("digits-blur", ["data.size=15"])
-    whole = experiment.load_images(config, "train", has_margin=True)
-    assert torch.equal(whole.pixels, experiment.load_images(plain, "train").pixels)
+    whole = from_config.load_images(config, "train", has_margin=True)
+    assert torch.equal(whole.pixels, from_config.load_images(plain, "train").pixels)
     for split in ("train", "test"):
-        found = experiment.load_images(config, split)
+        found = from_config.load_images(config, split)
         assert found.pixels.shape[1:] == (1, 12, 12)
-        assert torch.equal(found.pixels, experiment.load_images(plain, split).pixels[..., 1:13, 1:13])
+        assert torch.equal(found.pixels, from_config.load_images(plain, split).pixels[..., 1:13, 1:13])
     assert presets.load("digits-blur").data.margin == 0
 
 
@@ -178,4 +178,4 @@ def test_a_second_data_set_has_no_margin():
     built = experiment.build(presets.load("digits-noise", overrides), 1, CPU)
     assert built.second is not None
     assert built.second.pixels.shape[1:] == (1, 12, 12)
-    built.try_out(experiment.load_images(built.config, "train", has_margin=True))
+    built.try_out(from_config.load_images(built.config, "train", has_margin=True))

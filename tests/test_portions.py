@@ -16,11 +16,12 @@ from test_evaluation import Pixels
 
 from colddiff_cli.__main__ import run
 from colddiff_cli.commands import evaluate as commands
-from colddiff_core import datasets, experiment, runs
+from colddiff_core import datasets, runs
 from colddiff_core.distributed.environment import Place
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import classifier, distances, evaluate, resumable
 from colddiff_core.evaluation.evaluate import Reference
+from colddiff_core.inference import open_run
 
 COLUMNS = ("degraded", "sampled")
 COUNT, SIZE, T = 50, 8, 5
@@ -31,7 +32,7 @@ EACH = 2  # batches of a portion
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("measured") / "run"
     finish(make_trainer(path, "train.precision=float32"))
-    return experiment.open_run(runs.Run(path), torch.device("cpu"))[0]
+    return open_run.open_run(runs.Run(path), torch.device("cpu"))[0]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations.blur import Blur
 from colddiff_core.errors import ColddiffWarning, UsageError
+from colddiff_core.inference import open_run
 from colddiff_core.runs import checkpoint
 from colddiff_core.training import provenance
 
@@ -164,7 +165,7 @@ def test_weights_under_a_changed_run_toml_are_used_with_a_warning(tiny_run, tmp_
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     rewrite(copy, "std = ", "std = 1.5 #")
     with pytest.warns(ColddiffWarning, match=r"run.toml was changed: the weights are of degradation.std"):
-        experiment.open_run(runs.Run(copy), torch.device("cpu"))
+        open_run.open_run(runs.Run(copy), torch.device("cpu"))
 
 
 def test_numbers_that_are_not_finite_are_not_used(tiny_run, tmp_path):
@@ -175,7 +176,7 @@ def test_numbers_that_are_not_finite_are_not_used(tiny_run, tmp_path):
     save_file(tensors, newest)
     seal(newest)
     with pytest.warns(ColddiffWarning, match="step-000006 is damaged; the weights of step 3 are used"):
-        _, step = experiment.open_run(runs.Run(copy), torch.device("cpu"))
+        _, step = open_run.open_run(runs.Run(copy), torch.device("cpu"))
     assert step == 3
 
 
@@ -184,7 +185,7 @@ def test_where_no_checkpoint_is_whole_that_is_said(tiny_run, tmp_path):
     for path in runs.Run(copy).checkpoints():
         (path / "ema.safetensors").write_bytes(b"x")
     with pytest.raises(UsageError, match="no other checkpoint is whole"):
-        experiment.open_run(runs.Run(copy), torch.device("cpu"))
+        open_run.open_run(runs.Run(copy), torch.device("cpu"))
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tiny_run, tmp_path, monkeypatch):
@@ -198,7 +199,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tiny_run, tmp_p
 
     monkeypatch.setattr(checkpoint, "read_ordinary", closed)
     with pytest.raises(UsageError, match=r"Cannot read .*step-000006.*Permission denied"):
-        experiment.open_run(runs.Run(copy), torch.device("cpu"))
+        open_run.open_run(runs.Run(copy), torch.device("cpu"))
 
 
 def test_it_fits_a_checkpoint(own):

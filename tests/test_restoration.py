@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colddiff_core import experiment, runs, sampling
-from colddiff_core.inference import restore
+from colddiff_core import runs, sampling
+from colddiff_core.datasets import from_config
+from colddiff_core.inference import open_run, restore
 
 
 @pytest.fixture(scope="module")
 def built(tiny_run):
-    return experiment.open_run(runs.Run(tiny_run), torch.device("cpu"))[0]
+    return open_run.open_run(runs.Run(tiny_run), torch.device("cpu"))[0]
 
 
 def restored(built, count, absent=(), **values) -> dict[int, torch.Tensor]:
-    test = experiment.load_images(built.config, "test", built.channels).images(slice(0, 50))
+    test = from_config.load_images(built.config, "test", built.channels).images(slice(0, 50))
     batches = restore.degraded(built, lambda k: None if k in absent else test[k], count, t=5, seed=3, size=8, **values)
     made = {}
     for batch in batches:

@@ -22,7 +22,7 @@ from test_bad_input import BOMB
 
 from colddiff_core import datasets, experiment
 from colddiff_core.config import presets
-from colddiff_core.datasets import Request, Shards, cache, open_shards
+from colddiff_core.datasets import Request, Shards, cache, from_config, open_shards
 from colddiff_core.datasets.shards import archive as records
 from colddiff_core.datasets.shards import counts, dataset, listing
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
@@ -805,13 +805,13 @@ def test_training_images_are_shards_or_a_tensor(tmp_path):
     root = write(tmp_path / "data", classes=3)
     asked = ["data.dataset=shards", f"data.directory={root}", "data.size=8", "data.channels=1", "data.margin=2"]
     config = presets.load("digits-blur", [*asked, "data.lanes=2"])
-    found = experiment.load_training(config)
+    found = from_config.load_training(config)
     assert isinstance(found, Shards)
     assert found.shape == (1, 10, 10)
-    assert experiment.load_images(config, "test").pixels.shape == (4, 1, 8, 8)
+    assert from_config.load_images(config, "test").pixels.shape == (4, 1, 8, 8)
     with pytest.raises(UsageError, match=r"data\.crop"):
-        experiment.load_training(presets.load("digits-blur", [*asked, "data.crop=3"]))
-    held = experiment.load_training(presets.load("digits-blur", ["data.size=8", "data.margin=2"]))
+        from_config.load_training(presets.load("digits-blur", [*asked, "data.crop=3"]))
+    held = from_config.load_training(presets.load("digits-blur", ["data.size=8", "data.margin=2"]))
     assert isinstance(held, datasets.ImageSet)
     assert held.shape == (1, 10, 10)
     for images in (found, held):

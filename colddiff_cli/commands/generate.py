@@ -88,8 +88,9 @@ def generate(
     _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
 
-    from colddiff_core import experiment, sampling
+    from colddiff_core import sampling
     from colddiff_core.distributed import group
+    from colddiff_core.inference import batches
     from colddiff_core.inference import generate as generation
 
     built, step = open_run.open_run(screen, found, device, overrides)
@@ -130,10 +131,10 @@ def generate(
             on_grid = grid_path is not None and numbers.start < SHOWN
             return not singles or own.lacks(numbers) or on_grid or diversity
 
-        mine = experiment.dealt(together, count, generator.batch_size, wanted)
+        mine = batches.dealt(together, count, generator.batch_size, wanted)
         draw = generator.generate if interpolate is None else generator.interpolate
         batches = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=mine)
-        total = sum(1 for _ in experiment.batches(count, generator.batch_size, mine))
+        total = sum(1 for _ in batches.batches(count, generator.batch_size, mine))
         held = _run(screen, batches, total, own, is_all=diversity, is_film=film_path is not None)
     made = held.gather(together)
     if not together.is_first:

@@ -280,6 +280,7 @@ def _check_all(standing: list[_Standing]) -> None:
     import torch
 
     from colddiff_core import experiment
+    from colddiff_core.datasets import from_config
 
     sets: dict[tuple[DataConfig, Split], ImageSet] = {}
     splits: tuple[Split, ...] = ("test", "train")
@@ -290,7 +291,7 @@ def _check_all(standing: list[_Standing]) -> None:
             open_run.check_data_dir(config)
         for split in splits[:1] if run.is_done else splits:
             if (config.data, split) not in sets:
-                sets[config.data, split] = experiment.load_images(config, split)
+                sets[config.data, split] = from_config.load_images(config, split)
         test = sets[config.data, "test"]
         experiment.build(config, test.channels, torch.device("cpu"), "test").try_out(test)
 

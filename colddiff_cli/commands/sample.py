@@ -227,14 +227,13 @@ class Work:
 
     def run(self, built: Experiment, source: Source, *, size: int, **common: int) -> None:
         """Restore all batches, of `size` images, that a picture of the series or of the sheet is in."""
-        from colddiff_core import experiment
-        from colddiff_core.inference import restore
+        from colddiff_core.inference import batches, restore
 
         def wanted(numbers: range) -> bool:
             return self.own.lacks(numbers) or numbers.start < self.shown.stop
 
-        mine = experiment.dealt(self.own.together, source.count, size, wanted)
-        total = sum(1 for _ in experiment.batches(source.count, size, mine))
+        mine = batches.dealt(self.own.together, source.count, size, wanted)
+        total = sum(1 for _ in batches.batches(source.count, size, mine))
         console = self.screen.console
         with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
             task = progress.add_task(self.sampler, total=total)
@@ -389,11 +388,11 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
 
 
 def _test_images(screen: Screen, built: Experiment, n: int) -> Source:
-    from colddiff_core import experiment
+    from colddiff_core.datasets import from_config
     from colddiff_core.distributed import group
 
     data = built.config.data
-    every = group.current().in_turn(lambda: experiment.load_images(built.config, "test", built.channels))
+    every = group.current().in_turn(lambda: from_config.load_images(built.config, "test", built.channels))
     count = min(n, len(every))
     if count < n:
         screen.warn(f"{data.dataset} has {counted(count, 'test image')}: all of them are taken")

@@ -28,14 +28,15 @@ def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, .
 
     Raises UsageError where the overrides name a folder, by --data-dir, that nothing would be read from.
     """
-    from colddiff_core import devices, experiment
+    from colddiff_core import devices
     from colddiff_core.distributed import group
+    from colddiff_core.inference import open_run
 
     if any(change.startswith("data.directory=") for change in overrides):
         check_data_dir(run.config(overrides))
     chosen = devices.choose(device)
     group.join(chosen)
-    return experiment.open_run(run, chosen, overrides)
+    return open_run.open_run(run, chosen, overrides)
 
 
 def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from colddiff_core import datasets, experiment, sampling, seeds
+from colddiff_core import datasets, sampling, seeds
+from colddiff_core.datasets import from_config
 from colddiff_core.distributed import group
 from colddiff_core.errors import UsageError
-from colddiff_core.experiment import Experiment, Wanted, all_of
+from colddiff_core.experiment import Experiment
+from colddiff_core.inference import batches
+from colddiff_core.inference.batches import Wanted, all_of
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step, priors
 from colddiff_core.sampling.priors import Prior, Source, Start, Weights
@@ -133,7 +136,7 @@ class Generator:
             )
             return Batch(numbers.start, min(len(numbers), count - numbers.start), here, steps)
 
-        return map(batch, experiment.batches(count, self.batch_size, wanted))
+        return map(batch, batches.batches(count, self.batch_size, wanted))
 
 
 def prepare(
@@ -180,7 +183,7 @@ def check_label(built: Experiment, label: int | None) -> None:
 def _source(built: Experiment) -> Source:
     @functools.cache
     def images() -> datasets.ImageSet:
-        return experiment.load_images(built.config, "train", built.channels)
+        return from_config.load_images(built.config, "train", built.channels)
 
     side = built.config.data.size
     return Source(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)

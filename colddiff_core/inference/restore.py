@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from colddiff_core import experiment, sampling, seeds
+from colddiff_core import sampling, seeds
 from colddiff_core.degradations import Frozen
-from colddiff_core.experiment import Experiment, Wanted, all_of
+from colddiff_core.experiment import Experiment
+from colddiff_core.inference import batches
+from colddiff_core.inference.batches import Wanted, all_of
 from colddiff_core.sampling import Step
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
@@ -67,7 +69,7 @@ def degraded(
     Batches without a `wanted` image, and those of which none can be loaded, are left out.
     """
     side = built.config.data.size
-    for numbers in experiment.batches(count, size, wanted):
+    for numbers in batches.batches(count, size, wanted):
         loaded = {number: load(number) for number in numbers if number < count}
         there = tuple(number for number, image in loaded.items() if image is not None)
         if not there:

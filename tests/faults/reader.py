@@ -37,10 +37,10 @@ def look_at_files(run: runs.Run, seen: int) -> int:
 def look_at_weights(run: runs.Run) -> None:
     import torch
 
-    from colddiff_core import experiment
+    from colddiff_core.inference import open_run
 
     if run.checkpoints():
-        built, step = experiment.open_run(run, torch.device("cpu"))
+        built, step = open_run.open_run(run, torch.device("cpu"))
         assert step > 0
         assert all(p.isfinite().all() for p in built.restorer.parameters())
 

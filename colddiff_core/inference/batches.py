@@ -1,0 +1,36 @@
+"""Batches of numbered images, the same however many are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from colddiff_core.distributed.group import Ranks
+
+Wanted = Callable[[range], bool]
+
+
+def all_of(numbers: range) -> bool:
+    """Tell that of images of these numbers some are wanted: of any."""
+    return True
+
+
+def batches(count: int, size: int, wanted: Wanted = all_of) -> Iterator[range]:
+    """Return the numbers of the batches of images 0..count - 1, `size` in each and so some beyond `count` in the last.
+
+    An image is thus computed among as many others, and at the same place, however many are asked for: bit for bit the
+    same. Batches are left out of whose images, by their numbers below `count`, none is `wanted`.
+    """
+    for first in range(0, count, size):
+        if wanted(range(first, min(first + size, count))):
+            yield range(first, first + size)
+
+
+def dealt(together: Ranks, count: int, size: int, wanted: Wanted) -> Wanted:
+    """Return what tells which batches are this process's: of those that hold something wanted each has as many.
+
+    They are dealt out whole, so that an image is computed as it is where one process has them all.
+    """
+    if together.is_alone:
+        return wanted
+    own = {numbers.start for numbers in together.dealt(batches(count, size, wanted))}
+    return lambda numbers: numbers.start in own
