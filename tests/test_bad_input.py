@@ -13,8 +13,10 @@ from conftest import finish, left_behind, make_trainer
 from PIL import Image
 
 from colddiff_cli.__main__ import run
-from colddiff_core import experiment, files, images
+from colddiff_core import files, images
+from colddiff_core.datasets import from_config
 from colddiff_core.errors import MachineError
+from colddiff_core.inference import open_run
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -256,7 +258,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
     (photo.parent / "closed").mkdir()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
-    monkeypatch.setattr(experiment, "open_run", lambda *a: pytest.fail("the run was opened"))
+    monkeypatch.setattr(open_run, "open_run", lambda *a: pytest.fail("the run was opened"))
     monkeypatch.setattr(images, "read", lambda *a, **k: pytest.fail("the picture was read"))
     before = left_behind(photo.parent)
     given = ["photo.png", "--op", "blur"] if command == "degrade" else [str(tiny_run)]
@@ -274,7 +276,7 @@ def test_a_file_in_the_way_of_a_runs_own_folder_is_told_before_the_work(
 ):
     copy = shutil.copytree(tiny_run, in_folder / "copy")
     (copy / folder).write_text("in the way")
-    monkeypatch.setattr(experiment, "load_images", lambda *a: pytest.fail("the data set was read"))
+    monkeypatch.setattr(from_config, "load_images", lambda *a: pytest.fail("the data set was read"))
     assert run([command, str(copy)]) == 2
     told = capsys.readouterr().err
     assert f"{folder} is a file" in told

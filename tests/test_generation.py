@@ -12,6 +12,7 @@ from PIL import Image
 
 from colddiff_core import degradations, runs, seeds
 from colddiff_core.config import presets
+from colddiff_core.datasets import from_config
 from colddiff_core.errors import UsageError
 from colddiff_core.inference import generate, open_run
 
@@ -60,7 +61,7 @@ def test_a_prior_is_kept_in_the_run_and_needs_no_data_after_that(run, tmp_path, 
     built, _ = open_run.open_run(here, CPU)
     first = images(generate.prepare(here, built, None), 2)
     assert (copy / "priors" / "gmm-1.safetensors").is_file()
-    monkeypatch.setattr(experiment, "load_images", lambda *a: pytest.fail("the data set was read"))
+    monkeypatch.setattr(from_config, "load_images", lambda *a: pytest.fail("the data set was read"))
     assert torch.equal(images(generate.prepare(here, built, None), 2), first)
 
 

@@ -153,7 +153,7 @@ def test_a_truncated_file_is_refused(tmp_path, published, suffix):
 
 def test_the_modules_import_nothing_slow():
     code = (
-        "import sys, colddiff_core.evaluation.published_weights, colddiff_core.evaluation.inception, colddiff_core.evaluation.lpips;"
+        "import sys; from colddiff_core.evaluation import inception, lpips, published_weights;"
         "print([name for name in ('torchvision', 'torchmetrics', 'torch_fidelity') if name in sys.modules])"
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -133,9 +133,9 @@ def generate(
 
         mine = batches.dealt(together, count, generator.batch_size, wanted)
         draw = generator.generate if interpolate is None else generator.interpolate
-        batches = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=mine)
+        drawn = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=mine)
         total = sum(1 for _ in batches.batches(count, generator.batch_size, mine))
-        held = _run(screen, batches, total, own, is_all=diversity, is_film=film_path is not None)
+        held = _run(screen, drawn, total, own, is_all=diversity, is_film=film_path is not None)
     made = held.gather(together)
     if not together.is_first:
         return

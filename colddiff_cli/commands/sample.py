@@ -237,8 +237,8 @@ class Work:
         console = self.screen.console
         with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
             task = progress.add_task(self.sampler, total=total)
-            batches = restore.degraded(built, source.load, source.count, size=size, wanted=mine, **common)
-            for batch in batches:
+            degraded = restore.degraded(built, source.load, source.count, size=size, wanted=mine, **common)
+            for batch in degraded:
                 self._restore(batch, lambda share: progress.advance(task, share))
 
     def gather(self, source: Source) -> None:
