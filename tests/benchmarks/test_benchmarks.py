@@ -13,7 +13,7 @@ from colddiff_core import degradations
 from colddiff_core.config import presets
 from colddiff_core.models import UNet
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import cases
 import history
 import plain

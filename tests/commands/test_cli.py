@@ -384,7 +384,7 @@ def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
         "        share = share if isinstance(share, float) else share.view(-1, 1, 1, 1)\n"
         "        return x0 - share * (x0 + 1)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(Path(__file__).parents[1])])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(Path(__file__).parents[2])])}
 
     def told(*arguments: str) -> str:
         done = colddiff(*arguments, env=environment, cwd=in_folder)

@@ -31,7 +31,7 @@ from colddiff_core.runs import checkpoint
 STEPS = 6
 TOLERANCE = 1e-5  # relative, of losses in float32: sums are made in another order
 WEIGHTS = 1e-4  # absolute, of weights after some steps of Adam, which divides by what may be small
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def environment():

@@ -24,7 +24,7 @@ from colddiff_cli.picture_series import series
 from colddiff_core import images
 from colddiff_core.errors import UsageError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MANY = 40
 
 

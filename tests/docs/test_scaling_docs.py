@@ -13,7 +13,7 @@ import pytest
 
 from colddiff_cli.__main__ import run
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import cost
 
 PAGE = (cost.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

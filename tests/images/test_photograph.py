@@ -391,7 +391,7 @@ def test_a_large_photograph_is_held_once(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     floats, on_the_way_in, on_the_way_out = map(float, told.stdout.split())
     assert floats == pytest.approx(137.3, abs=0.1)

@@ -23,7 +23,7 @@ from colddiff_cli.monitor.panes.dialogs import Help, Question
 from colddiff_cli.monitor.panes.pictures import PicturesPane
 from colddiff_cli.monitor.panes.runs import RunsPane
 
-GOLDEN = Path(__file__).parent / "golden" / "monitor"
+GOLDEN = Path(__file__).parents[1] / "golden" / "monitor"
 SIZES = {"80x24": (80, 24), "160x48": (160, 48)}
 READINGS = [("CPU", "150 % of 2 cores"), ("memory", "3.1 of 25.3 GB"), ("GPU", "97 %, 11.2 of 80.0 GB")]
 TINTED = re.compile(r"terminal-\d+-")

@@ -21,7 +21,7 @@ from colddiff_core.models.depthwise import depthwise, weight_gradient
 from colddiff_core.training import loader
 from colddiff_core.training.loader import Feed
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import plain
 
 BF16 = 2.0**-8
