@@ -1,4 +1,4 @@
-"""What tests/distributed/test_group.py has two processes do together: python -m torch.distributed.run ... ranks_job.py FOLDER."""
+"""What tests/distributed/test_group.py has two processes do together: torchrun ... ranks_job.py FOLDER."""
 
 from __future__ import annotations
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import pytest
+from bombs import BOMB
 from conftest import finish, left_behind, make_trainer
 from PIL import Image
 
@@ -18,15 +17,6 @@ from colddiff_core.datasets import from_config
 from colddiff_core.errors import MachineError
 from colddiff_core.inference import open_run
 
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds next to nothing."""
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"\0")]
-    framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
-
-
-BOMB = png_header(100_000, 100_000)
 BAD = [
     (["train", "--preset", "digit-blur"], "Did you mean 'digits-blur'"),
     (["train", "--preset", "digits-blur", "--set", "train.stpes=3"], "Did you mean 'steps'"),

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from checkpoints import assert_same_checkpoint
 from conftest import TINY, left_behind, pictures_in
 from PIL import Image
-from test_training import assert_same_checkpoint
 
 from colddiff_cli.__main__ import run
 from colddiff_core import degradations, runs

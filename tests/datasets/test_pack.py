@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bombs import BOMB
 from conftest import left_behind, pictures_in
 from PIL import Image
-from test_bad_input import BOMB
 
 from colddiff_cli.__main__ import run
 from colddiff_core import datasets

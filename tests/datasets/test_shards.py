@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bombs import BOMB
 from PIL import Image
-from test_bad_input import BOMB
 
 from colddiff_core import datasets, experiment
 from colddiff_core.config import presets

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import pickle
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from inceptions import random_inception
 from torch import nn
 
 from colddiff_core.errors import MachineError, UsageError
@@ -158,24 +158,6 @@ def test_the_modules_import_nothing_slow():
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "[]"
-
-
-def random_inception():
-    """Return a state of Inception-v3 whose features are of the size of real ones."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Blank(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, strict=True, assign=False):
-            for layer in self.modules():
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Blank("blank", ["2048"], empty).state_dict()
 
 
 @pytest.fixture(scope="module")

@@ -316,7 +316,7 @@ def test_a_rate_lowered_on_the_way_is_told_and_a_run_that_is_read_only_is_measur
 
 def test_fid_is_measured_with_weights_of_ones_own_and_their_hash_recorded(command, pictures, tmp_path, capsys):
     pytest.importorskip("torch_fidelity")
-    from test_weights import random_inception
+    from inceptions import random_inception
 
     path = tmp_path / "inception.safetensors"
     safetensors.torch.save_file(random_inception(), path)

@@ -12,8 +12,9 @@ import time
 
 import pytest
 import torch
+from checkpoints import WEIGHTS, assert_same_checkpoint, read_tensors
 from conftest import finish, left_behind, make_trainer, seal
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 
 from colddiff_core import runs, seeds
 from colddiff_core.config import presets
@@ -21,20 +22,6 @@ from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.inference import open_run
 from colddiff_core.runs import control
 from colddiff_core.training.trainer import Trainer
-
-WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
-
-
-def read_tensors(path):
-    return load(path.read_bytes())  # not mapped: the tests cut files short
-
-
-def assert_same_checkpoint(a, b):
-    for name in WEIGHTS:
-        first, second = read_tensors(a / name), read_tensors(b / name)
-        assert first.keys() == second.keys()
-        for key in first:
-            assert torch.equal(first[key], second[key]), f"{name}: {key}"
 
 
 @pytest.mark.parametrize("preset", ["digits-blur", "digits-noise"])
