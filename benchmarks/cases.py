@@ -16,30 +16,30 @@ from typing import Any
 import first_step
 import folder
 import torch
-from jobs import Job, Rows, row
+from jobs import BenchmarkJob, Rows, row
 from torch import Tensor
 
 SAMPLINGS = (("tacos", 1), ("tacos", 5), ("naive", 5), ("direct", 1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """Something measured: its preset, the two sides, and how many rounds of it are enough.
 
     A case that takes both sides in one process has `both`, whose rows hold `plain` and `ours`.
     """
 
     preset: str
-    plain: Callable[[Job], Rows] | None = None
-    ours: Callable[[Job], Rows] | None = None
-    both: Callable[[Job], Rows] | None = None
+    plain: Callable[[BenchmarkJob], Rows] | None = None
+    ours: Callable[[BenchmarkJob], Rows] | None = None
+    both: Callable[[BenchmarkJob], Rows] | None = None
     most_rounds: int = 99
 
 
 # Training
 
 
-def _steps_timed(job: Job, steps: Iterator[object]) -> Rows:
+def _steps_timed(job: BenchmarkJob, steps: Iterator[object]) -> Rows:
     """Time optimizer steps after the first ones: blocks of them on a GPU, which works on behind Python."""
     block, training = job.pick(1, 1, 20), job.settings["train"]
     for _ in itertools.islice(steps, job.pick(1, 1, 10)):
@@ -49,7 +49,7 @@ def _steps_timed(job: Job, steps: Iterator[object]) -> Rows:
     return {"optimizer step": row([seconds / block for seconds in times], images=images)}
 
 
-def train_plain(job: Job) -> Rows:
+def train_plain(job: BenchmarkJob) -> Rows:
     import plain
 
     rows = _steps_timed(job, plain.train(job.settings, job.device))
@@ -57,7 +57,7 @@ def train_plain(job: Job) -> Rows:
     return rows
 
 
-def train_ours(job: Job) -> Rows:
+def train_ours(job: BenchmarkJob) -> Rows:
     """The Trainer's own loop in a run directory: its log, its signs of life, its average."""
     from colddiff_core import experiment, runs
     from colddiff_core.config import presets
@@ -77,7 +77,7 @@ def train_ours(job: Job) -> Rows:
     return rows
 
 
-def training_flops(job: Job) -> int:
+def training_flops(job: BenchmarkJob) -> int:
     """Return the floating-point operations of an optimizer step: the forward passes', three times."""
     import plain
     from torch.utils.flop_counter import FlopCounterMode
@@ -90,7 +90,7 @@ def training_flops(job: Job) -> int:
     return 3 * training["accumulate"] * counter.get_total_flops()
 
 
-def _chosen(job: Job) -> torch.device:
+def _chosen(job: BenchmarkJob) -> torch.device:
     """Return the device, set up as the commands set it up."""
     from colddiff_core import devices
 
@@ -100,19 +100,19 @@ def _chosen(job: Job) -> torch.device:
 # Sampling
 
 
-def _noise(job: Job, count: int) -> Tensor:
+def _noise(job: BenchmarkJob, count: int) -> Tensor:
     shape = (count, job.channels, job.settings["data"]["size"], job.settings["data"]["size"])
     return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(job.device)
 
 
-def _plain_parts(job: Job) -> tuple[Any, Any]:
+def _plain_parts(job: BenchmarkJob) -> tuple[Any, Any]:
     import plain
 
     network = plain.PlainUNet(job.channels, job.channels, job.settings["model"]).to(job.device).eval()
     return network, plain.PlainBlur(job.settings["degradation"], job.channels, job.device)
 
 
-def _experiment(job: Job) -> Any:
+def _experiment(job: BenchmarkJob) -> Any:
     from colddiff_core import experiment
     from colddiff_core.config import presets
     from colddiff_core.models import compiling
@@ -124,7 +124,7 @@ def _experiment(job: Job) -> Any:
     return built
 
 
-def _samplings(job: Job, restore: Callable[[str, int], object], images: int) -> Rows:
+def _samplings(job: BenchmarkJob, restore: Callable[[str, int], object], images: int) -> Rows:
     """Time every sampler, the short ones more often."""
     for _ in range(job.pick(1, 2, 3)):  # a compiled network records its graphs at the second call
         restore("direct", 1)
@@ -137,7 +137,7 @@ def _samplings(job: Job, restore: Callable[[str, int], object], images: int) -> 
     return rows
 
 
-def sample_plain(job: Job) -> Rows:
+def sample_plain(job: BenchmarkJob) -> Rows:
     import plain
 
     network, blur = _plain_parts(job)
@@ -146,7 +146,7 @@ def sample_plain(job: Job) -> Rows:
     return _samplings(job, lambda s, k: plain.sample(network, blur, x_t, blur.steps, s, k), len(x0))
 
 
-def sample_ours(job: Job) -> Rows:
+def sample_ours(job: BenchmarkJob) -> Rows:
     from colddiff_core import sampling, seeds
 
     built = _experiment(job)
@@ -162,7 +162,7 @@ def sample_ours(job: Job) -> Rows:
 
 
 def _single_steps(
-    job: Job, step: Callable[[Tensor, int], object], degrade: Callable[[Tensor, int], Tensor], x: Tensor
+    job: BenchmarkJob, step: Callable[[Tensor, int], object], degrade: Callable[[Tensor, int], Tensor], x: Tensor
 ) -> Rows:
     """Time TACoS steps across the severities, and what D alone takes of them.
 
@@ -186,7 +186,7 @@ def _single_steps(
     }
 
 
-def steps_plain(job: Job) -> Rows:
+def steps_plain(job: BenchmarkJob) -> Rows:
     import plain
 
     network, blur = _plain_parts(job)
@@ -198,7 +198,7 @@ def steps_plain(job: Job) -> Rows:
         return _single_steps(job, step, blur, _noise(job, job.pick(1, 2, 64)))
 
 
-def steps_ours(job: Job) -> Rows:
+def steps_ours(job: BenchmarkJob) -> Rows:
     from colddiff_core import seeds
 
     built = _experiment(job)
@@ -218,7 +218,7 @@ def steps_ours(job: Job) -> Rows:
 # D alone
 
 
-def degradations_both(job: Job) -> Rows:
+def degradations_both(job: BenchmarkJob) -> Rows:
     """Every operator against its literal form, both in one process, as benchmarks/degradations.py has it."""
     import degradations
 
@@ -232,17 +232,17 @@ def degradations_both(job: Job) -> Rows:
 
 
 CASES = {
-    "train-paper": Case("mnist-blur", train_plain, train_ours),
-    "train-small": Case("mnist-blur-small", train_plain, train_ours),
-    "sample-paper": Case("mnist-blur", sample_plain, sample_ours),
-    "sample-128": Case("celeba-blur-generate", steps_plain, steps_ours),
-    "first-step": Case("mnist-blur", first_step.plain_side, first_step.ours_side),
-    "folder": Case("mnist-blur", folder.plain_side, folder.ours_side),
-    "degradations": Case("mnist-blur", both=degradations_both, most_rounds=1),
+    "train-paper": BenchmarkCase("mnist-blur", train_plain, train_ours),
+    "train-small": BenchmarkCase("mnist-blur-small", train_plain, train_ours),
+    "sample-paper": BenchmarkCase("mnist-blur", sample_plain, sample_ours),
+    "sample-128": BenchmarkCase("celeba-blur-generate", steps_plain, steps_ours),
+    "first-step": BenchmarkCase("mnist-blur", first_step.plain_side, first_step.ours_side),
+    "folder": BenchmarkCase("mnist-blur", folder.plain_side, folder.ours_side),
+    "degradations": BenchmarkCase("mnist-blur", both=degradations_both, most_rounds=1),
 }
 
 
-def difference(job: Job) -> dict[str, float]:
+def difference(job: BenchmarkJob) -> dict[str, float]:
     """Return how far the plain network's output is from ours at the same weights in float32, and how large it is."""
     import plain
 
@@ -260,7 +260,7 @@ def difference(job: Job) -> dict[str, float]:
     return {"difference": float((a - b).abs().max()), "largest": float(a.abs().max())}
 
 
-def run(name: str, side: str, job: Job) -> Mapping[str, Any]:
+def run(name: str, side: str, job: BenchmarkJob) -> Mapping[str, Any]:
     """Return the rows that a side of a case measures, and the most memory it held, in bytes."""
     if side == "difference":
         return difference(job)

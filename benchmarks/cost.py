@@ -28,7 +28,7 @@ STRONG, WEAK = 2048, 64  # images of a step: of all processes, and of each
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class WorkCost:
     """What a preset asks for.
 
     flops: floating-point operations of an image's training step, three forward passes'; launches: kernels of a pass,
@@ -117,7 +117,7 @@ def useful(images: float, critical: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class StepCost:
     """What a step of `images` on `count` GPUs takes, in seconds where nothing else is said."""
 
     count: int
@@ -141,7 +141,7 @@ class Step:
         return self.images / self.total
 
 
-def step(work: Work, rates: Rates, count: int, images: int) -> Step:
+def step(work: WorkCost, rates: Rates, count: int, images: int) -> StepCost:
     """Return what a step costs where `count` GPUs share its images."""
     own = math.ceil(images / count)
     speed = rates.peak * rates.share
@@ -151,7 +151,7 @@ def step(work: Work, rates: Rates, count: int, images: int) -> Step:
     bandwidth = rates.inside if count <= rates.node else rates.between
     sample = 16 * (work.severities + 1) * work.flops / 3
     floor = (work.severities + 1) * work.launches / 3 * rates.launch
-    return Step(
+    return StepCost(
         count=count,
         images=images,
         compute=own * work.flops / speed + updating,
@@ -165,14 +165,14 @@ def step(work: Work, rates: Rates, count: int, images: int) -> Step:
     )
 
 
-def why(at: Step) -> str:
+def why(at: StepCost) -> str:
     """Return what most of a step goes to."""
     if at.launching + at.agreeing > at.compute + at.waiting:
         return "agreeing" if at.agreeing > at.launching else "launching kernels"
     return "gradients" if at.waiting > at.compute else "computing"
 
 
-def count_work(name: str) -> Work:
+def count_work(name: str) -> WorkCost:
     """Count a preset's parameters, operations and kernels, by one image there and back."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,7 +201,7 @@ def count_work(name: str) -> Work:
         with FlopCounterMode(display=False) as counter:
             found = network(x, t)
         found.abs().mean().backward()
-    return Work(
+    return WorkCost(
         name=name,
         side=config.data.size,
         parameters=parameters,
@@ -227,7 +227,7 @@ def milliseconds(seconds: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
-def line(at: Step, alone: Step) -> str:
+def line(at: StepCost, alone: StepCost) -> str:
     """Return a row: times in ms; efficiency against so many times one GPU's rate."""
     times = (at.compute, at.launching, at.sending, at.waiting, at.agreeing, at.total)
     efficiency = f"{100 * at.rate / alone.rate / at.count:.0f} %"
@@ -236,7 +236,7 @@ def line(at: Step, alone: Step) -> str:
     return LINE.format(*columns)
 
 
-def data_line(at: Step, work: Work, rates: Rates) -> str:
+def data_line(at: StepCost, work: WorkCost, rates: Rates) -> str:
     """Return a row: what the images ask of disks and CPUs, and the share of the time that the first alone works."""
     pixels = 3 * work.side**2
     told = (at.rate * rates.file / 1e6, at.rate * pixels / 1e6)
@@ -245,7 +245,7 @@ def data_line(at: Step, work: Work, rates: Rates) -> str:
     return DATA.format(at.count, f"{at.rate:,.0f}", *(f"{value:,.0f}" for value in told), f"{cores:.2f}", *shares)
 
 
-def tables(work: Work, rates: Rates) -> list[str]:
+def tables(work: WorkCost, rates: Rates) -> list[str]:
     """Return the model on paper as lines of text."""
     strong = [step(work, rates, count, STRONG) for count in CROWDS]
     weak = [step(work, rates, count, WEAK * count) for count in CROWDS]

@@ -19,7 +19,7 @@ BATCH = 250
 
 
 def measure(config: schema.Config, directory: Path, most: int) -> tuple[int, dict]:
-    request = datasets.Request("test", config.data.size, config.data.channels, directory, download=False)
+    request = datasets.DatasetRequest("test", config.data.size, config.data.channels, directory, download=False)
     images = datasets.load(config.data.dataset, request)
     op = degradations.build(config.degradation.name, **config.degradation.parameters)
     meter = Fidelity()

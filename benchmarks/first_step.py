@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import Job, Rows, row
+from jobs import BenchmarkJob, Rows, row
 
 POLL = 0.002  # seconds
 PATIENCE = 900.0
@@ -40,7 +40,7 @@ def _launched(command: list[str], folder: str, has_stepped: Callable[[str], bool
     raise RuntimeError(said[-1] if said else "ended without a step")
 
 
-def _repeated(job: Job, command: Callable[[str], list[str]], has_stepped: Callable[[str], bool]) -> Rows:
+def _repeated(job: BenchmarkJob, command: Callable[[str], list[str]], has_stepped: Callable[[str], bool]) -> Rows:
     times = []
     for _ in range(job.pick(1, 2, 3)):
         with tempfile.TemporaryDirectory() as folder:
@@ -48,13 +48,13 @@ def _repeated(job: Job, command: Callable[[str], list[str]], has_stepped: Callab
     return {"launch to first step": row(times)}
 
 
-def plain_side(job: Job) -> Rows:
+def plain_side(job: BenchmarkJob) -> Rows:
     script = str(Path(__file__).with_name("plain.py"))
     command = [sys.executable, script, json.dumps(job.settings), str(job.device)]
     return _repeated(job, lambda folder: command, lambda folder: b"\n" in (Path(folder) / "output").read_bytes())
 
 
-def ours_side(job: Job) -> Rows:
+def ours_side(job: BenchmarkJob) -> Rows:
     from colddiff_core.config import toml
 
     settings = dict(job.settings)

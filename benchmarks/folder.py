@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jobs import Job, Rows, row
+from jobs import BenchmarkJob, Rows, row
 from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from colddiff_core.training.loader import Feed
+    from colddiff_core.training.loader import BatchLoader
 
 BATCH = 64
 MADE_SIZE, TAKEN_SIZE = 128, 32  # pixels a side
 
 
 @contextmanager
-def _unpacked(job: Job) -> Iterable[tuple[Path, int]]:
+def _unpacked(job: BenchmarkJob) -> Iterable[tuple[Path, int]]:
     """Yield a folder of JPEGs and their side in pixels; its files are fresh from the disk's cache."""
     with tempfile.TemporaryDirectory() as place:
         archive = job.directory / "cifar10-jpeg" / "train.tar.gz" if job.directory else None
@@ -59,7 +59,7 @@ def _make(place: Path, count: int) -> None:
         (place / f"{number:06d}.jpg").write_bytes(buffer.getvalue())
 
 
-def _epoch(job: Job, batches: Iterable[Tensor]) -> tuple[float, float]:
+def _epoch(job: BenchmarkJob, batches: Iterable[Tensor]) -> tuple[float, float]:
     """Return the seconds that an epoch took, and its pixels in millions."""
     start, pixels = job.now(), 0
     for batch in batches:
@@ -78,7 +78,7 @@ def _rate(times: Iterable[tuple[float, float]]) -> dict:
     return row([seconds / millions for seconds, millions in times], unit="s/Mpx")
 
 
-def plain_side(job: Job) -> Rows:
+def plain_side(job: BenchmarkJob) -> Rows:
     import plain
 
     plain.transform(1, False)  # its imports are not the feed's time
@@ -103,7 +103,7 @@ def plain_side(job: Job) -> Rows:
     return rows
 
 
-def ours_side(job: Job) -> Rows:
+def ours_side(job: BenchmarkJob) -> Rows:
     from colddiff_core import datasets
 
     _import_readers()
@@ -111,13 +111,13 @@ def ours_side(job: Job) -> Rows:
     directory = Path(data["directory"]) if data["directory"] else None
     with _unpacked(job) as (place, size), tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache  # decoded anew, and nothing left in the user's own
-        request = datasets.Request("train", size, 3, place)
+        request = datasets.DatasetRequest("train", size, 3, place)
         rows = _ours(job, "JPEGs", "folder", request)
-    request = datasets.Request("train", data["size"], data["channels"], directory, download=False)
+    request = datasets.DatasetRequest("train", data["size"], data["channels"], directory, download=False)
     return rows | _ours(job, data["dataset"], data["dataset"], request)
 
 
-def _fed(feed: Feed, order: Sequence[Tensor], numbers: torch.Generator) -> Iterator[Tensor]:
+def _fed(feed: BatchLoader, order: Sequence[Tensor], numbers: torch.Generator) -> Iterator[Tensor]:
     """Take batches as training does: the next one is told of first."""
     feed.ahead(order[0])
     for part, following in itertools.zip_longest(order, order[1:]):
@@ -126,13 +126,13 @@ def _fed(feed: Feed, order: Sequence[Tensor], numbers: torch.Generator) -> Itera
         yield feed.take(part, feed.draw(len(part), numbers))
 
 
-def _ours(job: Job, label: str, name: str, request: object) -> Rows:
+def _ours(job: BenchmarkJob, label: str, name: str, request: object) -> Rows:
     from colddiff_core import datasets
-    from colddiff_core.training.loader import Feed
+    from colddiff_core.training.loader import BatchLoader
 
     start = job.now()
     images = datasets.load(name, request)
-    feed = Feed(images, job.device, size=images.pixels.shape[-1], flip=False)
+    feed = BatchLoader(images, job.device, size=images.pixels.shape[-1], flip=False)
     opening = job.now() - start
     numbers = torch.Generator().manual_seed(0)
 

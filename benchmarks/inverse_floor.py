@@ -18,7 +18,7 @@ SEVERITIES = (1, 2, 4, 6, 8, 10, 14, 20)
 
 
 def main() -> None:
-    x0 = datasets.load("mnist", datasets.Request("test", 32, directory=Path(sys.argv[1]))).images(slice(1000))
+    x0 = datasets.load("mnist", datasets.DatasetRequest("test", 32, directory=Path(sys.argv[1]))).images(slice(1000))
     op = degradations.build("blur", steps=20, schedule="constant", std=7.0, kernel_size=11)
 
     def rmse(x: Tensor) -> float:

@@ -30,7 +30,7 @@ PEAKS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class BenchmarkJob:
     """What a side is given.
 
     settings: a resolved preset as plain tables; directory: of the data sets, None for what is built in; compile: our
@@ -87,7 +87,7 @@ def row(values: list[float], unit: str = "s", images: int = 0, **more: Any) -> d
     return {"values": values, "unit": unit, "images": images} | more
 
 
-def machine(job: Job) -> dict[str, Any]:
+def machine(job: BenchmarkJob) -> dict[str, Any]:
     """Return the device in words, its threads and its bf16 peak in FLOP/s (0 where it is not known), and how so."""
     if job.is_cuda:
         name = torch.cuda.get_device_name(job.device)
@@ -107,7 +107,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
 
 
-def _measured_peak(job: Job) -> float:
+def _measured_peak(job: BenchmarkJob) -> float:
     side, count, channels = job.pick(64, 2048, 2048), job.pick(1, 32, 32), job.pick(8, 256, 256)
     a, b = torch.randn(2, side, side, dtype=torch.bfloat16)
     x = torch.randn(count, channels, 32, 32, dtype=torch.bfloat16).to(memory_format=torch.channels_last)

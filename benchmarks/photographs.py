@@ -54,7 +54,9 @@ def main() -> None:
         columns |= {name: _best(filters, given, originals) for name, filters in _baselines(op, t).items()}
         for sampler in chosen.samplers.split(","):
             for is_consistent in (False, True) if op.is_linear else (False,):
-                worker = photograph.Blind(built, sampler, max(1, t // 8) if sampler == "tacos" else 1, is_consistent)
+                worker = photograph.PhotographRestorer(
+                    built, sampler, max(1, t // 8) if sampler == "tacos" else 1, is_consistent
+                )
                 name = sampler + (", consistent" if is_consistent else "")
                 columns[name] = _score((worker.restore(worker.look(x_t, t)) for x_t in given), originals)
                 if sampler == built.config.sample.sampler and op.has_estimate:

@@ -25,7 +25,7 @@ from typing import Any
 import cases
 import history
 import torch
-from jobs import Job, machine
+from jobs import BenchmarkJob, machine
 
 HERE = Path(__file__).parent
 SIDES = ("plain", "ours")
@@ -67,7 +67,7 @@ def worker(name: str, side: str, preset: str, arguments: argparse.Namespace) -> 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def work(name: str, side: str, job: Job) -> dict[str, Any]:
+def work(name: str, side: str, job: BenchmarkJob) -> dict[str, Any]:
     """Do what `worker` asks for, in this process."""
     if name == "machine":
         return machine(job)
@@ -83,7 +83,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "n": len(values)}
 
 
-def measure(name: str, case: cases.Case, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, case: cases.BenchmarkCase, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return a case's rows, both sides in alternating rounds, and the most memory of each side."""
     sides = ("both",) if case.both else SIDES
     told: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -246,7 +246,7 @@ def main(words: list[str] | None = None) -> int:
     if not arguments.worker:
         sys.path.insert(0, str(HERE.parent))
         return report(arguments)
-    job = Job(
+    job = BenchmarkJob(
         arguments.settings, torch.device(arguments.device), arguments.quick, arguments.data_dir, arguments.compile
     )
     print(json.dumps(work(*arguments.worker, job)))

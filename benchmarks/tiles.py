@@ -39,7 +39,7 @@ def main() -> None:
     t = chosen.t or -(-built.operator.steps // 2)
     x0 = images.read(chosen.photo, channels=built.channels)
     x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), photograph.BITS)[0]
-    worker = photograph.Blind(built, "direct", 1, built.operator.is_linear)
+    worker = photograph.PhotographRestorer(built, "direct", 1, built.operator.is_linear)
     whole = _restored(worker, x_t, t, 1 << 15)
     print(f"{chosen.photo.name}, {x0.shape[-1]} x {x0.shape[-2]} pixels, t = {t}, {built.precision}")
     for side in (256, 320, 512):
@@ -58,7 +58,7 @@ def main() -> None:
     print(f"{LARGE[0]} x {LARGE[1]} pixels: {peak:.2f} GiB at its peak, {seconds:.0f} s")
 
 
-def _restored(worker: photograph.Blind, x_t: Tensor, t: int, side: int) -> Tensor:
+def _restored(worker: photograph.PhotographRestorer, x_t: Tensor, t: int, side: int) -> Tensor:
     with mock.patch.object(memory, "tile_side", return_value=side):
         return worker.restore(worker.look(x_t, t))
 

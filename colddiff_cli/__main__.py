@@ -77,7 +77,7 @@ def _complain(code: int, what: str, remedy: str, *, is_lost: bool = False) -> in
     if "RANK" in os.environ:  # imported only then: Ctrl-C may come while it is
         from colddiff_core.distributed import environment
 
-        here = environment.place()
+        here = environment.process_info()
         if not here.is_first and code == INTERRUPTED:
             return code
         if is_lost and here.local:  # a machine tells it once

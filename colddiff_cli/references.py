@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from colddiff_core.evaluation.classifier import Classifier
     from colddiff_core.evaluation.distances import Features
     from colddiff_core.evaluation.evaluate import Reference
-    from colddiff_core.evaluation.fidelity import Perceptual
+    from colddiff_core.evaluation.fidelity import PerceptualDistance
     from colddiff_core.evaluation.inception import Inception
     from colddiff_core.experiment import Experiment
 
@@ -29,7 +29,7 @@ FEATURES = ("classifier", "inception", "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class Means:
+class FeatureChoice:
     """What distances are measured with: one of FEATURES, and Inception where that is the one."""
 
     features: str = "classifier"
@@ -42,7 +42,7 @@ def check(features: str) -> None:
         raise UsageError(f"No features '{features}'.", nearest(features, FEATURES))
 
 
-def prepare(screen: Screen, features: str, weights: Path | None, device: str) -> Means:
+def prepare(screen: Screen, features: str, weights: Path | None, device: str) -> FeatureChoice:
     """Return what --features and --weights name, ready, so that what is missing is told before any work.
 
     Raises UsageError for names and files that are not there, MachineError for weights that cannot be fetched.
@@ -52,10 +52,10 @@ def prepare(screen: Screen, features: str, weights: Path | None, device: str) ->
         raise UsageError("--weights are Inception's.", "Add --features inception, or leave --weights out.")
     if weights is not None and not weights.is_file():
         raise UsageError(f"--weights '{weights}': no such file.", "Name a file of Inception's weights.")
-    return Means(features, _inception(screen, weights, device) if features == "inception" else None)
+    return FeatureChoice(features, _inception(screen, weights, device) if features == "inception" else None)
 
 
-def load(screen: Screen, built: Experiment, means: Means) -> Reference:
+def load(screen: Screen, built: Experiment, means: FeatureChoice) -> Reference:
     """Return the test images of a run's data set, a classifier of them where they have labels, and their distribution.
 
     The classifier is trained once for a data set at a size and kept in the user's cache folder. Of the processes of a
@@ -96,7 +96,7 @@ def load(screen: Screen, built: Experiment, means: Means) -> Reference:
     if not together.is_first:  # which alone makes figures of what all of them have seen
         return evaluate.Reference(test, train, judge, None, perceptual, seen)
     with _advancing(screen, f"{seen.name}: features of the test images") as advance:
-        target = distances.target(seen, test, lambda done: advance(done, len(test)))
+        target = distances.reference_stats(seen, test, lambda done: advance(done, len(test)))
     return evaluate.Reference(test, train, judge, target, perceptual)
 
 
@@ -159,7 +159,7 @@ def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
     return inception.Inception(published_weights.read(published_weights.INCEPTION, path), devices.choose(device))
 
 
-def _perceptual(screen: Screen, built: Experiment) -> Perceptual | None:
+def _perceptual(screen: Screen, built: Experiment) -> PerceptualDistance | None:
     """Return LPIPS where its weights are on the disk and the images are large enough for it."""
     from colddiff_core.evaluation import lpips, published_weights
 
@@ -167,7 +167,7 @@ def _perceptual(screen: Screen, built: Experiment) -> Perceptual | None:
     if path is None or built.config.data.size < lpips.LEAST_SIDE:
         return None
     try:
-        return lpips.Perceptual(published_weights.read(published_weights.ALEXNET, path), built.device)
+        return lpips.Lpips(published_weights.read(published_weights.ALEXNET, path), built.device)
     except UsageError as error:
         screen.warn(f"no LPIPS: {error.what} {error.remedy}")
         return None

@@ -48,7 +48,7 @@ def start(
     from colddiff_core.training import step as stepping
     from colddiff_core.training.trainer import Trainer
 
-    here = environment.place()
+    here = environment.process_info()
     path = out or runs.free_name(config.name)
     if here.is_first and path.exists():
         raise runs.taken(path)
@@ -56,13 +56,13 @@ def start(
     chosen = devices.choose(device)
     together = group.join(chosen)
     stepping.check_processes(config.train, together.count)
-    trusted = config if changes is None else presets.withheld(config, changes)
+    trusted = config if changes is None else presets.restrict_downloads(config, changes)
     sets = _load_sets(trusted)
     built = together.in_turn(lambda: experiment.build(trusted, sets[0].channels, chosen))
     built = dataclasses.replace(built, config=config)
     built.try_out(sets[0])
     path = Path(together.hear_json(str(path)))  # heard when all have come so far: where one fails, nothing is left
-    run = runs.create(path, config, experiment.versions()) if together.is_first else runs.Onlooker(path)
+    run = runs.create(path, config, experiment.versions()) if together.is_first else runs.FollowerRun(path)
     try:
         trainer = Trainer(built, *sets, run)
         _check_alike(trainer)
@@ -93,7 +93,7 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
                 f"{change}: a resumed run keeps its configuration.",
                 f"Only {told} and --data-dir may change. Use --allow-change, or start a new run.",
             )
-    asked = _resumed(name, changes) if environment.place().is_first else None
+    asked = _resumed(name, changes) if environment.process_info().is_first else None
     chosen = devices.choose(device)
     together = group.join(chosen)
     # The others need not see the run's folder.
@@ -102,7 +102,7 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     sets = _load_sets(config)
     built = together.in_turn(lambda: experiment.build(config, sets[0].channels, chosen))
     together.meet()  # the run is not held before all are ready to train
-    run = runs.RunWriter(Path(path)) if together.is_first else runs.Onlooker(Path(path))
+    run = runs.RunWriter(Path(path)) if together.is_first else runs.FollowerRun(Path(path))
     try:
         trainer = Trainer(built, *sets, run)
         _check_alike(trainer)
@@ -185,7 +185,7 @@ def _introduce(screen: Screen, trainer: Trainer, sets: tuple[TrainingSet, ImageS
 
 def _machines(device: str) -> str:
     """Return a device in words, and how many processes have one like it."""
-    here = environment.place()
+    here = environment.process_info()
     return device if here.is_alone else f"{device}, each of {here.count} processes"
 
 
@@ -224,7 +224,7 @@ def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
         yield
     except BaseException:
         if (
-            not environment.place().is_alone
+            not environment.process_info().is_alone
         ):  # this process has yet to say why it ends, and the agent would end it first
             before = dict.fromkeys(before, signal.SIG_IGN)
         raise

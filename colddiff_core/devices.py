@@ -26,7 +26,7 @@ def choose(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    here = environment.place()
+    here = environment.process_info()
     if (
         name == "cuda" and not here.is_alone and torch.cuda.device_count() != 1
     ):  # some launchers show each its own alone

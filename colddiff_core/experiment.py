@@ -38,7 +38,7 @@ class Experiment:
     channels: int
     device: torch.device
     second: datasets.ImageSet | None = None
-    pieces: memory.Pieces = dataclasses.field(default_factory=memory.Pieces)
+    pieces: memory.ChunkedRestorer = dataclasses.field(default_factory=memory.ChunkedRestorer)
 
     @property
     def body_dtype(self) -> torch.dtype:

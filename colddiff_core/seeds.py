@@ -29,7 +29,7 @@ def image_generators(seed: int, images: Iterable[int], purpose: str = "image") -
     return [generator(seed, purpose, image) for image in images]
 
 
-class Grains:
+class SlotGenerators:
     """Generators for some images of a batch, one for each `GRAIN` of them, by their slots in the whole of it.
 
     Whoever holds a part of a batch draws for it what whoever holds all of it draws, at the cost of a few images more.

@@ -32,7 +32,7 @@ def main() -> None:
         x0 = images.read(_photograph(file), channels=3)[:, top : top + SIDE, left : left + SIDE]
         frozen = built.operator.freeze(x0[None], generator=seeds.image_generators(1, [0]))
         x_t = images.quantize(built.operator(x0[None], t, frozen), photograph.BITS)[0]
-        worker = photograph.Blind(built, built.config.sample.sampler, 1, built.operator.is_linear)
+        worker = photograph.PhotographRestorer(built, built.config.sample.sampler, 1, built.operator.is_linear)
         restored = worker.restore(worker.look(x_t, None))
         for column, picture in (("given", x_t), ("restored", restored), ("original", x0)):
             columns[column].append(picture)

@@ -13,7 +13,7 @@ import resvg_py
 
 from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
-from colddiff_cli.monitor.data.machine import Machine
+from colddiff_cli.monitor.data.machine import MachineReadings
 
 SIZE = (150, 44)
 WIDTH = 1500  # pixels
@@ -21,7 +21,7 @@ FONT = "DejaVu Sans Mono"
 
 
 async def shoot(root: Path, keys: list[str]) -> str:
-    app = Monitor(root, drawing=terminal_images.half_blocks(), machine=Machine())
+    app = Monitor(root, drawing=terminal_images.half_blocks(), machine=MachineReadings())
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause(2)
         for key in keys:

@@ -23,7 +23,7 @@ NAMES = {"naive": "Algorithm 1 (naive)", "tacos": "Algorithm 2 (TACoS)"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OneFrequencyLess(Degradation):
+class MissingFrequency(Degradation):
     """Appendix A.9: every step removes the highest frequency that is left; at T the mean alone remains."""
 
     name = "one-frequency-less"
@@ -36,7 +36,7 @@ class OneFrequencyLess(Degradation):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drift(Degradation):
+class LinearDrift(Degradation):
     """Section 3.3: D(x, s) = x + s e, the first terms of a Taylor expansion of any smooth degradation."""
 
     name = "drift"
@@ -85,7 +85,7 @@ def appendix_a9(
 
     Entry i is that of x_(T - 1 - i).
     """
-    op = OneFrequencyLess(steps=int(frequencies(SIDE).max()))
+    op = MissingFrequency(steps=int(frequencies(SIDE).max()))
     restore = make(op, x0)
     errors: dict[str, dict[str, list[float]]] = {}
     for sampler in SAMPLERS:
@@ -103,7 +103,7 @@ def appendix_a9(
 
 def section_33(x0: Tensor) -> dict[str, float]:
     """Return, by sampler, the largest error of x_0 where D = x + s e and R is wrong about everything."""
-    op = Drift(steps=20)
+    op = LinearDrift(steps=20)
     found = {}
     for sampler in SAMPLERS:
         steps = sampling.sample(
@@ -129,7 +129,7 @@ def plot(panels: list[tuple[str, dict[str, list[float]]]], path: Path) -> None:
 
 def main() -> None:
     plt.rcParams["svg.hashsalt"] = "colddiff"  # the same file every time
-    x0 = datasets.load("digits", datasets.Request("test", SIDE)).images(slice(0, IMAGES))
+    x0 = datasets.load("digits", datasets.DatasetRequest("test", SIDE)).images(slice(0, IMAGES))
     blind, reading = appendix_a9(x0, careless), appendix_a9(x0, fading)
     panels = [
         ("one step from the true $x_t$ ($E_t$)", {s: blind[s]["step"] for s in SAMPLERS}),

@@ -22,7 +22,7 @@ PATIENCE = 60  # seconds
 
 
 @dataclasses.dataclass
-class Job:
+class LaunchedJob:
     """The processes of one command line, by rank; what each said is in files of their own."""
 
     processes: list[BaseProcess]
@@ -57,7 +57,7 @@ class Job:
         return "".join((self.folder / f"{stream}-{rank}.txt").read_text() for rank in range(len(self.processes)))
 
 
-def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> Job:
+def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> LaunchedJob:
     """Start a command line in a folder as so many processes of a job; one by itself is none. threads: of each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*calls.IMPORTED, *MORE])
@@ -71,7 +71,7 @@ def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int =
         process = context.Process(target=_call, args=(list(arguments), str(folder), own, rank, threads))
         process.start()
         processes.append(process)
-    return Job(processes, folder)
+    return LaunchedJob(processes, folder)
 
 
 def finish(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> tuple[str, str]:

@@ -38,7 +38,7 @@ def build(path: Path, preset: str, *overrides: str) -> Trainer:
     config = presets.load(preset, [*TINY, *FLOAT32, *overrides])
     is_there = together.hear_json((path / "run.toml").exists())
     together.meet()
-    run = runs.Onlooker(path)
+    run = runs.FollowerRun(path)
     if together.is_first:
         run = runs.RunWriter(path) if is_there else runs.create(path, config, {})
     sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
@@ -81,7 +81,7 @@ def answer(path: Path, trainer: Trainer) -> None:
         threading.Thread(target=later).start()
 
 
-def words(together: group.Ranks) -> dict:
+def words(together: group.Group) -> dict:
     """Return what processes tell each other."""
     mine = together.index
     return {

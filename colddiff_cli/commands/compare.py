@@ -22,7 +22,7 @@ from colddiff_core.text import counted
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
     from colddiff_core.evaluation.comparison import Contender
-    from colddiff_core.evaluation.evaluate import Outcome, Reference
+    from colddiff_core.evaluation.evaluate import EvaluationResult, Reference
     from colddiff_core.experiment import Experiment
     from colddiff_core.inference.generate import Generator
 
@@ -201,7 +201,7 @@ def _contenders(
 
 def _measure(
     screen: Screen, contenders: list[Contender], reference: Reference, count: int, seed: int, batch_size: int | None
-) -> dict[str, Outcome]:
+) -> dict[str, EvaluationResult]:
     from colddiff_core.evaluation import comparison
 
     outcomes = {}
@@ -222,7 +222,7 @@ def _measure(
     return outcomes
 
 
-def _draw(path: Path, outcomes: Mapping[str, Outcome], originals: ImageSet | None, *, is_alone: bool) -> None:
+def _draw(path: Path, outcomes: Mapping[str, EvaluationResult], originals: ImageSet | None, *, is_alone: bool) -> None:
     """Write the sheet: a grid for each contender, or with originals a row for each image."""
     from colddiff_core import images
 

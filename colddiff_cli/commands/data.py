@@ -18,7 +18,7 @@ from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.datasets.base import Split
-    from colddiff_core.datasets.shards.pack import Limits, Packed, Splits
+    from colddiff_core.datasets.shards.pack import PackedSplit, ShardLimits, Splits
 
 COMMAND = "data pack"
 
@@ -72,14 +72,14 @@ def pack(
             own.place(0)  # the folder is this call's from here, and the list of what --force overwrites is gone
             for path in old if force else []:
                 path.unlink(missing_ok=True)
-            most = packing.Limits(records, megabytes * packing.MEGABYTE)
+            most = packing.ShardLimits(records, megabytes * packing.MEGABYTE)
             packed = _pack(screen, splits, out_dir, most, seed or 0)
             packing.finish(out_dir, packed, splits.classes)
         except KeyboardInterrupt:
             there = len(packing.in_the_way(out_dir)[0])
             what = f"Interrupted: {counted(there, 'whole shard')} {'is' if there == 1 else 'are'} in {out_dir}."
             how = "--resume in place of --force" if force else "--resume"
-            raise series.Interrupted(what, f"Go on with them: the same call with {how}.") from None
+            raise series.SeriesInterrupted(what, f"Go on with them: the same call with {how}.") from None
     if own.is_complete and all(made.kept == len(made.shards) for made in packed.values()):
         screen.say("Nothing is missing: all were there already.")
     for split, made in packed.items():
@@ -97,16 +97,16 @@ def _check_folder(folder: Path, settings: series.Settings, *, is_resumed: bool, 
     if others:
         raise UsageError(f"{others[0]} is in the way: it would be taken for one of these.", "Give another --out-dir.")
     if own and not (is_resumed or is_forced):
-        is_marked = series.Mark.of(folder, COMMAND, settings, [counts.LIST]).is_there
+        is_marked = series.SeriesManifest.of(folder, COMMAND, settings, [counts.LIST]).is_there
         outputs.check(own[0], "another --out-dir" + (", go on with --resume" if is_marked else ""), force=False)
     return own
 
 
-def _pack(screen: Screen, splits: Splits, folder: Path, limits: Limits, seed: int) -> dict[Split, Packed]:
+def _pack(screen: Screen, splits: Splits, folder: Path, limits: ShardLimits, seed: int) -> dict[Split, PackedSplit]:
     """Pack all splits under a progress bar."""
     from colddiff_core.datasets.shards import pack as packing
 
-    packed: dict[Split, Packed] = {}
+    packed: dict[Split, PackedSplit] = {}
     total = sum(map(len, splits.sources.values()))
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("packed", total=total)
@@ -125,7 +125,7 @@ def _splits(
     sources: list[str], dataset: str | None, data_dir: Path | None, size: int, channels: int
 ) -> tuple[Splits, dict[str, Any]]:
     """Return what is to be packed, and what tells it apart from anything else."""
-    from colddiff_core.datasets import Request
+    from colddiff_core.datasets import DatasetRequest
     from colddiff_core.datasets.shards import pack as packing
 
     if bool(sources) == bool(dataset):
@@ -135,7 +135,7 @@ def _splits(
     if dataset is not None:
         if not size:
             raise UsageError(f"The images of {dataset} are scaled to a size.", "Name it with --size.")
-        splits = packing.of_set(dataset, Request("train", size, channels, data_dir))
+        splits = packing.of_set(dataset, DatasetRequest("train", size, channels, data_dir))
         images = {split: f"{len(source)} {source.images.digest()}" for split, source in splits.sources.items()}  # type: ignore[attr-defined]
         return splits, {"dataset": dataset} | images
     folder = Path(sources[0])
@@ -151,11 +151,11 @@ def _splits(
     return splits, series.fingerprint(paths)
 
 
-def _told(split: str, made: Packed) -> str:
+def _told(split: str, made: PackedSplit) -> str:
     left = f"; left out {counted(made.skipped, 'file')} that could not be read" if made.skipped else ""
     return f"{split}: {counted(made.records, 'image')} in {counted(len(made.shards), 'shard')}{left}"
 
 
-def _table(made: Packed) -> dict[str, Any]:
+def _table(made: PackedSplit) -> dict[str, Any]:
     size = sum(size for size, _ in made.shards.values())
     return {"records": made.records, "skipped": made.skipped, "shards": list(made.shards), "bytes": size}

@@ -22,15 +22,15 @@ from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measur
 from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import series
 from colddiff_core import runs
-from colddiff_core.distributed.environment import place
+from colddiff_core.distributed.environment import process_info
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.paper import tables
 from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.config.schema import Config
-    from colddiff_core.evaluation.evaluate import Outcome, Reference
-    from colddiff_core.evaluation.resumable import Folder
+    from colddiff_core.evaluation.evaluate import EvaluationResult, Reference
+    from colddiff_core.evaluation.resumable import PartialResults
     from colddiff_core.experiment import Experiment
 
 DEFAULT_IMAGES = 1000
@@ -123,7 +123,7 @@ def _show(
     title: str,
     told: dict[str, Any],
     reference: Reference,
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, EvaluationResult],
     config: Config | None,
 ) -> None:
     """Show what was measured; config: of a run whose figures can be held against the paper's."""
@@ -139,7 +139,9 @@ def _show(
     screen.result(told | {"metrics": metrics, "intervals": intervals, "paper": paper})
 
 
-def _explain(screen: Screen, reference: Reference, outcomes: Mapping[str, Outcome], paper: Mapping[str, Any]) -> None:
+def _explain(
+    screen: Screen, reference: Reference, outcomes: Mapping[str, EvaluationResult], paper: Mapping[str, Any]
+) -> None:
     """Say what the table's figures are, what is wrong with them, and whose the paper's are."""
     figures = measured({kind: outcome.figures for kind, outcome in outcomes.items()}, EVALUATED)
     if any(ends for outcome in outcomes.values() for ends in outcome.intervals.values()):
@@ -159,13 +161,13 @@ def _explain(screen: Screen, reference: Reference, outcomes: Mapping[str, Outcom
 
 
 @contextlib.contextmanager
-def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -> Iterator[Folder]:
+def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -> Iterator[PartialResults]:
     """Yield where what is measured is kept until all of it is.
 
     Raises UsageError where there is nothing to go on with, and what says how to go on where this call is interrupted.
     """
     from colddiff_core.distributed import group
-    from colddiff_core.evaluation.resumable import Folder
+    from colddiff_core.evaluation.resumable import PartialResults
 
     said = json_.dumps(settings, sort_keys=True, default=str)
     together = group.current()
@@ -173,38 +175,40 @@ def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -
     with contextlib.ExitStack() as stack:
         folder = _taken(path, stack, is_resumed=is_resumed) if together.is_first else None
         told = Path(together.hear_json(str(folder.path if folder else "")))
-        folder = folder or Folder(told, is_first=False)
+        folder = folder or PartialResults(told, is_first=False)
         is_done = False
         try:
             yield folder
             is_done = True
         except KeyboardInterrupt:
             launch.hear_no_more(together)
-            raise series.Interrupted("Interrupted.", GO_ON if folder.path == path else "") from None
+            raise series.SeriesInterrupted("Interrupted.", GO_ON if folder.path == path else "") from None
         finally:
             folder.close(is_done=is_done)
 
 
-def _taken(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> Folder:
+def _taken(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> PartialResults:
     """Return the folder of a call; where the run's takes none, one that is gone with `stack`: the run may be another
     user's, or another call like this one be at it.
     """
-    from colddiff_core.evaluation.resumable import Folder
+    from colddiff_core.evaluation.resumable import PartialResults
 
-    here = place()
+    here = process_info()
     if is_resumed and not here.restarts and not path.is_dir():
         what = f"There is nothing to go on with: no call of eval with these settings was stopped at {path.parents[1]}."
         raise UsageError(what, "Leave --resume out.")
     try:
-        return Folder(path, is_resumed=is_resumed or here.restarts > 0)  # as a series goes on that torchrun restarts
+        return PartialResults(
+            path, is_resumed=is_resumed or here.restarts > 0
+        )  # as a series goes on that torchrun restarts
     except MachineError:
         if is_resumed or not here.is_on_one_machine:
             raise
-        return Folder(Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name)
+        return PartialResults(Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name)
 
 
 def _measure(
-    screen: Screen, built: Experiment, reference: Reference, folder: Folder, t: int, common: dict[str, Any]
+    screen: Screen, built: Experiment, reference: Reference, folder: PartialResults, t: int, common: dict[str, Any]
 ) -> dict[str, Any]:
     from colddiff_core.distributed import group
     from colddiff_core.evaluation import evaluate as evaluation
@@ -218,7 +222,7 @@ def _measure(
 
 
 def _curve(
-    screen: Screen, built: Experiment, reference: Reference, folder: Folder, common: dict[str, Any]
+    screen: Screen, built: Experiment, reference: Reference, folder: PartialResults, common: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the figures at severities spread evenly up to the last."""
     last, rows = built.operator.steps, []

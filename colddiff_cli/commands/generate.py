@@ -15,7 +15,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
 from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import films, gather, series
-from colddiff_cli.picture_series.gather import Stacks
+from colddiff_cli.picture_series.gather import ImageCollector
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from colddiff_core.evaluation.evaluate import Reference
-    from colddiff_core.inference.generate import Batch
+    from colddiff_core.inference.generate import GeneratedBatch
 
 SHOWN = 64  # images on a grid
 ACROSS = 8
@@ -124,14 +124,16 @@ def generate(
                 grid_path, film_path = None, None
         generator = generation.prepare(found, built, prior, components, noise)
         own.begin()
-        with group.apart():  # the others go ahead
-            reference = references.load(screen, built, references.Means()) if diversity and together.is_first else None
+        with group.alone():  # the others go ahead
+            reference = (
+                references.load(screen, built, references.FeatureChoice()) if diversity and together.is_first else None
+            )
 
         def wanted(numbers: range) -> bool:
             on_grid = grid_path is not None and numbers.start < SHOWN
             return not singles or own.lacks(numbers) or on_grid or diversity
 
-        mine = batches.dealt(together, count, generator.batch_size, wanted)
+        mine = batches.round_robin(together, count, generator.batch_size, wanted)
         draw = generator.generate if interpolate is None else generator.interpolate
         drawn = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=mine)
         total = sum(1 for _ in batches.batches(count, generator.batch_size, mine))
@@ -182,15 +184,15 @@ def _places(
 
 
 def _run(
-    screen: Screen, batches: Iterator[Batch], total: int, own: series.Series, *, is_all: bool, is_film: bool
-) -> Stacks:
+    screen: Screen, batches: Iterator[GeneratedBatch], total: int, own: series.Series, *, is_all: bool, is_film: bool
+) -> ImageCollector:
     """Write what is missing of a series; return the images (all of them, or those shown), and the grid's trajectory.
 
     total: how many batches there are.
     """
     from colddiff_core import images
 
-    held = Stacks()
+    held = ImageCollector()
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("generating", total=total)
         for batch in batches:

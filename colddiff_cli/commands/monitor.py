@@ -20,7 +20,7 @@ from colddiff_core.errors import UsageError
 NICENESS = 10
 
 if TYPE_CHECKING:
-    from colddiff_cli.monitor.data.run_state import Watched
+    from colddiff_cli.monitor.data.run_state import RunState
 
 
 def monitor(
@@ -69,20 +69,20 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     gc.disable()  # until it is on the screen: what is made so far stays, and to look for what does not takes a tenth
     from colddiff_cli.console import terminal_images
     from colddiff_cli.monitor.app import Monitor
-    from colddiff_cli.monitor.data.machine import Machine
+    from colddiff_cli.monitor.data.machine import MachineReadings
 
     way = terminal_images.best()
-    app = Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, drawing=way, machine=Machine())
+    app = Monitor(runs.ROOT, named, pattern=pattern, is_light=is_light, drawing=way, machine=MachineReadings())
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)
 
 
 def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
-    from colddiff_cli.monitor.data.run_state import Clock, Watched
+    from colddiff_cli.monitor.data.run_state import RunState, WallClock
     from colddiff_cli.monitor.render import frame
 
-    watched: list[Watched] = [Watched(runs.Run(path), Clock()) for path in paths]
+    watched: list[RunState] = [RunState(runs.Run(path), WallClock()) for path in paths]
     for each in watched:
         each.poll()
     if is_frame:

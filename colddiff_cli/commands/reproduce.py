@@ -30,7 +30,7 @@ from colddiff_core.text import nearest
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
     from colddiff_core.datasets.base import Split
-    from colddiff_core.paper.reproduction import Bench, Result
+    from colddiff_core.paper.reproduction import Result, RunMeasurer
 
 FEW = 1000  # images a row at the small scale; at the paper's, all test images
 MANY = 10_000  # generated ones at the paper's scale
@@ -139,7 +139,7 @@ def reproduce(
         if not standing[name].is_done:
             _train(screen, run.path, configs[name], place, device)
         built, step = open_run.open_run(screen, run, device, tuple(place))
-        bench = reproduction.Bench(run, step, built, references.load(screen, built, means), how)
+        bench = reproduction.RunMeasurer(run, step, built, references.load(screen, built, means), how)
         changed = [*changes, *standing[name].changed]
         results[name] = _measure(screen, bench, configs[name], wanted[name], changed)
         in_order = {preset: results[preset] for preset in wanted if preset in results}
@@ -152,7 +152,7 @@ def reproduce(
     screen.result(written | {"page": str(page)}, page)
 
 
-def _measure(screen: Screen, bench: Bench, config: Config, kinds: list[str], changed: list[str]) -> Result:
+def _measure(screen: Screen, bench: RunMeasurer, config: Config, kinds: list[str], changed: list[str]) -> Result:
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("measuring", total=sum(bench.count(kind) for kind in kinds))
 
@@ -238,7 +238,7 @@ def _check_changes(overrides: list[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Standing:
+class _TableState:
     """How far a run is: its configuration, or the preset's where it is yet to be trained; whether it is trained to its
     end; and what was changed that no preset says, in words."""
 
@@ -247,12 +247,12 @@ class _Standing:
     changed: tuple[str, ...] = ()
 
 
-def _standing(path: Path, config: Config, changes: list[str], place: list[str]) -> _Standing:
+def _standing(path: Path, config: Config, changes: list[str], place: list[str]) -> _TableState:
     """Return how far a run is; raises UsageError where it is not one of the preset and the changes."""
     if not (path / "run.toml").is_file():
         if os.path.lexists(path):
             raise UsageError(f"{path} is not a run: it has no run.toml.", "Move it, or name another folder: --runs.")
-        return _Standing(config, False)
+        return _TableState(config, False)
     run = runs.Run(path)
     own = run.config(tuple(place))
     told = tables.differences(config, tuple(changes), own)
@@ -272,10 +272,10 @@ def _standing(path: Path, config: Config, changes: list[str], place: list[str]) 
         what = f"{run.damaged_checkpoints()[-1]} is damaged, and no other checkpoint is whole."
         raise UsageError(what, f"Move {path} away: the same command trains it anew.")
     is_done = bool(saved) and runs.path_step(saved[-1]) >= config.train.steps
-    return _Standing(own, is_done, tuple(changed))
+    return _TableState(own, is_done, tuple(changed))
 
 
-def _check_all(standing: list[_Standing]) -> None:
+def _check_all(standing: list[_TableState]) -> None:
     """Find what would fail after hours: settings that do not fit, data that are not there."""
     import torch
 

@@ -17,7 +17,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import films, series
 from colddiff_cli.picture_series import gather as stacks
-from colddiff_cli.picture_series.gather import Stacks
+from colddiff_cli.picture_series.gather import ImageCollector
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from colddiff_core.experiment import Experiment
-    from colddiff_core.inference.restore import Batch
+    from colddiff_core.inference.restore import DegradedBatch
 
 SHOWN = 64  # images on a sheet that stands beside --out-dir
 COLUMNS = ("degraded", "direct", "sampled", "original")
@@ -36,7 +36,7 @@ Given = Sequence[tuple[Path, bool]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SampleSource:
     """The images to degrade: how many, each by its number (None where it is left out), and what tells them apart.
 
     left_out: why images were left out, by their numbers, where that is not told at once.
@@ -129,7 +129,7 @@ def sample(
             screen,
             found,
             names,
-            sample_photographs.Asked(
+            sample_photographs.RestoreOptions(
                 t=t,
                 mask=mask,
                 colour=colour or sample_photographs.COLOURS[0],
@@ -182,7 +182,7 @@ def sample(
         if own.is_complete and resume and out is None:
             picture, film = None, None  # of a series on which nothing is missing there is a sheet already
         shown = range((SHOWN if out_dir else source.count) if picture else 0)
-        work = Work(screen, own, shown, name, pace, is_film=film is not None)
+        work = SampleWork(screen, own, shown, name, pace, is_film=film is not None)
         own.begin()
         # A sheet alone need not pay for more images than it shows.
         work.run(built, source, t=severity, seed=settings["seed"], size=size if out_dir else min(size, source.count))
@@ -203,7 +203,7 @@ def sample(
 
 
 @dataclasses.dataclass
-class Work:
+class SampleWork:
     """Restores batches, writes the pictures of a series and holds what a sheet shows, the numbers `shown`.
 
     restored: the numbers of all images so far; written: of those whose pictures are there; made: how many were written.
@@ -218,21 +218,21 @@ class Work:
     is_film: bool
     restored: list[int] = dataclasses.field(default_factory=list)
     made: int = 0
-    held: Stacks = dataclasses.field(default_factory=Stacks)
+    held: ImageCollector = dataclasses.field(default_factory=ImageCollector)
     gathered: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def written(self) -> list[int]:
         return sorted(self.own.kept.union(self.restored))
 
-    def run(self, built: Experiment, source: Source, *, size: int, **common: int) -> None:
+    def run(self, built: Experiment, source: SampleSource, *, size: int, **common: int) -> None:
         """Restore all batches, of `size` images, that a picture of the series or of the sheet is in."""
         from colddiff_core.inference import batches, restore
 
         def wanted(numbers: range) -> bool:
             return self.own.lacks(numbers) or numbers.start < self.shown.stop
 
-        mine = batches.dealt(self.own.together, source.count, size, wanted)
+        mine = batches.round_robin(self.own.together, source.count, size, wanted)
         total = sum(1 for _ in batches.batches(source.count, size, mine))
         console = self.screen.console
         with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
@@ -241,7 +241,7 @@ class Work:
             for batch in degraded:
                 self._restore(batch, lambda share: progress.advance(task, share))
 
-    def gather(self, source: Source) -> None:
+    def gather(self, source: SampleSource) -> None:
         """Have the first process know of the work of all; it tells which images were left out, in their order."""
         together = self.own.together
         self.made = self.own.made
@@ -265,7 +265,7 @@ class Work:
             self.screen.say(f"trajectory: {film}")
         self.screen.rows(columns)
 
-    def _restore(self, batch: Batch, progress: Callable[[float], None]) -> None:
+    def _restore(self, batch: DegradedBatch, progress: Callable[[float], None]) -> None:
         from colddiff_core import images
 
         is_shown = batch.first < self.shown.stop
@@ -287,7 +287,7 @@ class Work:
                 self.held.add_way(batch.first, way)
 
 
-def _summarize(screen: Screen, work: Work, drawn: int, *, is_resumed: bool) -> None:
+def _summarize(screen: Screen, work: SampleWork, drawn: int, *, is_resumed: bool) -> None:
     if is_resumed and not work.made:
         screen.say("Nothing is missing: all were there already.")
     if drawn > SHOWN:
@@ -353,7 +353,7 @@ def _names_images(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES or path.is_file() or bool(glob.has_magic(name) and glob.glob(name))
 
 
-def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
+def _pictures(screen: Screen, built: Experiment, files: Given) -> SampleSource:
     """Return picture files as the run takes them; says where their channels are not the run's."""
     from colddiff_core import images
     from colddiff_core.distributed import group
@@ -384,10 +384,10 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> Source:
             return None
 
     marks = series.fingerprint([file for file, _ in files]) if together.is_first else {}
-    return Source(len(files), load, marks, left_out)
+    return SampleSource(len(files), load, marks, left_out)
 
 
-def _test_images(screen: Screen, built: Experiment, n: int) -> Source:
+def _test_images(screen: Screen, built: Experiment, n: int) -> SampleSource:
     from colddiff_core.datasets import from_config
     from colddiff_core.distributed import group
 
@@ -397,4 +397,4 @@ def _test_images(screen: Screen, built: Experiment, n: int) -> Source:
     if count < n:
         screen.warn(f"{data.dataset} has {counted(count, 'test image')}: all of them are taken")
     settings = {"dataset": data.dataset, "images": count, "of": len(every), "directory": data.directory}
-    return Source(count, lambda number: every.images(slice(number, number + 1))[0], settings)
+    return SampleSource(count, lambda number: every.images(slice(number, number + 1))[0], settings)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from colddiff_core.degradations import Degradation
     from colddiff_core.experiment import Experiment
     from colddiff_core.images.photograph import Photograph
-    from colddiff_core.inference.photograph import Blind, Given
+    from colddiff_core.inference.photograph import DegradedPhotograph, PhotographRestorer
 
 AUTO, SWEEP = "auto", "sweep"
 COLOURS = ("channels", "luma")  # how a gray run takes a picture in colour
@@ -31,7 +31,7 @@ LOW = 0.5  # confidence below which an estimate is worth a second look
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class RestoreOptions:
     """What the options ask for; None is the run's own or the operator's."""
 
     t: str | None
@@ -53,7 +53,7 @@ class Asked:
 
 
 def restore(
-    screen: Screen, found: runs.Run, names: list[str], asked: Asked, device: str, overrides: tuple[str, ...]
+    screen: Screen, found: runs.Run, names: list[str], asked: RestoreOptions, device: str, overrides: tuple[str, ...]
 ) -> None:
     """Restore pictures as they are, or show what each would be at several severities."""
     if not names:
@@ -106,7 +106,7 @@ def restore(
     with series.Series(
         targets, "sample", settings if is_series else None, resume=asked.is_resumed, force=asked.is_forced
     ) as own:
-        job = Job(screen, own, asked, worker, t, paths)
+        job = PhotographJob(screen, own, asked, worker, t, paths)
         work = job.sweep if asked.is_sweep else job.restore
         done, kept = per_file.make(screen, own, files, "restored", work, is_slow=True)
     told = {n: about for every in together.collect_json(list(job.told.items())) for n, about in every}
@@ -128,13 +128,13 @@ def _outputs(targets: list[Path]) -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class PhotographJob:
     """The pictures of one call: reads, restores and writes each, and says what it took it for."""
 
     screen: Screen
     own: series.Series
-    asked: Asked
-    worker: Blind
+    asked: RestoreOptions
+    worker: PhotographRestorer
     t: int | None
     paths: list[Path]
     told: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -220,7 +220,7 @@ class Job:
 
         return write
 
-    def _look(self, path: Path, photograph: Photograph) -> Given:
+    def _look(self, path: Path, photograph: Photograph) -> DegradedPhotograph:
         for note in photograph.notes:
             self.screen.warn(f"{path}: {note}")
         own, channels = len(photograph.pixels), self.worker.experiment.channels
@@ -249,13 +249,13 @@ class Job:
             self.screen.say(f"{path}: t = {given.t} of {steps}, as the mask asks for")
         return given
 
-    def _worker_for(self, given: Given) -> Blind:
+    def _worker_for(self, given: DegradedPhotograph) -> PhotographRestorer:
         """Return what restores a picture: with the run's own sampler, unless that needs what nobody knows of it."""
         if given.is_known or self.asked.sampler is not None:
             return self.worker
         return dataclasses.replace(self.worker, sampler="direct", stride=1)
 
-    def _told(self, given: Given) -> dict[str, Any]:
+    def _told(self, given: DegradedPhotograph) -> dict[str, Any]:
         told: dict[str, Any] = {"t": given.t}
         if self.t is None and given.estimate is not None:
             found = given.estimate
@@ -263,7 +263,7 @@ class Job:
         return told
 
 
-def _check(asked: Asked, files: list[tuple[Path, bool]]) -> None:
+def _check(asked: RestoreOptions, files: list[tuple[Path, bool]]) -> None:
     """Refuse what cannot be, before the run is opened."""
     if asked.out is not None and len(files) > 1:
         raise UsageError(f"--out names one picture and {len(files)} were given.", "Use --out-dir.")
@@ -281,7 +281,7 @@ def _check(asked: Asked, files: list[tuple[Path, bool]]) -> None:
         whole(asked.t)
 
 
-def _worker(built: Experiment, asked: Asked) -> Blind:
+def _worker(built: Experiment, asked: RestoreOptions) -> PhotographRestorer:
     from colddiff_core import sampling
     from colddiff_core.inference import photograph as blind
 
@@ -295,7 +295,7 @@ def _worker(built: Experiment, asked: Asked) -> Blind:
     sampler, stride = asked.sampler or config.sampler, config.stride if asked.stride is None else asked.stride
     sampling.check(sampler, op, min(stride, op.steps))
     is_consistent = can_project if asked.is_consistent is None else asked.is_consistent
-    return blind.Blind(built, sampler, stride, is_consistent, asked.colour, asked.seed)  # type: ignore[arg-type]
+    return blind.PhotographRestorer(built, sampler, stride, is_consistent, asked.colour, asked.seed)  # type: ignore[arg-type]
 
 
 def _severity(text: str | None, operator: Degradation) -> int | None:

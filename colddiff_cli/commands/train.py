@@ -15,7 +15,7 @@ from colddiff_cli.console.tables import fidelity_table
 from colddiff_cli.jobs import launch, open_run
 from colddiff_core import runs
 from colddiff_core.config import presets, schema, toml
-from colddiff_core.distributed.environment import place
+from colddiff_core.distributed.environment import process_info
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted, shown
 
@@ -75,7 +75,7 @@ def train(
         return
     if nproc and nproc > 1 and not dry_run:
         if code := _train_together(job, context.obj):
-            raise launch.Ended(code)
+            raise launch.JobEnded(code)
         return
     if dry_run:
         _show(screen, job)
@@ -84,14 +84,14 @@ def train(
     if trainer is None:
         return
     if trainings.work(screen, trainer):
-        if place().is_first:
+        if process_info().is_first:
             _conclude(screen, trainer)
         return
     path = trainer.run.path
     screen.say(f"Go on with: colddiff train --resume {path}")
     screen.result({"run": str(path), "step": trainer.step, "finished": False})
     # A job would start its processes again after a failure, and this is none where a reader asked for it.
-    raise typer.Exit(130 if place().is_alone or not trainer.is_stopped_as_asked else 0)
+    raise typer.Exit(130 if process_info().is_alone or not trainer.is_stopped_as_asked else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Job:
 
     def check(self) -> None:
         """Raise UsageError for options that do not go together."""
-        here = place()
+        here = process_info()
         if self.is_continued and self.out is None:
             raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
         if self.restarts and (self.processes or 1) < 2:

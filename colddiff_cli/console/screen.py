@@ -79,7 +79,7 @@ class Screen:
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
         self._stream = _Stream(sys.stderr if is_json else sys.stdout)
-        self.is_silent = not environment.place().is_first  # the first process of a job speaks for all
+        self.is_silent = not environment.process_info().is_first  # the first process of a job speaks for all
         self._held: list[list[str]] | None = None
         self.console = _Console(file=cast(TextIO, self._stream), highlight=False, soft_wrap=True, quiet=self.is_silent)
         if not self.console.is_terminal:

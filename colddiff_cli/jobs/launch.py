@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from colddiff_core.distributed.environment import place
+from colddiff_core.distributed.environment import process_info
 from colddiff_core.errors import ColddiffError, MachineError, UsageError
 from colddiff_core.text import counted
 
 if TYPE_CHECKING:
-    from colddiff_core.distributed.group import Ranks
+    from colddiff_core.distributed.group import Group
 
 OPTION = "--nproc"
 TRIED = 4  # processes that any machine may start on its processors, to try things out
@@ -30,7 +30,7 @@ PICTURES_KEPT = "Where whole pictures were written to a folder, the same call wi
 LONG = 600  # seconds: how long a process may take to save its work
 
 
-class Ended(ColddiffError):  # noqa: N818 - they have told whatever was in error
+class JobEnded(ColddiffError):  # noqa: N818 - they have told whatever was in error
     """Processes that were launched have ended otherwise than well, and have said why."""
 
     def __init__(self, exit_code: int) -> None:
@@ -38,7 +38,7 @@ class Ended(ColddiffError):  # noqa: N818 - they have told whatever was in error
         self.exit_code = exit_code
 
 
-def share(context: typer.Context, processes: int | None, device: str, remedy: str = PICTURES_KEPT) -> Ranks:
+def share(context: typer.Context, processes: int | None, device: str, remedy: str = PICTURES_KEPT) -> Group:
     """Return the processes that carry out this command together, once this one has met the others.
 
     With --nproc that many processes do all that the command line asks for, and this one ends with them; `remedy` is
@@ -49,7 +49,7 @@ def share(context: typer.Context, processes: int | None, device: str, remedy: st
     if processes is not None and processes > 1:
         check_machine(processes, device)
         if code := launch(without(context.obj, OPTION), processes, 0, remedy):
-            raise Ended(code)
+            raise JobEnded(code)
         raise typer.Exit
     from colddiff_core import devices
     from colddiff_core.distributed import group
@@ -59,7 +59,7 @@ def share(context: typer.Context, processes: int | None, device: str, remedy: st
 
 def check(processes: int | None) -> None:
     """Raise UsageError for --nproc where there is a job already."""
-    if processes and not place().is_alone:
+    if processes and not process_info().is_alone:
         raise UsageError(f"{OPTION} starts torchrun, and this is a process of it.", f"Leave {OPTION} out.")
 
 
@@ -80,7 +80,7 @@ def check_alone(command: str, processes: int | None = None) -> None:
     """Raise UsageError where a command that is for one process is a process of a job, or is to be of several."""
     if (processes or 1) > 1:
         raise UsageError(f"{command} is for one process.", f"Leave {OPTION} out.")
-    here = place()
+    here = process_info()
     if not here.is_alone:
         what = f"{command} is for one process, and this is one of {here.count}."
         raise UsageError(what, "Run it by itself, without torchrun.")
@@ -101,7 +101,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
             raise UsageError(what, "Have the same program, run and files on all machines, one device and precision.")
 
 
-def hear_no_more(together: Ranks) -> None:
+def hear_no_more(together: Group) -> None:
     """Have a process of a job take no second Ctrl-C: torchrun passes on what the terminal has sent to all."""
     if not together.is_alone:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

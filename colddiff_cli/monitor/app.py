@@ -15,15 +15,15 @@ from textual.containers import Container
 from textual.widgets import Footer, Static
 
 from colddiff_cli.console.terminal_images import Drawing
-from colddiff_cli.monitor.data.metrics_history import History
-from colddiff_cli.monitor.data.requests import Desk
-from colddiff_cli.monitor.data.run_state import Clock, Watched
+from colddiff_cli.monitor.data.metrics_history import MetricsHistory
+from colddiff_cli.monitor.data.requests import PendingRequests
+from colddiff_cli.monitor.data.run_state import RunState, WallClock
 from colddiff_cli.monitor.panes.curves import CurvesPane
-from colddiff_cli.monitor.panes.dialogs import Help, Question
+from colddiff_cli.monitor.panes.dialogs import ConfirmDialog, HelpDialog
 from colddiff_cli.monitor.panes.pictures import PicturesPane
 from colddiff_cli.monitor.panes.runs import RunsPane
 from colddiff_cli.monitor.panes.status import StatusPane
-from colddiff_cli.monitor.panes.text import Told
+from colddiff_cli.monitor.panes.text import LiveText
 from colddiff_cli.monitor.render import text as words
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
@@ -66,23 +66,23 @@ class Monitor(App[None]):
         is_light: bool = False,
         drawing: Drawing,
         machine: Any = None,
-        clock: Clock | None = None,
+        clock: WallClock | None = None,
     ) -> None:
         super().__init__()
         self.root, self.named = root, list(names)
-        self.clock = clock or Clock()
-        self.watched: dict[Path, Watched] = {}
-        self.current: Watched | None = None
-        self.desk = Desk()
+        self.clock = clock or WallClock()
+        self.watched: dict[Path, RunState] = {}
+        self.current: RunState | None = None
+        self.desk = PendingRequests()
         self.is_solo = False
         self.pane = "curves"
         self._is_light, self._machine = is_light, machine
         self._readings: list[tuple[str, str]] = []
         self._polls = 0
         self._is_reading = False
-        self._others: list[Watched] = []
+        self._others: list[RunState] = []
         # Kept by name: a query looks at the screen on top, which may be the help.
-        self._headline, self._tabs, self._body = Told(id="headline"), Static(id="tabs"), Container(id="body")
+        self._headline, self._tabs, self._body = LiveText(id="headline"), Static(id="tabs"), Container(id="body")
         self.runs_pane, self.curves_pane, self.status_pane = RunsPane(pattern), CurvesPane(), StatusPane()
         self.pictures_pane = PicturesPane(drawing)
         self.panes = {
@@ -124,21 +124,21 @@ class Monitor(App[None]):
         """Take up runs that have come; the newest is looked at until another is chosen."""
         for path in self.named or runs.listed(self.root):
             if path not in self.watched:
-                self.watched[path] = Watched(runs.Run(path), self.clock)
+                self.watched[path] = RunState(runs.Run(path), self.clock)
                 self._look(self.watched[path])
         if self.current is None:
             matching = self.runs_pane.matching(self.watched.values())
             self.current = max(matching, key=lambda watched: runs.last_written(watched.run.path), default=None)
 
     @staticmethod
-    def _look(watched: Watched) -> None:
+    def _look(watched: RunState) -> None:
         """Read what is new of a run; whatever its files hold, the dashboard goes on."""
         try:
             watched.poll()
         except Exception as error:
             watched.note("reading", f"cannot be read: {type(error).__name__}: {error}")
 
-    def _shown(self) -> list[Watched]:
+    def _shown(self) -> list[RunState]:
         """Return the run that is looked at, and those laid over it."""
         marked = self.runs_pane.marked
         over = [w for w in self.watched.values() if str(w.run.path) in marked and w is not self.current]
@@ -175,7 +175,7 @@ class Monitor(App[None]):
         has_more = False
         for watched in shown:
             if watched.history is None:
-                watched.history = History(watched.run.path / "metrics.jsonl")
+                watched.history = MetricsHistory(watched.run.path / "metrics.jsonl")
             watched.history.advance(SLICE)
             has_more = has_more or watched.history.share < 1
         waiting = self.desk.waiting(self.current) if self.current else []
@@ -234,7 +234,7 @@ class Monitor(App[None]):
 
     def action_help(self) -> None:
         """Show all the keys."""
-        self.push_screen(Help())
+        self.push_screen(HelpDialog())
 
     def action_pause(self) -> None:
         """Ask the trainer to pause, or to go on."""
@@ -252,7 +252,7 @@ class Monitor(App[None]):
                 self._ask(watched, "stop")
 
         self.push_screen(
-            Question(
+            ConfirmDialog(
                 f"Stop {words.harmless(Text(watched.name)).plain}? It saves a checkpoint first; --resume goes on."
             ),
             stop,
@@ -268,7 +268,7 @@ class Monitor(App[None]):
         elif self._is_there(self.current, word):
             self._ask(self.current, word)
 
-    def _is_there(self, watched: Watched, word: str) -> bool:
+    def _is_there(self, watched: RunState, word: str) -> bool:
         self._look(watched)
         if watched.has_trainer:
             return True
@@ -279,7 +279,7 @@ class Monitor(App[None]):
     def _tell(self, text: str, severity: Severity) -> None:
         self.notify(words.harmless(Text(text)).plain, severity=severity, markup=False)
 
-    def _ask(self, watched: Watched, word: str) -> None:
+    def _ask(self, watched: RunState, word: str) -> None:
         try:
             self.desk.ask(watched, word)
             self.set_timer(SOON, self._await)

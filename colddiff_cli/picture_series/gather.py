@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.distributed.group import Ranks
+    from colddiff_core.distributed.group import Group
 
 
-class Stacks:
+class ImageCollector:
     """Images (B, C, H, W) by kind, added in any order, in whichever process of a job they were made."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Stacks:
         for index, x in enumerate(frames):
             self.add(f"way-{index:06d}", first, x)
 
-    def gather(self, together: Ranks) -> dict[str, Tensor]:
+    def gather(self, together: Group) -> dict[str, Tensor]:
         """Return to the first process the images of all, a stack for each kind in the order of the numbers."""
         import torch
 

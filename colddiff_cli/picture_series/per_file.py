@@ -15,7 +15,7 @@ from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
 
 if TYPE_CHECKING:
-    from colddiff_core.distributed.group import Ranks
+    from colddiff_core.distributed.group import Group
 
 Line = tuple[int, list[list[str]]]  # what is told of a file, by its number
 AtShare = Callable[[float], None]
@@ -86,7 +86,7 @@ def _has_made(screen: Screen, file: tuple[Path, bool], work: Callable[[], Callab
     return True
 
 
-def _gather(screen: Screen, together: Ranks, made: list[int], told: list[Line]) -> list[int]:
+def _gather(screen: Screen, together: Group, made: list[int], told: list[Line]) -> list[int]:
     """Return, to the first process, what all have made; it tells what they have to tell, in the order of the files."""
     if together.is_alone:
         return made

@@ -32,14 +32,14 @@ DIGESTS = {"digest": "the input files are others or have changed since", "weight
 Settings = Mapping[str, Any]
 
 
-class Interrupted(ColddiffError):  # noqa: N818 - nothing is in error
+class SeriesInterrupted(ColddiffError):  # noqa: N818 - nothing is in error
     """Ctrl-C among pictures that can be gone on with."""
 
     exit_code = 130
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
+class SeriesManifest:
     """A hidden file in a folder of pictures: which call made them, with what, and what they are called."""
 
     path: Path
@@ -67,7 +67,7 @@ class Mark:
 
     @property
     def is_there(self) -> bool:
-        return Mark.read(self.path) == self
+        return SeriesManifest.read(self.path) == self
 
     def text(self) -> str:
         values = {"command": self.command, "settings": self.settings, "pictures": self.pictures}
@@ -98,7 +98,7 @@ class Series:
         self.kept: frozenset[int] = frozenset()
         self.made = 0
         self._lock: int | None = None
-        self._mark: Mark | None = None
+        self._mark: SeriesManifest | None = None
         self._is_begun = False
         if self.together.is_first:
             self._take(command, settings, resume)
@@ -109,11 +109,11 @@ class Series:
         if resume and self.is_forced:
             raise UsageError("--resume keeps pictures and --force overwrites them.", "Give one of them.")
         if settings is not None:
-            self._mark = Mark.of(self.folder, command, settings, [target.name for target in self.targets])
+            self._mark = SeriesManifest.of(self.folder, command, settings, [target.name for target in self.targets])
         is_marked = self._mark is not None and self._mark.is_there
         if is_marked:
             self._hold()
-            resume = resume or (environment.place().restarts > 0 and not self.is_forced)
+            resume = resume or (environment.process_info().restarts > 0 and not self.is_forced)
         try:
             if resume and not is_marked:
                 raise _nothing_to_go_on_with(self.folder, command, self._mark)
@@ -148,7 +148,7 @@ class Series:
             done, total = sum(target.exists() for target in self.targets), len(self.targets)
             what = f"Interrupted: {done} of {counted(total, 'image')} {'is' if done == 1 else 'are'} in {self.folder}."
             how = "--resume in place of --force" if self.is_forced else "--resume"
-            raise Interrupted(what, f"Go on with them: the same call with {how}.") from None
+            raise SeriesInterrupted(what, f"Go on with them: the same call with {how}.") from None
         if late:
             raise late
 
@@ -247,9 +247,9 @@ class Series:
                 os.unlink(draft)
 
 
-def marks(folder: Path) -> list[Mark]:
+def marks(folder: Path) -> list[SeriesManifest]:
     """Return the marks in a folder."""
-    found = (Mark.read(path) for path in sorted(folder.glob(".colddiff-*.json")))
+    found = (SeriesManifest.read(path) for path in sorted(folder.glob(".colddiff-*.json")))
     return [mark for mark in found if mark is not None]
 
 
@@ -319,7 +319,7 @@ def _locked(path: Path) -> int:
         raise MachineError(what, "Wait for it or stop it first, or give another --out-dir.") from None
 
 
-def _nothing_to_go_on_with(folder: Path, command: str, mark: Mark | None) -> UsageError:
+def _nothing_to_go_on_with(folder: Path, command: str, mark: SeriesManifest | None) -> UsageError:
     others = [other for other in marks(folder) if other.command == command] if mark else []
     if mark is None or not others:
         what = f"There is nothing to go on with: no call of {command} has marked {folder} as its own."

@@ -41,7 +41,7 @@ def settings_of(owner: type) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(owner) if field.init]
 
 
-def take(owner: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+def validate(owner: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     """Return `values` checked against the settings of `owner`, whole numbers made float where that is asked.
 
     `where` begins every message: a file, an operator. Raises UsageError for an unknown key (with the

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from colddiff_core.config.fields import LARGEST, take
+from colddiff_core.config.fields import LARGEST, validate
 from colddiff_core.config.schema import OWN, SECTIONS, Config, DegradationConfig
 from colddiff_core.config.toml import LONGEST_LINE, parse_toml, read_toml
 from colddiff_core.errors import UsageError
 from colddiff_core.text import CONTROLS, beginning, nearest, shown
 
 
-def withheld(config: Config, overrides: Iterable[str]) -> Config:
+def restrict_downloads(config: Config, overrides: Iterable[str]) -> Config:
     """Return a configuration that a file gave without its leave to download into folders, and to run commands in them,
     that the file names and the user, by the overrides, does not: it may be anyone's.
     """
@@ -140,8 +140,8 @@ def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:
     if section == "degradation":
         # The operators are above this floor: their parameters are checked when one is built.
         own = {key: value for key, value in values.items() if key in OWN}
-        return dict(values) | take(DegradationConfig, own, f"{where}: [degradation]")
-    return take(SECTIONS[section], dict(values), f"{where}: [{section}]")
+        return dict(values) | validate(DegradationConfig, own, f"{where}: [degradation]")
+    return validate(SECTIONS[section], dict(values), f"{where}: [{section}]")
 
 
 def _make(section: str, values: dict[str, Any]) -> Any:

@@ -5,13 +5,13 @@ from colddiff_core.datasets import digits as _digits
 from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
 from colddiff_core.datasets import photos as _photos
-from colddiff_core.datasets.base import ImageSet, Request, TrainingSet, find, load, names, package_of
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, TrainingSet, find, load, names, package_of
 from colddiff_core.datasets.shards import dataset as _shards
 from colddiff_core.datasets.shards.dataset import Shards, open_shards
 
 __all__ = [
+    "DatasetRequest",
     "ImageSet",
-    "Request",
     "Shards",
     "TrainingSet",
     "find",

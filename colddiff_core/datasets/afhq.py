@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from colddiff_core.datasets.base import ImageSet, Request, register
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
 from colddiff_core.datasets.layouts import _root, _split
 
 
 @register("afhq", has_crops=True)
-def load_afhq(request: Request) -> ImageSet:
+def load_afhq(request: DatasetRequest) -> ImageSet:
     """Return AFHQ's cats. Source: Choi et al. 2020."""
     root = _root(request)
     remedy = (

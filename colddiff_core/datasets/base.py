@@ -23,7 +23,7 @@ DIGEST_PART = 1024  # images at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class DatasetRequest:
     """What is wanted of a data set.
 
     `size` is the side in pixels; `channels` is 1, 3, or 0 for what the data set has; `directory` is
@@ -168,7 +168,7 @@ class ImageSet:
         return to_floats(self.pixels[indices])
 
 
-Loader = Callable[[Request], ImageSet]
+Loader = Callable[[DatasetRequest], ImageSet]
 _REGISTRY: dict[str, Loader] = {}
 _PACKAGES: dict[str, str] = {}
 _CROPPED: set[str] = set()
@@ -201,7 +201,7 @@ def package_of(name: str) -> str:
     return _PACKAGES.get(name, "")
 
 
-def load(name: str, request: Request) -> ImageSet:
+def load(name: str, request: DatasetRequest) -> ImageSet:
     """Return one split of the data set `name`.
 
     Raises UsageError for an unknown name, for a crop of images that have none, and what the data set's loader says of
@@ -228,7 +228,7 @@ def uncropped(what: str) -> UsageError:
     return UsageError(f"data.crop: the images of {what} are all of one small size.", f"Leave it out; {known} know it.")
 
 
-def fit(pixels: Tensor, request: Request) -> Tensor:
+def fit(pixels: Tensor, request: DatasetRequest) -> Tensor:
     """Return (N, C, H, W) uint8 pixels at the size and channels asked for, bilinear with antialias."""
     if pixels.shape[-1] != request.size or pixels.shape[-2] != request.size:
         size = (request.size, request.size)

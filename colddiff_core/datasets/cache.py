@@ -29,7 +29,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from colddiff_core.datasets.base import ImageSet, Request
+from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.errors import MachineError
 from colddiff_core.files import parse_json, whole
 
@@ -40,7 +40,7 @@ STALE = 3600.0  # seconds after which nobody writes to a draft any more
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class CacheKey:
     """Where decoded images (N, C, H, W) are kept, what they were decoded from, and (C, H, W) of each."""
 
     pixels: Path
@@ -57,13 +57,13 @@ def folder() -> Path:
     return Path(platformdirs.user_cache_dir("colddiff")) / "decoded"
 
 
-def key(where: Path, request: Request, channels: int, stamps: Sequence[object]) -> Key:
+def key(where: Path, request: DatasetRequest, channels: int, stamps: Sequence[object]) -> CacheKey:
     """Return the key of a split of the images at `where`; `stamps` are its files' and whatever else it depends on."""
     named: tuple[object, ...] = (os.path.abspath(where), request.split, request.size, channels)
     if request.crop:  # a margin alone makes no other pixels: it is part of the size
         named += (request.crop, request.margin)
     path = folder() / f"{_hash(named, 16)}.npy"
-    return Key(path, _hash((DECODING, PIL.__version__, stamps), 32), (channels, request.size, request.size))
+    return CacheKey(path, _hash((DECODING, PIL.__version__, stamps), 32), (channels, request.size, request.size))
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
@@ -75,7 +75,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def load(key: Key) -> ImageSet | None:
+def load(key: CacheKey) -> ImageSet | None:
     """Return the images kept under a key, their pixels memory-mapped; None where there are none as they should be."""
     try:
         told = parse_json(key.rest.read_bytes())
@@ -93,21 +93,21 @@ def load(key: Key) -> ImageSet | None:
         return None
 
 
-class Draft:
+class CacheDraft:
     """Images on their way to the disk, chunk by chunk, so that there may be more of them than memory.
 
     The first chunk stays in memory: where no second one follows, nothing is written. From then on they go to a file
     without a name, which no kill can leave behind. What the disk refuses stays in memory.
     """
 
-    def __init__(self, key: Key | None) -> None:
+    def __init__(self, key: CacheKey | None) -> None:
         self._key = key
         self._held: list[np.ndarray] = []
         self._file: IO[bytes] | None = None
         self._written = 0  # images in the file
         self._is_refused = key is None
 
-    def __enter__(self) -> Draft:
+    def __enter__(self) -> CacheDraft:
         return self
 
     def __exit__(
@@ -165,7 +165,7 @@ class Draft:
         return np.concatenate([written, *self._held]) if self._held else written
 
 
-def _store(key: Key, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -> Tensor:
+def _store(key: CacheKey, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -> Tensor:
     """Keep rows of a stack under a key; return them memory-mapped. Raises OSError, MachineError where it cannot be."""
     check_room(key.pixels.parent, stack.nbytes)
     with whole(key.pixels) as draft:

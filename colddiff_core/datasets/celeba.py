@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colddiff_core.datasets.base import ImageSet, Request, register
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
 from colddiff_core.datasets.decoding import decode, list_images
 from colddiff_core.datasets.folder import hashed_split
 from colddiff_core.datasets.layouts import _root, _split
@@ -13,7 +13,7 @@ CELEBA_SPLITS = {"train": "0", "test": "2"}
 
 
 @register("celeba", has_crops=True)
-def load_celeba(request: Request) -> ImageSet:
+def load_celeba(request: DatasetRequest) -> ImageSet:
     """Return CelebA's aligned faces, the centre square. Source: Liu et al. 2015."""
     root = _root(request)
     aligned = root / "celeba" / "img_align_celeba"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colddiff_core.datasets.base import ImageSet, Request, fit, register, uncropped
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register, uncropped
 from colddiff_core.datasets.layouts import _root, _split
 from colddiff_core.errors import UsageError
 from colddiff_core.images import LUMA
@@ -19,7 +19,7 @@ CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2  # a label, then the three channels
 
 
 @register("cifar10", has_crops=True)
-def load_cifar10(request: Request) -> ImageSet:
+def load_cifar10(request: DatasetRequest) -> ImageSet:
     """Return CIFAR-10, from its binary version or from folders of images (10 classes, 32 x 32).
 
     The version for Python is a pickle and is not read. Source: Krizhevsky 2009.
@@ -39,7 +39,7 @@ def load_cifar10(request: Request) -> ImageSet:
     return dataclasses.replace(found, note="JPEG") if found.suffixes & LOSSY else found
 
 
-def _read_binary(folder: Path, request: Request) -> ImageSet:
+def _read_binary(folder: Path, request: DatasetRequest) -> ImageSet:
     files = [f"data_batch_{i}.bin" for i in range(1, 6)] if request.split == "train" else ["test_batch.bin"]
     try:
         records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in files])

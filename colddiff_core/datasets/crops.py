@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from colddiff_core import seeds
-from colddiff_core.datasets.base import Request
+from colddiff_core.datasets.base import DatasetRequest
 
 
-def corners(sides: Sequence[int], request: Request, name: str) -> list[tuple[int, int]]:
+def corners(sides: Sequence[int], request: DatasetRequest, name: str) -> list[tuple[int, int]]:
     """Return the upper left corners (row, column) of the tiles of a picture of `sides` (H, W), in the order of reading.
 
     They lie on a grid as wide as a window may move within a tile, the last ones flush with the border: every window

@@ -19,7 +19,7 @@ import torch
 
 from colddiff_core import devices
 from colddiff_core.datasets import cache, crops
-from colddiff_core.datasets.base import ImageSet, Request
+from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.images import SUFFIXES, pixels_of, read_bytes
 from colddiff_core.text import counted
@@ -71,7 +71,9 @@ def _list(folder: Path, found: list[Path]) -> None:
                 found.append(folder / entry.name)
 
 
-def decode(paths: Sequence[Path], request: Request, where: Path, among: Sequence[Path] | None = None) -> ImageSet:
+def decode(
+    paths: Sequence[Path], request: DatasetRequest, where: Path, among: Sequence[Path] | None = None
+) -> ImageSet:
     """Return files under `where` as one set; raises UsageError where none of them can be read.
 
     Where every file lies in a folder, and there are several folders, those are the classes, in the order of their
@@ -81,7 +83,7 @@ def decode(paths: Sequence[Path], request: Request, where: Path, among: Sequence
     return _decode_files(paths, inner, request, where, {*inner, *folders_of(among or [], where)})
 
 
-def decode_apart(paths: Sequence[Path], request: Request, where: Path) -> ImageSet:
+def decode_apart(paths: Sequence[Path], request: DatasetRequest, where: Path) -> ImageSet:
     """Return files that may lie anywhere as one set without classes, each known by its name alone; errors as `decode`.
 
     `where` stands for them all in messages and in the cache.
@@ -91,7 +93,11 @@ def decode_apart(paths: Sequence[Path], request: Request, where: Path) -> ImageS
 
 
 def decode_entries(
-    entries: Iterator[Entry], request: Request, where: Path, stamps: Sequence[object], is_whole: Callable[[], bool]
+    entries: Iterator[Entry],
+    request: DatasetRequest,
+    where: Path,
+    stamps: Sequence[object],
+    is_whole: Callable[[], bool],
 ) -> ImageSet:
     """Return entries as one set, by the cache for as long as `stamps` are the same; errors as `decode`.
 
@@ -103,7 +109,7 @@ def decode_entries(
 
 
 def _decode_files(
-    paths: Sequence[Path], inner: Sequence[str], request: Request, where: Path, folders: set[str]
+    paths: Sequence[Path], inner: Sequence[str], request: DatasetRequest, where: Path, folders: set[str]
 ) -> ImageSet:
     if len(paths) * max(1, request.crop) <= cache.CHUNK:
         key = None
@@ -113,7 +119,7 @@ def _decode_files(
     return _load(map(Entry, paths, inner), request, where, key, lambda _: {folder: folder for folder in folders})
 
 
-def find_split(root: Path, names: Sequence[str]) -> Callable[[Request], ImageSet] | None:
+def find_split(root: Path, names: Sequence[str]) -> Callable[[DatasetRequest], ImageSet] | None:
     """Return what reads the first of `names` that is a folder or a tar archive in `root`, or None."""
     for name in names:
         folder = root / name
@@ -126,11 +132,11 @@ def find_split(root: Path, names: Sequence[str]) -> Callable[[Request], ImageSet
     return None
 
 
-def _decode_folder(folder: Path, request: Request) -> ImageSet:
+def _decode_folder(folder: Path, request: DatasetRequest) -> ImageSet:
     return decode(list_images(folder), request, folder)
 
 
-def _decode_archive(archive: Path, request: Request) -> ImageSet:
+def _decode_archive(archive: Path, request: DatasetRequest) -> ImageSet:
     key = cache.key(archive, request, _channels(request), (cache.stamp(archive),))
     return _load(_members(archive), request, archive, key, _inside)
 
@@ -160,9 +166,9 @@ def _members(archive: Path) -> Iterator[Entry]:
 
 def _load(
     entries: Iterator[Entry],
-    request: Request,
+    request: DatasetRequest,
     where: Path,
-    key: cache.Key | None,
+    key: cache.CacheKey | None,
     naming: Naming,
     is_whole: Callable[[], bool] = lambda: True,
 ) -> ImageSet:
@@ -173,9 +179,9 @@ def _load(
 
 def _decode(
     entries: Iterator[Entry],
-    request: Request,
+    request: DatasetRequest,
     where: Path,
-    key: cache.Key | None,
+    key: cache.CacheKey | None,
     naming: Naming,
     is_whole: Callable[[], bool],
 ) -> ImageSet:
@@ -192,7 +198,7 @@ def _decode(
     inner: list[str] = []  # the folder of each image
     suffixes: set[str] = set()
     count = used = 0
-    with cache.Draft(key) as draft:
+    with cache.CacheDraft(key) as draft:
         with ThreadPoolExecutor(devices.processors()) as pool:
             for chunk in _chunks(entries, request):
                 count += len(chunk)
@@ -228,12 +234,12 @@ def _decode(
         return draft.keep(order, dataclasses.replace(rest, labels=torch.tensor(labels)[order], classes=classes))
 
 
-def _corners(picture: np.ndarray, entry: Entry, request: Request) -> list[tuple[int, int]]:
+def _corners(picture: np.ndarray, entry: Entry, request: DatasetRequest) -> list[tuple[int, int]]:
     """Return where in a picture (C, H, W) the images lie that it is to give: the whole of it unless it is cropped."""
     return crops.corners(picture.shape[-2:], request, entry.name) if request.crop else [(0, 0)]
 
 
-def _nothing(count: int, where: Path, request: Request) -> UsageError:
+def _nothing(count: int, where: Path, request: DatasetRequest) -> UsageError:
     found = f"None of {counted(count, 'image')} in {where} can be read"
     if not request.crop:
         return UsageError(f"{found}.", "Check the files.")
@@ -241,7 +247,7 @@ def _nothing(count: int, where: Path, request: Request) -> UsageError:
     return UsageError(what, "Check the files; data.size and data.margin together are what a crop needs.")
 
 
-def _chunks(entries: Iterator[Entry], request: Request) -> Iterator[list[Entry]]:
+def _chunks(entries: Iterator[Entry], request: DatasetRequest) -> Iterator[list[Entry]]:
     """Yield entries by the chunk, smaller ones where their contents are large, or the pictures that are cropped."""
     chunk: list[Entry] = []
     size = 0
@@ -257,7 +263,7 @@ def _chunks(entries: Iterator[Entry], request: Request) -> Iterator[list[Entry]]
         yield chunk
 
 
-def _channels(request: Request) -> int:
+def _channels(request: DatasetRequest) -> int:
     return request.channels or COLOUR
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from colddiff_core.datasets.base import ImageSet, Request, fit, register
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register
 
 HELD_OUT = 6  # every sixth image is a test image
 
 
 @register("digits", package="scikit-learn")
-def load(request: Request) -> ImageSet:
+def load(request: DatasetRequest) -> ImageSet:
     """Return 1,497 training or 300 test digits. Source: Alpaydin and Kaynak 1998, UCI repository."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 - half a second that other data sets need not pay
 

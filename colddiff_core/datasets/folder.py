@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from colddiff_core.datasets.base import ImageSet, Request, register
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
 from colddiff_core.datasets.decoding import decode, find_split, list_images
 from colddiff_core.errors import UsageError
 from colddiff_core.images import SUFFIXES
@@ -16,7 +16,7 @@ TEST_SHARE = 0.1
 
 
 @register("folder", has_crops=True)
-def load(request: Request) -> ImageSet:
+def load(request: DatasetRequest) -> ImageSet:
     """Return the images under a folder, shorter side scaled and centre cropped; RGB unless asked for gray.
 
     With `train` and `test` in it (folders or tar archives) those are the splits; else a tenth of the files,

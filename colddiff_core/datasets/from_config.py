@@ -64,8 +64,8 @@ def load_second(
     return found
 
 
-def _request(data: DataConfig, place: str, split: datasets.base.Split, channels: int) -> datasets.Request:
-    return datasets.Request(split, data.size, channels, Path(place) if place else None, data.download)
+def _request(data: DataConfig, place: str, split: datasets.base.Split, channels: int) -> datasets.DatasetRequest:
+    return datasets.DatasetRequest(split, data.size, channels, Path(place) if place else None, data.download)
 
 
 def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:

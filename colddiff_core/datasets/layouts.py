@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colddiff_core.datasets.base import ImageSet, Request
+from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.datasets.decoding import find_split
 from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import UsageError
 
 
-def _root(request: Request) -> Path:
+def _root(request: DatasetRequest) -> Path:
     return request.directory or default_directory()
 
 
 def _split(
-    title: str, root: Path, folders: tuple[str, ...], request: Request, remedy: str, *, inner: str = ""
+    title: str, root: Path, folders: tuple[str, ...], request: DatasetRequest, remedy: str, *, inner: str = ""
 ) -> ImageSet:
     """Return a split out of the first of `folders` that has it: train, and test or val, as folders or archives.
 

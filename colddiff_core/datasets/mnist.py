@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from colddiff_core.datasets.base import ImageSet, Request, fit, register
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register
 from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import MachineError, UsageError
 
 
 @register("mnist")
-def load(request: Request) -> ImageSet:
+def load(request: DatasetRequest) -> ImageSet:
     """Return 60,000 training or 10,000 test digits, 28 pixels scaled to the size asked for.
 
     Raises MachineError where the files are absent and cannot be downloaded.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from colddiff_core.datasets.base import ImageSet, Request, register
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
 from colddiff_core.datasets.decoding import decode_apart
 from colddiff_core.errors import UsageError
 
@@ -28,7 +28,7 @@ GRAY = ("brick.png", "camera.png", "grass.png", "gravel.png")  # scikit-image's,
 
 
 @register("photos", package="scikit-image", has_crops=True)
-def load(request: Request) -> ImageSet:
+def load(request: DatasetRequest) -> ImageSet:
     """Return 7 training or 3 test photographs of 300 to 1411 pixels, in colour; in gray, 4 more to train on.
 
     A gray photograph has nothing to say of colour: with 3 channels it is left out. Made for `Request.crop`; without

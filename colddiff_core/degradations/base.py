@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from colddiff_core.config.fields import setting, settings_of, take
+from colddiff_core.config.fields import setting, settings_of, validate
 from colddiff_core.errors import UsageError
-from colddiff_core.seeds import Grains
+from colddiff_core.seeds import SlotGenerators
 from colddiff_core.text import counted, nearest
 
-Generators = torch.Generator | Grains | Sequence[torch.Generator] | None
+Generators = torch.Generator | SlotGenerators | Sequence[torch.Generator] | None
 Severity = int | Tensor
 MOST_STEPS = 10_000
 VARIANTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the variants of an operator, in units of the jitter
@@ -75,7 +75,7 @@ class Degradation:
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in settings_of(type(self))}
-        for key, value in take(type(self), values, self.name).items():
+        for key, value in validate(type(self), values, self.name).items():
             object.__setattr__(self, key, value)
 
     @property
@@ -100,7 +100,7 @@ class Degradation:
         """Draw everything random about the images x0 (B, C, H, W), once.
 
         `generator` is one for the batch, a sequence of one per image, which makes an image's draw independent of its
-        neighbours, or `Grains`, which make it independent of how the batch is divided. A field given by name is taken
+        neighbours, or `SlotGenerators`, which make it independent of how the batch is divided. A field given by name is taken
         as it is, on x0's device.
         Raises UsageError for a field that the operator does not have or that is not one entry an image.
         """
@@ -285,6 +285,6 @@ def _each(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
         )
     if not len(generator):
         return draw(None, x0.device, (0,))
-    if isinstance(generator, Grains):
+    if isinstance(generator, SlotGenerators):
         return generator.draw(lambda g, count: draw(g, g.device, (count,))).to(x0.device)
     return torch.cat([draw(g, g.device, (1,)) for g in generator]).to(x0.device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colddiff_core.config.fields import setting, settings_of, take
+from colddiff_core.config.fields import setting, settings_of, validate
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators
 from colddiff_core.errors import UsageError
 from colddiff_core.text import nearest, shown
@@ -92,10 +92,10 @@ def compose(name: str, operators: list[type[Degradation]], values: dict[str, Any
         raise UsageError(f"A composition of {len(operators)} operators is too long.", f"Use at most {MOST_PARTS}.")
     shared = {key: value for key, value in values.items() if key == "steps"}
     parts = tuple(
-        op(**take(op, shared | part_values, f"{name}: {op.name}"))
+        op(**validate(op, shared | part_values, f"{name}: {op.name}"))
         for op, part_values in zip(operators, _sorted(name, operators, values), strict=True)
     )
-    steps = take(Composite, shared, name).get("steps", max(part.steps for part in parts))
+    steps = validate(Composite, shared, name).get("steps", max(part.steps for part in parts))
     own = [[field.name for field in dataclasses.fields(part.frozen_type)] for part in parts]
     every = [field for fields in own for field in fields]
     joint = tuple(

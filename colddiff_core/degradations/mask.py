@@ -22,7 +22,7 @@ from colddiff_core.degradations.base import (
     draw_uniform,
 )
 from colddiff_core.degradations.estimation.hole_search import NODES as RADII
-from colddiff_core.degradations.estimation.hole_search import Masks, find_hole
+from colddiff_core.degradations.estimation.hole_search import HoleMasks, find_hole
 from colddiff_core.degradations.estimation.posterior import settle
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import blur_widths
@@ -151,11 +151,11 @@ class Mask(Degradation):
         found = settle(severities, hole.evidence, told, fields)
         return found if found.t else dataclasses.replace(found, fields={})
 
-    def _radial(self, severities: Tensor) -> Masks:
+    def _radial(self, severities: Tensor) -> HoleMasks:
         """Return M_t by distance for rising severities, as the search for a hole takes it."""
         reach = REACH * self._widest
         squared = torch.linspace(0, reach, RADII, dtype=torch.float64).square()
-        return Masks(self._products(squared, severities.tolist()), reach)
+        return HoleMasks(self._products(squared, severities.tolist()), reach)
 
     def _mask(self, like: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
         """Return M_t for each image: (B, 1, H, W) float32."""

@@ -11,7 +11,7 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from colddiff_core.config.fields import take
+from colddiff_core.config.fields import validate
 from colddiff_core.degradations.base import Degradation
 from colddiff_core.degradations.composite import JOIN, compose
 from colddiff_core.errors import MachineError, UsageError
@@ -69,7 +69,7 @@ def build(name: str, **values: Any) -> Degradation:
     if JOIN in name:
         return compose(name, [find(part) for part in name.split(JOIN)], values)
     operator = find(name)
-    return operator(**take(operator, values, name))
+    return operator(**validate(operator, values, name))
 
 
 def _load(name: str, point: importlib.metadata.EntryPoint) -> None:

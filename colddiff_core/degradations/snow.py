@@ -30,7 +30,7 @@ from colddiff_core.errors import UsageError
 from colddiff_core.images import LUMA
 
 
-class Level(NamedTuple):
+class SnowLevel(NamedTuple):
     """A level's numbers; pairs run linearly from t = 1 to t = T."""
 
     mean: float
@@ -45,10 +45,10 @@ SMALLEST = 16  # pixels of a side whose halves still have something to share
 SPREAD = 0.3  # of the seed matrix
 LEVELS = {
     # ImageNet-C's (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
-    1: Level(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
-    2: Level(0.55, 2.5, (1.15, 0.7), 11, (0.05, 12.0), (0.95, 0.55)),
-    3: Level(0.55, 2.5, (1.15, 0.7), 11, (0.05, 16.0), (0.95, 0.4)),
-    4: Level(0.55, 2.5, (1.15, 0.55), 11, (0.05, 20.0), (0.95, 0.3)),
+    1: SnowLevel(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
+    2: SnowLevel(0.55, 2.5, (1.15, 0.7), 11, (0.05, 12.0), (0.95, 0.55)),
+    3: SnowLevel(0.55, 2.5, (1.15, 0.7), 11, (0.05, 16.0), (0.95, 0.4)),
+    4: SnowLevel(0.55, 2.5, (1.15, 0.55), 11, (0.05, 20.0), (0.95, 0.3)),
 }
 
 

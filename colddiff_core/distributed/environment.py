@@ -11,7 +11,7 @@ ALWAYS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Process `rank` of `count`, the `local`-th of this machine, which is the `node`-th; all from 0.
 
     restarts: how many times the job was started anew after a failure; most_restarts: how many are allowed; beside: how
@@ -47,7 +47,7 @@ def has_met() -> bool:
 
 def is_news(message: str) -> bool:
     """Tell whether no other process of the job has told a message already; before they have met the first tells all."""
-    here = place()
+    here = process_info()
     if here.is_alone or not has_met():
         return here.is_first
     return bool(sys.modules["colddiff_core.distributed.group"].current().is_news(message))
@@ -59,17 +59,17 @@ def outside() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in own and not key.startswith("TORCHELASTIC_")}
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
+def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo:
     """Return the place of this process; alone where the environment is not that of a job."""
     if not all(environment.get(name) for name in ALWAYS):
-        return Place()
+        return ProcessInfo()
 
     def number(name: str, otherwise: int = 0) -> int:
         return int(environment.get(name, otherwise))
 
     try:
         rank = number("RANK")
-        return Place(
+        return ProcessInfo(
             rank,
             number("WORLD_SIZE", 1),
             number("LOCAL_RANK", rank),  # not every launcher tells it: as many processes as GPUs on one machine, then
@@ -79,4 +79,4 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             number("LOCAL_WORLD_SIZE", 1),
         )
     except ValueError:
-        return Place()
+        return ProcessInfo()

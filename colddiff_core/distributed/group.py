@@ -31,7 +31,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from colddiff_core.distributed.environment import Place, place
+from colddiff_core.distributed.environment import ProcessInfo, process_info
 from colddiff_core.errors import LostError, MachineError, UsageError
 
 T = TypeVar("T")
@@ -46,10 +46,10 @@ LOST = ("gloo", "Connection closed", "Connection reset", "Broken pipe")  # what 
 GONE = ("ncclRemoteError", "remote process", "imeout", "timed out")  # where NCCL fails because of others
 
 
-class Ranks:
+class Group:
     """The job that this process is of, and its place there."""
 
-    def __init__(self, here: Place, store: Any = None, wait: datetime.timedelta = ENDLESS) -> None:
+    def __init__(self, here: ProcessInfo, store: Any = None, wait: datetime.timedelta = ENDLESS) -> None:
         """Take the place of this process, and where there are others the store they share, and how long to wait."""
         self.place = here
         self._store = store
@@ -242,24 +242,24 @@ class Ranks:
     def is_news(self, message: str) -> bool:
         """Tell whether no other process has told this already."""
         if self._store is None:
-            return place().is_first
+            return process_info().is_first
         key = f"told/{hashlib.blake2b(message.encode(), digest_size=16).hexdigest()}"
         with contextlib.suppress(RuntimeError):
             return self._store.add(key, 1) == 1
         return self.is_first
 
 
-ALONE = Ranks(Place())
+ALONE = Group(ProcessInfo())
 _joined = ALONE
 
 
-def join(device: torch.device) -> Ranks:
+def join(device: torch.device) -> Group:
     """Return the job that this process is of, and meet its other processes where it has not done so yet.
 
     Raises LostError where they do not come, UsageError for a timeout that is none.
     """
     global _joined  # noqa: PLW0603 - torch's own process group is one of the process
-    here = place()
+    here = process_info()
     if here.is_alone or not _joined.is_alone:
         return _joined
     _end_with_parent()
@@ -269,7 +269,7 @@ def join(device: torch.device) -> Ranks:
         every, rank, count = next(rendezvous("env://", timeout=wait))
         store = PrefixStore(f"colddiff/{_greet(every, rank, count, wait)}", every)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
-        _joined = Ranks(here, PrefixStore("own", store), wait)
+        _joined = Group(here, PrefixStore("own", store), wait)
     return _joined
 
 
@@ -322,7 +322,7 @@ def _await(store: Any, key: str, wait: datetime.timedelta | None = None) -> None
         if store.check([key]):
             return
         if time.monotonic() > until:
-            raise _absent(place().count, wait)
+            raise _absent(process_info().count, wait)
 
 
 def _looks() -> Iterator[None]:
@@ -338,13 +338,13 @@ def _absent(count: int, wait: datetime.timedelta | None) -> LostError:
     return LostError(f"The {count} processes of this job have not come together in {wait}.", "Are all of them there?")
 
 
-def current() -> Ranks:
+def current() -> Group:
     """Return the job that this process has joined, or itself alone."""
     return _joined
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Have what the context does be this process's own affair, as if it were alone: the others have no part in it."""
     global _joined  # noqa: PLW0603
     before, _joined = _joined, ALONE
@@ -371,7 +371,7 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        here, told = place(), str(error)
+        here, told = process_info(), str(error)
         if here.is_alone or not (isinstance(error, dist.DistError) or any(sign in told for sign in LOST)):
             raise
         who = f"Process {here.rank} of {here.count}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from colddiff_core.evaluation import diversity, evaluate
-from colddiff_core.evaluation.evaluate import Clock, Figures, Meter, Outcome, Reference
+from colddiff_core.evaluation.evaluate import EvaluationResult, Figures, MetricAccumulator, Reference, SamplingTimer
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference.generate import Generator
 
@@ -30,7 +30,7 @@ class Contender:
     generator: Generator | None = None
 
 
-def restore(contender: Contender, reference: Reference, **common: Any) -> Outcome:
+def restore(contender: Contender, reference: Reference, **common: Any) -> EvaluationResult:
     """Return how test images come back; `common` is as `evaluation.restore` takes it."""
     sampler, stride = contender.sampler, contender.stride
     return evaluate.restore(contender.experiment, reference, sampler=sampler, stride=stride, t=contender.t, **common)
@@ -45,14 +45,14 @@ def generate(
     shown: int,
     described: int = DESCRIBED,
     progress: Callable[[int], None] = lambda images: None,
-) -> Outcome:
+) -> EvaluationResult:
     """Return what `count` images from nothing are like.
 
-    Beside the figures of `Meter`, pairwise: between two images, nearest: to the nearest training image, mean RMSE on
+    Beside the figures of `MetricAccumulator`, pairwise: between two images, nearest: to the nearest training image, mean RMSE on
     [0, 1], of the first `described` images at most; evaluations of the network and milliseconds an image.
     """
     assert contender.generator is not None
-    clock, meter = Clock(contender.experiment.device), Meter(reference, has_originals=False)
+    clock, meter = SamplingTimer(contender.experiment.device), MetricAccumulator(reference, has_originals=False)
     kept: list[Tensor] = []
     way: dict[str, Any] = {"seed": seed, "sampler": contender.sampler, "stride": contender.stride}
     next(next(contender.generator.generate(1, **way)).steps)
@@ -64,16 +64,16 @@ def generate(
         progress(batch.count)
     first = torch.cat(kept)
     figures = meter.figures() | _variety(first[:described], reference) | clock.figures()
-    return Outcome(figures, meter.intervals(), meter.is_scarce, first[:shown])
+    return EvaluationResult(figures, meter.intervals(), meter.is_scarce, first[:shown])
 
 
-def describe(images: Tensor, reference: Reference) -> Outcome:
+def describe(images: Tensor, reference: Reference) -> EvaluationResult:
     """Return what images (N, C, H, W) are like that answer to no original: the figures of `generate` but time."""
     meter = _measure(images, reference)
-    return Outcome(meter.figures() | _variety(images, reference), meter.intervals(), meter.is_scarce, images)
+    return EvaluationResult(meter.figures() | _variety(images, reference), meter.intervals(), meter.is_scarce, images)
 
 
-def describe_real(count: int, reference: Reference) -> Outcome:
+def describe_real(count: int, reference: Reference) -> EvaluationResult:
     """Return what images drawn from the data are like: what perfect generation would come to.
 
     `count` test images (all there are if fewer), their distances those of as many training images.
@@ -89,8 +89,8 @@ def describe_real(count: int, reference: Reference) -> Outcome:
     return dataclasses.replace(found, figures=figures, intervals=found.intervals | meter.intervals())
 
 
-def _measure(images: Tensor, reference: Reference) -> Meter:
-    meter = Meter(reference, has_originals=False)
+def _measure(images: Tensor, reference: Reference) -> MetricAccumulator:
+    meter = MetricAccumulator(reference, has_originals=False)
     for part in images.split(CHUNK):
         meter.update(part)
     return meter

@@ -89,7 +89,7 @@ class Moments:
         return mean, (products - count * torch.outer(mean, mean)) / (count - 1)
 
 
-class Known:
+class GaussianStats:
     """A Gaussian that others' Frechet distances to are wanted: mean (D,), covariance (D, D), float64."""
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
@@ -106,7 +106,7 @@ class Known:
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class ReferenceStats:
     """Real images as features see them: their moments, and some of the features, blocks (K, BLOCK, D) float32."""
 
     features: Features
@@ -118,9 +118,9 @@ class Target:
         return self.moments.seen
 
     @functools.cached_property
-    def known(self) -> Known:
+    def known(self) -> GaussianStats:
         """Return the distribution of all the images."""
-        return Known(*self.moments.gaussian())
+        return GaussianStats(*self.moments.gaussian())
 
     @property
     def is_scarce(self) -> bool:
@@ -128,7 +128,9 @@ class Target:
         return self.count <= self.features.size
 
 
-def target(features: Features, images: ImageSet, progress: Callable[[int], None] = lambda images: None) -> Target:
+def reference_stats(
+    features: Features, images: ImageSet, progress: Callable[[int], None] = lambda images: None
+) -> ReferenceStats:
     """Return what distances to a set of images are measured against."""
     moments = Moments(features.size)
     picked = images.draw(BLOCKS * BLOCK)
@@ -141,7 +143,7 @@ def target(features: Features, images: ImageSet, progress: Callable[[int], None]
         some[is_here] = found[picked[is_here] - first]
         progress(len(found))
     size = min(BLOCK, -(-len(some) // 2))  # two blocks at least: see `Distances`
-    return Target(features, moments, some[: len(some) // size * size].view(-1, size, features.size))
+    return ReferenceStats(features, moments, some[: len(some) // size * size].view(-1, size, features.size))
 
 
 class Distances:
@@ -157,11 +159,11 @@ class Distances:
     Source: Heusel et al. 2017, equation 6; Binkowski et al. 2018; Zaremba et al. 2013 for blocks.
     """
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.moments = Moments(target.features.size)
-        self.pending = torch.empty(0, target.features.size)
-        self.block = target.blocks.shape[1]
+    def __init__(self, reference_stats: ReferenceStats) -> None:
+        self.target = reference_stats
+        self.moments = Moments(reference_stats.features.size)
+        self.pending = torch.empty(0, reference_stats.features.size)
+        self.block = reference_stats.blocks.shape[1]
         self.is_paired = False
         self.discrepancies: list[tuple[float, int]] = []  # of a block, and how many images it has
 
@@ -215,7 +217,7 @@ class Distances:
         found = []
         for row in drawn:
             weights = row.bincount(minlength=groups).double()
-            known = Known(*self.target.moments.gaussian(weights)) if self.is_paired else self.target.known
+            known = GaussianStats(*self.target.moments.gaussian(weights)) if self.is_paired else self.target.known
             found.append(known.distance(*self.moments.gaussian(weights)))
         # Resampling G groups shows (G - 1) / G of the variance.
         deviation = float(torch.tensor(found).std()) * (groups / (groups - 1)) ** 0.5

@@ -17,14 +17,14 @@ CHUNK = 2000  # training images held as floats at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours:
+class NearestNeighbors:
     """For each image the nearest training image: distance (N,) RMSE on [0, 1], and its number (N,) int64."""
 
     distance: Tensor
     number: Tensor
 
 
-def nearest_neighbours(images: Tensor, train: ImageSet) -> Neighbours:
+def nearest_neighbours(images: Tensor, train: ImageSet) -> NearestNeighbors:
     """Return the training image nearest to each of `images` (N, C, H, W) in [-1, 1], by RMSE over pixels."""
     flat = _flat(images)
     best = torch.full((len(flat),), torch.inf)
@@ -35,7 +35,7 @@ def nearest_neighbours(images: Tensor, train: ImageSet) -> Neighbours:
         is_nearer = distance < best
         best = torch.where(is_nearer, distance, best)
         number = torch.where(is_nearer, place + first, number)
-    return Neighbours(best / flat.shape[1] ** 0.5, number)
+    return NearestNeighbors(best / flat.shape[1] ** 0.5, number)
 
 
 def pairwise_distance(images: Tensor) -> float:

@@ -15,8 +15,8 @@ from colddiff_core.datasets import ImageSet
 from colddiff_core.evaluation import bootstrap
 from colddiff_core.evaluation.bootstrap import Interval
 from colddiff_core.evaluation.classifier import Classifier
-from colddiff_core.evaluation.distances import Distances, Features, Target
-from colddiff_core.evaluation.fidelity import Fidelity, Perceptual
+from colddiff_core.evaluation.distances import Distances, Features, ReferenceStats
+from colddiff_core.evaluation.fidelity import Fidelity, PerceptualDistance
 from colddiff_core.experiment import Experiment
 from colddiff_core.images import quantize
 from colddiff_core.sampling import Step
@@ -41,8 +41,8 @@ class Reference:
     test: ImageSet
     train: Callable[[], ImageSet]
     classifier: Classifier | None = None
-    target: Target | None = None
-    perceptual: Perceptual | None = None
+    target: ReferenceStats | None = None
+    perceptual: PerceptualDistance | None = None
     features: Features | None = None
 
     def about(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Reference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class EvaluationResult:
     """What images came to: figures by name, their 95 % intervals, and the first of them.
 
     is_scarce: they are too few for a Frechet distance that can be relied on; shown: (K, C, H, W) float32 in [-1, 1];
@@ -74,7 +74,7 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class ImageMeasurements:
     """What there is to know of each of some images, before anything is said of them all: (B, ...), on the CPU.
 
     rows: as `Fidelity.look` has it; features: (B, D) float32; predicted: (B,) int64, the class that the classifier
@@ -93,12 +93,12 @@ class Seen:
         every = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 
-    def first(self, count: int | None) -> Seen:
+    def first(self, count: int | None) -> ImageMeasurements:
         """Return what there is to know of the first images; None for all of them."""
-        return Seen(**{name: tensor[:count] for name, tensor in self.tensors().items()})
+        return ImageMeasurements(**{name: tensor[:count] for name, tensor in self.tensors().items()})
 
 
-class Meter:
+class MetricAccumulator:
     """Measures a stream of images, in memory that does not grow with their number but for a few figures an image.
 
     With originals: rmse, psnr, ssim, lpips as `Fidelity` has them, and accuracy: how many the classifier still takes
@@ -121,7 +121,7 @@ class Meter:
         self.add(self.look(images, numbers).first(count))
 
     @torch.no_grad()
-    def look(self, images: Tensor, numbers: Tensor | None = None) -> Seen:
+    def look(self, images: Tensor, numbers: Tensor | None = None) -> ImageMeasurements:
         """Return what there is to know of each image, for `add`; takes what `update` does, and changes nothing."""
         images, reference = images.clamp(-1, 1), self.reference
         rows = predicted = judged = None
@@ -135,9 +135,9 @@ class Meter:
             predicted, labels = scores.argmax(1), reference.test.labels
             is_known = numbers is not None and labels is not None
             judged = predicted == labels[numbers].cpu() if is_known else scores.softmax(1).amax(1)  # type: ignore[index]
-        return Seen(numbers, rows, features(images) if features else None, predicted, judged)
+        return ImageMeasurements(numbers, rows, features(images) if features else None, predicted, judged)
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ImageMeasurements) -> None:
         """Add images that were looked at."""
         if self.fidelity and seen.rows is not None:
             self.fidelity.add(seen.rows)
@@ -179,7 +179,7 @@ class Meter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class RestoredBatch:
     """A batch of restorations x and what they were restored from, x_t: (B, C, H, W) float32; numbers: (B,), of x0.
 
     The first `count` of them are those that were asked for; the others fill the batch up.
@@ -209,7 +209,7 @@ def make(
     experiment: Experiment,
     reference: Reference,
     parts: Iterable[Tensor],
-    clock: Clock,
+    clock: SamplingTimer,
     *,
     size: int,
     sampler: str | None,
@@ -217,7 +217,7 @@ def make(
     seed: int = 0,
     stride: int = 1,
     is_8bit: bool = False,
-) -> Iterator[Made]:
+) -> Iterator[RestoredBatch]:
     """Restore batches of test images from severity t, or with sampler None leave them as they are there.
 
     An image comes out the same whatever batches are made before it. size: as `filled` has it, to which batches are
@@ -236,7 +236,7 @@ def make(
             if not clock.images:  # tables, memory and kernels are made ready when first needed: not on the clock
                 next(experiment.restore(x_t, t, frozen, **way))
             x = clock.finish(experiment.restore(x_t, t, frozen, **way))
-        yield Made(whole, x, x_t, len(part))
+        yield RestoredBatch(whole, x, x_t, len(part))
 
 
 def restore(
@@ -248,15 +248,15 @@ def restore(
     shown: int = 0,
     progress: Callable[[int], None] = lambda images: None,
     **way: Any,
-) -> Outcome:
+) -> EvaluationResult:
     """Return how `count` test images come back from severity t, or with sampler None how they are there.
 
     The images are those of `ImageSet.draw`. batch_size: how many at a time, None for as many as fit. `way` is as
     `make` takes it: sampler, t, seed, stride; is_8bit rounds the degraded images to 8 bits first, as a photograph is,
-    whatever the preset does. Beside the figures of `Meter`: evaluations of the network, and milliseconds an image.
+    whatever the preset does. Beside the figures of `MetricAccumulator`: evaluations of the network, and milliseconds an image.
     `progress` is told of every batch's images.
     """
-    meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
+    meter, clock = MetricAccumulator(reference, has_originals=True), SamplingTimer(experiment.device)
     made: list[Tensor] = []
     inputs: list[Tensor] = []
     parts = batches(experiment, reference, count, batch_size)
@@ -269,12 +269,12 @@ def restore(
         progress(batch.count)
     measured = meter.figures() | clock.figures()
     pictures = [torch.cat(parts)[:shown] if parts else torch.empty(0) for parts in (made, inputs)]
-    return Outcome(measured, meter.intervals(), meter.is_scarce, *pictures)
+    return EvaluationResult(measured, meter.intervals(), meter.is_scarce, *pictures)
 
 
 def evaluate(
     experiment: Experiment, reference: Reference, *, columns: Sequence[str] = COLUMNS, **common: Any
-) -> dict[str, Outcome]:
+) -> dict[str, EvaluationResult]:
     """Return how the same test images come back in several ways; `common` is as `restore` takes it.
 
     "sampled" is the configured sampler, any other column but "degraded" a sampler's name.
@@ -288,7 +288,7 @@ def sampler(experiment: Experiment, column: str) -> str | None:
     return named.get(column, column)
 
 
-class Clock:
+class SamplingTimer:
     """Counts the network's evaluations and the seconds of sampling alone."""
 
     def __init__(self, device: torch.device) -> None:

@@ -16,7 +16,7 @@ SSIM_WINDOW = 11
 PSNR_LIMIT = 100.0  # dB: an exact copy has no finite PSNR
 
 
-class Perceptual(Protocol):
+class PerceptualDistance(Protocol):
     """LPIPS: takes images and originals (B, C, H, W) float32 in [-1, 1] to (B,)."""
 
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor: ...
@@ -36,7 +36,7 @@ class Fidelity:
     Source: Bansal et al. 2022, Table 1; Wang et al. 2004 for SSIM; Zhang et al. 2018 for LPIPS.
     """
 
-    def __init__(self, perceptual: Perceptual | None = None) -> None:
+    def __init__(self, perceptual: PerceptualDistance | None = None) -> None:
         self.perceptual = perceptual
         self.rows: list[Tensor] = []
 

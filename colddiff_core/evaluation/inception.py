@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
-from colddiff_core.evaluation.published_weights import INCEPTION, Weights, misfit
+from colddiff_core.evaluation.published_weights import INCEPTION, LoadedWeights, misfit
 from colddiff_core.images import to_bytes
 
 PART = 50  # images that go through the network at a time
@@ -28,7 +28,7 @@ class Inception:
     name = "FID"
     size = 2048
 
-    def __init__(self, weights: Weights, device: torch.device) -> None:
+    def __init__(self, weights: LoadedWeights, device: torch.device) -> None:
         """Build the network; raises UsageError without torch-fidelity, and for the weights of another network."""
         check_installed()
         from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415 - seconds that only this needs

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
-from colddiff_core.evaluation.published_weights import ALEXNET, Weights, misfit
+from colddiff_core.evaluation.published_weights import ALEXNET, LoadedWeights, misfit
 
 LEAST_SIDE = 31  # pixels: of anything smaller, AlexNet's second pooling has nothing left to pool
 
 
-class Perceptual:
+class Lpips:
     """LPIPS of images to their originals: both (B, C, H, W) float32 in [-1, 1], C = 1 or 3 -> (B,) on the CPU.
 
     Images are clamped, and gray is repeated to three channels. It is LPIPS 0.1 on AlexNet, whose linear heads come
@@ -22,7 +22,7 @@ class Perceptual:
 
     name = "LPIPS"
 
-    def __init__(self, weights: Weights, device: torch.device) -> None:
+    def __init__(self, weights: LoadedWeights, device: torch.device) -> None:
         """Build the network; raises UsageError for the weights of another one."""
         # torchmetrics' public metric downloads AlexNet. The module in it can be had with random weights instead.
         from torchmetrics.functional.image.lpips import _NoTrainLpips  # noqa: PLC0415 - seconds that only this needs

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class PublishedWeights:
     """Weights that their authors published: whose they are, the file, its address and its SHA-256.
 
     option: of the command line, where a file of one's own is taken instead.
@@ -44,14 +44,14 @@ class Published:
 # The authors state the first eight digits of each digest, in the file's name. The digests in full are those that
 # others record of their copies: docs/image-fid.md of HyperGAN/HyperGAN for the first, and
 # evaluation/lpips-experiment/manifest.v1.json of moonbit-community/svgdiff for the second.
-INCEPTION = Published(
+INCEPTION = PublishedWeights(
     "FID's Inception-v3",
     "weights-inception-2015-12-05-6726825d.pth",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "--weights",
 )
-ALEXNET = Published(
+ALEXNET = PublishedWeights(
     "AlexNet",
     "alexnet-owt-7be5be79.pth",
     "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
@@ -60,7 +60,7 @@ ALEXNET = Published(
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class LoadedWeights:
     """The tensors of a file, where it lies, and the SHA-256 of all its bytes."""
 
     path: Path
@@ -72,7 +72,7 @@ class Weights:
         return {"weights": self.path.name, "sha256": self.sha256}
 
 
-def fetch(wanted: Published, folder: Path, progress: Progress = lambda done, total: None) -> Path:
+def fetch(wanted: PublishedWeights, folder: Path, progress: Progress = lambda done, total: None) -> Path:
     """Return the published file, downloaded into `folder` where it is neither there nor in torch hub's cache.
 
     `progress` is told (bytes so far, bytes in all), the latter 0 where the server does not say. Raises MachineError
@@ -95,7 +95,7 @@ def fetch(wanted: Published, folder: Path, progress: Progress = lambda done, tot
     return path
 
 
-def read(wanted: Published, path: Path) -> Weights:
+def read(wanted: PublishedWeights, path: Path) -> LoadedWeights:
     """Return the tensors of a `.pth` file that is the published one, or of any `.safetensors` file.
 
     Raises UsageError for any other file, before anything in it is unpickled, and for a damaged one.
@@ -106,35 +106,35 @@ def read(wanted: Published, path: Path) -> Weights:
         raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest == wanted.sha256:
-        return Weights(path, digest, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        return LoadedWeights(path, digest, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     if path.suffix.lower() != ".safetensors":
         what = f"{path} is not {wanted.file} as published: its SHA-256 begins with {digest[:8]}."
         raise UsageError(what, f"Put {wanted.url} in its place, or give the same tensors as .safetensors.")
     try:
-        return Weights(path, digest, safetensors.torch.load(content))
+        return LoadedWeights(path, digest, safetensors.torch.load(content))
     except safetensors.SafetensorError as error:
         raise UsageError(f"Cannot read {path} ({error}).", "The file may be cut short; make it again.") from None
 
 
-def misfit(wanted: Published, weights: Weights) -> UsageError:
+def misfit(wanted: PublishedWeights, weights: LoadedWeights) -> UsageError:
     """Return the error of a file that holds other tensors than the network's."""
     what = f"{weights.path} does not hold the weights of {wanted.name}."
     return UsageError(what, f"Put {wanted.file} in its place, or the same tensors as .safetensors.")
 
 
-def find(wanted: Published, folder: Path) -> Path | None:
+def find(wanted: PublishedWeights, folder: Path) -> Path | None:
     """Return the published file in `folder` or in torch hub's cache, None where it is in neither."""
     # torchvision and torch-fidelity keep their own downloads in torch hub's folder.
     places = (folder, Path(torch.hub.get_dir()) / "checkpoints")
     return next((place / wanted.file for place in places if (place / wanted.file).is_file()), None)
 
 
-def _remedy(wanted: Published, folder: Path) -> str:
+def _remedy(wanted: PublishedWeights, folder: Path) -> str:
     own = f", or give it with {wanted.option} FILE" if wanted.option else ""
     return f"Put that file into {folder}{own}."
 
 
-def _chunks(wanted: Published, folder: Path) -> Iterator[tuple[bytes, int]]:
+def _chunks(wanted: PublishedWeights, folder: Path) -> Iterator[tuple[bytes, int]]:
     """Yield what the address sends, piece by piece, with its length in all."""
     try:
         with urllib.request.urlopen(wanted.url, timeout=PATIENCE) as answer:

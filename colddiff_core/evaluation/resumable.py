@@ -20,10 +20,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from colddiff_core.distributed.group import ALONE, Ranks
+from colddiff_core.distributed.group import ALONE, Group
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import evaluate as evaluation
-from colddiff_core.evaluation.evaluate import Clock, Meter, Outcome, Reference, Seen
+from colddiff_core.evaluation.evaluate import (
+    EvaluationResult,
+    ImageMeasurements,
+    MetricAccumulator,
+    Reference,
+    SamplingTimer,
+)
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import locked, read_ordinary, refusals, whole
 
@@ -34,7 +40,7 @@ CLOCK = "clock"  # seconds, images and evaluations of the network that the clock
 Heard = Callable[[int], None]
 
 
-class Folder:
+class PartialResults:
     """The portions of one call, in a folder of its own, which is this job's alone while it is at work.
 
     Raises MachineError where another job is at it, or the disk refuses.
@@ -97,16 +103,16 @@ class Folder:
 def evaluate(
     experiment: Experiment,
     reference: Reference,
-    folder: Folder,
+    folder: PartialResults,
     *,
     columns: Sequence[str],
     t: int,
     count: int,
     batch_size: int,
-    ranks: Ranks = ALONE,
+    ranks: Group = ALONE,
     progress: Heard = lambda images: None,
     **way: Any,
-) -> dict[str, Outcome]:
+) -> dict[str, EvaluationResult]:
     """Return what `evaluation.evaluate` does, without pictures, to the first process, and nothing to the others.
 
     They share the portions that `folder` lacks; t and `way` are as `evaluation.make` takes them. `progress` is told of
@@ -117,15 +123,15 @@ def evaluate(
     each = max(1, least // batch_size)  # batches of a portion
     pieces = [(column, first) for column in columns for first in range(0, len(parts), each)]
     named = {(column, first): f"t{t:04d}-{column}-{first // each:06d}" for column, first in pieces}
-    clocks = {column: Clock(experiment.device) for column in columns}
+    clocks = {column: SamplingTimer(experiment.device) for column in columns}
     missing = [piece for piece in pieces if not folder.has(named[piece])] if ranks.is_first else []
     missing = [(column, first) for column, first in ranks.hear_json(missing)]
     progress(len(columns) * count - sum(_images(parts, first, each) for _, first in missing))
     for number in ranks.deal(len(missing)):
         column, first = missing[number]
-        own, found = clocks[column], Meter(reference, has_originals=True)
+        own, found = clocks[column], MetricAccumulator(reference, has_originals=True)
         before = own.told()
-        seen: list[Seen] = []
+        seen: list[ImageMeasurements] = []
         sampler = evaluation.sampler(experiment, column)
         some = parts[first : first + each]
         for batch in evaluation.make(experiment, reference, some, own, size=size, sampler=sampler, t=t, **way):
@@ -139,14 +145,14 @@ def evaluate(
         return {}
     outcomes = {}
     for column in columns:
-        meter, clock = Meter(reference, has_originals=True), Clock(experiment.device)
+        meter, clock = MetricAccumulator(reference, has_originals=True), SamplingTimer(experiment.device)
         for piece in (piece for piece in pieces if piece[0] == column):
             content = folder.read(named[piece])
             clock.add(content.pop(CLOCK).tolist())
             for seen_batch in _split(content, batch_size):
                 meter.add(seen_batch)
         figures = meter.figures() | clock.figures()
-        outcomes[column] = Outcome(figures, meter.intervals(), meter.is_scarce, torch.empty(0), torch.empty(0))
+        outcomes[column] = EvaluationResult(figures, meter.intervals(), meter.is_scarce, torch.empty(0), torch.empty(0))
     return outcomes
 
 
@@ -154,16 +160,16 @@ def _images(parts: Sequence[Tensor], first: int, each: int) -> int:
     return sum(len(part) for part in parts[first : first + each])
 
 
-def _joined(seen: Sequence[Seen]) -> dict[str, Tensor]:
+def _joined(seen: Sequence[ImageMeasurements]) -> dict[str, Tensor]:
     """Return what was seen of several batches by name."""
     every = [one.tensors() for one in seen]
     return {name: torch.cat([tensors[name] for tensors in every]) for name in every[0]}
 
 
-def _split(content: Mapping[str, Tensor], size: int) -> Iterator[Seen]:
+def _split(content: Mapping[str, Tensor], size: int) -> Iterator[ImageMeasurements]:
     """Yield what was seen batch by batch: sums are made in the order of batches."""
     for parts in zip(*(tensor.split(size) for tensor in content.values()), strict=True):
-        yield Seen(**dict(zip(content, parts, strict=True)))
+        yield ImageMeasurements(**dict(zip(content, parts, strict=True)))
 
 
 def _sweep(place: Path, but: Path) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from colddiff_core.distributed.group import Ranks
+from colddiff_core.distributed.group import Group
 
-Wanted = Callable[[range], bool]
+BatchFilter = Callable[[range], bool]
 
 
-def all_of(numbers: range) -> bool:
+def every_batch(numbers: range) -> bool:
     """Tell that of images of these numbers some are wanted: of any."""
     return True
 
 
-def batches(count: int, size: int, wanted: Wanted = all_of) -> Iterator[range]:
+def batches(count: int, size: int, wanted: BatchFilter = every_batch) -> Iterator[range]:
     """Return the numbers of the batches of images 0..count - 1, `size` in each and so some beyond `count` in the last.
 
     An image is thus computed among as many others, and at the same place, however many are asked for: bit for bit the
@@ -25,7 +25,7 @@ def batches(count: int, size: int, wanted: Wanted = all_of) -> Iterator[range]:
             yield range(first, first + size)
 
 
-def dealt(together: Ranks, count: int, size: int, wanted: Wanted) -> Wanted:
+def round_robin(together: Group, count: int, size: int, wanted: BatchFilter) -> BatchFilter:
     """Return what tells which batches are this process's: of those that hold something wanted each has as many.
 
     They are dealt out whole, so that an image is computed as it is where one process has them all.

@@ -19,10 +19,10 @@ from colddiff_core.distributed import group
 from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
-from colddiff_core.inference.batches import Wanted, all_of
+from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step, priors
-from colddiff_core.sampling.priors import Prior, Source, Start, Weights
+from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
 MOST = {"cpu": 16, "cuda": 256}
@@ -30,12 +30,12 @@ MOST_NOISE = 1.0  # wider and little else is left of x_T
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class GeneratedBatch:
     """Images first..first + count - 1 of those asked for; `start` and `steps` may hold more, which nobody asked for."""
 
     first: int
     count: int
-    start: Start
+    start: InitialState
     steps: Iterator[Step]
 
 
@@ -48,12 +48,12 @@ class Generator:
 
     experiment: Experiment
     prior: Prior
-    source: Source
+    source: PriorSource
     weights: Weights
     noise: float
     batch_size: int
 
-    def starts(self, seed: int, numbers: range) -> Start:
+    def starts(self, seed: int, numbers: range) -> InitialState:
         """Return where the images of these numbers start."""
         generators = seeds.image_generators(seed, numbers, "prior")
         return priors.draw(self.prior, self.source, self.weights, generators, self.noise)
@@ -66,15 +66,15 @@ class Generator:
         sampler: str,
         stride: int = 1,
         label: int | None = None,
-        wanted: Wanted = all_of,
-    ) -> Iterator[Batch]:
+        wanted: BatchFilter = every_batch,
+    ) -> Iterator[GeneratedBatch]:
         """Return images 0..count - 1 in batches; `label` is the class of them all, None for any.
 
         Batches without a `wanted` image are left out, and change nothing of the others.
         Raises UsageError for a sampler, stride or label that does not suit the run.
         """
 
-        def start(numbers: range) -> Start:
+        def start(numbers: range) -> InitialState:
             return self.starts(seed, numbers)
 
         return self._batches(count, start, list, seed=seed, sampler=sampler, stride=stride, label=label, wanted=wanted)
@@ -87,8 +87,8 @@ class Generator:
         sampler: str,
         stride: int = 1,
         label: int | None = None,
-        wanted: Wanted = all_of,
-    ) -> Iterator[Batch]:
+        wanted: BatchFilter = every_batch,
+    ) -> Iterator[GeneratedBatch]:
         """Return `count` images from x_T between those of images 0 and 1, both included; else as `generate`.
 
         The first is image 0 and the last image 1. With "ddpm" the last is not, by design: the noise that it draws is
@@ -96,7 +96,7 @@ class Generator:
         """
         way = priors.between(self.prior, self.experiment.operator, self.starts(seed, range(2)), count)
 
-        def start(numbers: range) -> Start:
+        def start(numbers: range) -> InitialState:
             return way[torch.tensor(numbers).clamp(max=count - 1)]
 
         def zeros(numbers: range) -> list[int]:
@@ -107,21 +107,21 @@ class Generator:
     def _batches(
         self,
         count: int,
-        start: Callable[[range], Start],
+        start: Callable[[range], InitialState],
         noises: Callable[[range], list[int]],
         *,
         seed: int,
         sampler: str,
         stride: int,
         label: int | None,
-        wanted: Wanted,
-    ) -> Iterator[Batch]:
+        wanted: BatchFilter,
+    ) -> Iterator[GeneratedBatch]:
         built = self.experiment
         sampling.check(sampler, built.operator, stride)
         check_label(built, label)
         labels = None if label is None else torch.full((self.batch_size,), label, device=built.device)
 
-        def batch(numbers: range) -> Batch:
+        def batch(numbers: range) -> GeneratedBatch:
             here = start(numbers).to(built.device)
             steps = built.restore(
                 here.x,
@@ -134,7 +134,7 @@ class Generator:
                 bits=0,
                 labels=labels,
             )
-            return Batch(numbers.start, min(len(numbers), count - numbers.start), here, steps)
+            return GeneratedBatch(numbers.start, min(len(numbers), count - numbers.start), here, steps)
 
         return map(batch, batches.batches(count, self.batch_size, wanted))
 
@@ -180,10 +180,10 @@ def check_label(built: Experiment, label: int | None) -> None:
     raise UsageError(f"--class {label} is out of range.", f"This run knows classes 0 to {classes - 1}.")
 
 
-def _source(built: Experiment) -> Source:
+def _source(built: Experiment) -> PriorSource:
     @functools.cache
     def images() -> datasets.ImageSet:
         return from_config.load_images(built.config, "train", built.channels)
 
     side = built.config.data.size
-    return Source(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)
+    return PriorSource(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)

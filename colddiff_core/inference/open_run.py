@@ -46,7 +46,7 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     return experiment, step
 
 
-def _newest(run: Run) -> checkpoint.Content:
+def _newest(run: Run) -> checkpoint.CheckpointFiles:
     found = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
     if found is None:
         raise run.untrained()

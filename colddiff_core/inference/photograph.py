@@ -28,7 +28,7 @@ SMALLEST_TILE = 128  # pixels of a side
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class DegradedPhotograph:
     """A picture as a run takes it, and what is known of its degradation.
 
     x_t: (B, C, H, W) float32 in [-1, 1], C the run's channels; B is 3 where a gray run takes the channels of a colour
@@ -44,13 +44,13 @@ class Given:
     estimate: Estimate | None
     t: int
 
-    def at(self, t: int) -> Given:
+    def at(self, t: int) -> DegradedPhotograph:
         """Return the same picture taken to be of another severity."""
         return dataclasses.replace(self, t=t)
 
 
 @dataclasses.dataclass(frozen=True)
-class Blind:
+class PhotographRestorer:
     """Restores given pictures with a run's experiment.
 
     tile: pixels of a side of the network's tiles, None for as many as memory has room for; fewer once it has run out.
@@ -76,7 +76,7 @@ class Blind:
     def operator(self) -> Degradation:
         return self.experiment.operator
 
-    def look(self, picture: Tensor, t: int | None, hidden: Tensor | None = None) -> Given:
+    def look(self, picture: Tensor, t: int | None, hidden: Tensor | None = None) -> DegradedPhotograph:
         """Return a picture (C', H, W) float32 in [-1, 1] as the run takes it.
 
         t: its severity, None to have it estimated; hidden: (H, W) bool, the pixels to be made anew, from which t then
@@ -100,9 +100,9 @@ class Blind:
         if hidden is not None:  # whatever is there now, a scratch or a name, must not be seen
             x_t = self.operator(x_t, t, frozen)
         is_known = hidden is not None or wanted <= set(fields) or self.operator.is_solving
-        return Given(picture, x_t, self.colour, frozen, is_known, estimate, t)
+        return DegradedPhotograph(picture, x_t, self.colour, frozen, is_known, estimate, t)
 
-    def restore(self, given: Given, at_share: Callable[[float], None] = lambda share: None) -> Tensor:
+    def restore(self, given: DegradedPhotograph, at_share: Callable[[float], None] = lambda share: None) -> Tensor:
         """Return the restoration of a picture, (C', H, W) float32 in [-1, 1] on the CPU; at t = 0 the picture itself.
 
         C' is the picture's channels, or 3 where colour was put into a gray one. Raises UsageError where not enough is
@@ -139,7 +139,7 @@ class Blind:
             what = f"Where {name} has its hole in this picture was not found."
             raise UsageError(what, "Mark it with --mask, or give a picture that shows it in flat gray.")
 
-    def _restored(self, given: Given, side: int, at_share: Callable[[float], None]) -> Tensor:
+    def _restored(self, given: DegradedPhotograph, side: int, at_share: Callable[[float], None]) -> Tensor:
         unet = self.experiment.restorer.unet
         assert isinstance(unet, UNet)
         done = 0.0
@@ -148,8 +148,8 @@ class Blind:
         def at_tile(share: float) -> None:
             at_share((done + share) / count)
 
-        built = dataclasses.replace(self.experiment, pieces=memory.Pieces(1))  # a tile is as large as fits
-        built = built.with_network(tiling.Tiled(unet, side, at_tile))
+        built = dataclasses.replace(self.experiment, pieces=memory.ChunkedRestorer(1))  # a tile is as large as fits
+        built = built.with_network(tiling.TiledRestorer(unet, side, at_tile))
         numbers = [0] * len(given.x_t)
         way = {"sampler": self.sampler, "stride": self.stride, "seed": self.seed, "numbers": numbers, "bits": BITS}
         with torch.no_grad():
@@ -161,7 +161,7 @@ class Blind:
                 x = self.project(x, given)
         return x
 
-    def project(self, x0_hat: Tensor, given: Given) -> Tensor:
+    def project(self, x0_hat: Tensor, given: DegradedPhotograph) -> Tensor:
         """Return x0_hat changed as little as D(x0_hat, t) = x_t asks for, as far as x_t was not rounded.
 
         x0_hat + A^+ (x* - A x0_hat), A^+ the regularised inverse and x* the values nearest to A x0_hat that round to
@@ -187,7 +187,7 @@ class Blind:
             return _luma(picture)[None]
         return picture[:, None]
 
-    def _back(self, given: Given, x: Tensor) -> Tensor:
+    def _back(self, given: DegradedPhotograph, x: Tensor) -> Tensor:
         own, channels = len(given.picture), self.experiment.channels
         x = x.clamp(-1, 1)
         if own == channels:
@@ -240,7 +240,7 @@ def around(x: Tensor, side: int, place: tuple[int, int] | None = None) -> tuple[
     return slice(None), spans[0], spans[1]
 
 
-def hole(given: Given, operator: Degradation) -> tuple[int, int] | None:
+def hole(given: DegradedPhotograph, operator: Degradation) -> tuple[int, int] | None:
     """Return the middle (row, column) of what an operator hides of a picture, None where it hides nothing."""
     ones = torch.ones_like(given.x_t[:1])
     rows, columns = (operator(ones, given.t, given.frozen[:1])[0].mean(0) < HIDDEN).nonzero(as_tuple=True)

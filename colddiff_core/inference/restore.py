@@ -12,7 +12,7 @@ from colddiff_core import sampling, seeds
 from colddiff_core.degradations import Frozen
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
-from colddiff_core.inference.batches import Wanted, all_of
+from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.sampling import Step
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
@@ -20,7 +20,7 @@ MOST = {"cpu": 16, "cuda": 256}
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class DegradedBatch:
     """Images `numbers` of those asked for, degraded to severity t and not yet restored.
 
     The batch is filled up: x0, x_t (B, C, H, W) and frozen hold more than `numbers` where too few are left, and
@@ -61,8 +61,8 @@ def degraded(
     t: int,
     seed: int,
     size: int,
-    wanted: Wanted = all_of,
-) -> Iterator[Batch]:
+    wanted: BatchFilter = every_batch,
+) -> Iterator[DegradedBatch]:
     """Return images 0..count - 1 degraded, `size` at a time as `experiment.batches` has them.
 
     load: returns an image (C, H, W) by its number, None where it cannot be had; what it raises goes through.
@@ -81,4 +81,4 @@ def degraded(
             x0[number - numbers.start] = image
         x0 = x0.to(built.device)
         x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
-        yield Batch(built, numbers.start, there, x0, x_t, frozen, t, seed)
+        yield DegradedBatch(built, numbers.start, there, x0, x_t, frozen, t, seed)

@@ -85,7 +85,7 @@ class TooLargeError(MachineError):
     """One image is more than there is memory for."""
 
 
-class Pieces:
+class ChunkedRestorer:
     """Evaluates a restorer on whole batches, and in pieces once memory has run out.
 
     size: images at a time, None for all of a batch. It is halved whenever memory runs out, and stays so.

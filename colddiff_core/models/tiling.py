@@ -15,7 +15,7 @@ FEATHER = 16  # half the pixels over which one tile gives way to the next
 UNBOUNDED_FEATHER, UNBOUNDED_RIM = 48, 32
 
 
-class Tiled(nn.Module):
+class TiledRestorer(nn.Module):
     """A U-Net for pictures of any size: whole up to side^2 pixels, else tile by tile of up to `side` x `side`.
 
     A side that leaves no room beside the overlap is enlarged. Sizes that the U-Net cannot halve are filled up by

@@ -75,13 +75,15 @@ class UNet(nn.Module):
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.stem = STEMS[block](channels_in, finest, width)
         self.down = nn.ModuleList(
-            Level(make, before, after, width, attention == "all", blocks=1 if index == 0 else 2)
+            UNetLevel(make, before, after, width, attention == "all", blocks=1 if index == 0 else 2)
             for index, (before, after) in enumerate(zip([finest, *widths], widths, strict=False))
         )
         self.shrink = nn.ModuleList(nn.Conv2d(w, w, 4, stride=2, padding=1) for w in widths[:-1])
-        self.middle = Middle(make, coarsest, width, attention != "none")
+        self.middle = Bottleneck(make, coarsest, width, attention != "none")
         climb = [(b, a) for a, b in itertools.pairwise(widths)][::-1]
-        self.up = nn.ModuleList(Level(make, 2 * before, after, width, attention == "all") for before, after in climb)
+        self.up = nn.ModuleList(
+            UNetLevel(make, 2 * before, after, width, attention == "all") for before, after in climb
+        )
         self.grow = nn.ModuleList(nn.ConvTranspose2d(after, after, 4, stride=2, padding=1) for _, after in climb)
         self.is_full_width = block == "local"
         self.head_block = make(2 * finest if self.is_full_width else finest, finest, width)
@@ -112,7 +114,7 @@ class UNet(nn.Module):
 
     @staticmethod
     def _count(levels: nn.ModuleList) -> list[int]:
-        return [len(level.blocks) for level in levels if isinstance(level, Level)]
+        return [len(level.blocks) for level in levels if isinstance(level, UNetLevel)]
 
     def _reach(self, stem: int, block: int) -> int:
         """Return the reach of stem and blocks, each counted in the pixels of its level, and of the way between levels.
@@ -165,7 +167,7 @@ class UNet(nn.Module):
         return self.head_block(h, embedding)
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """The blocks and the attention of one resolution."""
 
     def __init__(
@@ -182,7 +184,7 @@ class Level(nn.Module):
         return self.attention(h)
 
 
-class Middle(nn.Module):
+class Bottleneck(nn.Module):
     """A block, attention and a block at the coarsest resolution."""
 
     def __init__(self, make: BlockType, channels: int, width_t: int, attention: bool) -> None:

@@ -24,12 +24,12 @@ from colddiff_core.config.schema import Config
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import comparison, evaluate
 from colddiff_core.evaluation.comparison import Contender
-from colddiff_core.evaluation.evaluate import Outcome, Reference
+from colddiff_core.evaluation.evaluate import EvaluationResult, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
 from colddiff_core.inference import generate
 from colddiff_core.paper import tables
-from colddiff_core.paper.tables import Part, Scale, Table
+from colddiff_core.paper.tables import Scale, Table, TableRowSpec
 from colddiff_core.runs import Run
 
 SHOWN = 8  # images of a contact sheet
@@ -51,7 +51,7 @@ class Measurement:
     circumstances: Mapping[str, str]
 
 
-class Bench:
+class RunMeasurer:
     """A run, opened, and what it has come to so far, as far as the run's folder can be written to."""
 
     def __init__(self, run: Run, step: int, built: Experiment, reference: Reference, how: Measurement) -> None:
@@ -124,7 +124,7 @@ class Bench:
             **self.reference.about(),
         }
 
-    def _restored(self, kind: str, progress: Callable[[int], None]) -> tuple[Outcome, Record]:
+    def _restored(self, kind: str, progress: Callable[[int], None]) -> tuple[EvaluationResult, Record]:
         how, config = self.how, self.built.config
         named: dict[str, str | None] = {"degraded": None, "sampled": config.sample.sampler}
         outcome = evaluate.restore(
@@ -142,7 +142,7 @@ class Bench:
         )
         return outcome, {}
 
-    def _generated(self, kind: str, progress: Callable[[int], None]) -> tuple[Outcome, Record]:
+    def _generated(self, kind: str, progress: Callable[[int], None]) -> tuple[EvaluationResult, Record]:
         config = self.built.config
         width = 0.0 if kind == "perfect symmetry" else None
         source = generate.prepare(self.run, self.built, None, None, width)
@@ -209,7 +209,7 @@ class Result:
     kinds: dict[str, Record]
     pictures: dict[str, Tensor]
 
-    def title(self, part: Part) -> str:
+    def title(self, part: TableRowSpec) -> str:
         """Return what the rows are called, with what tells the images from the paper's."""
         size = self.config.data.size
         of_size = f", {size} px" if size != presets.load(part.preset).data.size else ""

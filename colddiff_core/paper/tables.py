@@ -28,7 +28,7 @@ GENERATED = {  # the paper's columns, by its key in [paper] generated
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TableRowSpec:
     """What a table takes from one preset: the rows' title, the preset's name, and which images are measured."""
 
     title: str
@@ -55,13 +55,13 @@ class Table:
     name: str
     title: str
     numbers: str
-    parts: tuple[Part, ...]
+    parts: tuple[TableRowSpec, ...]
     metrics: tuple[str, ...] = ("rmse", "ssim", "fid")  # that the paper's table has
 
 
-def _restored(operator: str, kinds: tuple[str, ...], *sets: str) -> tuple[Part, ...]:
+def _restored(operator: str, kinds: tuple[str, ...], *sets: str) -> tuple[TableRowSpec, ...]:
     titles = {"mnist": "MNIST", "cifar10": "CIFAR-10", "celeba": "CelebA"}
-    return tuple(Part(titles[name], f"{name}-{operator}", kinds) for name in sets)
+    return tuple(TableRowSpec(titles[name], f"{name}-{operator}", kinds) for name in sets)
 
 
 _EVERY, _COLOUR = ("mnist", "cifar10", "celeba"), ("cifar10", "celeba")
@@ -75,10 +75,10 @@ _TABLES = (
         "Generation, hot and cold",
         "Table 4; Table 5 in the shorter version",
         (
-            Part("CelebA", "celeba-noise", _HOT),
-            Part("CelebA", "celeba-blur-generate", _COLD),
-            Part("AFHQ", "afhq-noise", _HOT),
-            Part("AFHQ", "afhq-blur-generate", _COLD),
+            TableRowSpec("CelebA", "celeba-noise", _HOT),
+            TableRowSpec("CelebA", "celeba-blur-generate", _COLD),
+            TableRowSpec("AFHQ", "afhq-noise", _HOT),
+            TableRowSpec("AFHQ", "afhq-blur-generate", _COLD),
         ),
         ("fid",),
     ),

@@ -11,7 +11,7 @@ from colddiff_core.runs.directory import (
     OWN,
     ROOT,
     TENSOR_FILES,
-    Holder,
+    LockHolder,
     Run,
     find,
     free_name,
@@ -22,7 +22,7 @@ from colddiff_core.runs.directory import (
     path_step,
     taken,
 )
-from colddiff_core.runs.writer import STALE, Onlooker, RunWriter, check_free, create, rewrite_config
+from colddiff_core.runs.writer import STALE, FollowerRun, RunWriter, check_free, create, rewrite_config
 
 __all__ = [
     "BEAT",
@@ -36,8 +36,8 @@ __all__ = [
     "ROOT",
     "STALE",
     "TENSOR_FILES",
-    "Holder",
-    "Onlooker",
+    "FollowerRun",
+    "LockHolder",
     "Run",
     "RunWriter",
     "check_free",

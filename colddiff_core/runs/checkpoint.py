@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from colddiff_core import tensor_files
 from colddiff_core.config.fields import LARGEST
-from colddiff_core.distributed.group import Ranks
+from colddiff_core.distributed.group import Group
 from colddiff_core.errors import UsageError
 from colddiff_core.files import flush, parse_json, read_ordinary, refusals
 from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
@@ -40,7 +40,7 @@ class DamagedError(UsageError):
 
 
 @dataclasses.dataclass
-class Training:
+class TrainingState:
     """What a training run is made of, as far as it must be saved; only the process that saves it has an average."""
 
     network: nn.Module
@@ -55,7 +55,7 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found(Generic[T]):
+class LoadedCheckpoint(Generic[T]):
     """The newest checkpoint that could be read, what was read of it, and the newer ones that are damaged."""
 
     path: Path
@@ -63,7 +63,7 @@ class Found(Generic[T]):
     damaged: Mapping[Path, DamagedError]
 
 
-def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) -> Found[T] | None:
+def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) -> LoadedCheckpoint[T] | None:
     """Return what `read` makes of a run's newest checkpoint that is not damaged; None where there is none.
 
     before: only checkpoints of earlier steps than this. Raises DamagedError where all are, and what else `read` raises.
@@ -75,7 +75,7 @@ def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) ->
         if not left:
             break
         try:
-            return Found(left[-1], read(left[-1]), damaged)
+            return LoadedCheckpoint(left[-1], read(left[-1]), damaged)
         except DamagedError as error:
             if os.path.lexists(left[-1]):  # else its trainer took it away meanwhile, for there are newer ones
                 damaged[left[-1]] = error
@@ -85,7 +85,7 @@ def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) ->
     raise DamagedError(f"{first.what.rstrip('.')}, and no other checkpoint is whole.", "Train the run anew.")
 
 
-def save(folder: Path, step: int, training: Training, state: State, keep: int | None) -> Path:
+def save(folder: Path, step: int, training: TrainingState, state: State, keep: int | None) -> Path:
     """Write checkpoints/step-NNNNNN, then drop all but the `keep` newest, if given; returns the new one.
 
     The folder gets its name once every file is on the disk, so a reader never meets half of one.
@@ -131,14 +131,14 @@ def set_aside(path: Path, why: str = "damaged") -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
+class CheckpointFiles:
     """A checkpoint's files, read and found to be as they were written."""
 
     path: Path
     state: State
     tensors: Mapping[str, Weights]
 
-    def restore(self, training: Training) -> None:
+    def restore(self, training: TrainingState) -> None:
         """Fill network, average, if any, and optimizer; raises UsageError where they are of another network."""
         self.fill(MODEL, training.network)
         if training.average is not None:
@@ -155,24 +155,24 @@ class Content:
             raise UsageError(what, "Was [model] in run.toml changed?") from None
 
 
-def shared(ranks: Ranks, read: Content | None, names: tuple[str, ...] = (MODEL, OPTIMIZER)) -> Content:
+def shared(ranks: Group, read: CheckpointFiles | None, names: tuple[str, ...] = (MODEL, OPTIMIZER)) -> CheckpointFiles:
     """Return a checkpoint that the first process has read to all of them; the others get those files of it alone."""
     if ranks.is_alone:
         assert read is not None
         return read
     told = ranks.hear_json([str(read.path), read.state] if read else None)
     tensors = {name: ranks.hear_tensors(read.tensors[name] if read else {}) for name in names}
-    return read or Content(Path(told[0]), told[1], {name: dict(found) for name, found in tensors.items()})
+    return read or CheckpointFiles(Path(told[0]), told[1], {name: dict(found) for name, found in tensors.items()})
 
 
-def read(path: Path, names: tuple[str, ...] = TENSOR_FILES) -> Content:
+def read(path: Path, names: tuple[str, ...] = TENSOR_FILES) -> CheckpointFiles:
     """Return the state of a checkpoint and the tensors of some of its files.
 
     Raises DamagedError for files that are cut short, not what was written, or hold numbers that are not finite, and
     UsageError where they may not be read.
     """
     state = read_state(path)
-    return Content(path, state, {name: _read(path / name, state.get("sha256", {}).get(name)) for name in names})
+    return CheckpointFiles(path, state, {name: _read(path / name, state.get("sha256", {}).get(name)) for name in names})
 
 
 def read_state(path: Path) -> State:
@@ -234,11 +234,11 @@ def _are_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.stack(found).all()) for found in flags.values())  # one wait for a device
 
 
-def _parameter_names(training: Training) -> list[str]:
+def _parameter_names(training: TrainingState) -> list[str]:
     return [name for name, _ in training.network.named_parameters()]
 
 
-def _optimizer_tensors(training: Training) -> Weights:
+def _optimizer_tensors(training: TrainingState) -> Weights:
     names = _parameter_names(training)
     tensors = {}
     for index, entries in training.optimizer.state_dict()["state"].items():
@@ -247,7 +247,7 @@ def _optimizer_tensors(training: Training) -> Weights:
     return tensors
 
 
-def _restore_optimizer(path: Path, tensors: Weights, training: Training) -> None:
+def _restore_optimizer(path: Path, tensors: Weights, training: TrainingState) -> None:
     parameters = dict(training.network.named_parameters())
     indices = {name: index for index, name in enumerate(parameters)}
     wanted = {f"{kind}/{name}": like.shape for name, like in parameters.items() for kind in MOMENTS}

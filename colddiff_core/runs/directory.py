@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from colddiff_core.config.presets import from_table, withheld
+from colddiff_core.config.presets import from_table, restrict_downloads
 from colddiff_core.config.schema import Config
 from colddiff_core.config.toml import read_toml
 from colddiff_core.errors import UsageError
@@ -36,7 +36,7 @@ _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 @dataclasses.dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """The process that trains a run, or did last: its number on its machine, and its last sign of life.
 
     `beat` is the modification time of the run's lock, in seconds since 1970 by the clock of the file system.
@@ -93,7 +93,7 @@ class Run:
         """
         table = {key: value for key, value in self.table().items() if key != "versions"}
         config = from_table(table, str(self.config_file), overrides)
-        return withheld(config, overrides)
+        return restrict_downloads(config, overrides)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged lines, oldest first; one still being written is left out, and what no trainer writes."""
@@ -107,7 +107,7 @@ class Run:
         """Tell whether a trainer said its last word after so many steps; one may be killed just before that."""
         return any(event.get("event") == "finished" and event.get("step") == step for event in self.events())
 
-    def holder(self) -> Holder | None:
+    def holder(self) -> LockHolder | None:
         """Return the process that trains the run, or did last; None where none ever held it."""
         if not (self.path / "lock").is_file():
             return None
@@ -119,9 +119,9 @@ class Run:
         try:
             told = parse_json(text)
             pid = int(told["pid"])
-            return Holder(pid if 0 < pid < LARGEST_PID else 0, str(told["host"]), beat)
+            return LockHolder(pid if 0 < pid < LARGEST_PID else 0, str(told["host"]), beat)
         except (ValueError, KeyError, TypeError, OverflowError):
-            return Holder(0, "", beat)
+            return LockHolder(0, "", beat)
 
     def checkpoints(self) -> list[Path]:
         """Return the complete checkpoints, oldest first; one that is cut short is left out."""

@@ -127,7 +127,7 @@ class RunWriter(Run):
         return True
 
 
-class Onlooker(Run):
+class FollowerRun(Run):
     """A run directory as a process sees it that trains along with the one that holds it: it has nothing to write."""
 
     def log(self, **values: Any) -> None:

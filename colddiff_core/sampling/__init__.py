@@ -1,5 +1,16 @@
 """Samplers and priors."""
 
-from colddiff_core.sampling.samplers import SAMPLERS, Move, Restore, Step, Update, check, final, last, names, sample
+from colddiff_core.sampling.samplers import (
+    SAMPLERS,
+    Restore,
+    SamplerRule,
+    Step,
+    StepInputs,
+    check,
+    final,
+    last,
+    names,
+    sample,
+)
 
-__all__ = ["SAMPLERS", "Move", "Restore", "Step", "Update", "check", "final", "last", "names", "sample"]
+__all__ = ["SAMPLERS", "Restore", "SamplerRule", "Step", "StepInputs", "check", "final", "last", "names", "sample"]

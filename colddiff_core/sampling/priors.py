@@ -34,7 +34,7 @@ BROKEN_SYMMETRY = 0.002  # Source: Bansal et al. 2022, section 5.2
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class PriorSource:
     """What priors are fitted to and drawn for.
 
     operator: D; shape: (C, H, W) of an image; images: loads the training images, called only by priors that need
@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitialState:
     """Where generation starts: base + noise * field is x_T, and `frozen` what is random about each image.
 
     base: (B, C, H, W) float32 in [-1, 1], x_T before its symmetry is broken; field: standard normal numbers of the
@@ -67,11 +67,11 @@ class Start:
     def x(self) -> Tensor:
         return self.base + self.noise * self.field
 
-    def __getitem__(self, images: Tensor) -> Start:
+    def __getitem__(self, images: Tensor) -> InitialState:
         """Return the starts of some images, by their numbers (N,) int64."""
         return dataclasses.replace(self, base=self.base[images], field=self.field[images], frozen=self.frozen[images])
 
-    def to(self, device: torch.device) -> Start:
+    def to(self, device: torch.device) -> InitialState:
         """Return the start on a device."""
         fields = {f.name: getattr(self.frozen, f.name).to(device) for f in dataclasses.fields(self.frozen)}
         frozen = dataclasses.replace(self.frozen, **fields)
@@ -92,12 +92,12 @@ class Prior:
     is_drawn_from_images: ClassVar[bool] = False
     noise: ClassVar[float | None] = None
 
-    def draw(self, source: Source, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
+    def draw(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
         """Return x_T (B, C, H, W) float32 and its frozen fields, an image for each generator."""
         x = self.images(source, weights, generators)
         return x, source.operator.freeze(x, generator=generators, **self.known(source.operator, x))
 
-    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
+    def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
         """Return x_T (B, C, H, W) float32, an image for each generator."""
         raise TypeError(f"{type(self).__name__} does not define images")
 
@@ -110,7 +110,7 @@ class Prior:
         return torch.lerp(first, last, share)
 
 
-class Mixtures(Prior):
+class MixturePrior(Prior):
     """A Gaussian mixture over a few numbers of each image."""
 
     is_fitted = True
@@ -120,11 +120,11 @@ class Mixtures(Prior):
         """Return the few numbers that tell images x_T (B, C, H, W) apart: (B, D) float32."""
         raise TypeError(f"{type(self).__name__} does not define summarize")
 
-    def spread(self, source: Source, summaries: Tensor) -> Tensor:
+    def spread(self, source: PriorSource, summaries: Tensor) -> Tensor:
         """Return the images (B, C, H, W) that summaries (B, D) stand for."""
         raise TypeError(f"{type(self).__name__} does not define spread")
 
-    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
+    def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
         blank = torch.empty(len(generators), 0)
         shares = draw_uniform(blank, generators, (1,))
         normal = draw_normal(blank, generators, tuple(weights["means"].shape[1:]))
@@ -136,7 +136,7 @@ class Mixtures(Prior):
         return self.spread(source, weights["means"][component] + offsets).clamp(-1, 1)
 
 
-class ChannelMeans(Mixtures):
+class ChannelMeansPrior(MixturePrior):
     """Every pixel of an image alike: the mean of each channel. Source: Bansal et al. 2022, section 5.2."""
 
     name = "gmm"
@@ -146,11 +146,11 @@ class ChannelMeans(Mixtures):
     def summarize(self, op: Degradation, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
-    def spread(self, source: Source, summaries: Tensor) -> Tensor:
+    def spread(self, source: PriorSource, summaries: Tensor) -> Tensor:
         return summaries[:, :, None, None].expand(-1, *source.shape).clone()
 
 
-class LowResolution(Mixtures):
+class LowResolutionPrior(MixturePrior):
     """The few pixels that pixelation leaves, as one vector. Source: Bansal et al. 2022, section 5.3."""
 
     name = "gaussian"
@@ -159,7 +159,7 @@ class LowResolution(Mixtures):
     def summarize(self, op: Degradation, x: Tensor) -> Tensor:
         return F.interpolate(x, size=self._sides(op, x.shape[-2:]), mode="nearest-exact").flatten(1)
 
-    def spread(self, source: Source, summaries: Tensor) -> Tensor:
+    def spread(self, source: PriorSource, summaries: Tensor) -> Tensor:
         channels, *sides = source.shape
         low = summaries.view(-1, channels, *self._sides(source.operator, sides))
         return F.interpolate(low, size=sides, mode="nearest-exact")
@@ -168,14 +168,14 @@ class LowResolution(Mixtures):
         return [max(n >> op.steps, 1) for n in sides]
 
 
-class Colour(Prior):
+class ColorPrior(Prior):
     """One solid colour, uniform over all. Source: Bansal et al. 2022, section 5.3."""
 
     name = "color"
     meaning = "one solid colour an image, any as likely as another"
     noise = 0.0
 
-    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
+    def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
         color = draw_uniform(torch.empty(len(generators), 0), generators, source.shape[:1]) * 2 - 1
         return color[:, :, None, None].expand(-1, *source.shape).clone()
 
@@ -183,13 +183,13 @@ class Colour(Prior):
         return {"color": x[:, :, 0, 0]}
 
 
-class Normal(Prior):
+class NormalPrior(Prior):
     """Standard normal noise. Source: Bansal et al. 2022, section 5.1."""
 
     name = "normal"
     meaning = "standard normal noise"
 
-    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
+    def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
         return draw_normal(torch.empty(len(generators), 0), generators, source.shape)
 
     def known(self, op: Degradation, x: Tensor) -> dict[str, Tensor]:
@@ -199,13 +199,13 @@ class Normal(Prior):
         return slerp(first, last, share)
 
 
-class Images(Prior):
+class ImagesPrior(Prior):
     """Images of the second data set. Source: Bansal et al. 2022, section 5.3 (animorphosis)."""
 
     name = "images"
     meaning = "images of the second data set"
 
-    def images(self, source: Source, weights: Weights, generators: ImageGenerators) -> Tensor:
+    def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
         assert source.second is not None
         picked = draw_integers(torch.empty(len(generators), 0), generators, len(source.second))
         return source.second.images(picked)
@@ -214,14 +214,14 @@ class Images(Prior):
         return {op.second_field: x}
 
 
-class Degraded(Prior):
+class DegradedPrior(Prior):
     """Training images, degraded: nothing is modelled, so it shows what a perfect prior would give."""
 
     name = "degraded"
     meaning = "training images, degraded: what a perfect prior would give"
     is_drawn_from_images = True
 
-    def draw(self, source: Source, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
+    def draw(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
         images = source.images()
         picked = draw_integers(torch.empty(len(generators), 0), generators, len(images))
         x0 = images.images(picked)
@@ -230,7 +230,15 @@ class Degraded(Prior):
 
 
 _REGISTRY: dict[str, Prior] = {
-    prior.name: prior for prior in (ChannelMeans(), LowResolution(), Colour(), Normal(), Images(), Degraded())
+    prior.name: prior
+    for prior in (
+        ChannelMeansPrior(),
+        LowResolutionPrior(),
+        ColorPrior(),
+        NormalPrior(),
+        ImagesPrior(),
+        DegradedPrior(),
+    )
 }
 
 
@@ -255,12 +263,12 @@ def find(name: str | None, op: Degradation) -> Prior:
     return _REGISTRY[name]
 
 
-def load_or_fit(prior: Prior, source: Source, folder: Path, components: int | None) -> Weights:
+def load_or_fit(prior: Prior, source: PriorSource, folder: Path, components: int | None) -> Weights:
     """Return a prior's weights, fitted once and kept in `folder`; none for a prior that is not fitted.
 
     Raises UsageError for more components than images, or components where nothing is fitted.
     """
-    if not isinstance(prior, Mixtures):
+    if not isinstance(prior, MixturePrior):
         if components is not None:
             raise UsageError(f"The prior '{prior.name}' has no components.", "Leave --components out.")
         return {}
@@ -275,20 +283,22 @@ def load_or_fit(prior: Prior, source: Source, folder: Path, components: int | No
     return kept
 
 
-def draw(prior: Prior, source: Source, weights: Weights, generators: ImageGenerators, noise: float) -> Start:
+def draw(
+    prior: Prior, source: PriorSource, weights: Weights, generators: ImageGenerators, noise: float
+) -> InitialState:
     """Return where generation starts: an image for each generator, white noise of width `noise` on it."""
     base, frozen = prior.draw(source, weights, generators)
     field = draw_normal(base, generators, tuple(base.shape[1:]))
-    return Start(base, field, noise, frozen)
+    return InitialState(base, field, noise, frozen)
 
 
-def between(prior: Prior, op: Degradation, ends: Start, count: int) -> Start:
+def between(prior: Prior, op: Degradation, ends: InitialState, count: int) -> InitialState:
     """Return `count` starts on the way from the first image of `ends` to its second, both included."""
     share = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     base = prior.blend(ends.base[:1], ends.base[1:2], share)
     frozen = ends.frozen[(share.flatten() > 0.5).long()]  # the nearer end's, for there is nothing between two holes
     frozen = dataclasses.replace(frozen, **prior.known(op, base))
-    return Start(base, slerp(ends.field[:1], ends.field[1:2], share), ends.noise, frozen)
+    return InitialState(base, slerp(ends.field[:1], ends.field[1:2], share), ends.noise, frozen)
 
 
 def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
@@ -304,7 +314,7 @@ def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
     return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
 
 
-def _fit(prior: Mixtures, source: Source, count: int) -> Weights:
+def _fit(prior: MixturePrior, source: PriorSource, count: int) -> Weights:
     from sklearn.mixture import GaussianMixture  # noqa: PLC0415 - half a second that a kept prior need not pay
 
     images, op = source.images(), source.operator

@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Move:
+class StepInputs:
     """What a step of a sampler starts from: x_s, x0_hat = R(x_s, s), and where it goes, r < s."""
 
     op: Degradation
@@ -54,41 +54,41 @@ class Move:
 
 
 @dataclasses.dataclass(frozen=True)
-class Update:
+class SamplerRule:
     """A step from x_s to x_r.
 
     is_single: jumps to 0 at once; is_estimating: what is random in the operator is solved from x_s and x0_hat
     before the step, where x_s tells it; operators: the kind of degradation that the step is defined for.
     """
 
-    apply: Callable[[Move], Tensor]
+    apply: Callable[[StepInputs], Tensor]
     is_single: bool = False
     is_estimating: bool = True
     operators: type[Degradation] = Degradation
 
 
-def _direct(move: Move) -> Tensor:
+def _direct(move: StepInputs) -> Tensor:
     """x_0 = R(x_t, t). Source: Bansal et al. 2022, appendix A.10 (one step)."""
     return move.x0_hat
 
 
-def _naive(move: Move) -> Tensor:
+def _naive(move: StepInputs) -> Tensor:
     """x_r = D(x0_hat, r). Source: Bansal et al. 2022, Algorithm 1."""
     return move.op(move.x0_hat, move.r, move.frozen)
 
 
-def _tacos(move: Move) -> Tensor:
+def _tacos(move: StepInputs) -> Tensor:
     """x_r = x_s - D(x0_hat, s) + D(x0_hat, r). Source: Bansal et al. 2022, Algorithm 2."""
     at_s, at_r = move.op.pair(move.x0_hat, move.s, move.r, move.frozen)
     return (move.x_s - at_s).add_(at_r)
 
 
-def _ddim(move: Move) -> Tensor:
+def _ddim(move: StepInputs) -> Tensor:
     """x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r) z_hat. Source: Song et al. 2021, equation 12 with sigma = 0."""
     return _with_fresh_noise(move, 0.0)
 
 
-def _ddpm(move: Move) -> Tensor:
+def _ddpm(move: StepInputs) -> Tensor:
     """The ancestral step: part of z_hat is drawn anew, as much as the posterior of x_r given x_s and x0 has.
 
     Source: Ho et al. 2020, equation 7; Song et al. 2021, equation 16; Bansal et al. 2022, appendix A.8.
@@ -98,7 +98,7 @@ def _ddpm(move: Move) -> Tensor:
     return _with_fresh_noise(move, ((1 - abar_r) / (1 - abar_s) * (1 - abar_s / abar_r)) ** 0.5)
 
 
-def _with_fresh_noise(move: Move, sigma: float) -> Tensor:
+def _with_fresh_noise(move: StepInputs, sigma: float) -> Tensor:
     """x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r - sigma^2) z_hat + sigma z, z ~ N(0, 1)."""
     assert isinstance(move.op, Mixture)
     assert isinstance(move.frozen, FrozenMixture)
@@ -110,12 +110,12 @@ def _with_fresh_noise(move: Move, sigma: float) -> Tensor:
 
 
 SAMPLERS = {
-    "direct": Update(_direct, is_single=True),
-    "naive": Update(_naive),
-    "tacos": Update(_tacos),
-    "ddim": Update(_ddim, operators=Mixture),
-    "fixed-noise": Update(_tacos, is_estimating=False, operators=Mixture),
-    "ddpm": Update(_ddpm, operators=Noise),
+    "direct": SamplerRule(_direct, is_single=True),
+    "naive": SamplerRule(_naive),
+    "tacos": SamplerRule(_tacos),
+    "ddim": SamplerRule(_ddim, operators=Mixture),
+    "fixed-noise": SamplerRule(_tacos, is_estimating=False, operators=Mixture),
+    "ddpm": SamplerRule(_ddpm, operators=Noise),
 }
 
 
@@ -181,7 +181,7 @@ def _steps(
     x: Tensor,
     t: int,
     frozen: Frozen,
-    update: Update,
+    update: SamplerRule,
     stride: int,
     generator: Generators,
     bits: int,
@@ -193,7 +193,7 @@ def _steps(
             x = dequantize(x, op(x0_hat, s, frozen), bits)
         if update.is_estimating:
             frozen = op.reestimate(x, x0_hat, s, frozen)
-        x = update.apply(Move(op, x, x0_hat, s, r, frozen, generator))
+        x = update.apply(StepInputs(op, x, x0_hat, s, r, frozen, generator))
         yield Step(r, x, x0_hat, index, len(severities) - 1)
 
 

@@ -14,7 +14,7 @@ SLOWER = 0.5  # of the rate, each time
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
+class SkippedStep:
     """A step that was skipped: its number from 1, its loss and the norm of its gradient, one of them not finite."""
 
     step: int
@@ -27,7 +27,7 @@ class Skipped:
         return f"the {wrong} was {value}"
 
 
-class Watch:
+class DivergenceWatch:
     """Remembers which steps were skipped, on the device until it is asked, so that no step waits for a GPU."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Watch:
         self._unread.append((step, values))
         return (~values.isfinite().all()).float()
 
-    def read(self) -> tuple[list[Skipped], bool]:
+    def read(self) -> tuple[list[SkippedStep], bool]:
         """Return the steps skipped since the last reading, and whether there were too many of them in a row.
 
         Waits for a GPU.
@@ -54,7 +54,7 @@ class Watch:
             self.in_a_row = 0 if is_sound else self.in_a_row + 1
             longest = max(longest, self.in_a_row)
             if not is_sound:
-                found.append(Skipped(step, loss, norm))
+                found.append(SkippedStep(step, loss, norm))
         return found, longest >= IN_A_ROW
 
     def restart(self, in_a_row: int) -> None:

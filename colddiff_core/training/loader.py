@@ -16,7 +16,7 @@ from colddiff_core.images import to_floats
 SHARE = 0.5  # of a GPU's free memory that pixels may take: the activations are yet to come
 
 
-class Feed:
+class BatchLoader:
     """Hands out images by their numbers in a set, cropped and mirrored on the device.
 
     Pixels stay uint8 until they are handed out. Where they fit, they lie on the device (on the CPU they always do, as a
@@ -47,13 +47,13 @@ class Feed:
         if self._thread:
             self._begun.append((indices, self._thread.submit(self._send, indices)))
 
-    def draw(self, count: int, numbers: torch.Generator) -> Views:
+    def draw(self, count: int, numbers: torch.Generator) -> CropsAndFlips:
         """Draw how so many images are seen; `numbers`, on the CPU, are asked only for what there is to draw."""
         mirrored = torch.rand(count, generator=numbers) < 0.5 if self._flip else None
         corners = torch.randint(self._margin + 1, (count, 2), generator=numbers) if self._margin else None
-        return Views(mirrored, corners)
+        return CropsAndFlips(mirrored, corners)
 
-    def take(self, indices: Tensor, views: Views) -> Tensor:
+    def take(self, indices: Tensor, views: CropsAndFlips) -> Tensor:
         """Return images (B, C, size, size) float32 in [-1, 1] on the device, by their numbers (B,) int64 on the CPU.
 
         Raises whatever kept the images from being gathered.
@@ -103,7 +103,7 @@ class Feed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
+class CropsAndFlips:
     """How images are seen: which are mirrored (B,) bool, and where their windows begin (B, 2); None for nothing drawn.
 
     On the CPU.
@@ -112,9 +112,9 @@ class Views:
     mirrored: Tensor | None = None
     corners: Tensor | None = None
 
-    def __getitem__(self, some: slice) -> Views:
+    def __getitem__(self, some: slice) -> CropsAndFlips:
         """Return how some of the images are seen."""
-        return Views(*(None if field is None else field[some] for field in (self.mirrored, self.corners)))
+        return CropsAndFlips(*(None if field is None else field[some] for field in (self.mirrored, self.corners)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colddiff_core.distributed.group import Ranks
+from colddiff_core.distributed.group import Group
 
 BANDS = 4  # of severity, for the loss
 
 
-class Meter:
+class TrainingLog:
     """Sums since the last logged line, kept on the device so that a step does not wait for them.
 
     grad_norm: () float32, of the newest step that tells it.
@@ -38,7 +38,7 @@ class Meter:
         """Forget all but the first `count` that were added since the last reading."""
         del self.losses[count:], self.times[count:]
 
-    def collect(self, ranks: Ranks) -> None:
+    def collect(self, ranks: Group) -> None:
         """Have the first process know what all of them added; the others begin anew."""
         if ranks.is_alone:
             return

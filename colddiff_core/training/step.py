@@ -27,15 +27,15 @@ from colddiff_core.models import compiling
 from colddiff_core.runs import checkpoint
 from colddiff_core.text import counted
 from colddiff_core.training import divergence
-from colddiff_core.training.loader import Feed, Views
-from colddiff_core.training.log_meter import Meter
+from colddiff_core.training.loader import BatchLoader, CropsAndFlips
+from colddiff_core.training.log_meter import TrainingLog
 
 UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
 UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Some images of a step, by their places in it, and what was drawn for them: all (B,) on the CPU but views.
 
     t: severities; is_told: whether a conditional network is told the class, None for a network without classes.
@@ -43,7 +43,7 @@ class Part:
 
     slots: range
     indices: Tensor
-    views: Views
+    views: CropsAndFlips
     t: Tensor
     is_told: Tensor | None
 
@@ -77,15 +77,15 @@ class Stepper:
         self.ranks = ranks.current()
         check_processes(self.settings, self.ranks.count)
         data = experiment.config.data
-        self.feed = Feed(train, experiment.device, size=data.size, flip=data.flip)
+        self.feed = BatchLoader(train, experiment.device, size=data.size, flip=data.flip)
         network = experiment.restorer.unet
         average = AveragedModel(network) if self.ranks.is_first else None
         self._blend = get_ema_multi_avg_fn(self.settings.ema_decay)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
         )
-        self.parts = checkpoint.Training(network, average, optimizer)
-        self.watch = divergence.Watch()
+        self.parts = checkpoint.TrainingState(network, average, optimizer)
+        self.watch = divergence.DivergenceWatch()
         self.falls = 0
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
         if self.ranks.is_alone or self.settings.compile != "auto":  # a step that one process takes again hangs the rest
@@ -94,7 +94,7 @@ class Stepper:
         self._called = self.ranks.spread(network, experiment.device)
         self._shared = None if self.ranks.is_alone else experiment.restorer.with_network(self._called)
 
-    def take(self, step: int, meter: Meter) -> None:
+    def take(self, step: int, meter: TrainingLog) -> None:
         """Take a step; one whose loss or gradient is not finite changes no weight, as `watch` will tell.
 
         Raises LostError where another process has ended.
@@ -109,7 +109,7 @@ class Stepper:
             for slots in self._passes():
                 self.feed.ahead(indices[slots.start : slots.stop])
 
-    def _try(self, step: int, meter: Meter) -> None:
+    def _try(self, step: int, meter: TrainingLog) -> None:
         """Take one of the first steps of a compiled network; where it fails, say so and go on without compiling.
 
         A step's randomness follows from its number: taken again, it is the same.
@@ -132,7 +132,7 @@ class Stepper:
         meter.keep(known)
         self._take(step, meter)
 
-    def _take(self, step: int, meter: Meter) -> None:
+    def _take(self, step: int, meter: TrainingLog) -> None:
         """Take one optimizer step: forward and backward passes over this process's images, then the update.
 
         On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there. Not so a
@@ -152,7 +152,7 @@ class Stepper:
         parts = self.draw(step)
         for part in parts:
             # Fields the size of the images are drawn where they are needed.
-            fields = seeds.Grains((settings.seed, "frozen", step), part.slots, device)
+            fields = seeds.SlotGenerators((settings.seed, "frozen", step), part.slots, device)
             with self._sending(is_last=part is parts[-1]):
                 x0 = self.feed.take(part.indices, part.views)
                 t = devices.upload(part.t, device)
@@ -177,7 +177,7 @@ class Stepper:
         if (step + 1) % settings.ema_every == 0 and self.parts.average is not None:
             self._update(self.parts.average)
 
-    def draw(self, step: int) -> list[Part]:
+    def draw(self, step: int) -> list[MicroBatch]:
         """Return this process's images of a step, pass by pass, with all that is drawn for them but fields.
 
         Small numbers are drawn for all images of the step, so that they are the same whoever takes which.
@@ -190,7 +190,9 @@ class Stepper:
         parts = []
         for slots in self._passes():
             some = slice(slots.start, slots.stop)
-            parts.append(Part(slots, indices[some], views[some], t[some], None if is_told is None else is_told[some]))
+            parts.append(
+                MicroBatch(slots, indices[some], views[some], t[some], None if is_told is None else is_told[some])
+            )
         return parts
 
     def _passes(self) -> list[range]:
@@ -218,7 +220,7 @@ class Stepper:
         self._blend(list(average.module.parameters()), list(network.parameters()), average.n_averaged)
         average.n_averaged += 1
 
-    def labels(self, part: Part) -> Tensor | None:
+    def labels(self, part: MicroBatch) -> Tensor | None:
         """Return what a conditional network is told of images that were taken: most of their classes, the rest as
         unknown.
         """

@@ -15,10 +15,10 @@ from colddiff_core.config.schema import TrainConfig
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, reason
 from colddiff_core.experiment import Experiment
-from colddiff_core.runs import Onlooker, RunWriter, checkpoint, control, list_checkpoints, path_step
+from colddiff_core.runs import FollowerRun, RunWriter, checkpoint, control, list_checkpoints, path_step
 from colddiff_core.text import counted
 from colddiff_core.training import divergence, provenance, sample_sheet
-from colddiff_core.training.log_meter import Meter
+from colddiff_core.training.log_meter import TrainingLog
 from colddiff_core.training.sample_sheet import Sheet
 from colddiff_core.training.step import Stepper
 
@@ -57,10 +57,12 @@ class Trainer:
     is not finite, the run goes back to its newest checkpoint with a lower rate; after several of those it ends.
 
     Where several processes train together, the first of them has the run, the average, the sheets and readers' requests
-    to itself, and the others, as `Onlooker`s, do as it says: after every step they agree on what is next.
+    to itself, and the others, as `FollowerRun`s, do as it says: after every step they agree on what is next.
     """
 
-    def __init__(self, experiment: Experiment, train: TrainingSet, test: ImageSet, run: RunWriter | Onlooker) -> None:
+    def __init__(
+        self, experiment: Experiment, train: TrainingSet, test: ImageSet, run: RunWriter | FollowerRun
+    ) -> None:
         self.experiment = experiment
         self.settings: TrainConfig = experiment.config.train
         self.run = run
@@ -104,7 +106,7 @@ class Trainer:
         self.run.forget_after(self.step)
         self.run.event("resumed", step=self.step, **self._company(), **({"changed": changed} if changed else {}))
 
-    def _restore(self, read: checkpoint.Content | None) -> None:
+    def _restore(self, read: checkpoint.CheckpointFiles | None) -> None:
         """Take over a checkpoint, which the first process has read; the others hear of it."""
         content = checkpoint.shared(self.ranks, read)
         content.restore(self.parts)
@@ -131,7 +133,7 @@ class Trainer:
 
     def _loop(self) -> Iterator[Tick]:
         settings = self.settings
-        meter = Meter(self.experiment.device, elapsed=_elapsed(self.run.metrics()))
+        meter = TrainingLog(self.experiment.device, elapsed=_elapsed(self.run.metrics()))
         if not any(event.get("event") == "started" for event in self.run.events()):
             device = devices.describe(self.experiment.device)
             self.run.event("started", device=device, images=len(self.train_set), **self._company())
@@ -208,7 +210,7 @@ class Trainer:
         """Return the part of an event that says how many processes train together."""
         return {} if self.ranks.is_alone else {"processes": self.ranks.count}
 
-    def _go_back(self, why: str, meter: Meter) -> None:
+    def _go_back(self, why: str, meter: TrainingLog) -> None:
         """Go on from the newest checkpoint with a lower rate; raises MachineError where there is none, or no hope."""
         step, falls = self.step, self.stepper.falls + 1
         # The first step after a checkpoint is the same at any rate: where that was skipped too, it is of no use.
@@ -231,7 +233,7 @@ class Trainer:
         rate = divergence.SLOWER**falls
         self._warn(f"step {step}: {why}; back to step {self.step}, the rate times {rate:g}")
 
-    def _log(self, meter: Meter) -> dict[str, Any] | None:
+    def _log(self, meter: TrainingLog) -> dict[str, Any] | None:
         """Log a line and return it; None where no step since the last one had a loss, and in all but the first."""
         meter.collect(self.ranks)
         self._tell_left_out()
@@ -299,7 +301,7 @@ class Trainer:
         every = self.settings.sample_every
         return step == self.settings.steps or (step > 0 and every > 0 and step % every == 0)
 
-    def _serve(self, meter: Meter) -> Iterator[Tick]:
+    def _serve(self, meter: TrainingLog) -> Iterator[Tick]:
         """Do what readers ask for in control/; where that is a pause, stay until it ends."""
         self.run.beat()
         began: float | None = None

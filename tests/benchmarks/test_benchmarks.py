@@ -18,7 +18,7 @@ import cases
 import history
 import plain
 import speed
-from jobs import Job
+from jobs import BenchmarkJob
 
 CPU = torch.device("cpu")
 LAUNCHED = "first-step"  # starts two processes: seconds
@@ -26,7 +26,7 @@ LAUNCHED = "first-step"  # starts two processes: seconds
 
 def in_this_process(name, side, preset, arguments):
     """Do a worker's job here: a process of its own takes seconds to start."""
-    job = Job(speed.settings(preset, arguments) if preset else {}, CPU, is_quick=True)
+    job = BenchmarkJob(speed.settings(preset, arguments) if preset else {}, CPU, is_quick=True)
     return json.loads(json.dumps(cases.run(name, side, job) if name != "machine" else speed.work(name, side, job)))
 
 
@@ -83,7 +83,7 @@ def test_a_case_that_fails_says_why_and_the_others_go_on(here, tmp_path, capsys,
     def fail(job):
         raise RuntimeError("no room")
 
-    monkeypatch.setitem(cases.CASES, "train-small", cases.Case("mnist-blur-small", fail, fail))
+    monkeypatch.setitem(cases.CASES, "train-small", cases.BenchmarkCase("mnist-blur-small", fail, fail))
     status, entries = measured(tmp_path, "--cases", "train-small,degradations")
     assert status == 1
     assert entries[0]["failed"] == {"train-small": "no room"}

@@ -198,7 +198,9 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     path.parent.mkdir(parents=True)
     torch.save(state, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(published_weights, "ALEXNET", published_weights.Published("AlexNet", path.name, "", digest))
+    monkeypatch.setattr(
+        published_weights, "ALEXNET", published_weights.PublishedWeights("AlexNet", path.name, "", digest)
+    )
     monkeypatch.setattr(lpips, "ALEXNET", published_weights.ALEXNET)
     found = told(capsys, "--n", "4")
     assert found["metrics"]["direct"]["lpips"] > 0

@@ -64,7 +64,7 @@ def write_images(root: Path, *, classes=CLASSES, splits=("train", "test"), broke
 
 
 def ask(root: Path, split: str = "train", channels: int = 0, size: int = 8) -> datasets.ImageSet:
-    return datasets.load("folder", datasets.Request(split, size, channels, root))
+    return datasets.load("folder", datasets.DatasetRequest(split, size, channels, root))
 
 
 def expected(root: Path, split: str, channels: int) -> tuple[torch.Tensor, list[int]]:

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 from colddiff_cli import trainings
 from colddiff_core import datasets, experiment, images
 from colddiff_core.config import presets
-from colddiff_core.datasets import Request, cache, crops, decoding, from_config, photos
+from colddiff_core.datasets import DatasetRequest, cache, crops, decoding, from_config, photos
 from colddiff_core.errors import UsageError
-from colddiff_core.training.loader import Feed
+from colddiff_core.training.loader import BatchLoader
 
 SIZE = 16
 
@@ -60,7 +60,7 @@ def write(path: Path, height: int, width: int, seed: int = 0) -> Path:
 
 
 def ask(root: Path, split="train", *, size: int = SIZE, crop: int = 5, **values) -> datasets.ImageSet:
-    return datasets.load("folder", Request(split, size, values.pop("channels", 0), root, crop=crop, **values))
+    return datasets.load("folder", DatasetRequest(split, size, values.pop("channels", 0), root, crop=crop, **values))
 
 
 def photographs(root: Path, *, splits=("train", "test"), classes=("cat", "dog"), count: int = 3) -> Path:
@@ -84,7 +84,7 @@ def places(picture: np.ndarray, found: torch.Tensor) -> list[tuple[int, int]]:
 @given(st.integers(5, 40), st.integers(5, 40), st.integers(1, 8), st.integers(0, 9))
 def test_every_window_lies_within_a_tile(height, width, size, margin):
     side = size + margin
-    found = crops.corners((height, width), Request("train", side, crop=10_000, margin=margin), "a")
+    found = crops.corners((height, width), DatasetRequest("train", side, crop=10_000, margin=margin), "a")
     assert len(set(found)) == len(found)
     if min(height, width) < side:
         assert found == []
@@ -97,15 +97,15 @@ def test_every_window_lies_within_a_tile(height, width, size, margin):
 
 @given(st.integers(8, 60), st.integers(8, 60), st.integers(0, 4), st.integers(1, 30))
 def test_tiles_are_no_more_than_asked_for_and_all_unlike(height, width, margin, crop):
-    every = crops.corners((height, width), Request("train", 8, crop=100_000, margin=margin), "a")
-    found = crops.corners((height, width), Request("train", 8, crop=crop, margin=margin), "a")
+    every = crops.corners((height, width), DatasetRequest("train", 8, crop=100_000, margin=margin), "a")
+    found = crops.corners((height, width), DatasetRequest("train", 8, crop=crop, margin=margin), "a")
     assert len(found) == min(crop, len(every))
     assert len(set(found)) == len(found)
     assert set(found) <= set(every)
 
 
 def test_what_is_drawn_is_of_the_whole_picture_and_differs_by_name():
-    request = Request("train", 64, crop=400)
+    request = DatasetRequest("train", 64, crop=400)
     one, again, other = (crops.corners((4000, 6000), request, name) for name in ("a/1", "a/1", "a/2"))
     assert one == again
     assert one == sorted(one)
@@ -183,7 +183,7 @@ def test_tiles_are_kept_and_made_anew_for_another_crop_or_margin(tmp_path, kept,
 
 
 def test_a_margin_alone_changes_no_entry(tmp_path):
-    entries = [cache.key(tmp_path, Request("train", 8, margin=margin), 3, ()) for margin in (0, 2)]
+    entries = [cache.key(tmp_path, DatasetRequest("train", 8, margin=margin), 3, ()) for margin in (0, 2)]
     assert entries[0] == entries[1]
 
 
@@ -196,11 +196,11 @@ def test_pictures_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "LARGEST_CHUNK", 2 * each)
     paths = decoding.list_images(tmp_path / "train")
     entries = (decoding.Entry(path, ".") for path in paths)
-    chunks = [len(chunk) for chunk in decoding._chunks(entries, Request("train", SIZE, crop=50))]
+    chunks = [len(chunk) for chunk in decoding._chunks(entries, DatasetRequest("train", SIZE, crop=50))]
     assert chunks == [3, 3, 3, 3]
-    assert [len(chunk) for chunk in decoding._chunks(map(decoding.Entry, paths, "." * 12), Request("train", SIZE))] == [
-        12
-    ]
+    assert [
+        len(chunk) for chunk in decoding._chunks(map(decoding.Entry, paths, "." * 12), DatasetRequest("train", SIZE))
+    ] == [12]
     ask(tmp_path, "test", crop=1)  # what is loaded but once
     tracemalloc.start()
     found = ask(tmp_path, crop=50)
@@ -214,13 +214,13 @@ def test_many_tiles_of_one_picture_are_written_in_portions(tmp_path, monkeypatch
     for split in ("train", "test"):
         write(tmp_path / split / "0.png", 150, 150)
     added = []
-    add = cache.Draft.add
-    monkeypatch.setattr(cache.Draft, "add", lambda draft, pixels: added.append(len(pixels)) or add(draft, pixels))
+    add = cache.CacheDraft.add
+    monkeypatch.setattr(cache.CacheDraft, "add", lambda draft, pixels: added.append(len(pixels)) or add(draft, pixels))
     monkeypatch.setattr(decoding, "LARGEST_CHUNK", 5 * 3 * SIZE**2)
     found = ask(tmp_path, crop=23)
     assert added == [5, 5, 5, 5, 3]
     there = places(noise(150, 150), found.pixels)
-    wanted = crops.corners((150, 150), Request("train", SIZE, crop=23), "0.png")
+    wanted = crops.corners((150, 150), DatasetRequest("train", SIZE, crop=23), "0.png")
     assert sorted(there) == wanted
     assert there != wanted  # mixed: the first images are not all of a corner
 
@@ -245,7 +245,7 @@ def test_pictures_that_are_too_small_are_left_out_and_told(tmp_path):
 def test_small_images_are_tiles_by_themselves(tmp_path):
     for split, label in itertools.product(("train", "test"), "ab"):
         write(tmp_path / "cifar10" / split / label / "0.png", 32, 32, ord(label))
-    whole, found = (datasets.load("cifar10", Request("train", 32, 3, tmp_path, crop=crop)) for crop in (0, 4))
+    whole, found = (datasets.load("cifar10", DatasetRequest("train", 32, 3, tmp_path, crop=crop)) for crop in (0, 4))
     assert torch.equal(whole.pixels, found.pixels)
     assert torch.equal(whole.labels, found.labels)
 
@@ -253,7 +253,7 @@ def test_small_images_are_tiles_by_themselves(tmp_path):
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_sets_without_sizes_of_their_own_refuse_a_crop(tmp_path, name):
     with pytest.raises(UsageError, match=rf"data\.crop: the images of {name}") as refusal:
-        datasets.load(name, Request("train", 8, directory=tmp_path, download=False, crop=1))
+        datasets.load(name, DatasetRequest("train", 8, directory=tmp_path, download=False, crop=1))
     assert "afhq, celeba, cifar10, folder, photos" in str(refusal.value)
     with pytest.raises(UsageError, match=r"data\.crop"):
         trainings.check_names(presets.load("digits-blur", ["data.crop=1", f"data.dataset={name}"]))
@@ -262,7 +262,7 @@ def test_sets_without_sizes_of_their_own_refuse_a_crop(tmp_path, name):
 def test_cifar_in_its_binary_version_refuses_a_crop(tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
     with pytest.raises(UsageError, match=r"data\.crop: the images of CIFAR-10's binary version"):
-        datasets.load("cifar10", Request("train", 32, directory=tmp_path, crop=1))
+        datasets.load("cifar10", DatasetRequest("train", 32, directory=tmp_path, crop=1))
 
 
 def test_training_sees_every_window_and_testing_the_centres(tmp_path):
@@ -275,7 +275,7 @@ def test_training_sees_every_window_and_testing_the_centres(tmp_path):
     test = from_config.load_images(config, "test")
     assert (train.pixels.shape, test.pixels.shape) == ((3 * 2, 3, 6, 6), (3 * 2, 3, 4, 4))
     assert torch.equal(test.pixels, train.pixels[..., 1:5, 1:5])
-    feed = Feed(train, torch.device("cpu"), size=4, flip=False)
+    feed = BatchLoader(train, torch.device("cpu"), size=4, flip=False)
     taken = feed.take(torch.arange(6).repeat(200), feed.draw(1200, torch.Generator().manual_seed(0)))
     pixels = ((taken + 1) * 127.5).round().to(torch.uint8)
     assert set(places(noise(11, 9), pixels)) == set(itertools.product(range(8), range(6)))
@@ -292,7 +292,9 @@ def test_photos_come_with_packages_that_are_not_imported(monkeypatch):
     pytest.importorskip("skimage")
     for name in ("skimage", "sklearn"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    train, test = (datasets.load("photos", Request(split, 64, crop=20, margin=16)) for split in ("train", "test"))
+    train, test = (
+        datasets.load("photos", DatasetRequest(split, 64, crop=20, margin=16)) for split in ("train", "test")
+    )
     assert (train.pixels.shape, test.pixels.shape) == ((7 * 20, 3, 64, 64), (3 * 20, 3, 64, 64))
     assert (train.skipped, train.labels, train.classes) == (0, None, ())
     assert not {"skimage", "sklearn"} & set(sys.modules)
@@ -304,7 +306,7 @@ def test_photos_of_both_splits_are_others_and_gray_ones_are_for_gray():
     named = [{*itertools.chain(*photos.COLOURED[split].values())} for split in ("train", "test")]
     assert not named[0] & named[1]
     whole = {
-        (split, channels): datasets.load("photos", Request(split, 24, channels))
+        (split, channels): datasets.load("photos", DatasetRequest(split, 24, channels))
         for split, channels in itertools.product(("train", "test"), (0, 1, 3))
     }
     assert {asked: len(found) for asked, found in whole.items()} == {
@@ -325,5 +327,5 @@ def test_photos_say_what_they_need(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None if name == "skimage" else find(name))
     with pytest.raises(UsageError, match="'photos' needs scikit-image") as refusal:
-        datasets.load("photos", Request("train", 32))
+        datasets.load("photos", DatasetRequest("train", 32))
     assert "colddiff[photos]" in str(refusal.value)

@@ -23,7 +23,7 @@ def folder_of(path, count: int, sub: str = "") -> None:
 
 
 def ask(name: str, split: str, **values) -> datasets.ImageSet:
-    return datasets.load(name, datasets.Request(split, values.pop("size", 8), **values))
+    return datasets.load(name, datasets.DatasetRequest(split, values.pop("size", 8), **values))
 
 
 def test_digits_split_every_sixth_image():
@@ -195,7 +195,7 @@ def test_folders_are_classes_and_every_split_numbers_them_alike(tmp_path, form):
             with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
                 archive.add(tmp_path / split, split)
             shutil.rmtree(tmp_path / split)
-    found = [datasets.load("folder", datasets.Request(split, 8, 1, tmp_path)) for split in ("train", "test")]
+    found = [datasets.load("folder", datasets.DatasetRequest(split, 8, 1, tmp_path)) for split in ("train", "test")]
     for images in found:
         wanted = torch.tensor(list(shades.values()))[images.labels]
         assert torch.equal(images.pixels[:, 0, 0, 0].long(), wanted)
@@ -228,7 +228,7 @@ def test_the_first_images_of_folders_are_of_all_classes(tmp_path):
             path = tmp_path / "cifar10" / "test" / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8), 50 * number + 10 * "abc".index(label)).save(path)
-    found = datasets.load("cifar10", datasets.Request("test", 8, 1, tmp_path))
+    found = datasets.load("cifar10", datasets.DatasetRequest("test", 8, 1, tmp_path))
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 2, 0]
     assert found.pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 50, 60, 70, 100, 120, 150]
     assert found.note == ""
@@ -239,7 +239,7 @@ def test_cifar10_of_jpeg_files_says_so(tmp_path):
         path = tmp_path / "cifar10-jpeg" / "test" / label / "0.jpg"
         path.parent.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(path)
-    assert datasets.load("cifar10", datasets.Request("test", 8, 3, tmp_path)).note == "JPEG"
+    assert datasets.load("cifar10", datasets.DatasetRequest("test", 8, 3, tmp_path)).note == "JPEG"
 
 
 def test_images_are_drawn_from_the_whole_of_a_set_and_from_every_class():

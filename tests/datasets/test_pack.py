@@ -18,7 +18,7 @@ from PIL import Image
 
 from colddiff_cli.__main__ import run
 from colddiff_core import datasets
-from colddiff_core.datasets import Request, open_shards
+from colddiff_core.datasets import DatasetRequest, open_shards
 from colddiff_core.datasets.shards import counts
 from colddiff_core.datasets.shards import pack as packing
 from colddiff_core.errors import UsageError
@@ -80,9 +80,9 @@ def test_files_go_in_as_they_are_mixed_and_with_their_classes(images, capsys):
 def test_what_is_packed_is_read_as_the_folder_is(images):
     pack(images, "--out-dir", "out", "--records", "10")
     for split in ("train", "test"):
-        request = Request(split, 5, 0, images)
+        request = DatasetRequest(split, 5, 0, images)
         wanted = datasets.load("folder", request)
-        streamed = open_shards(Request(split, 5, 0, Path("out")), 4)
+        streamed = open_shards(DatasetRequest(split, 5, 0, Path("out")), 4)
         numbers = torch.arange(len(streamed))
         rows, labels = streamed.rows(numbers), streamed.labels_of(numbers)
         pairs = sorted(zip(rows[:, :, 0, 0].tolist(), labels.tolist(), strict=True))
@@ -97,8 +97,8 @@ def test_files_without_splits_are_split_as_the_folder_is(in_folder):
     pack(root / "cat", root / "dog", root / "owl", "--out-dir", "several")
     assert bytes_in(Path("out")) == bytes_in(Path("globbed")) == bytes_in(Path("several"))
     for split in ("train", "test"):
-        wanted = datasets.load("folder", Request(split, 5, 0, root))
-        found = datasets.load("shards", Request(split, 5, 0, Path("out")))
+        wanted = datasets.load("folder", DatasetRequest(split, 5, 0, root))
+        found = datasets.load("shards", DatasetRequest(split, 5, 0, Path("out")))
         assert sorted(found.pixels[:, :, 0, 0].tolist()) == sorted(wanted.pixels[:, :, 0, 0].tolist())
 
 
@@ -120,7 +120,7 @@ def test_a_shard_closes_before_it_is_too_large(images, monkeypatch):
     shards = sorted(Path("out").glob("train-*.tar"))
     assert [len(members(path)) for path in shards] == [8] * 5 + [6]
     assert {path.stat().st_size for path in shards} == {10240}
-    found = open_shards(Request("train", 5, 0, Path("out")), 4)
+    found = open_shards(DatasetRequest("train", 5, 0, Path("out")), 4)
     assert len(found) == 23
 
 
@@ -140,8 +140,8 @@ def test_a_known_data_set_keeps_its_splits(in_folder, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["train"]["records"], told["test"]["records"]) == (1497, 300)
     for split in ("train", "test"):
-        wanted = datasets.load("digits", Request(split, 8))
-        found = open_shards(Request(split, 8, 1, Path("out")), 4)
+        wanted = datasets.load("digits", DatasetRequest(split, 8))
+        found = open_shards(DatasetRequest(split, 8, 1, Path("out")), 4)
         rows, labels = found.rows(torch.arange(len(found))), found.labels_of(torch.arange(len(found)))
         for pixels, labelled in ((rows, labels), (wanted.pixels, wanted.labels)):
             assert labelled.bincount().tolist() == wanted.labels.bincount().tolist()
@@ -220,7 +220,7 @@ def test_files_of_other_suffixes_go_in_as_png(in_folder, capsys):
     pack("in/*", "--out-dir", "out", "--json")
     told = json.loads(capsys.readouterr().out)
     assert told["train"]["records"] + told["test"]["records"] == 16
-    found = [datasets.load("shards", Request(split, 4, 0, Path("out"))) for split in ("train", "test")]
+    found = [datasets.load("shards", DatasetRequest(split, 4, 0, Path("out"))) for split in ("train", "test")]
     assert sorted(shade for images in found for shade in images.pixels[:, 0, 0, 0].tolist()) == list(range(16))
 
 
@@ -315,7 +315,7 @@ def test_memory_is_that_of_a_chunk(tmp_path, monkeypatch):
     splits = packing.of_tree(tmp_path / "in")
     total = sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
     tracemalloc.start()
-    packing.pack(splits.sources["train"], "train", tmp_path, packing.Limits(1000, 10**9), 0, lambda done: None)
+    packing.pack(splits.sources["train"], "train", tmp_path, packing.ShardLimits(1000, 10**9), 0, lambda done: None)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < total / 4
@@ -330,7 +330,7 @@ def test_the_list_tells_what_the_shards_hold(images):
     places = [Path("out") / entry["name"] for entry in told["shards"]]
     for path, entry in zip(places, told["shards"], strict=True):
         index = packing.Opener().open(packing.Place(path.name, path.parent, path)).index
-        assert counts.Count.of(index).table() | {"name": path.name, "bytes": path.stat().st_size} == entry
+        assert counts.ShardCount.of(index).table() | {"name": path.name, "bytes": path.stat().st_size} == entry
 
 
 def test_webdatasets_own_reader_reads_what_is_packed(images):
@@ -338,7 +338,7 @@ def test_webdatasets_own_reader_reads_what_is_packed(images):
     pack(images, "--out-dir", "out", "--records", "10")
     urls = sorted(str(path) for path in Path("out").glob("train-*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("torchrgb8"))
-    found = open_shards(Request("train", 5, 0, Path("out")), 4)
+    found = open_shards(DatasetRequest("train", 5, 0, Path("out")), 4)
     numbers = torch.arange(len(found))
     assert len(samples) == len(found) == 23
     assert [sample["cls"] for sample in samples] == found.labels_of(numbers).tolist()
@@ -348,4 +348,4 @@ def test_webdatasets_own_reader_reads_what_is_packed(images):
 
 def test_a_set_that_is_known_needs_its_files(tmp_path):
     with pytest.raises(UsageError, match="CIFAR-10 is not in"):
-        packing.of_set("cifar10", Request("train", 8, 0, tmp_path))
+        packing.of_set("cifar10", DatasetRequest("train", 8, 0, tmp_path))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from colddiff_core import datasets, experiment
 from colddiff_core.config import presets
-from colddiff_core.datasets import Request, Shards, cache, from_config, open_shards
+from colddiff_core.datasets import DatasetRequest, Shards, cache, from_config, open_shards
 from colddiff_core.datasets.shards import archive as records
 from colddiff_core.datasets.shards import counts, dataset, listing
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
@@ -78,7 +78,7 @@ def write(root: Path, sizes=(5, 7, 6), classes: int = 0, split: str = "train") -
 
 
 def opened(root: Path, split: str = "train", lanes: int = 4, channels: int = 0, **values) -> Shards:
-    return open_shards(Request(split, SIDE, channels, root, **values), lanes)
+    return open_shards(DatasetRequest(split, SIDE, channels, root, **values), lanes)
 
 
 def shades(pixels: torch.Tensor) -> list[int]:
@@ -120,7 +120,7 @@ def test_shards_and_image_sets_are_training_sets(tmp_path):
         return [len(images), images.shape, images.rows(picked).shape, told, images.digest(3), images.class_count]
 
     root = write(tmp_path / "data", classes=3)
-    streamed, held = opened(root), datasets.load("shards", Request("train", SIDE, 0, root))
+    streamed, held = opened(root), datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
     one, other = needs(streamed), needs(held)
     assert one[:3] == other[:3]
     assert one[5] == other[5] == 3
@@ -131,21 +131,30 @@ def test_shards_and_image_sets_are_training_sets(tmp_path):
 def test_held_images_are_those_of_the_shards_and_kept(tmp_path, monkeypatch):
     root = write(tmp_path / "data", classes=3)
     monkeypatch.setattr(cache, "CHUNK", 8)
-    found = datasets.load("shards", Request("train", SIDE, 0, root))
+    found = datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
     assert sorted(shades(found.pixels)) == list(range(18))
     assert found.labels.tolist() == [n % 3 for n in shades(found.pixels)]
     monkeypatch.setattr(dataset.Shards, "_opened", None)
-    again = datasets.load("shards", Request("train", SIDE, 0, root))
+    again = datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
     assert torch.equal(again.pixels, found.pixels)
     monkeypatch.undo()
     monkeypatch.setattr(dataset, "MOST_HELD", 6)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert sorted(shades(datasets.load("shards", Request("train", SIDE, 0, root)).pixels)) == [0, 3, 6, 9, 12, 15]
+    assert sorted(shades(datasets.load("shards", DatasetRequest("train", SIDE, 0, root)).pixels)) == [
+        0,
+        3,
+        6,
+        9,
+        12,
+        15,
+    ]
 
 
 def test_held_images_of_one_class_and_of_none(tmp_path):
     for classes, wanted in ((1, [0] * 4), (0, None)):
-        found = datasets.load("shards", Request("test", SIDE, 0, write(tmp_path / str(classes), classes=classes)))
+        found = datasets.load(
+            "shards", DatasetRequest("test", SIDE, 0, write(tmp_path / str(classes), classes=classes))
+        )
         assert (found.labels.tolist() if classes else found.labels) == wanted
         assert shades(found.pixels) == [1000, 1001, 1002, 1003]
 
@@ -236,7 +245,7 @@ def test_the_next_sound_record_stands_in_for_a_broken_one(tmp_path, kind):
     assert found.skipped == 3
     other = opened(root)  # another process, which reads in another order
     assert shades(other.rows(torch.tensor([4, 3, 2]))) == [0, 0, 0]
-    held = datasets.load("shards", Request("train", SIDE, 0, root))
+    held = datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
     assert (len(held), held.skipped) == (15, 3)
     assert held.labels.tolist() == [n % 2 for n in shades(held.pixels)]
 
@@ -261,7 +270,7 @@ def test_the_next_shard_stands_in_for_one_without_a_sound_record(tmp_path):
     with pytest.raises(UsageError, match="None of the 9 records can be read"):
         opened(root).rows(torch.tensor([4]))
     with pytest.raises(UsageError, match="None of 9 images"):
-        datasets.load("shards", Request("train", SIDE, 0, root))
+        datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -410,7 +419,7 @@ def test_what_stands_before_a_cut_is_whole(tmp_path, cut, left):
     (root / "train-000.tar").write_bytes(content[:cut])
     assert len(opened(root)) == left + 13
     (root / "train-000.tar").write_bytes(content)
-    index = records.Opener().open(listing.Place("", root, root / "train-000.tar")).index
+    index = records.ShardOpener().open(listing.ShardLocation("", root, root / "train-000.tar")).index
     assert (len(index), index.is_cut) == (5, False)
 
 
@@ -520,8 +529,8 @@ def test_a_changed_shard_is_counted_again(tmp_path):
 def told(root: Path, **changes) -> dict:
     found = {}
     for path in sorted(root.glob("*.tar")):
-        index = records.Opener().open(listing.Place(path.name, root, path)).index
-        found[path.name] = (path.stat().st_size, counts.Count.of(index))
+        index = records.ShardOpener().open(listing.ShardLocation(path.name, root, path)).index
+        found[path.name] = (path.stat().st_size, counts.ShardCount.of(index))
     text = json.loads(counts.listing(found, ["a", "b", "c"]))
     for entry in text["shards"]:
         entry.update(changes)
@@ -668,7 +677,7 @@ def test_a_held_set_that_a_shard_is_missing_from_is_told_and_not_kept(tmp_path, 
     monkeypatch.setattr(cache, "CHUNK", 2)
     root = listed(write(tmp_path / "data"), "train-000.tar", "pipe:test -e ../ok && cat train-001.tar")
     (tmp_path / "ok").touch()
-    request = Request("train", SIDE, 0, root)
+    request = DatasetRequest("train", SIDE, 0, root)
     opened(root)
     (tmp_path / "ok").unlink()
     with pytest.warns(ColddiffWarning, match="failed: exit code 1; its images are left out"):
@@ -729,7 +738,7 @@ def test_what_the_machine_refuses_a_command_is_told(tmp_path, monkeypatch, what)
 def test_room_is_looked_at_every_so_often_whatever_the_parts(tmp_path, monkeypatch, parts):
     written, asked = 0, []
     monkeypatch.setattr(cache, "check_room", lambda *_: asked.append(written))
-    with records._spool(listing.Place("pipe:", tmp_path)) as (_, keep):
+    with records._spool(listing.ShardLocation("pipe:", tmp_path)) as (_, keep):
         for part in parts:
             keep(bytes(part))
             written += part
@@ -824,7 +833,7 @@ def test_training_images_are_shards_or_a_tensor(tmp_path):
 def test_no_folder_is_told(tmp_path):
     for place, words in ((None, "needs a folder"), (tmp_path / "absent", "No such folder"), (tmp_path, "No shards")):
         with pytest.raises(UsageError, match=words):
-            open_shards(Request("train", SIDE, 0, place), 4)
+            open_shards(DatasetRequest("train", SIDE, 0, place), 4)
 
 
 def test_shards_of_webdatasets_own_writer_are_read(tmp_path):

@@ -158,7 +158,7 @@ def test_a_process_by_itself_is_the_first_of_one():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
 def test_every_number_is_of_one_share(count):
-    shares = [group.Ranks(job.Place(rank, count)).share(40) for rank in range(count)]
+    shares = [group.Group(job.ProcessInfo(rank, count)).share(40) for rank in range(count)]
     assert [number for share in shares for number in share] == list(range(40))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -166,13 +166,13 @@ def test_every_number_is_of_one_share(count):
 @pytest.mark.parametrize("first", [0, 1, 15, 16, 31])
 @pytest.mark.parametrize("count", [1, 5, 33])
 def test_a_part_of_a_batch_draws_what_all_of_it_draws(first, count):
-    whole, part = (seeds.Grains((1, "x"), slots) for slots in (range(80), range(first, first + count)))
+    whole, part = (seeds.SlotGenerators((1, "x"), slots) for slots in (range(80), range(first, first + count)))
     some = slice(first, first + count)
     for _ in range(2):  # the second time from where the first has left the generators
         for draw, shape in ((draw_normal, (3, 2)), (draw_uniform, ()), (draw_integers, 9)):
             every = draw(torch.zeros(80, 1, 4, 4), whole, shape)
             assert torch.equal(draw(torch.zeros(count, 1, 4, 4), part, shape), every[some])
-    assert not torch.equal(every, draw_integers(torch.zeros(80, 1, 4, 4), seeds.Grains((2, "x"), range(80)), 9))
+    assert not torch.equal(every, draw_integers(torch.zeros(80, 1, 4, 4), seeds.SlotGenerators((2, "x"), range(80)), 9))
 
 
 def test_the_environment_tells_the_place():
@@ -184,11 +184,11 @@ def test_the_environment_tells_the_place():
         "LOCAL_RANK": "1",
         "GROUP_RANK": "1",
     }
-    assert job.place(full) == job.Place(3, 4, 1, 1)
-    assert job.place(full | {"TORCHELASTIC_RESTART_COUNT": "2"}).restarts == 2
+    assert job.process_info(full) == job.ProcessInfo(3, 4, 1, 1)
+    assert job.process_info(full | {"TORCHELASTIC_RESTART_COUNT": "2"}).restarts == 2
     for missing in ("RANK", "MASTER_ADDR"):
-        assert job.place({key: value for key, value in full.items() if key != missing}).is_alone
-    assert job.place(full | {"RANK": "many"}).is_alone
+        assert job.process_info({key: value for key, value in full.items() if key != missing}).is_alone
+    assert job.process_info(full | {"RANK": "many"}).is_alone
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "soon", "", "1e3"])
@@ -284,7 +284,7 @@ Last error:
     ],
 )
 def test_what_torch_says_of_others_is_told_apart_from_what_went_wrong_here(monkeypatch, error, kind, what):
-    monkeypatch.setattr(group, "place", lambda: job.Place(0, 2))
+    monkeypatch.setattr(group, "place", lambda: job.ProcessInfo(0, 2))
     with pytest.raises(kind) as found, group.guarded():
         raise error
     assert type(found.value) is kind
@@ -293,14 +293,14 @@ def test_what_torch_says_of_others_is_told_apart_from_what_went_wrong_here(monke
 
 @pytest.mark.parametrize("key", ["training images", "torch", "precision"])
 def test_a_process_that_would_train_otherwise_than_the_first_is_told(tmp_path, monkeypatch, key):
-    class Second(group.Ranks):
+    class Second(group.Group):
         def hear_json(self, value):
             return value | {key: "other"}
 
     trainer = make_trainer(tmp_path / "run")
     trainer.run.close()
     trainings._check_alike(trainer)
-    monkeypatch.setattr(group, "_joined", Second(job.Place(1, 2)))
+    monkeypatch.setattr(group, "_joined", Second(job.ProcessInfo(1, 2)))
     with pytest.raises(UsageError, match=f"Process 1 differs from the first one in {key}: .*, not other"):
         trainings._check_alike(trainer)
 

@@ -18,7 +18,7 @@ import cost
 
 PAGE = (cost.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 RATES = cost.Rates()
-WORK = cost.Work(
+WORK = cost.WorkCost(
     "made-up", 128, parameters=10**7, flops=1e11, launches=1000, passed=32, severities=200,
     checkpoint_every=1000, sample_every=1000,
 )  # fmt: skip

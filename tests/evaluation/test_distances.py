@@ -11,7 +11,7 @@ from colddiff_core.evaluation import distances as distribution
 from colddiff_core.evaluation.distances import Distances
 
 
-class Given:
+class GivenFeatures:
     """Features that are the images themselves."""
 
     name = "FD-given"
@@ -33,9 +33,9 @@ class Vectors(ImageSet):
         return self.pixels[indices]
 
 
-def to(wanted: torch.Tensor) -> distribution.Target:
+def to(wanted: torch.Tensor) -> distribution.ReferenceStats:
     rows = wanted.float()
-    return distribution.target(Given(rows.shape[1]), Vectors(rows[:, :, None, None]))
+    return distribution.reference_stats(GivenFeatures(rows.shape[1]), Vectors(rows[:, :, None, None]))
 
 
 def distances(found: torch.Tensor, wanted: torch.Tensor, batch: int = 1000, *, is_paired: bool = False) -> Distances:
@@ -178,4 +178,4 @@ def test_images_that_are_not_numbers_have_no_distance():
 
 
 def test_other_features_than_inceptions_have_another_name():
-    assert distribution.labels(Given(3)) == {"fd": "FD-given", "kd": "KD-given"}
+    assert distribution.labels(GivenFeatures(3)) == {"fd": "FD-given", "kd": "KD-given"}

@@ -26,7 +26,7 @@ def test_pairwise_distance_of_three_flat_images():
 
 def test_a_classifier_learns_the_digits_and_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 250)
-    splits = [datasets.load("digits", datasets.Request(split, 12)) for split in ("train", "test")]
+    splits = [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
     told = []
     cpu = torch.device("cpu")
     network = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda step, steps: told.append((step, steps)))

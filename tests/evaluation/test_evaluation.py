@@ -20,7 +20,7 @@ from colddiff_core.inference import open_run
 COUNT, T = 30, 5
 
 
-class Pixels:
+class PixelFeatures:
     """Features that can be worked out by hand: the first pixels of an image."""
 
     name, size = "FD-pixels", 6
@@ -43,8 +43,8 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(built):
-    test = datasets.load("digits", datasets.Request("test", built.config.data.size))
-    return Reference(test, lambda: test, target=distribution.target(Pixels(), test))
+    test = datasets.load("digits", datasets.DatasetRequest("test", built.config.data.size))
+    return Reference(test, lambda: test, target=distribution.reference_stats(PixelFeatures(), test))
 
 
 def frechet_by_hand(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -71,7 +71,7 @@ def by_hand(built, reference):
     raw, x0 = torch.cat(made), torch.cat(originals)
     assert raw.abs().max() > 1.02, "a run whose outputs stay in the range could not show that they are clamped"
     x = raw.clamp(-1, 1)
-    pixels = Pixels()
+    pixels = PixelFeatures()
     every = reference.test.images(slice(None))
     return {
         "rmse": float(((x - x0) / 2).double().square().mean().sqrt()),
@@ -104,14 +104,14 @@ def _last_x0_hat(monkeypatch):
 
 
 def _no_first_image(monkeypatch):
-    true, seen = evaluate.Meter.update, []
+    true, seen = evaluate.MetricAccumulator.update, []
 
     def update(self, x, numbers, count):
         drop = 0 if seen else 1
         seen.append(True)
         true(self, x[drop:], numbers[drop:], count - drop)
 
-    monkeypatch.setattr(evaluate.Meter, "update", update)
+    monkeypatch.setattr(evaluate.MetricAccumulator, "update", update)
 
 
 def _uninitialised_rows(monkeypatch):
@@ -160,13 +160,13 @@ def test_images_of_a_photograph_have_8_bits(built, reference):
 
 
 def test_few_images_are_told(built, reference):
-    for count, is_scarce in ((Pixels.size, True), (Pixels.size + 1, False)):
+    for count, is_scarce in ((PixelFeatures.size, True), (PixelFeatures.size + 1, False)):
         assert evaluate.restore(built, reference, sampler=None, t=T, count=count).is_scarce == is_scarce
 
 
 def test_what_is_kept_does_not_grow_with_the_images(built, reference):
     def kept(count: int) -> int:
-        meter = evaluate.Meter(dataclasses.replace(reference, test=reference.test), has_originals=True)
+        meter = evaluate.MetricAccumulator(dataclasses.replace(reference, test=reference.test), has_originals=True)
         for first in range(0, count, 50):
             numbers = torch.arange(first, first + 50) % len(reference.test)
             meter.update(reference.test.images(numbers) * 0.9, numbers)
@@ -174,4 +174,4 @@ def test_what_is_kept_does_not_grow_with_the_images(built, reference):
         tensors = [distances.moments.products, distances.moments.total, distances.pending, *rows]
         return sum(tensor.numel() for tensor in tensors)
 
-    assert kept(2000) - kept(1000) <= 1000 * 3 + distribution.BLOCK * Pixels.size
+    assert kept(2000) - kept(1000) <= 1000 * 3 + distribution.BLOCK * PixelFeatures.size

@@ -19,8 +19,8 @@ from torch import nn
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import inception, published_weights
 from colddiff_core.evaluation.inception import Inception
-from colddiff_core.evaluation.lpips import LEAST_SIDE, Perceptual
-from colddiff_core.evaluation.published_weights import ALEXNET, INCEPTION, Published
+from colddiff_core.evaluation.lpips import LEAST_SIDE, Lpips
+from colddiff_core.evaluation.published_weights import ALEXNET, INCEPTION, PublishedWeights
 from colddiff_core.images import read, to_pillow
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ needs_fidelity = pytest.mark.skipif(
 )
 
 
-class Evil:
+class EvilWeights:
     """What would write a file if it were unpickled."""
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ def published(tmp_path):
     path = tmp_path / "web" / "small.pth"
     path.parent.mkdir()
     torch.save({"a": torch.arange(3000.0)}, path)
-    return Published("a small network", path.name, path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest())
+    return PublishedWeights("a small network", path.name, path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _two_lines(error: BaseException) -> str:
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_is_not_taken_for_the_network(tmp_path, 
 @pytest.mark.parametrize("name", ["small.pth", "other.pt", "other.safetensors", "noname"])
 def test_what_is_not_the_published_file_is_never_unpickled(tmp_path, published, name):
     path, written = tmp_path / name, tmp_path / "written"
-    path.write_bytes(pickle.dumps(Evil(written)))
+    path.write_bytes(pickle.dumps(EvilWeights(written)))
     with pytest.raises(UsageError) as error:
         published_weights.read(published, path)
     assert str(path) in _two_lines(error.value)
@@ -132,8 +132,8 @@ def test_what_is_not_the_published_file_is_never_unpickled(tmp_path, published, 
 
 def test_not_even_the_published_file_may_run_code(tmp_path):
     path, written = tmp_path / "evil.pth", tmp_path / "written"
-    path.write_bytes(pickle.dumps(Evil(written), protocol=2))  # the one torch.load knows
-    wanted = Published("evil", path.name, path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest())
+    path.write_bytes(pickle.dumps(EvilWeights(written), protocol=2))  # the one torch.load knows
+    wanted = PublishedWeights("evil", path.name, path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(pickle.UnpicklingError):
         published_weights.read(wanted, path)
     assert not written.exists()
@@ -237,14 +237,14 @@ def test_inception_refuses_the_weights_of_another_network(tmp_path, inception_st
     else:
         state["fc.bias"] = torch.zeros(1000)
     with pytest.raises(UsageError) as error:
-        Inception(published_weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
+        Inception(published_weights.LoadedWeights(tmp_path / "other.safetensors", "", state), CPU)
     assert "other.safetensors" in _two_lines(error.value)
 
 
 def test_without_torch_fidelity_the_message_names_the_extra_and_the_way_around(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UsageError) as error:
-        Inception(published_weights.Weights(tmp_path / "any.safetensors", "", {}), CPU)
+        Inception(published_weights.LoadedWeights(tmp_path / "any.safetensors", "", {}), CPU)
     told = _two_lines(error.value)
     assert "pip install 'colddiff[fid]'" in told
     assert "--features classifier" in told
@@ -271,7 +271,7 @@ def lpips(tmp_path_factory, alexnet_state):
     path = tmp_path_factory.mktemp("alexnet") / "alexnet.safetensors"
     safetensors.torch.save_file({key: t for key, t in alexnet_state.items() if key.startswith("features.")}, path)
     before = torch.random.get_rng_state()
-    made = Perceptual(published_weights.read(ALEXNET, path), CPU)
+    made = Lpips(published_weights.read(ALEXNET, path), CPU)
     assert torch.equal(torch.random.get_rng_state(), before), "building it draws from the global generator"
     return made
 
@@ -299,7 +299,7 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
 
 
 def test_lpips_reads_the_whole_of_torchvisions_file(tmp_path, alexnet_state, lpips, pairs):
-    made = Perceptual(published_weights.Weights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
+    made = Lpips(published_weights.LoadedWeights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
     assert torch.equal(made(*pairs), lpips(*pairs))
     assert made.about() == {"weights": ALEXNET.file, "sha256": ALEXNET.sha256}
 
@@ -325,5 +325,5 @@ def test_lpips_says_how_small_is_too_small(lpips):
 def test_lpips_refuses_the_weights_of_another_network(tmp_path, alexnet_state):
     state = {key: t for key, t in alexnet_state.items() if key != "features.3.bias"}
     with pytest.raises(UsageError) as error:
-        Perceptual(published_weights.Weights(tmp_path / "other.safetensors", "", state), CPU)
+        Lpips(published_weights.LoadedWeights(tmp_path / "other.safetensors", "", state), CPU)
     assert "other.safetensors" in _two_lines(error.value)

@@ -12,12 +12,12 @@ import launches
 import pytest
 import torch
 from conftest import finish, left_behind, make_trainer
-from test_evaluation import Pixels
+from test_evaluation import PixelFeatures
 
 from colddiff_cli.__main__ import run
 from colddiff_cli.commands import evaluate as commands
 from colddiff_core import datasets, runs
-from colddiff_core.distributed.environment import Place
+from colddiff_core.distributed.environment import ProcessInfo
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import classifier, distances, evaluate, resumable
 from colddiff_core.evaluation.evaluate import Reference
@@ -37,8 +37,8 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(made):
-    test = datasets.load("digits", datasets.Request("test", made.config.data.size))
-    return Reference(test, lambda: test, target=distances.target(Pixels(), test))
+    test = datasets.load("digits", datasets.DatasetRequest("test", made.config.data.size))
+    return Reference(test, lambda: test, target=distances.reference_stats(PixelFeatures(), test))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def wanted(made, reference):
 
 
 def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wanted, tmp_path):
-    folder = resumable.Folder(tmp_path / "x" / "y")
+    folder = resumable.PartialResults(tmp_path / "x" / "y")
     told = []
     found = measure(made, reference, folder, progress=told.append)
     assert plain(found) == wanted
@@ -82,7 +82,7 @@ def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wan
 def test_what_is_measured_is_not_measured_again(
     made, reference, wanted, tmp_path, monkeypatch, interrupted_at, kept, images
 ):
-    folder = resumable.Folder(tmp_path / "x")
+    folder = resumable.PartialResults(tmp_path / "x")
     done = 0
 
     def interrupt(images: int) -> None:
@@ -100,17 +100,17 @@ def test_what_is_measured_is_not_measured_again(
     monkeypatch.setattr(
         evaluate, "make", lambda *all_, **way: (counted.append(batch.count) or batch for batch in make(*all_, **way))
     )
-    again = resumable.Folder(tmp_path / "x", is_resumed=True)
+    again = resumable.PartialResults(tmp_path / "x", is_resumed=True)
     assert plain(measure(made, reference, again)) == wanted
     assert sum(counted) == COUNT * len(COLUMNS) - images
     again.close(is_done=False)
-    anew = resumable.Folder(tmp_path / "x")
+    anew = resumable.PartialResults(tmp_path / "x")
     assert left_behind(anew.path) == []
     anew.close(is_done=True)
 
 
 def test_a_portion_that_is_damaged_is_told(made, reference, tmp_path):
-    folder = resumable.Folder(tmp_path / "x")
+    folder = resumable.PartialResults(tmp_path / "x")
     measure(made, reference, folder)
     victim = folder.path / left_behind(folder.path)[1]
     victim.write_bytes(victim.read_bytes()[:-3])
@@ -120,11 +120,11 @@ def test_a_portion_that_is_damaged_is_told(made, reference, tmp_path):
 
 
 def test_a_folder_is_one_jobs_at_a_time(tmp_path):
-    folder = resumable.Folder(tmp_path / "x")
+    folder = resumable.PartialResults(tmp_path / "x")
     with pytest.raises(MachineError, match="at this very evaluation"):
-        resumable.Folder(tmp_path / "x")
+        resumable.PartialResults(tmp_path / "x")
     folder.close(is_done=False)
-    resumable.Folder(tmp_path / "x").close(is_done=True)
+    resumable.PartialResults(tmp_path / "x").close(is_done=True)
 
 
 def test_what_nobody_goes_on_with_is_removed(tmp_path):
@@ -132,7 +132,7 @@ def test_what_nobody_goes_on_with_is_removed(tmp_path):
         (tmp_path / name).mkdir()
         then = (tmp_path / name).stat().st_mtime - age
         os.utime(tmp_path / name, (then, then))
-    resumable.Folder(tmp_path / "x")
+    resumable.PartialResults(tmp_path / "x")
     assert not (tmp_path / "old").exists()
     assert (tmp_path / "new").exists()
 
@@ -159,7 +159,7 @@ def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monk
     assert run(ASKED) == 0
     wanted = outcome(capsys)
     assert not (own / "evaluated").exists()
-    look, left = evaluate.Meter.look, [5]
+    look, left = evaluate.MetricAccumulator.look, [5]
 
     def interrupting(self, *arguments):
         left[0] -= 1
@@ -167,11 +167,11 @@ def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monk
             raise KeyboardInterrupt
         return look(self, *arguments)
 
-    monkeypatch.setattr(evaluate.Meter, "look", interrupting)
+    monkeypatch.setattr(evaluate.MetricAccumulator, "look", interrupting)
     assert run(ASKED) == 130
     assert "the same call with --resume" in capsys.readouterr().err
     assert len(list((own / "evaluated").glob("*/*.safetensors"))) == 5 // EACH
-    monkeypatch.setattr(evaluate.Meter, "look", look)
+    monkeypatch.setattr(evaluate.MetricAccumulator, "look", look)
     assert run([*ASKED, "--resume", "--seed", "7"]) == 2
     assert "nothing to go on with" in capsys.readouterr().err
     assert run([*ASKED, "--resume"]) == 0
@@ -219,7 +219,7 @@ def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
 
 
 def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, monkeypatch):
-    look, left = evaluate.Meter.look, [5]
+    look, left = evaluate.MetricAccumulator.look, [5]
 
     def failing(self, *arguments):
         left[0] -= 1
@@ -227,9 +227,9 @@ def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, mo
             raise MachineError("a process of it was lost")
         return look(self, *arguments)
 
-    monkeypatch.setattr(evaluate.Meter, "look", failing)
+    monkeypatch.setattr(evaluate.MetricAccumulator, "look", failing)
     assert run(ASKED) == 1
-    monkeypatch.setattr(commands, "place", lambda: Place(restarts=1))
+    monkeypatch.setattr(commands, "place", lambda: ProcessInfo(restarts=1))
     left[0] = 4 * math.ceil(COUNT / SIZE) - 5 // EACH * EACH
     assert run(ASKED) == 0
     assert left[0] == 0

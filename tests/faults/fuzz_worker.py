@@ -127,7 +127,7 @@ def _load(folder: str, split: Any) -> int:
 
     try:
         with telling_warnings():
-            found = datasets.load("folder", datasets.Request(split, 8, directory=Path(folder)))
+            found = datasets.load("folder", datasets.DatasetRequest(split, 8, directory=Path(folder)))
     except Exception as error:  # told as `run` tells it
         return cli._explain(error)
     return 0 if len(found) else 99

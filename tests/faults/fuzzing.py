@@ -56,23 +56,23 @@ OPERATORS = ("blur", "mask", "pixelate", "desaturate")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class FuzzCase:
     """Files to write below the worker's folder, in place of the sound ones there, and commands to run on them."""
 
     files: dict[str, bytes]
     commands: list[list[str]]
 
 
-def case(target: str, seed: int, base: Path) -> Case:
+def case(target: str, seed: int, base: Path) -> FuzzCase:
     """Return a case; `base` is the sound run that some are made from."""
     return TARGETS[target](random.Random(f"{target} {seed}"), base)
 
 
-def around(path: Path) -> Case:
+def around(path: Path) -> FuzzCase:
     """Return the case of a file that was kept as TARGET/NAME, or TARGET@FILE/NAME with `~` for the slashes of FILE."""
     target, _, name = path.parent.name.partition("@")
     name = name.replace("~", "/") or GIVEN[target]
-    return Case({name: path.read_bytes()}, [list(command) for command in COMMANDS[target]])
+    return FuzzCase({name: path.read_bytes()}, [list(command) for command in COMMANDS[target]])
 
 
 @functools.cache
@@ -99,26 +99,26 @@ def _bad_picture(rng: random.Random) -> tuple[str, bytes]:
     return name, content
 
 
-def _images(rng: random.Random, base: Path) -> Case:
+def _images(rng: random.Random, base: Path) -> FuzzCase:
     if rng.random() < 0.03:
         files = {f"in/{number}-{name}": content for number in range(6) for name, content in [_bad_picture(rng)]}
-        return Case(files, [["degrade", "in", "--op", rng.choice(OPERATORS), "--size", "16", "--out-dir", "out"]])
+        return FuzzCase(files, [["degrade", "in", "--op", rng.choice(OPERATORS), "--size", "16", "--out-dir", "out"]])
     name, content = _bad_picture(rng)
     size = ["--size", "16"] if rng.random() < 0.9 else []
     steps = ["--steps", "3"] if not size else []
-    return Case(
+    return FuzzCase(
         {f"in/{name}": content},
         [["degrade", f"in/{name}", "--op", rng.choice(OPERATORS), *size, *steps, "--out", "out/a.png"]],
     )
 
 
-def _archives(rng: random.Random, base: Path) -> Case:
+def _archives(rng: random.Random, base: Path) -> FuzzCase:
     content = hostile.archive(rng, _pictures())
     if rng.random() < 0.6:
         content = mutate(content, rng)
     ending = rng.choice(("tar", "tar.gz", "tgz"))
     files = {f"in/train.{ending}": content, f"in/test.{ending}": content}
-    return Case(files, [["LOAD", "in", split] for split in ("train", "test")])
+    return FuzzCase(files, [["LOAD", "in", split] for split in ("train", "test")])
 
 
 def _bad_table(table: dict[str, Any], text: bytes, rng: random.Random) -> bytes:
@@ -132,7 +132,7 @@ def _bad_table(table: dict[str, Any], text: bytes, rng: random.Random) -> bytes:
     return mutate(text, rng) if kind < 0.93 else rng.choice(hostile.texts())
 
 
-def _presets(rng: random.Random, base: Path) -> Case:
+def _presets(rng: random.Random, base: Path) -> FuzzCase:
     text = (Path(__file__).parents[2] / "presets" / f"{rng.choice(('digits-blur', 'mnist-mask'))}.toml").read_bytes()
     table = tomllib.loads((base / "run.toml").read_text()) if rng.random() < 0.5 else tomllib.loads(text.decode())
     table.pop("versions", None)
@@ -145,7 +145,7 @@ def _presets(rng: random.Random, base: Path) -> Case:
     command = [word.replace("\x00", "") for word in command]  # which no command line can hold
     degrade = ["degrade", "in/p.png", "--preset", "in/x.toml", "--size", "16", "--out", "out/a.png"]
     files = {"in/x.toml": _bad_table(table, text, rng), "in/p.png": _pictures()["rgb.png"]}
-    return Case(files, [command] + [degrade] * (rng.random() < 0.4))
+    return FuzzCase(files, [command] + [degrade] * (rng.random() < 0.4))
 
 
 def _is_cheap(text: bytes) -> bool:
@@ -160,15 +160,15 @@ def _is_cheap(text: bytes) -> bool:
         return True
 
 
-def _runs(rng: random.Random, base: Path) -> Case:
+def _runs(rng: random.Random, base: Path) -> FuzzCase:
     name = rng.choice(RUN_FILES)
     sound = (base / name).read_bytes()
     if name == "run.toml":
         bad = _bad_table(tomllib.loads(sound.decode()), sound, rng)
         if not _is_cheap(bad):
-            return Case({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1])])
+            return FuzzCase({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1])])
         commands = [rng.choice(READERS[:2]), READERS[2], rng.choice((EVAL, RESUME))]
-        return Case({f"run/{name}": bad}, [list(command) for command in commands])
+        return FuzzCase({f"run/{name}": bad}, [list(command) for command in commands])
     if name.endswith(".png"):
         bad = _bad_picture(rng)[1]
     elif rng.random() < 0.6:
@@ -180,7 +180,7 @@ def _runs(rng: random.Random, base: Path) -> Case:
     else:
         bad = mutate(sound, rng) if rng.random() < 0.85 else rng.choice(hostile.texts())
     last = [list(RESUME)] if name in ("metrics.jsonl", "events.jsonl", "lock") and rng.random() < 0.4 else []
-    return Case({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1]), *last])
+    return FuzzCase({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1]), *last])
 
 
 def _bad_tensors(sound: bytes, rng: random.Random) -> bytes:
@@ -211,7 +211,7 @@ def _bad_tensors(sound: bytes, rng: random.Random) -> bytes:
     return mutate(sound, rng, [sound[: length // 2]])
 
 
-def _checkpoints(rng: random.Random, base: Path) -> Case:
+def _checkpoints(rng: random.Random, base: Path) -> FuzzCase:
     folder = f"checkpoints/{NUMBER}"
     name = rng.choice((*TENSOR_FILES, "state"))
     if name == "state":
@@ -225,7 +225,7 @@ def _checkpoints(rng: random.Random, base: Path) -> Case:
     files = {f"run/{path}": bad}
     if rng.random() < 0.8:  # an attacker knows how to make a digest, too
         files |= _sealed(path, bad, base)
-    return Case(files, [list(READERS[2]), list(RESUME)])
+    return FuzzCase(files, [list(READERS[2]), list(RESUME)])
 
 
 def _sealed(path: str, bad: bytes, base: Path) -> dict[str, bytes]:
@@ -241,20 +241,20 @@ def _sealed(path: str, bad: bytes, base: Path) -> dict[str, bytes]:
     return {f"run/{place}": json.dumps(state).encode()}
 
 
-def _priors(rng: random.Random, base: Path) -> Case:
+def _priors(rng: random.Random, base: Path) -> FuzzCase:
     path = "priors/gmm-1.safetensors"
     bad = _bad_tensors((base / path).read_bytes(), rng)
-    return Case({f"run/{path}": bad}, [list(READERS[2])])
+    return FuzzCase({f"run/{path}": bad}, [list(READERS[2])])
 
 
-def _weights(rng: random.Random, base: Path) -> Case:
+def _weights(rng: random.Random, base: Path) -> FuzzCase:
     name = f"in/w.{rng.choice(('pt', 'pth', 'safetensors', 'safetensors'))}"
     sound = (base / "priors/gmm-1.safetensors").read_bytes()
     bad = _bad_tensors(sound, rng) if rng.random() < 0.8 else rng.choice([*hostile.texts(), *_bombs()])
-    return Case({name: bad}, [["eval", "run", "--n", "2", "--features", "inception", "--weights", name]])
+    return FuzzCase({name: bad}, [["eval", "run", "--n", "2", "--features", "inception", "--weights", name]])
 
 
-TARGETS: dict[str, Callable[[random.Random, Path], Case]] = {
+TARGETS: dict[str, Callable[[random.Random, Path], FuzzCase]] = {
     "images": _images,
     "archives": _archives,
     "presets": _presets,
@@ -266,7 +266,7 @@ TARGETS: dict[str, Callable[[random.Random, Path], Case]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class FuzzOutcome:
     """What came of a case: the exit codes of its commands, and what was wrong with that, by kind."""
 
     target: str
@@ -279,9 +279,9 @@ class Outcome:
         return f"{told}\n  again: python tests/faults/fuzz_worker.py FOLDER {self.target} {self.seed}"
 
 
-def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[Outcome]:
+def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[FuzzOutcome]:
     """Try cases, (target, seed or kept file), in a process apart, and go on in another where it dies or hangs."""
-    outcomes: list[Outcome] = []
+    outcomes: list[FuzzOutcome] = []
     left = [(target, str(seed)) for target, seed in cases]
     while left:
         told, ending = _worker(folder, left)
@@ -290,17 +290,17 @@ def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[Outcome]:
         if done < len(left):
             if not told and ending == "never began":
                 raise RuntimeError(f"the worker does not start: see {folder / 'worker.log'}")
-            outcomes.append(Outcome(*left[done], [], {ending: "the worker ended"}))
+            outcomes.append(FuzzOutcome(*left[done], [], {ending: "the worker ended"}))
             done += 1
         left = left[done:]
     return outcomes
 
 
-def _worker(folder: Path, cases: list[tuple[str, str]]) -> tuple[list[Outcome], str]:
+def _worker(folder: Path, cases: list[tuple[str, str]]) -> tuple[list[FuzzOutcome], str]:
     """Return what a worker says of cases until it has done them all, dies or falls silent, and how it ended."""
     command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), str(folder), "-"]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    outcomes: list[Outcome] = []
+    outcomes: list[FuzzOutcome] = []
     has_begun = False
     with (
         (folder / "worker.log").open("ab") as log,
@@ -321,4 +321,4 @@ def _worker(folder: Path, cases: list[tuple[str, str]]) -> tuple[list[Outcome], 
                 return outcomes, "crashes" if has_begun else "never began"
             has_begun = True
             if line.startswith(b"{"):
-                outcomes.append(Outcome(**json.loads(line)))
+                outcomes.append(FuzzOutcome(**json.loads(line)))

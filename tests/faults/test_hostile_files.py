@@ -58,7 +58,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("hostile")
 
 
-def check(outcomes: list[fuzzing.Outcome]) -> None:
+def check(outcomes: list[fuzzing.FuzzOutcome]) -> None:
     """Count what came of cases; fail where anything was wrong with one."""
     for outcome in outcomes:
         refused = any(code > 0 for code in outcome.codes)
@@ -81,7 +81,7 @@ def _refusal(act: Callable[[], object]) -> UsageError | None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(folder) -> list[fuzzing.Outcome]:
+def outcomes(folder) -> list[fuzzing.FuzzOutcome]:
     """What came of the short form's cases: all by one worker, for it takes seconds to begin."""
     fresh = [(target, seed) for target, count in SHORT.items() for seed in range(count)]
     return fuzzing.run(folder, [*((path.parent.name.partition("@")[0], path) for path in KEPT), *ONCE, *fresh])
@@ -247,7 +247,7 @@ def _check_call(path: Path, call: ast.Call) -> None:
         assert isinstance(call.args[0], ast.List), where
 
 
-class Evil:
+class EvilPickle:
     """What would make a file if it were unpickled."""
 
     def __init__(self, path: Path) -> None:
@@ -280,9 +280,9 @@ def test_a_pickle_in_place_of_any_file_runs_nothing(in_folder, capsys, place, ki
     path, made = in_folder / place, in_folder / "made"
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "pickle":
-        path.write_bytes(pickle.dumps(Evil(made), protocol=2))
+        path.write_bytes(pickle.dumps(EvilPickle(made), protocol=2))
     else:
-        torch.save({"a": Evil(made)}, path)
+        torch.save({"a": EvilPickle(made)}, path)
     code = run(PLACES[place])
     told = capsys.readouterr().err
     assert not made.exists(), "its code ran"

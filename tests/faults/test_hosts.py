@@ -75,7 +75,7 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in runs.Run(run).events() if event["event"] == name]
 
 
-class Job:
+class HostsJob:
     """A training that both hosts share, in one folder."""
 
     def __init__(self, pair: hosts.Hosts, folder: Path, timeout: int, conf: str = hosts.PATIENCE) -> None:
@@ -125,14 +125,14 @@ def count(scenario: str, **seconds: float) -> None:
 
 
 def test_two_hosts_train_as_one_process(pair, tmp_path, alone):
-    job = Job(pair, tmp_path, timeout=30)
+    job = HostsJob(pair, tmp_path, timeout=30)
     job.hold(alone)
     assert events(job.run, "started")[0]["processes"] == 2
     count("two hosts")
 
 
 def test_a_network_that_is_back_in_time_is_waited_for(pair, tmp_path, alone):
-    job = Job(pair, tmp_path, timeout=30)
+    job = HostsJob(pair, tmp_path, timeout=30)
     step = job.pull(5)
     waited = job.until(lambda: step_of(job.run) > step)
     job.hold(alone)
@@ -143,7 +143,7 @@ def test_a_network_that_is_back_in_time_is_waited_for(pair, tmp_path, alone):
 
 def test_agents_that_cannot_see_each_other_for_long_leave_a_waiting_training_alone(pair, tmp_path, alone):
     """After 15 s the rendezvous takes the other agent for dead; that ends nothing."""
-    job = Job(pair, tmp_path, timeout=60)
+    job = HostsJob(pair, tmp_path, timeout=60)
     step = job.pull(20)
     waited = job.until(lambda: step_of(job.run) > step)
     job.hold(alone)
@@ -152,7 +152,7 @@ def test_agents_that_cannot_see_each_other_for_long_leave_a_waiting_training_alo
 
 
 def test_after_a_longer_cut_the_job_goes_on_from_its_last_checkpoint(pair, tmp_path, alone):
-    job = Job(pair, tmp_path, timeout=10)
+    job = HostsJob(pair, tmp_path, timeout=10)
     step = job.pull(20)
     waited = job.until(lambda: bool(events(job.run, "resumed")))
     again = job.until(lambda: step_of(job.run) > step)
@@ -165,7 +165,7 @@ def test_after_a_longer_cut_the_job_goes_on_from_its_last_checkpoint(pair, tmp_p
 
 def test_agents_that_gave_up_are_started_again_by_hand(pair, tmp_path, alone):
     """An agent that waited for the other's store longer than its read_timeout ends, and so does the other's job."""
-    job = Job(pair, tmp_path, timeout=8, conf="read_timeout=10")
+    job = HostsJob(pair, tmp_path, timeout=8, conf="read_timeout=10")
     job.pull(30)
     assert all(job.end())
     job.agents = [job.start(host) for host in range(2)]
@@ -175,7 +175,7 @@ def test_agents_that_gave_up_are_started_again_by_hand(pair, tmp_path, alone):
 
 
 def test_a_host_that_is_gone_is_waited_for(pair, tmp_path, alone):
-    job = Job(pair, tmp_path, timeout=30)
+    job = HostsJob(pair, tmp_path, timeout=30)
     job.until(lambda: step_of(job.run) >= CUT)
     pair.switch_off(1)
     noticed = job.until(lambda: bool(events(job.run, "failed")))
@@ -187,7 +187,7 @@ def test_a_host_that_is_gone_is_waited_for(pair, tmp_path, alone):
 
 
 def test_a_scheduler_ends_both_and_the_next_job_goes_on(pair, tmp_path, alone):
-    job = Job(pair, tmp_path, timeout=30)
+    job = HostsJob(pair, tmp_path, timeout=30)
     job.until(lambda: step_of(job.run) >= CUT)
     for agent in job.agents:
         agent.terminate()

@@ -23,8 +23,8 @@ def built(preset: str = "photos-blur-small", channels: int = 3, *overrides: str)
     return made
 
 
-def worker(*args, is_consistent: bool = False, sampler: str = "direct", **settings) -> photograph.Blind:
-    return photograph.Blind(built(*args), sampler, 1, is_consistent, **settings)
+def worker(*args, is_consistent: bool = False, sampler: str = "direct", **settings) -> photograph.PhotographRestorer:
+    return photograph.PhotographRestorer(built(*args), sampler, 1, is_consistent, **settings)
 
 
 def scene(height: int = 60, width: int = 81, channels: int = 3) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_degraded_again_what_is_consistent_is_the_picture(preset):
     loose, true = worker(preset), worker(preset, is_consistent=True)
     x_t = degraded(true.experiment, scene(64, 80), 2)
 
-    def off(found: photograph.Blind) -> float:
+    def off(found: photograph.PhotographRestorer) -> float:
         """Return how much more than the rounding x_t and the restoration, degraded again, differ by at most."""
         given = found.look(x_t, 2)
         # Not what is written: that is clamped to what pixels can be.
@@ -161,7 +161,7 @@ def test_degraded_again_what_is_consistent_is_the_picture(preset):
 def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
     made = built(preset, 3)
     torch.nn.init.normal_(made.restorer.unet.head.weight, std=0.05)
-    by = photograph.Blind(made, "direct", 1, True)
+    by = photograph.PhotographRestorer(made, "direct", 1, True)
     x_t = degraded(made, scene(220, 340), 2)
     whole = by.restore(by.look(x_t, 2))
     shares = []
@@ -176,7 +176,7 @@ def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
 
 def test_where_memory_runs_out_tiles_get_smaller(monkeypatch):
     made = built()
-    by = photograph.Blind(made, "direct", 1, False)
+    by = photograph.PhotographRestorer(made, "direct", 1, False)
     x_t = degraded(made, scene(220, 340), 2)
     whole = by.restore(by.look(x_t, 2))
     forward, room = type(made.restorer.unet).forward, 40_000

@@ -12,8 +12,8 @@ from conftest import TINY, left_behind, make_trainer
 
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import background
-from colddiff_cli.monitor.data.requests import Desk
-from colddiff_cli.monitor.data.run_state import Clock, Watched
+from colddiff_cli.monitor.data.requests import PendingRequests
+from colddiff_cli.monitor.data.run_state import RunState, WallClock
 from colddiff_core import runs
 
 PATIENCE = 60.0  # seconds
@@ -37,7 +37,7 @@ def test_a_trainer_is_started_paused_sampled_stopped_and_found_dead(in_folder):
     arguments = [*tiny("train.steps=1000000", "train.log_every=1"), "--out", str(path)]
     child = background.start(Screen(), arguments, path)
     assert os.getsid(child.pid) == child.pid  # out of reach of this terminal
-    watched, desk = Watched(runs.Run(path), Clock()), Desk()
+    watched, desk = RunState(runs.Run(path), WallClock()), PendingRequests()
     until(watched, lambda: watched.state == "live" and watched.step > 2)
     for word, is_so in (
         ("pause", lambda: watched.state == "paused"),

@@ -69,8 +69,8 @@ def test_pieces_are_of_the_same_images_throughout(name, has_own):
     frozen = op.freeze(x0, generator=seeds.generator(2))
     t = torch.arange(11) % 6 + 1 if has_own else 4
     labels = torch.arange(11) if has_own else None
-    whole = memory.Pieces()(Small(99).restorer(op), x0, t, frozen, labels=labels)
-    pieces, machine = memory.Pieces(), Small(3)
+    whole = memory.ChunkedRestorer()(Small(99).restorer(op), x0, t, frozen, labels=labels)
+    pieces, machine = memory.ChunkedRestorer(), Small(3)
     with pytest.warns(ColddiffWarning) as told:
         made = pieces(machine.restorer(op), x0, t, frozen, labels=labels)
     torch.testing.assert_close(made, whole, rtol=0, atol=1e-6)
@@ -91,12 +91,12 @@ def test_every_word_for_no_memory_is_known_and_no_other_error_is(error):
     x0 = torch.rand(2, 1, 8, 8)
     frozen = op.freeze(x0)
     with pytest.warns(ColddiffWarning, match=r"memory ran out on cpu with 2 images at a time; going on with 1"):
-        memory.Pieces()(Small(1, error).restorer(op), x0, 1, frozen)
+        memory.ChunkedRestorer()(Small(1, error).restorer(op), x0, 1, frozen)
     with pytest.warns(ColddiffWarning), pytest.raises(MachineError, match="one image of 8x8 pixels") as refusal:
-        memory.Pieces()(Small(0, error).restorer(op), x0, 1, frozen)
+        memory.ChunkedRestorer()(Small(0, error).restorer(op), x0, 1, frozen)
     assert len(str(refusal.value).splitlines()) == 2
     with pytest.raises(RuntimeError, match="shapes"):
-        memory.Pieces()(Small(0, RuntimeError("shapes do not fit")).restorer(op), x0, 1, frozen)
+        memory.ChunkedRestorer()(Small(0, RuntimeError("shapes do not fit")).restorer(op), x0, 1, frozen)
 
 
 def test_what_the_network_had_made_is_gone_before_less_is_tried():
@@ -116,7 +116,7 @@ def test_what_the_network_had_made_is_gone_before_less_is_tried():
     op = degradations.build("blur", steps=6)
     x0 = torch.rand(4, 1, 8, 8)
     with pytest.warns(ColddiffWarning):
-        assert torch.equal(memory.Pieces()(restore, x0, 1, op.freeze(x0)), x0)
+        assert torch.equal(memory.ChunkedRestorer()(restore, x0, 1, op.freeze(x0)), x0)
 
 
 @contextlib.contextmanager

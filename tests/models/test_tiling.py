@@ -8,7 +8,7 @@ import torch
 from colddiff_core import devices, seeds
 from colddiff_core.config.schema import ModelConfig
 from colddiff_core.models import UNet, memory
-from colddiff_core.models.tiling import Tiled
+from colddiff_core.models.tiling import TiledRestorer
 
 LOCAL = {"width": 8, "multipliers": (1, 2), "attention": "none"}
 
@@ -48,13 +48,13 @@ def test_where_the_whole_picture_has_a_say_there_is_no_reach():
 @pytest.mark.parametrize("size", [(150, 340), (201, 203), (97, 500), (300, 160)])
 def test_tiles_give_what_the_whole_gives(size):
     unet = network()
-    tiled = Tiled(unet, 160)
+    tiled = TiledRestorer(unet, 160)
     assert not tiled.is_whole(*size)
     x, t = picture(*size), torch.tensor([1, 4])
     shares = []
     tiled.at_tile = shares.append
     by_tiles = tiled(x, t)
-    whole = Tiled(unet, 1000)(x, t)
+    whole = TiledRestorer(unet, 1000)(x, t)
     assert by_tiles.shape == x.shape
     torch.testing.assert_close(by_tiles, whole, rtol=0, atol=2e-5)
     assert len(shares) > 1
@@ -65,11 +65,11 @@ def test_tiles_give_what_the_whole_gives(size):
 def test_tiles_of_a_bfloat16_body_differ_by_less_than_eight_bits_tell():
     unet = network(body_dtype=torch.bfloat16)
     x, t = picture(200, 320), torch.tensor([1, 4])
-    difference = (Tiled(unet, 160)(x, t) - Tiled(unet, 1000)(x, t)).abs().max()
+    difference = (TiledRestorer(unet, 160)(x, t) - TiledRestorer(unet, 1000)(x, t)).abs().max()
     assert difference <= 2 / 255  # of a range of 2
 
 
-class Level(torch.nn.Module):
+class ConstantNetwork(torch.nn.Module):
     """A network that sees nothing but the mean of what it is given."""
 
     divisor, body_dtype, reach = 4, torch.float32, None
@@ -81,7 +81,7 @@ class Level(torch.nn.Module):
 def test_tiles_that_differ_give_way_to_each_other_without_a_seam():
     x = torch.zeros(1, 1, 200, 1000)
     x[..., 500:] = 1
-    tiled = Tiled(Level(), 100)
+    tiled = TiledRestorer(ConstantNetwork(), 100)
     assert not tiled.is_whole(200, 1000)
     made = tiled(x, torch.tensor([1]))[0, 0]
     steps = made[:, 1:] - made[:, :-1]
@@ -94,14 +94,14 @@ def test_tiles_that_differ_give_way_to_each_other_without_a_seam():
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (33, 7)])
 def test_sizes_that_the_network_cannot_halve_are_filled_up_by_reflection(size):
     unet = network(multipliers=(1, 2, 2, 2))
-    made = Tiled(unet, 512)(picture(*size), torch.tensor([1, 2]))
+    made = TiledRestorer(unet, 512)(picture(*size), torch.tensor([1, 2]))
     assert made.shape[-2:] == size
     assert made.isfinite().all()
     if size == (5, 64):
         x = picture(*size)
         filled = torch.cat([x, x[..., [3, 2, 1], :]], -2)
         expected = unet(filled, torch.tensor([1, 2]))[..., :5, :]
-        torch.testing.assert_close(Tiled(unet, 512)(x, torch.tensor([1, 2])), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(TiledRestorer(unet, 512)(x, torch.tensor([1, 2])), expected, rtol=0, atol=1e-6)
 
 
 def test_a_tile_fits_into_memory():

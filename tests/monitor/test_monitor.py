@@ -17,9 +17,9 @@ from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
 from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
-from colddiff_cli.monitor.data.run_state import Clock
+from colddiff_cli.monitor.data.run_state import WallClock
 from colddiff_cli.monitor.panes.curves import CurvesPane, Plot
-from colddiff_cli.monitor.panes.dialogs import Help, Question
+from colddiff_cli.monitor.panes.dialogs import ConfirmDialog, HelpDialog
 from colddiff_cli.monitor.panes.pictures import PicturesPane
 from colddiff_cli.monitor.panes.runs import RunsPane
 
@@ -29,7 +29,7 @@ READINGS = [("CPU", "150 % of 2 cores"), ("memory", "3.1 of 25.3 GB"), ("GPU", "
 TINTED = re.compile(r"terminal-\d+-")
 
 
-class Machine:
+class SteadyMachine:
     """A machine that always reads alike."""
 
     def read(self, holder):
@@ -48,8 +48,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def make(folder, **options):
-    clock = Clock(lambda: NOW, lambda: 1000.0)
-    settings = {"drawing": terminal_images.half_blocks(), "machine": Machine(), "clock": clock}
+    clock = WallClock(lambda: NOW, lambda: 1000.0)
+    settings = {"drawing": terminal_images.half_blocks(), "machine": SteadyMachine(), "clock": clock}
     return Monitor(folder, **(settings | options))
 
 
@@ -497,7 +497,7 @@ def test_a_run_without_a_trainer_is_not_asked(folder, name, keys):
     async def _(pilot):
         assert list((folder / name / "control").iterdir()) == []
         assert "No trainer to ask" in text_of(app)
-        assert not isinstance(app.screen, Question)
+        assert not isinstance(app.screen, ConfirmDialog)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_of(folder, monkeypatch):
@@ -594,10 +594,10 @@ def test_help_names_every_key(folder):
 
     @drive(app, keys="question_mark")
     async def _(pilot):
-        assert isinstance(app.screen, Help)
+        assert isinstance(app.screen, HelpDialog)
         await pilot.press("escape")
-        assert not isinstance(app.screen, Help)
-        told = Help._text().plain
+        assert not isinstance(app.screen, HelpDialog)
+        told = HelpDialog._text().plain
         bound = [*Monitor.BINDINGS, *RunsPane.BINDINGS, *CurvesPane.BINDINGS, *PicturesPane.BINDINGS]
         names = {
             "slash": "/",

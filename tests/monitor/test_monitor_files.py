@@ -12,11 +12,11 @@ import pytest
 from golden_runs import NOW, append, metrics, touch, write_run, write_runs, write_sheet
 from PIL import Image
 
-from colddiff_cli.monitor.data.machine import Machine
-from colddiff_cli.monitor.data.metrics_history import History, points
-from colddiff_cli.monitor.data.requests import LONG, Desk
-from colddiff_cli.monitor.data.run_state import HUNG_AFTER, STALLED_AFTER, Clock, Watched, duration
-from colddiff_cli.monitor.data.sample_sheets import Sheets, arrange
+from colddiff_cli.monitor.data.machine import MachineReadings
+from colddiff_cli.monitor.data.metrics_history import MetricsHistory, points
+from colddiff_cli.monitor.data.requests import LONG, PendingRequests
+from colddiff_cli.monitor.data.run_state import HUNG_AFTER, STALLED_AFTER, RunState, WallClock, duration
+from colddiff_cli.monitor.data.sample_sheets import SampleSheets, arrange
 from colddiff_cli.monitor.render import chart
 from colddiff_cli.monitor.render import frame as paper
 from colddiff_core import runs
@@ -41,7 +41,7 @@ def hands():
 @pytest.fixture
 def watch(hands):
     def make(path):
-        watched = Watched(runs.Run(path), Clock(lambda: hands.wall, lambda: hands.ticking))
+        watched = RunState(runs.Run(path), WallClock(lambda: hands.wall, lambda: hands.ticking))
         watched.poll()
         return watched
 
@@ -164,7 +164,7 @@ def test_damage_is_told_and_survived(tmp_path, watch):
     (path / "run.toml").write_text("not = [toml")
     append(path / "metrics.jsonl", "\x00\x00\n")
     watched = watch(path)
-    watched.history = History(path / "metrics.jsonl")
+    watched.history = MetricsHistory(path / "metrics.jsonl")
     watched.history.advance(1)
     watched.poll()
     told = " ".join(watched.oddities)
@@ -195,7 +195,7 @@ def test_events_of_wrong_types_are_lived_with(tmp_path, watch):
     path = write_run(tmp_path, "a")
     append(path / "events.jsonl", {"event": 7, "time": "noon", "step": "x"}, {"event": "sample", "answers": "no"}, {})
     append(path / "metrics.jsonl", {"step": "x"}, {"step": True, "loss": "y", "elapsed": None})
-    watched, desk = watch(path), Desk()
+    watched, desk = watch(path), PendingRequests()
     desk.ask(watched, "pause")
     append(path / "events.jsonl", {"event": "sample", "answers": {"pause": 1}}, {"event": "paused", "answers": 7})
     watched.poll()
@@ -257,7 +257,7 @@ def test_the_newest_sheet_is_the_one_told_of_last(tmp_path, watch):
 
 def test_a_request_to_a_trainer_that_was_replaced_is_settled(tmp_path, watch):
     path = write_run(tmp_path, "a")
-    watched, desk = watch(path), Desk()
+    watched, desk = watch(path), PendingRequests()
     desk.ask(watched, "sample")
     append(path / "events.jsonl", {"event": "resumed", "time": NOW, "step": 500})
     watched.poll()
@@ -268,7 +268,7 @@ def test_a_request_to_a_trainer_that_was_replaced_is_settled(tmp_path, watch):
 
 def test_a_request_that_went_wrong_is_told_as_that(tmp_path, watch):
     path = write_run(tmp_path, "a")
-    watched, desk = watch(path), Desk()
+    watched, desk = watch(path), PendingRequests()
     request = desk.ask(watched, "sample")
     append(path / "events.jsonl", {"event": "warning", "message": "no sample as asked: x", "answers": [request.name]})
     watched.poll()
@@ -281,7 +281,7 @@ def test_sheets_are_found_by_step_and_half_a_one_waits(tmp_path):
     for step in (1000, 200):
         write_sheet(path, step)
     (path / "samples" / ".step-000300-draft.png").write_bytes(b"draft")
-    sheets = Sheets(path / "samples")
+    sheets = SampleSheets(path / "samples")
     assert sheets.names() == ["step-000200.png", "step-001000.png"]
     whole = (path / "samples" / "step-001000.png").read_bytes()
     (path / "samples" / "step-001000.png").write_bytes(whole[: len(whole) // 2])
@@ -297,7 +297,7 @@ def test_sheets_are_found_by_step_and_half_a_one_waits(tmp_path):
 def test_a_sheet_is_laid_out_for_the_space_there_is(tmp_path, width, height):
     path = write_run(tmp_path, "a")
     write_sheet(path, 600)
-    sheet = Sheets(path / "samples").load("step-000600.png")
+    sheet = SampleSheets(path / "samples").load("step-000600.png")
     made = arrange(sheet, width, height)
     assert made.picture.width <= max(width, 8)
     assert made.picture.height <= height
@@ -308,7 +308,7 @@ def test_a_sheet_is_laid_out_for_the_space_there_is(tmp_path, width, height):
 def test_pictures_are_shown_pixel_for_pixel_where_they_fit(tmp_path):
     path = write_run(tmp_path, "a")
     write_sheet(path, 600)
-    sheet = Sheets(path / "samples").load("step-000600.png")
+    sheet = SampleSheets(path / "samples").load("step-000600.png")
     made = arrange(sheet, 76, 34)
     x, y = sheet.note["corners"]["original"][0]
     side, scale = sheet.note["tile"][0], sheet.note["scale"]
@@ -338,14 +338,14 @@ def test_a_sheet_that_does_not_tell_its_layout_is_shown_whole(tmp_path, note):
     path = write_run(tmp_path, "a")
     write_sheet(path, 600)
     (path / "samples" / "step-000600.json").write_text(note)
-    made = arrange(Sheets(path / "samples").load("step-000600.png"), 60, 40)
+    made = arrange(SampleSheets(path / "samples").load("step-000600.png"), 60, 40)
     assert made.heads == []
     assert made.picture.width <= 60
 
 
 def test_a_request_is_settled_by_the_trainers_event_alone(tmp_path, watch):
     path = write_run(tmp_path, "a")
-    watched, desk = watch(path), Desk()
+    watched, desk = watch(path), PendingRequests()
     request = desk.ask(watched, "pause")
     assert (path / "control" / request.name).exists()
     append(path / "events.jsonl", {"event": "paused", "time": NOW, "step": 600, "answers": ["pause.other"]})
@@ -361,7 +361,7 @@ def test_a_request_is_settled_by_the_trainers_event_alone(tmp_path, watch):
 
 def test_a_request_without_an_answer_is_told_of_and_withdrawn_with_the_run(tmp_path, watch, hands):
     path = write_run(tmp_path, "a")
-    watched, desk = watch(path), Desk()
+    watched, desk = watch(path), PendingRequests()
     desk.ask(watched, "sample")
     hands.pass_by(LONG + 1)
     (late,) = desk.settle()
@@ -427,13 +427,13 @@ def test_nothing_in_a_file_is_obeyed_by_the_terminal(tmp_path, watch):
 
 
 def test_the_machine_is_read_with_and_without_a_trainer_on_it():
-    machine = Machine()
-    here = runs.Holder(os.getpid(), runs.socket.gethostname(), 0.0)
+    machine = MachineReadings()
+    here = runs.LockHolder(os.getpid(), runs.socket.gethostname(), 0.0)
     for _ in range(2):
         readings = dict(machine.read(here))
         assert readings["process"] == str(os.getpid())
         assert re.fullmatch(r"\d+ % CPU, \d+\.\d GB", readings["trainer"])
         assert re.fullmatch(r"\d+ % of \d+ cores", readings["CPU"])
         assert re.fullmatch(r"\d+\.\d of \d+\.\d GB", readings["memory"])
-    for nobody in (None, runs.Holder(os.getpid(), "elsewhere", 0.0), runs.Holder(2**22 + 7, here.host, 0.0)):
+    for nobody in (None, runs.LockHolder(os.getpid(), "elsewhere", 0.0), runs.LockHolder(2**22 + 7, here.host, 0.0)):
         assert "trainer" not in dict(machine.read(nobody))

@@ -11,14 +11,14 @@ import pytest
 from golden_runs import append, metrics
 
 from colddiff_cli.monitor.data import metrics_history
-from colddiff_cli.monitor.data.jsonl import Feed, newest
-from colddiff_cli.monitor.data.metrics_history import MOST_BINS, TAIL, History, Point, points, smoothed
+from colddiff_cli.monitor.data.jsonl import JsonLines, newest
+from colddiff_cli.monitor.data.metrics_history import MOST_BINS, TAIL, MetricsHistory, MetricsPoint, points, smoothed
 from colddiff_cli.monitor.render import chart
 
 
 def test_a_feed_takes_whole_lines_only_and_counts_what_is_none(tmp_path):
     path = tmp_path / "events.jsonl"
-    feed = Feed(path)
+    feed = JsonLines(path)
     assert feed.poll() == 0
     append(path, {"event": "started"}, '{"event": "samp')
     assert feed.poll() == 1
@@ -33,7 +33,7 @@ def test_a_feed_takes_whole_lines_only_and_counts_what_is_none(tmp_path):
 def test_a_file_that_began_anew_is_read_anew(tmp_path, how):
     path = tmp_path / "events.jsonl"
     append(path, {"event": "a"}, {"event": "b"})
-    feed = Feed(path)
+    feed = JsonLines(path)
     feed.poll()
     if how == "shorter":
         path.write_text('{"event": "c"}\n')
@@ -70,7 +70,7 @@ def read_all(found):
 def test_a_long_history_keeps_every_spike_and_every_line(tmp_path):
     spikes = {777, 12_345, 19_990}
     long_file(tmp_path / "m", 20_000, spikes)
-    found = read_all(History(tmp_path / "m"))
+    found = read_all(MetricsHistory(tmp_path / "m"))
     assert found.lines == 20_000
     assert found.span() == (1, 20_000)
     assert len(found.bins) <= MOST_BINS * 3 // 2
@@ -91,7 +91,7 @@ def test_a_long_history_keeps_every_spike_and_every_line(tmp_path):
 
 def test_a_long_history_shows_its_end_at_once_and_its_whole_course_early(tmp_path):
     long_file(tmp_path / "m", 30_000)
-    found = History(tmp_path / "m")
+    found = MetricsHistory(tmp_path / "m")
     found.advance(0)
     assert found.span()[1] == 30_000
     assert TAIL / 2 < sum(bin.end - bin.start for bin in found.bins) <= 2 * TAIL
@@ -104,7 +104,7 @@ def test_a_long_history_shows_its_end_at_once_and_its_whole_course_early(tmp_pat
 
 def test_a_closer_look_reads_the_lines_themselves(tmp_path):
     long_file(tmp_path / "m", 20_000, spikes={5005})
-    found = read_all(History(tmp_path / "m"))
+    found = read_all(MetricsHistory(tmp_path / "m"))
     near = points(found.between(5000, 5010), "loss")
     assert {point.first for point in near} >= set(range(5000, 5011))
     assert [point.first for point in near if point.high == 9.0] == [5005]
@@ -113,7 +113,7 @@ def test_a_closer_look_reads_the_lines_themselves(tmp_path):
 
 def test_a_history_follows_and_starts_anew_with_its_file(tmp_path):
     path = tmp_path / "m"
-    found = History(path)
+    found = MetricsHistory(path)
     assert not found.advance(1)
     long_file(path, 10)
     assert found.advance(1)
@@ -131,7 +131,7 @@ def test_a_history_follows_and_starts_anew_with_its_file(tmp_path):
 
 def test_following_for_long_keeps_bins_few_and_even(tmp_path):
     path = tmp_path / "m"
-    found = History(path)
+    found = MetricsHistory(path)
     for part in range(60):
         append(path, *[{"step": part * 200 + n, "loss": 1.0} for n in range(200)])
         found.advance(1)
@@ -149,7 +149,7 @@ def test_what_is_no_number_is_left_out():
 
 
 def test_smoothing_is_the_debiased_average():
-    series = [Point(n, n, v, v, v, 1) for n, v in enumerate([1.0, 3.0, 5.0])]
+    series = [MetricsPoint(n, n, v, v, v, 1) for n, v in enumerate([1.0, 3.0, 5.0])]
     kept = [point.mean for point in smoothed(series, 0.5)]
     assert kept == pytest.approx([1.0, (0.25 * 1 + 0.5 * 3) / 0.75, (0.125 + 0.75 + 2.5) / 0.875])
     assert [point.mean for point in smoothed(series, 0.0)] == [1.0, 3.0, 5.0]
@@ -166,7 +166,9 @@ def dots(text):
 @pytest.mark.parametrize("is_log", [False, True])
 def test_a_chart_fills_its_space_and_shows_every_spike(width, height, is_log):
     numbers = random.Random(0)
-    series = [Point(n, n, v, v, v, 1) for n in range(5000) for v in [9.0 if n == 3210 else 0.1 + numbers.random() / 50]]
+    series = [
+        MetricsPoint(n, n, v, v, v, 1) for n in range(5000) for v in [9.0 if n == 3210 else 0.1 + numbers.random() / 50]
+    ]
     text = chart.draw([chart.Line(series, "red", "1")], chart.View(0, 4999, is_log), width, height)
     rows = text.plain.split("\n")
     assert len(rows) == height
@@ -179,9 +181,12 @@ def test_a_chart_fills_its_space_and_shows_every_spike(width, height, is_log):
 
 def test_a_chart_of_nothing_and_of_one_point_stands():
     assert "nothing logged" in chart.draw([], chart.View(0, 10), 60, 8).plain
-    one = [Point(5, 5, 0.5, 0.5, 0.5, 1)]
+    one = [MetricsPoint(5, 5, 0.5, 0.5, 0.5, 1)]
     assert any(any(row) for row in dots(chart.draw([chart.Line(one, "red")], chart.View(0, 10), 60, 8)))
-    assert "nothing" in chart.draw([chart.Line([Point(5, 5, 0, 0, 0, 1)], "red")], chart.View(0, 10, True), 60, 8).plain
+    assert (
+        "nothing"
+        in chart.draw([chart.Line([MetricsPoint(5, 5, 0, 0, 0, 1)], "red")], chart.View(0, 10, True), 60, 8).plain
+    )
     chart.draw([chart.Line(one, "red")], chart.View(0, 10), 3, 2)
 
 
@@ -196,11 +201,11 @@ def test_short_numbers(value, text):
 def test_what_is_drawn_does_not_hang_on_the_newest_line(tmp_path):
     long_file(tmp_path / "m", 20)
     append(tmp_path / "m", metrics(21) | {"loss_by_severity": [1.0, None, 3.0, 4.0], "grad_norm": None}, "rubbish\n")
-    found = History(tmp_path / "m")
+    found = MetricsHistory(tmp_path / "m")
     found.advance(1)
     assert found.series()[:5] == ["loss", *[f"loss_by_severity/{band}" for band in (1, 2, 3, 4)]]
     assert "grad_norm" in found.series()
-    fresh = History(tmp_path / "late")
+    fresh = MetricsHistory(tmp_path / "late")
     rows = [metrics(n) | {"loss_by_severity": [1.0, None if n < 3 else 2.0, 3.0, None]} for n in range(5)]
     append(tmp_path / "late", *rows)
     fresh.advance(1)
@@ -208,7 +213,7 @@ def test_what_is_drawn_does_not_hang_on_the_newest_line(tmp_path):
 
 
 def test_garbage_between_lines_does_not_make_bins_many(tmp_path):
-    found = History(tmp_path / "m")
+    found = MetricsHistory(tmp_path / "m")
     for part in range(30):
         lines = [line for n in range(200) for line in ({"step": part * 200 + n, "loss": 1.0}, "rubbish\n")]
         append(tmp_path / "m", *lines)
@@ -219,7 +224,7 @@ def test_garbage_between_lines_does_not_make_bins_many(tmp_path):
 
 def test_a_history_stays_when_its_file_goes(tmp_path):
     long_file(tmp_path / "m", 20)
-    found = History(tmp_path / "m")
+    found = MetricsHistory(tmp_path / "m")
     found.advance(1)
     (tmp_path / "m").unlink()
     assert not found.advance(1)
@@ -229,7 +234,7 @@ def test_a_history_stays_when_its_file_goes(tmp_path):
 @pytest.mark.parametrize(("low", "high"), [(0.0052, 0.0097), (0.05, 0.3), (1e-5, 1e3), (0.0611, 0.0612)])
 @pytest.mark.parametrize("is_log", [True, False])
 def test_the_axis_tells_at_least_two_values(low, high, is_log):
-    series = [Point(0, 0, low, low, low, 1), Point(9, 9, high, high, high, 1)]
+    series = [MetricsPoint(0, 0, low, low, low, 1), MetricsPoint(9, 9, high, high, high, 1)]
     rows = chart.draw([chart.Line(series, "red")], chart.View(0, 9, is_log), 60, 16).plain.split("\n")
     labels = [row[: chart.AXIS - 1].strip() for row in rows[:-1] if row[chart.AXIS - 1] == "┤"]
     assert len(set(labels)) >= 2
@@ -240,9 +245,9 @@ def test_a_line_without_end_costs_little(tmp_path):
     with (tmp_path / "m").open("wb") as file:
         file.write(b"x" * 30_000_000 + b"\n" + json.dumps(metrics(7)).encode() + b"\n")
     began = time.perf_counter()
-    found = read_all(History(tmp_path / "m"))
+    found = read_all(MetricsHistory(tmp_path / "m"))
     assert (found.lines, found.span()) == (1, (7, 7))
     assert time.perf_counter() - began < 10
-    feed = Feed(tmp_path / "m")
+    feed = JsonLines(tmp_path / "m")
     feed.poll()
     assert [row["step"] for row in feed.rows] == [7]

@@ -25,17 +25,17 @@ def pictures() -> ImageSet:
     return ImageSet(torch.randint(256, (COUNT, CHANNELS, SIDE, SIDE), generator=seeds.generator(3)).to(torch.uint8))
 
 
-def source(name: str, images=pictures) -> priors.Source:
+def source(name: str, images=pictures) -> priors.PriorSource:
     op = OPERATORS[name]
 
     def freeze(x0, generators):
         others = {op.second_field: x0.flip(-1)} if op.second_field else {}
         return op.freeze(x0, generator=generators, **others)
 
-    return priors.Source(op, (CHANNELS, SIDE, SIDE), images, freeze, lambda x, generators: x, pictures())
+    return priors.PriorSource(op, (CHANNELS, SIDE, SIDE), images, freeze, lambda x, generators: x, pictures())
 
 
-def drawn(name: str, folder, numbers, noise: float = 0.0, components: int | None = None) -> priors.Start:
+def drawn(name: str, folder, numbers, noise: float = 0.0, components: int | None = None) -> priors.InitialState:
     prior, here = priors.find(name, OPERATORS[name]), source(name)
     weights = priors.load_or_fit(prior, here, folder, components)
     return priors.draw(prior, here, weights, seeds.image_generators(1, numbers, "prior"), noise)

@@ -166,7 +166,7 @@ def test_moments_that_are_not_finite_count_as_well(tmp_path):
 
 
 def test_a_watch_counts_across_readings_and_in_between():
-    watch = divergence.Watch()
+    watch = divergence.DivergenceWatch()
     good, bad = torch.tensor(0.5), torch.tensor(math.nan)
     assert float(watch.add(1, good, good)) == 0
     for step in (2, 3, 4):

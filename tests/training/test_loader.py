@@ -11,7 +11,7 @@ from colddiff_core import experiment, seeds
 from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet, from_config
 from colddiff_core.training import loader
-from colddiff_core.training.loader import Feed
+from colddiff_core.training.loader import BatchLoader
 
 CPU = torch.device("cpu")
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
@@ -31,7 +31,7 @@ def images() -> ImageSet:
     return ImageSet(torch.randint(0, 256, (40, 3, 11, 11), generator=seeds.generator(0), dtype=torch.uint8))
 
 
-def take(made: Feed, path: str, *parts: torch.Tensor, seed: int = 1) -> torch.Tensor:
+def take(made: BatchLoader, path: str, *parts: torch.Tensor, seed: int = 1) -> torch.Tensor:
     numbers = seeds.generator(seed)
     if path == "ahead":
         for part in parts:
@@ -41,7 +41,7 @@ def take(made: Feed, path: str, *parts: torch.Tensor, seed: int = 1) -> torch.Te
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_without_crop_or_flip_images_are_the_sets_own(images, path, device):
-    made = Feed(images, torch.device(device), size=11, flip=False)
+    made = BatchLoader(images, torch.device(device), size=11, flip=False)
     picked = torch.tensor([3, 39, 3, 0])
     found = take(made, path, picked)
     assert made.is_resident == (path == "resident")
@@ -51,14 +51,14 @@ def test_without_crop_or_flip_images_are_the_sets_own(images, path, device):
 
 def test_nothing_is_drawn_where_nothing_is_random(images):
     numbers = seeds.generator(1)
-    made = Feed(images, CPU, size=11, flip=False)
+    made = BatchLoader(images, CPU, size=11, flip=False)
     made.take(torch.arange(4), made.draw(4, numbers))
     assert torch.equal(numbers.get_state(), seeds.generator(1).get_state())
 
 
 def test_mirroring_is_drawn_as_it_always_was(images, path):
     picked = torch.arange(40)
-    found = take(Feed(images, CPU, size=11, flip=True), path, picked)
+    found = take(BatchLoader(images, CPU, size=11, flip=True), path, picked)
     x0 = images.images(picked)
     mirrored = torch.rand(40, generator=seeds.generator(1)) < 0.5
     assert 0 < mirrored.sum() < 40
@@ -68,7 +68,7 @@ def test_mirroring_is_drawn_as_it_always_was(images, path):
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_windows_lie_where_they_are_drawn_after_the_mirroring(images, path, device):
     picked = torch.arange(40)
-    found = take(Feed(images, torch.device(device), size=8, flip=True), path, picked)
+    found = take(BatchLoader(images, torch.device(device), size=8, flip=True), path, picked)
     numbers = seeds.generator(1)
     mirrored = torch.rand(40, generator=numbers) < 0.5
     corners = torch.randint(4, (40, 2), generator=numbers)
@@ -80,7 +80,7 @@ def test_windows_lie_where_they_are_drawn_after_the_mirroring(images, path, devi
 def test_windows_reach_every_place_and_no_further():
     margin, size = 3, 5
     sheet = torch.arange((size + margin) ** 2, dtype=torch.uint8).view(1, 1, size + margin, size + margin)
-    made = Feed(ImageSet(sheet), CPU, size=size, flip=False)
+    made = BatchLoader(ImageSet(sheet), CPU, size=size, flip=False)
     found = made.take(torch.zeros(400, dtype=torch.int64), made.draw(400, seeds.generator(1)))
     values = ((found + 1) * 127.5).round().long()[:, 0]
     assert (values[:, 0, 1:] - values[:, 0, :-1] == 1).all()  # no window runs over an edge
@@ -91,7 +91,7 @@ def test_windows_reach_every_place_and_no_further():
 @pytest.mark.parametrize(("size", "flip"), [(11, True), (8, False)])
 def test_a_batch_in_parts_is_the_batch(images, path, size, flip):
     picked = torch.randperm(40, generator=seeds.generator(2))
-    made = Feed(images, CPU, size=size, flip=flip)
+    made = BatchLoader(images, CPU, size=size, flip=flip)
     whole = take(made, path, picked)
     for width in (1, 7, 16):
         assert torch.equal(take(made, path, *picked.split(width)), whole)
@@ -99,7 +99,7 @@ def test_a_batch_in_parts_is_the_batch(images, path, size, flip):
 
 def test_what_was_told_and_not_taken_is_passed_over(images, monkeypatch):
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
-    made = Feed(images, CPU, size=11, flip=False)
+    made = BatchLoader(images, CPU, size=11, flip=False)
     wanted = [torch.tensor([1, 2]), torch.tensor([3, 4, 5])]
     for told in (torch.tensor([9]), wanted[0], torch.tensor([8, 8]), wanted[1]):
         made.ahead(told)
@@ -109,7 +109,7 @@ def test_what_was_told_and_not_taken_is_passed_over(images, monkeypatch):
 
 def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
-    made = Feed(images, CPU, size=11, flip=False)
+    made = BatchLoader(images, CPU, size=11, flip=False)
     sent, gathered = made._send, threading.Event()
 
     def telling(indices):
@@ -126,7 +126,7 @@ def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
 @pytest.mark.parametrize("is_told", [True, False])
 def test_what_goes_wrong_in_the_thread_is_told_where_images_are_taken(images, monkeypatch, is_told):
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
-    made = Feed(images, CPU, size=11, flip=False)
+    made = BatchLoader(images, CPU, size=11, flip=False)
     absent, there = torch.tensor([40]), torch.tensor([0])
     if is_told:
         made.ahead(absent)
@@ -138,20 +138,20 @@ def test_what_goes_wrong_in_the_thread_is_told_where_images_are_taken(images, mo
 
 def test_images_that_are_too_small_are_refused(images):
     with pytest.raises(ValueError, match="no window of 12"):
-        Feed(images, CPU, size=12, flip=False)
+        BatchLoader(images, CPU, size=12, flip=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_pixels_beyond_the_share_of_a_gpu_stay_off_it(images, monkeypatch):
     device = torch.device("cuda")
-    assert Feed(images, device, size=11, flip=False).is_resident
+    assert BatchLoader(images, device, size=11, flip=False).is_resident
     monkeypatch.setattr(loader, "SHARE", 0.0)
-    assert not Feed(images, device, size=11, flip=False).is_resident
+    assert not BatchLoader(images, device, size=11, flip=False).is_resident
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nothing_waits_for_a_gpu(images, path):
-    made = Feed(images, torch.device("cuda"), size=8, flip=True)
+    made = BatchLoader(images, torch.device("cuda"), size=8, flip=True)
     take(made, path, torch.arange(4))
     torch.cuda.set_sync_debug_mode("error")
     try:

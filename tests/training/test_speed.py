@@ -19,7 +19,7 @@ from colddiff_core.models import UNet, compiling
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.models.depthwise import depthwise, weight_gradient
 from colddiff_core.training import loader
-from colddiff_core.training.loader import Feed
+from colddiff_core.training.loader import BatchLoader
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import plain
@@ -131,8 +131,8 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypa
         network._compiled_call_impl = call
 
     gathered = []
-    send = Feed._send
-    monkeypatch.setattr(Feed, "_send", lambda feed, indices: gathered.append(indices) or send(feed, indices))
+    send = BatchLoader._send
+    monkeypatch.setattr(BatchLoader, "_send", lambda feed, indices: gathered.append(indices) or send(feed, indices))
     overrides = ("train.accumulate=2", "train.compile='default'", "train.log_every=1")
     as_it_is = finish(make_trainer(tmp_path / "eager", *overrides[::2]))
     monkeypatch.setattr(compiling, "compile_network", compile_network)

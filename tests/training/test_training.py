@@ -239,11 +239,11 @@ def test_what_the_network_sees_carries_the_dither_and_what_comes_back_does_not(t
     assert float(on_top.std()) == pytest.approx(0.05, rel=0.05)
     assert abs(float(on_top.mean())) < 0.005
 
-    class Oracle(torch.nn.Module):
+    class PerfectNetwork(torch.nn.Module):
         def forward(self, x, t, frozen, labels):
             return x0
 
-    perfect = dataclasses.replace(built, restorer=Oracle())
+    perfect = dataclasses.replace(built, restorer=PerfectNetwork())
     steps = list(perfect.restore(x_t, 3, frozen, sampler="tacos", stride=1, seed=1, numbers=range(50), bits=0))
     assert torch.equal(steps[-1].x, x0)
     torch.testing.assert_close(steps[0].x - built.operator(x0, 2, frozen), on_top, rtol=0, atol=1e-5)

@@ -29,7 +29,7 @@ def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
     return rows, bad
 
 
-class Growing:
+class GrowingFile:
     """A file that grows by whole lines: what came since the last look, and whether it began anew.
 
     A file that was replaced or became shorter is read again from its start: a resumed trainer writes
@@ -72,13 +72,13 @@ class Growing:
         return data
 
 
-class Feed:
+class JsonLines:
     """The lines of a small file such as events.jsonl, all kept."""
 
     def __init__(self, path: Path) -> None:
         self.rows: list[dict[str, Any]] = []
         self.bad = 0
-        self._file = Growing(path)
+        self._file = GrowingFile(path)
 
     def poll(self) -> int:
         """Read what came; returns how many lines are new, all of them where the file began anew."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from colddiff_core.runs import Holder
+from colddiff_core.runs import LockHolder
 
 FIRST = 0.02  # seconds that the first reading looks at; later ones are of the time since the one before
 
 
-class Machine:
+class MachineReadings:
     """Readings of this machine; what it does not have is left out."""
 
     def __init__(self) -> None:
         self._process: Any = None
         self._gpus: list[tuple[str, Any]] | None = None
 
-    def read(self, holder: Holder | None) -> list[tuple[str, str]]:
+    def read(self, holder: LockHolder | None) -> list[tuple[str, str]]:
         """Return (what, reading) pairs; `holder` is the process that trains."""
         import psutil  # here and below: the dashboard is on the screen by now
 
@@ -38,7 +38,7 @@ class Machine:
                 lines.append((name, f"{use.gpu} %, {gigabytes(used.used)} of {gigabytes(used.total)} GB"))
         return lines
 
-    def _trainer(self, holder: Holder | None) -> list[tuple[str, str]]:
+    def _trainer(self, holder: LockHolder | None) -> list[tuple[str, str]]:
         if holder is None or not holder.is_here or holder.is_gone:
             return []
         import psutil

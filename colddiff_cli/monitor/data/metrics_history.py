@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from colddiff_cli.monitor.data.jsonl import MOST, Growing, parse
+from colddiff_cli.monitor.data.jsonl import MOST, GrowingFile, parse
 
 MOST_BINS = 2048
 TAIL = 1 << 18  # bytes at the end that are read first
@@ -26,7 +26,7 @@ LARGEST = 1e300  # what is drawn is smaller: JSON has 1e999, and whole numbers o
 Extremes = tuple[float, float, float, int]  # least, greatest, sum and count
 
 
-class Point(NamedTuple):
+class MetricsPoint(NamedTuple):
     """What a series was over some steps, first and last included."""
 
     first: int
@@ -38,7 +38,7 @@ class Point(NamedTuple):
 
 
 @dataclasses.dataclass(slots=True)
-class Bin:
+class MetricsBin:
     """Some neighbouring lines: their bytes, steps and count, and the extremes of each series."""
 
     start: int
@@ -48,7 +48,7 @@ class Bin:
     lines: int
     series: dict[str, Extremes]
 
-    def merged(self, other: Bin) -> Bin:
+    def merged(self, other: MetricsBin) -> MetricsBin:
         """Return this bin and the one that follows as one."""
         series = dict(self.series)
         for name, (low, high, total, count) in other.series.items():
@@ -57,7 +57,7 @@ class Bin:
                 series[name] = (min(mine[0], low), max(mine[1], high), mine[2] + total, mine[3] + count)
             else:
                 series[name] = (low, high, total, count)
-        return Bin(self.start, other.end, self.first, other.last, self.lines + other.lines, series)
+        return MetricsBin(self.start, other.end, self.first, other.last, self.lines + other.lines, series)
 
 
 def extremes(rows: Sequence[dict[str, Any]]) -> dict[str, Extremes]:
@@ -100,23 +100,23 @@ def band(series: str) -> int:
     return int(place) if place.isdecimal() and len(place) < 6 else 0
 
 
-class History:
+class MetricsHistory:
     """All of metrics.jsonl, as bins in the order of the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = Growing(path)
+        self._file = GrowingFile(path)
         self._forget()
 
     def _forget(self) -> None:
-        self.bins: list[Bin] = []
+        self.bins: list[MetricsBin] = []
         self.bad = 0
         self.lines = 0
         self._names: dict[str, None] = {}  # of the series, in the order of their first lines
         self._pending: list[tuple[int, int]] = []  # blocks still to read, the next one last
         self._planned = 0
         self._is_open = False
-        self._closer: tuple[tuple[int, int], list[Bin]] | None = None
+        self._closer: tuple[tuple[int, int], list[MetricsBin]] | None = None
 
     @property
     def share(self) -> float:
@@ -169,7 +169,7 @@ class History:
         self.lines += len(rows)
         self.bad += bad + read - len(rows)
         if rows:
-            whole = Bin(start, start + len(data), rows[0]["step"], rows[-1]["step"], len(rows), extremes(rows))
+            whole = MetricsBin(start, start + len(data), rows[0]["step"], rows[-1]["step"], len(rows), extremes(rows))
             self._names |= dict.fromkeys(whole.series)
             bisect.insort(self.bins, whole, key=lambda bin: bin.start)
 
@@ -188,16 +188,16 @@ class History:
             return b"", start
         return data[: data.rfind(b"\n") + 1], start
 
-    def _bins(self, start: int, data: bytes, *, is_again: bool = False) -> list[Bin]:
+    def _bins(self, start: int, data: bytes, *, is_again: bool = False) -> list[MetricsBin]:
         """Return a bin for each line; the bytes of one that is none belong to its neighbour."""
-        made: list[Bin] = []
+        made: list[MetricsBin] = []
         bad, end = 0, start
         for line in data.splitlines(keepends=True):
             end += len(line)
             rows, wrong = parse(line)
             step = rows[0].get("step") if rows else None
             if is_step(step):
-                made.append(Bin(start, end, step, step, 1, extremes(rows)))
+                made.append(MetricsBin(start, end, step, step, 1, extremes(rows)))
                 start = end
             else:
                 bad += wrong or len(rows)
@@ -234,7 +234,7 @@ class History:
         # Not of the first and the last bin: a damaged line may tell any step.
         return (min(bin.first for bin in self.bins), max(bin.last for bin in self.bins)) if self.bins else (0, 0)
 
-    def between(self, first: float, last: float) -> list[Bin]:
+    def between(self, first: float, last: float) -> list[MetricsBin]:
         """Return the bins of those steps and the neighbours that lead there, line by line where they are few."""
         low = max(0, bisect.bisect_left(self.bins, first, key=lambda bin: bin.last) - 1)
         high = bisect.bisect_right(self.bins, last, key=lambda bin: bin.first) + 1
@@ -250,17 +250,17 @@ class History:
         return self._closer[1] or shown
 
 
-def points(bins: Sequence[Bin], name: str) -> list[Point]:
+def points(bins: Sequence[MetricsBin], name: str) -> list[MetricsPoint]:
     """Return one series of some bins."""
     found = []
     for bin in bins:
         if name in bin.series:
             low, high, total, count = bin.series[name]
-            found.append(Point(bin.first, bin.last, low, high, total / count, count))
+            found.append(MetricsPoint(bin.first, bin.last, low, high, total / count, count))
     return found
 
 
-def smoothed(series: Sequence[Point], weight: float) -> list[Point]:
+def smoothed(series: Sequence[MetricsPoint], weight: float) -> list[MetricsPoint]:
     """Return the exponential moving average of a series; `weight` is what a line keeps of the one before."""
     average = total = 0.0
     made = []

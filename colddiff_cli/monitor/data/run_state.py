@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from colddiff_cli.monitor.data.jsonl import Feed, newest
-from colddiff_cli.monitor.data.metrics_history import LARGEST, NUMBERS, History, is_step
-from colddiff_cli.monitor.data.sample_sheets import Sheets
+from colddiff_cli.monitor.data.jsonl import JsonLines, newest
+from colddiff_cli.monitor.data.metrics_history import LARGEST, NUMBERS, MetricsHistory, is_step
+from colddiff_cli.monitor.data.sample_sheets import SampleSheets
 from colddiff_core.errors import UsageError
 from colddiff_core.runs import BEAT, Run
 
@@ -27,17 +27,17 @@ ENDS = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Clock:
+class WallClock:
     """The time of day in seconds since 1970, which may be set back, and one that cannot."""
 
     wall: Callable[[], float] = time.time
     ticking: Callable[[], float] = time.monotonic
 
 
-class Watched:
+class RunState:
     """A run that is watched; `poll` reads what is new."""
 
-    def __init__(self, run: Run, clock: Clock) -> None:
+    def __init__(self, run: Run, clock: WallClock) -> None:
         self.run = run
         self.name = run.path.name
         self.clock = clock
@@ -47,9 +47,9 @@ class Watched:
         self.has_trainer = False  # as far as is known: a silent one may be in a long step
         self.events: list[dict[str, Any]] = []  # oldest first
         self.rows: list[dict[str, Any]] = []  # the newest lines of metrics
-        self.history: History | None = None  # once the run is looked at
-        self.sheets = Sheets(run.samples)
-        self._feed = Feed(run.path / "events.jsonl")
+        self.history: MetricsHistory | None = None  # once the run is looked at
+        self.sheets = SampleSheets(run.samples)
+        self._feed = JsonLines(run.path / "events.jsonl")
         self._seen: dict[str, tuple[int, int, int]] = {}  # files as they were read last
         self._oddities: dict[str, str] = {}
         self._times: list[float] = []  # of the files that tell of life

@@ -22,7 +22,7 @@ LEAST_ROWS = 2  # images that should be seen, before they are enlarged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sheet:
+class SampleSheet:
     """A sheet that was read: the whole picture, and the JSON beside it (empty where there is none)."""
 
     name: str
@@ -32,19 +32,21 @@ class Sheet:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arranged:
+class SheetLayout:
     """Pictures laid out for a space, with the columns' names and where each begins, in pixels."""
 
     picture: Image.Image
     heads: list[tuple[str, int]]
 
 
-class Sheets:
+class SampleSheets:
     """The sheets of one run, oldest first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read: dict[str, tuple[tuple[int, ...], Sheet]] = {}  # the last few, with their files' times and sizes
+        self._read: dict[
+            str, tuple[tuple[int, ...], SampleSheet]
+        ] = {}  # the last few, with their files' times and sizes
 
     def names(self) -> list[str]:
         """Return the file names, by step; drafts have others until they are whole."""
@@ -56,7 +58,7 @@ class Sheets:
             return []
         return [name for _, name in sorted(found)]
 
-    def load(self, name: str) -> Sheet | None:
+    def load(self, name: str) -> SampleSheet | None:
         """Return a sheet; None where it cannot be read, being only half there or deleted."""
         from PIL import Image  # as late as this: the dashboard opens without it
 
@@ -74,7 +76,7 @@ class Sheets:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
         match = NAME.fullmatch(name)
-        sheet = Sheet(name, int(match[1]) if match else 0, picture, self._note(path))
+        sheet = SampleSheet(name, int(match[1]) if match else 0, picture, self._note(path))
         self._read = {**dict(list(self._read.items())[1 - KEPT :]), name: (key, sheet)}
         return sheet
 
@@ -95,7 +97,7 @@ def _state(path: Path) -> tuple[int, ...]:
     return stat.st_mtime_ns, stat.st_size
 
 
-def arrange(sheet: Sheet, width: int, height: int, *, gap: int = GAP) -> Arranged:
+def arrange(sheet: SampleSheet, width: int, height: int, *, gap: int = GAP) -> SheetLayout:
     """Return as many images of a sheet as fit in that many pixels, enlarged by whole pixels where there is room.
 
     A sheet that does not tell where its pictures stand is shown whole.
@@ -110,10 +112,10 @@ def arrange(sheet: Sheet, width: int, height: int, *, gap: int = GAP) -> Arrange
 
         shrunk = sheet.picture.copy()
         shrunk.thumbnail((width, height), Image.Resampling.BOX)
-        return Arranged(shrunk, [])
+        return SheetLayout(shrunk, [])
 
 
-def _taken_out(sheet: Sheet, width: int, height: int, gap: int) -> Arranged:
+def _taken_out(sheet: SampleSheet, width: int, height: int, gap: int) -> SheetLayout:
     """Return the pictures of a sheet by its JSON; raises what Python and Pillow raise where that is odd."""
     from PIL import Image
 
@@ -152,4 +154,4 @@ def _taken_out(sheet: Sheet, width: int, height: int, gap: int) -> Arranged:
                     (own_w, own_h), Image.Resampling.NEAREST
                 )
                 canvas.paste(tile.resize((side_w, side_h), how), (left, row * (side_h + gap)))
-    return Arranged(canvas, heads)
+    return SheetLayout(canvas, heads)

@@ -14,8 +14,8 @@ from textual.containers import Vertical
 from textual.widget import Widget
 
 from colddiff_cli.monitor.data import metrics_history
-from colddiff_cli.monitor.data.run_state import Watched
-from colddiff_cli.monitor.panes.text import Told, entitle
+from colddiff_cli.monitor.data.run_state import RunState
+from colddiff_cli.monitor.panes.text import LiveText, entitle
 from colddiff_cli.monitor.render import chart
 
 TITLES = {
@@ -35,7 +35,7 @@ MEMORY = 5  # times 1 / (1 - weight) lines, after which an average has forgotten
 LEAST_STEPS = 2.0  # of a view
 
 
-def quantities(runs: Sequence[Watched]) -> list[str]:
+def quantities(runs: Sequence[RunState]) -> list[str]:
     """Return what the runs log, the usual first; the entries of a list are one quantity."""
     found: dict[str, None] = {}
     for watched in runs:
@@ -105,19 +105,19 @@ class CurvesPane(Vertical):
         self.weight = 0.0
         self.cursor: float | None = None
         self.window: tuple[float, float] | None = None  # steps in view; None for all
-        self.runs: list[Watched] = []
+        self.runs: list[RunState] = []
         self._shown: tuple[tuple[int, float], ...] = ()  # lines and share read of each run, as drawn
         self._drawn = self._cost = 0.0  # when, and how long it took
 
     def compose(self) -> ComposeResult:
-        yield Told(id="legend")
+        yield LiveText(id="legend")
         yield Plot()
 
     def focus(self, scroll_visible: bool = True) -> CurvesPane:
         self.query_one(Plot).focus(scroll_visible)
         return self
 
-    def show(self, runs: Sequence[Watched]) -> None:
+    def show(self, runs: Sequence[RunState]) -> None:
         """Show these runs, the one that is looked at first; drawn anew where there is something new."""
         had, self.runs = self.runs, list(runs)
         if self.window and not (self.window[0] < self.whole[1] and self.window[1] > self.whole[0]):
@@ -158,7 +158,7 @@ class CurvesPane(Vertical):
             lines.append(chart.Line(points, style, label.partition(" ")[0] if len(series) > 1 else ""))
         plot.text = chart.draw([*faint, *lines], view, plot.size.width, plot.size.height, cursor=self.cursor)
         plot.refresh()
-        self.query_one(Told).tell(self._legend(series, lines, view))
+        self.query_one(LiveText).tell(self._legend(series, lines, view))
         how = ["log" if self.is_log else "linear"] + ([f"smoothed {self.weight:g}"] if self.weight else [])
         title = TITLES.get(self.quantity, self.quantity)
         unread = [watched.history.share for watched in self.runs if watched.history and watched.history.share < 1]
@@ -166,7 +166,7 @@ class CurvesPane(Vertical):
         entitle(self, title=f"2 Curves: {title}", subtitle=", ".join(how))
         self._drawn, self._cost = time.perf_counter(), time.process_time() - began
 
-    def _series(self) -> list[tuple[str, list[metrics_history.Point], str]]:
+    def _series(self) -> list[tuple[str, list[metrics_history.MetricsPoint], str]]:
         """Return label, points and style of each line to draw, newest steps of each run included."""
         colours = DARK if self.app.current_theme.dark else LIGHT
         found = []
@@ -193,7 +193,7 @@ class CurvesPane(Vertical):
 
     def _legend(
         self,
-        series: Sequence[tuple[str, list[metrics_history.Point], str]],
+        series: Sequence[tuple[str, list[metrics_history.MetricsPoint], str]],
         lines: Sequence[chart.Line],
         view: chart.View,
     ) -> Text:

@@ -49,7 +49,7 @@ KEYS = {
 }
 
 
-class Help(ModalScreen[None]):
+class HelpDialog(ModalScreen[None]):
     """All the keys."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark", "dismiss", "Close")]
@@ -72,7 +72,7 @@ class Help(ModalScreen[None]):
         return Text("\n").join(lines)
 
 
-class Question(ModalScreen[bool]):
+class ConfirmDialog(ModalScreen[bool]):
     """A question: y or Enter affirms, n or Esc denies, and so does the mouse."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

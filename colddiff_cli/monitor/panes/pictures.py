@@ -14,9 +14,9 @@ from textual.timer import Timer
 from textual.widget import Widget
 
 from colddiff_cli.console.terminal_images import Drawing
-from colddiff_cli.monitor.data.run_state import Watched
-from colddiff_cli.monitor.data.sample_sheets import BETWEEN, GAP, SCREEN_GAP, Arranged, Sheet, arrange
-from colddiff_cli.monitor.panes.text import Told, entitle
+from colddiff_cli.monitor.data.run_state import RunState
+from colddiff_cli.monitor.data.sample_sheets import BETWEEN, GAP, SCREEN_GAP, SampleSheet, SheetLayout, arrange
+from colddiff_cli.monitor.panes.text import LiveText, entitle
 
 FRAME = 0.35  # seconds of a film
 
@@ -35,20 +35,20 @@ class PicturesPane(Vertical, can_focus=True):
     def __init__(self, drawing: Drawing) -> None:
         super().__init__(id="pictures", classes="pane")
         self.border_title = "3 Pictures"
-        self.watched: Watched | None = None
+        self.watched: RunState | None = None
         self.name_shown: str | None = None  # of the sheet chosen; None for the newest
         self._drawing = drawing
         self._drawn: tuple[object, ...] = ()
-        self._sheet: Sheet | None = None  # the last one of this run that could be read
+        self._sheet: SampleSheet | None = None  # the last one of this run that could be read
         self._newest: str | None = None
         self._film: Timer | None = None
         self._names: list[str] = []
 
     def compose(self) -> ComposeResult:
-        yield Told(id="heads")
-        yield Told(id="caption")
+        yield LiveText(id="heads")
+        yield LiveText(id="caption")
 
-    def show(self, watched: Watched | None) -> None:
+    def show(self, watched: RunState | None) -> None:
         """Show that run's sheets as they stand now."""
         if watched is not self.watched:
             self.watched, self.name_shown, self._names, self._sheet = watched, None, [], None
@@ -84,7 +84,7 @@ class PicturesPane(Vertical, can_focus=True):
         self._drawn = sheet, room
         self._draw(sheet, room)
 
-    def _draw(self, sheet: Sheet, room: tuple[int, int]) -> None:
+    def _draw(self, sheet: SampleSheet, room: tuple[int, int]) -> None:
         from PIL import Image  # as late as this: the dashboard opens without it
 
         wide, high = self._drawing.cell
@@ -101,11 +101,11 @@ class PicturesPane(Vertical, can_focus=True):
         image.styles.width = math.ceil(picture.width / wide)
         image.styles.height = math.ceil(picture.height / high)
         self.mount(image, before="#caption")
-        self.query_one("#heads", Told).tell(self._heads(made, wide))
-        self.query_one("#caption", Told).tell(self._caption(sheet))
+        self.query_one("#heads", LiveText).tell(self._heads(made, wide))
+        self.query_one("#caption", LiveText).tell(self._caption(sheet))
 
     @staticmethod
-    def _heads(made: Arranged, wide: int) -> Text:
+    def _heads(made: SheetLayout, wide: int) -> Text:
         line = Text()
         for place, (name, left) in enumerate(made.heads):
             cell = left // wide
@@ -114,7 +114,7 @@ class PicturesPane(Vertical, can_focus=True):
             line.append(name if len(name) < after - cell else name[: max(1, int(after - cell) - 1)], style="bold")
         return line
 
-    def _caption(self, sheet: Sheet) -> Text:
+    def _caption(self, sheet: SampleSheet) -> Text:
         text = Text.assemble((f"step {sheet.step:,}", "bold"))
         metrics = sheet.note.get("metrics")
         told = metrics.items() if isinstance(metrics, dict) else []
@@ -130,8 +130,8 @@ class PicturesPane(Vertical, can_focus=True):
             self._drawn = (text,)
             for old in self.query(".sheet"):
                 old.remove()
-            self.query_one("#heads", Told).tell(Text(text, style="dim"))
-            self.query_one("#caption", Told).tell(Text())
+            self.query_one("#heads", LiveText).tell(Text(text, style="dim"))
+            self.query_one("#caption", LiveText).tell(Text())
             entitle(self, subtitle="")
 
     def on_resize(self, event: events.Resize) -> None:

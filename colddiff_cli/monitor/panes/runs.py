@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import DataTable, Input
 
-from colddiff_cli.monitor.data.run_state import Watched, is_named
+from colddiff_cli.monitor.data.run_state import RunState, is_named
 from colddiff_cli.monitor.panes.text import entitle
 from colddiff_cli.monitor.render import text
 
@@ -34,7 +34,7 @@ class RunsPane(Vertical):
     class Chosen(Message):
         """Another run is looked at, or other ones are laid over it."""
 
-        def __init__(self, watched: Watched | None) -> None:
+        def __init__(self, watched: RunState | None) -> None:
             super().__init__()
             self.watched = watched
 
@@ -43,8 +43,8 @@ class RunsPane(Vertical):
         self.border_title = "1 Runs"
         self.pattern = pattern
         self.marked: set[str] = set()
-        self.runs: list[Watched] = []
-        self.current: Watched | None = None
+        self.runs: list[RunState] = []
+        self.current: RunState | None = None
         self._shown: dict[str, tuple[object, ...]] = {}
 
     def compose(self) -> ComposeResult:
@@ -62,11 +62,11 @@ class RunsPane(Vertical):
         self.query_one(DataTable).focus(scroll_visible)
         return self
 
-    def matching(self, runs: Iterable[Watched]) -> list[Watched]:
+    def matching(self, runs: Iterable[RunState]) -> list[RunState]:
         """Return the runs that the filter lets through."""
         return [watched for watched in runs if is_named(watched.name, self.pattern)]
 
-    def show(self, runs: Iterable[Watched], current: Watched | None) -> None:
+    def show(self, runs: Iterable[RunState], current: RunState | None) -> None:
         """Show the runs as they stand now."""
         self.runs, self.current = list(runs), current
         matching = self.matching(self.runs)
@@ -92,7 +92,7 @@ class RunsPane(Vertical):
         hidden = len(self.runs) - len(matching)
         entitle(self, subtitle=f"{self.pattern}: {hidden} hidden" if hidden else f"{len(self.runs)}")
 
-    def _row(self, key: str, watched: Watched) -> tuple[Text, ...]:
+    def _row(self, key: str, watched: RunState) -> tuple[Text, ...]:
         name = watched.name if len(watched.name) <= NAME_CELLS else f"{watched.name[: NAME_CELLS - 1]}…"
         done = f"{min(watched.step / watched.steps, 1):.0%}" if watched.steps else ""
         mark = MARK if key in self.marked else " "

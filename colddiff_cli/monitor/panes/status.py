@@ -8,8 +8,8 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 
-from colddiff_cli.monitor.data.run_state import Watched
-from colddiff_cli.monitor.panes.text import Told
+from colddiff_cli.monitor.data.run_state import RunState
+from colddiff_cli.monitor.panes.text import LiveText
 from colddiff_cli.monitor.render import text as words
 
 
@@ -21,12 +21,12 @@ class StatusPane(VerticalScroll, can_focus=True):
         self.border_title = "4 Status"
 
     def compose(self) -> ComposeResult:
-        yield Told(id="facts")
-        yield Told(id="attention")
-        yield Told(id="events")
-        yield Told(id="configuration")
+        yield LiveText(id="facts")
+        yield LiveText(id="attention")
+        yield LiveText(id="events")
+        yield LiveText(id="configuration")
 
-    def show(self, watched: Watched | None, machine: Iterable[tuple[str, str]], waiting: Iterable[str]) -> None:
+    def show(self, watched: RunState | None, machine: Iterable[tuple[str, str]], waiting: Iterable[str]) -> None:
         """Show that run as it stands now; `waiting` is what its trainer has not answered yet."""
         if watched is None:
             return
@@ -40,7 +40,7 @@ class StatusPane(VerticalScroll, can_focus=True):
             ("events", _under("Events", words.events(watched))),
             ("configuration", _under("Configuration", words.configuration(watched))),
         ):
-            self.query_one(f"#{name}", Told).tell(text)
+            self.query_one(f"#{name}", LiveText).tell(text)
 
 
 def _under(heading: str, text: Text) -> Text:

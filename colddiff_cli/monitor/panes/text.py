@@ -9,7 +9,7 @@ from textual.widgets import Static
 from colddiff_cli.monitor.render.text import harmless
 
 
-class Told(Static):
+class LiveText(Static):
     """Text that is drawn anew where it has changed, and laid out anew where it may need other room."""
 
     def __init__(self, *, id: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from colddiff_cli.monitor.data.metrics_history import History, points
-from colddiff_cli.monitor.data.run_state import Watched
+from colddiff_cli.monitor.data.metrics_history import MetricsHistory, points
+from colddiff_cli.monitor.data.run_state import RunState
 from colddiff_cli.monitor.render import chart, text
 
 LINES = 14  # of the curve
@@ -16,9 +16,9 @@ EVENTS = 8
 OTHERS = 20  # runs listed
 
 
-def frame(current: Watched, runs: Sequence[Watched], width: int) -> Text:
+def frame(current: RunState, runs: Sequence[RunState], width: int) -> Text:
     """Return what the dashboard would show of a run, and a line for each of the others."""
-    history = History(current.run.path / "metrics.jsonl")
+    history = MetricsHistory(current.run.path / "metrics.jsonl")
     current.history = history
     history.advance(float("inf"))
     current.poll()
@@ -45,6 +45,6 @@ def frame(current: Watched, runs: Sequence[Watched], width: int) -> Text:
     return text.harmless(Text("\n\n").join(parts))
 
 
-def state(runs: Sequence[Watched]) -> dict[str, Any]:
+def state(runs: Sequence[RunState]) -> dict[str, Any]:
     """Return the state of runs for programs."""
     return {"runs": [watched.state_table() for watched in runs]}

@@ -10,7 +10,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from colddiff_cli.monitor.data.run_state import Watched, duration
+from colddiff_cli.monitor.data.run_state import RunState, duration
 
 LOOKS = {  # a sign and a Rich style for each state; the sign tells it where there are no colours
     "live": ("●", "green"),
@@ -37,13 +37,13 @@ def harmless(text: Text) -> Text:
     return text
 
 
-def sign(watched: Watched) -> Text:
+def sign(watched: RunState) -> Text:
     """Return the state as a sign and a word."""
     mark, style = LOOKS[watched.state]
     return Text(f"{mark} {watched.state}", style=style)
 
 
-def headline(watched: Watched, width: int) -> Text:
+def headline(watched: RunState, width: int) -> Text:
     """Return the run in a line: as much of it as fits."""
     parts = [Text(watched.name, style="bold"), sign(watched)]
     if watched.steps:
@@ -70,7 +70,7 @@ def headline(watched: Watched, width: int) -> Text:
     return line
 
 
-def facts(watched: Watched, machine: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+def facts(watched: RunState, machine: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
     """Return what there is to know of a run in pairs: what, and how it stands."""
     lines = [("state", watched.state + (f": {watched.reason}" if watched.reason else ""))]
     lines.append(("step", f"{watched.step:,} of {watched.steps:,}" if watched.steps else f"{watched.step:,}"))
@@ -104,7 +104,7 @@ def pairs(lines: Sequence[tuple[str, str]]) -> Text:
     return Text("\n").join(Text.assemble((f"{what:<{width}}  ", "dim"), told) for what, told in lines)
 
 
-def events(watched: Watched, most: int = EVENTS) -> Text:
+def events(watched: RunState, most: int = EVENTS) -> Text:
     """Return the newest events, the last one first."""
     return Text("\n").join(_event(entry) for entry in reversed(watched.events[-most:]))
 
@@ -129,12 +129,12 @@ def _time(seconds: Any) -> str:
         return "--:--:--"
 
 
-def oddities(watched: Watched) -> Text:
+def oddities(watched: RunState) -> Text:
     """Return what is wrong with the run's files, a line each."""
     return Text("\n").join(Text(f"! {told}", style="yellow") for told in watched.oddities)
 
 
-def configuration(watched: Watched) -> Text:
+def configuration(watched: RunState) -> Text:
     """Return run.toml as aligned lines."""
     lines: list[tuple[str, str]] = []
     for key, value in watched.table.items():

@@ -28,7 +28,7 @@ import numpy as np
 
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.decoding import LARGEST_MEMBER
-from colddiff_core.datasets.shards.listing import Place
+from colddiff_core.datasets.shards.listing import ShardLocation
 from colddiff_core.distributed import environment
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import refusals
@@ -55,7 +55,7 @@ _LABEL = re.compile(rb"\s*(\d{1,9})\s*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Index:
+class ShardIndex:
     """Where the records of a shard lie: offset, size and label of each image, (N,) int64.
 
     A size is NO_IMAGE where there is none to read, a label NO_LABEL where it is not told. suffixes: of the images.
@@ -98,7 +98,7 @@ class Shard:
             return b""
 
 
-class Opener:
+class ShardOpener:
     """Opens shards, from several threads if need be, and ends the commands that are at it when it is closed."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Opener:
         self._lock = threading.Lock()
         self._is_closed = False
 
-    def open(self, place: Place) -> Shard:
+    def open(self, place: ShardLocation) -> Shard:
         """Return a shard; one cut short has the records that are whole.
 
         What a command prints, and what is compressed, goes to a file without a name in the user's cache folder first.
@@ -143,7 +143,7 @@ class Opener:
                 with contextlib.suppress(OSError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def _unpacked(self, descriptor: int, place: Place) -> Shard:
+    def _unpacked(self, descriptor: int, place: ShardLocation) -> Shard:
         try:
             if os.pread(descriptor, len(GZIP), 0) != GZIP:
                 return Shard(descriptor)
@@ -157,7 +157,7 @@ class Opener:
                     keep(part)
             return Shard(os.dup(spool.fileno()))
 
-    def _printed(self, place: Place) -> int:
+    def _printed(self, place: ShardLocation) -> int:
         """Run a command and return a file of what it prints."""
         with _spool(place) as (spool, keep), tempfile.TemporaryFile() as said:
             with self._started(place, said) as process:
@@ -172,7 +172,7 @@ class Opener:
             return os.dup(spool.fileno())
 
     @contextlib.contextmanager
-    def _started(self, place: Place, said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    def _started(self, place: ShardLocation, said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
         with self._lock:
             if self._is_closed:
                 raise UsageError(f"{place.name} is not read: the shards are closed.", "Open them again.")
@@ -212,7 +212,7 @@ def _decompressed(packed: IO[bytes]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _spool(place: Place) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
+def _spool(place: ShardLocation) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
     """Yield a file without a name, which no kill can leave behind, and what writes to it as long as there is room."""
     folder = cache.folder().with_name("spool")
     try:
@@ -240,7 +240,7 @@ def _spool(place: Place) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
         yield file, keep
 
 
-def _scan(descriptor: int) -> Index:
+def _scan(descriptor: int) -> ShardIndex:
     """Return where the records of an archive are, as far as it can be read."""
     rows: list[tuple[int, int, int, str]] = []
     nothing = (0, NO_IMAGE, NO_LABEL, "")
@@ -272,7 +272,7 @@ def _scan(descriptor: int) -> Index:
         rows.append(row)
     table = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T
     offsets, sizes, labels = np.ascontiguousarray(table)
-    return Index(offsets, sizes, labels, frozenset(row[3] for row in rows) - {""}, is_cut)
+    return ShardIndex(offsets, sizes, labels, frozenset(row[3] for row in rows) - {""}, is_cut)
 
 
 def _members(reader: _Reader) -> Iterator[tarfile.TarInfo]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from colddiff_core import devices
 from colddiff_core.datasets import cache
-from colddiff_core.datasets.shards.archive import Index, Opener
-from colddiff_core.datasets.shards.listing import LARGEST_LIST, Place
+from colddiff_core.datasets.shards.archive import ShardIndex, ShardOpener
+from colddiff_core.datasets.shards.listing import LARGEST_LIST, ShardLocation
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.images import SUFFIXES
@@ -28,7 +28,7 @@ COUNTERS = 8  # shards counted at a time: what is waited for is the disk or the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Count:
+class ShardCount:
     """What a shard holds: how many records, of how many classes (0 where one tells none), the images' suffixes."""
 
     records: int
@@ -36,11 +36,11 @@ class Count:
     suffixes: frozenset[str]
 
     @classmethod
-    def of(cls, index: Index) -> Count:
+    def of(cls, index: ShardIndex) -> ShardCount:
         return cls(len(index), index.class_count, index.suffixes)
 
     @classmethod
-    def parsed(cls, told: Mapping[str, Any]) -> Count:
+    def parsed(cls, told: Mapping[str, Any]) -> ShardCount:
         """Return what was written by `table`; raises ValueError, KeyError, TypeError for anything else."""
         records, classes, suffixes = told["records"], told["classes"], frozenset(told["suffixes"])
         if type(records) is not int or type(classes) is not int or not suffixes <= SUFFIXES:
@@ -53,13 +53,13 @@ class Count:
         return {"records": self.records, "classes": self.classes, "suffixes": sorted(self.suffixes)}
 
 
-def listing(shards: Mapping[str, tuple[int, Count]], classes: Sequence[str]) -> str:
+def listing(shards: Mapping[str, tuple[int, ShardCount]], classes: Sequence[str]) -> str:
     """Return the text of a shards.json: the bytes of each shard and what it holds, and the names of the classes."""
     told = [{"name": name, "bytes": size} | count.table() for name, (size, count) in shards.items()]
     return json.dumps({"classes": list(classes), "shards": told}, indent=1) + "\n"
 
 
-def counted(places: Sequence[Place], root: Path, split: str) -> tuple[list[Count], tuple[str, ...]]:
+def counted(places: Sequence[ShardLocation], root: Path, split: str) -> tuple[list[ShardCount], tuple[str, ...]]:
     """Return what each of a folder's shards holds, and the names of their classes where they are told.
 
     A file of another size than shards.json says is counted, and so are those of one name. Raises UsageError for a shard
@@ -67,7 +67,7 @@ def counted(places: Sequence[Place], root: Path, split: str) -> tuple[list[Count
     what one prints.
     """
     sizes, classes = _listed(root / LIST)
-    found: dict[str, Count] = {}
+    found: dict[str, ShardCount] = {}
     stamps = {place.name: _stamp(place) for place in places}
     called = collections.Counter(place.file_name for place in places)
     for place in places:
@@ -81,9 +81,9 @@ def counted(places: Sequence[Place], root: Path, split: str) -> tuple[list[Count
     return [found[place.name] for place in places], classes if is_told else ()
 
 
-def _listed(path: Path) -> tuple[dict[str, tuple[int, Count]], tuple[str, ...]]:
+def _listed(path: Path) -> tuple[dict[str, tuple[int, ShardCount]], tuple[str, ...]]:
     """Return what a shards.json tells: nothing where there is none, or it is damaged, and of no damaged entry."""
-    found: dict[str, tuple[int, Count]] = {}
+    found: dict[str, tuple[int, ShardCount]] = {}
     with contextlib.suppress(*DAMAGED):
         told = parse_json(read_ordinary(path, LARGEST_LIST))
         classes = tuple(told["classes"])
@@ -91,12 +91,12 @@ def _listed(path: Path) -> tuple[dict[str, tuple[int, Count]], tuple[str, ...]]:
             return {}, ()
         for entry in told["shards"]:
             with contextlib.suppress(*DAMAGED):
-                found[entry["name"]] = (int(entry["bytes"]), Count.parsed(entry))
+                found[entry["name"]] = (int(entry["bytes"]), ShardCount.parsed(entry))
         return found, classes
     return {}, ()
 
 
-def forget(place: Place, root: Path, split: str) -> str:
+def forget(place: ShardLocation, root: Path, split: str) -> str:
     """Drop what is kept of a shard that holds something else by now; return what has it counted anew."""
     path = _kept_at(root, split)
     with contextlib.suppress(OSError), cache.alone(path):
@@ -112,8 +112,8 @@ def _kept_at(root: Path, split: str) -> Path:
 
 
 def _kept_or_scanned(
-    places: Sequence[Place], stamps: Mapping[str, tuple[int, int] | None], root: Path, split: str
-) -> dict[str, Count]:
+    places: Sequence[ShardLocation], stamps: Mapping[str, tuple[int, int] | None], root: Path, split: str
+) -> dict[str, ShardCount]:
     path = _kept_at(root, split)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # processes that begin together have one of them count
@@ -128,11 +128,11 @@ def _kept_or_scanned(
         return found
 
 
-def _scanned(places: Sequence[Place]) -> dict[str, Count]:
-    opener = Opener()
+def _scanned(places: Sequence[ShardLocation]) -> dict[str, ShardCount]:
+    opener = ShardOpener()
 
-    def scan(place: Place) -> Count:
-        count = Count.of(opener.open(place).index)
+    def scan(place: ShardLocation) -> ShardCount:
+        count = ShardCount.of(opener.open(place).index)
         if place.command and not count.records:
             what = f"The command {place.command} ended with exit code 0 and printed no tar archive with records."
             raise UsageError(what, "Try it in a shell.")
@@ -147,19 +147,21 @@ def _scanned(places: Sequence[Place]) -> dict[str, Count]:
             raise
 
 
-def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, Count]]:
+def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, ShardCount]]:
     try:
         told = parse_json(read_ordinary(path, LARGEST_LIST))
-        return {name: (tuple(stamp) if stamp else None, Count.parsed(count)) for name, (stamp, count) in told.items()}
+        return {
+            name: (tuple(stamp) if stamp else None, ShardCount.parsed(count)) for name, (stamp, count) in told.items()
+        }
     except DAMAGED:
         return {}
 
 
-def _keep(path: Path, found: Iterable[tuple[str, tuple[int, int] | None, Count]]) -> None:
+def _keep(path: Path, found: Iterable[tuple[str, tuple[int, int] | None, ShardCount]]) -> None:
     text = json.dumps({name: (stamp, count.table()) for name, stamp, count in found})
     with contextlib.suppress(MachineError), whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
-def _stamp(place: Place) -> tuple[int, int] | None:
+def _stamp(place: ShardLocation) -> tuple[int, int] | None:
     return cache.stamp(place.path) if place.path else None

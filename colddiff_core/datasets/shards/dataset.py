@@ -19,10 +19,10 @@ from torch import Tensor
 
 from colddiff_core import devices
 from colddiff_core.datasets import cache, epoch_order
-from colddiff_core.datasets.base import ImageSet, Request, register
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
 from colddiff_core.datasets.decoding import COLOUR, SMALL_FILE, Entry, decode_entries
 from colddiff_core.datasets.shards import counts, listing
-from colddiff_core.datasets.shards.archive import Opener, Shard
+from colddiff_core.datasets.shards.archive import Shard, ShardOpener
 from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError
 from colddiff_core.images import read_bytes
 from colddiff_core.text import counted, shown
@@ -35,7 +35,7 @@ PATIENCE = 60.0  # seconds that a shard may take to be opened before that is tol
 RECENT = 1 << 16  # labels remembered of what was read last
 
 
-def open_shards(request: Request, lanes: int) -> Shards:
+def open_shards(request: DatasetRequest, lanes: int) -> Shards:
     """Return a split of the shards in a folder; at most `lanes` of them are read side by side.
 
     Raises UsageError as `shardlists.places` and `counts.counted` do, and where there is no folder or no record.
@@ -58,7 +58,7 @@ def open_shards(request: Request, lanes: int) -> Shards:
 
 
 @register("shards")
-def load(request: Request) -> ImageSet:
+def load(request: DatasetRequest) -> ImageSet:
     """Return the records of a split as one tensor, at most MOST_HELD of them, evenly spread.
 
     Those that cannot be read are skipped and counted. Raises UsageError as `open_shards`, and where none can be read.
@@ -77,10 +77,10 @@ class Shards:
 
     def __init__(
         self,
-        places: Sequence[listing.Place],
-        held: Sequence[counts.Count],
+        places: Sequence[listing.ShardLocation],
+        held: Sequence[counts.ShardCount],
         classes: tuple[str, ...],
-        request: Request,
+        request: DatasetRequest,
         lanes: int,
     ) -> None:
         self._places, self._held, self._request, self._lanes = places, held, request, lanes
@@ -99,7 +99,7 @@ class Shards:
         self._told = [
             (place.name, stamp, count.table()) for place, stamp, count in zip(places, stamps, held, strict=True)
         ]
-        self._opener = Opener()
+        self._opener = ShardOpener()
         self._opening = threading.Semaphore(OPENERS)
         self._pool = ThreadPoolExecutor(devices.processors(), thread_name_prefix="shards")
         self._lock = threading.Lock()
@@ -268,7 +268,7 @@ class Shards:
         try:
             with self._opening:
                 opened, why = self._opener.open(place), ""
-            found, told = counts.Count.of(opened.index), self._held[shard]
+            found, told = counts.ShardCount.of(opened.index), self._held[shard]
             if found.records != told.records or (self.has_labels and not 0 < found.classes <= self.class_count):
                 why = f"{place.name} holds {found.records} records of {found.classes} classes"
                 why += f", where {told.records} of {told.classes} were counted: "

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from colddiff_core.datasets.base import Request, Split
+from colddiff_core.datasets.base import DatasetRequest, Split
 from colddiff_core.datasets.decoding import ARCHIVES
 from colddiff_core.datasets.folder import held_out
 from colddiff_core.errors import UsageError
@@ -23,7 +23,7 @@ _ARCHIVE = re.compile(r"[^/\\\s'\"=]+\.(?:tar\.gz|tar|tgz)(?![\w.])")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ShardLocation:
     """Where one shard is: a file's path, or a command that is run in `folder` and prints it.
 
     name: as it is listed, which no other shard of the folder is called.
@@ -45,7 +45,7 @@ class Place:
         return self.path.name if self.path else found[0] if found else ""
 
 
-def places(root: Path, request: Request) -> list[Place]:
+def places(root: Path, request: DatasetRequest) -> list[ShardLocation]:
     """Return the shards of a split, in the order of their names or of the list.
 
     `train.urls` and `test.urls` list them; else they are `train-*.tar` and `test-*.tar`, compressed by gzip or not.
@@ -71,15 +71,15 @@ def places(root: Path, request: Request) -> list[Place]:
     return found
 
 
-def _listed(root: Path, split: Split) -> list[Place]:
+def _listed(root: Path, split: Split) -> list[ShardLocation]:
     path = root / f"{split}.urls"
     if path.exists():
         return list(_read(path))
     files = (file for ending in ARCHIVES for file in root.glob(f"{split}-*{ending}"))
-    return [Place(file.name, root, file) for file in sorted(files) if file.is_file()]
+    return [ShardLocation(file.name, root, file) for file in sorted(files) if file.is_file()]
 
 
-def _read(path: Path) -> Iterator[Place]:
+def _read(path: Path) -> Iterator[ShardLocation]:
     """Yield the places that a list names; raises UsageError for what is no list, and for a name that comes twice."""
     try:
         text = read_ordinary(path, LARGEST_LIST).decode()
@@ -97,12 +97,12 @@ def _read(path: Path) -> Iterator[Place]:
         if len(seen) > MOST_SHARDS:
             raise UsageError(f"{path} names more than {MOST_SHARDS:,} shards.", "Make larger ones.")
         if name.startswith(PIPE):
-            yield Place(name, path.parent)
+            yield ShardLocation(name, path.parent)
         elif "://" in name:
             remedy = f"Write the command that fetches it: {PIPE}curl -s -L {name}"
             raise UsageError(f"{path}: {shown(name)} is an address.", remedy)
         else:
-            yield Place(name, path.parent, path.parent / name)
+            yield ShardLocation(name, path.parent, path.parent / name)
 
 
 def expanded(line: str) -> Iterator[str]:

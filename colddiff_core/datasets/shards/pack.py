@@ -23,12 +23,12 @@ from PIL import Image
 
 from colddiff_core import devices, seeds
 from colddiff_core.datasets import base, decoding
-from colddiff_core.datasets.base import ImageSet, Request, Split
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, Split
 from colddiff_core.datasets.folder import hashed_split
 from colddiff_core.datasets.shards import counts
-from colddiff_core.datasets.shards.archive import Index, Opener
-from colddiff_core.datasets.shards.counts import Count
-from colddiff_core.datasets.shards.listing import Place
+from colddiff_core.datasets.shards.archive import ShardIndex, ShardOpener
+from colddiff_core.datasets.shards.counts import ShardCount
+from colddiff_core.datasets.shards.listing import ShardLocation
 from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.files import drafted, read_ordinary, refusals, whole
 from colddiff_core.images import SUFFIXES, read_bytes
@@ -51,7 +51,7 @@ class Record:
     label: int | None
 
 
-class Source(Protocol):
+class PackSource(Protocol):
     """Images to pack, by number."""
 
     def __len__(self) -> int: ...
@@ -66,7 +66,7 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
+class FileList:
     """Image files, as they are, or scaled to `size` and made of `channels` where these are not 0.
 
     Those that a reader of shards would not know by their suffix are made PNG.
@@ -100,7 +100,7 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
+class PackedPixels:
     """The images of a data set, as PNG."""
 
     images: ImageSet
@@ -121,12 +121,12 @@ class Pixels:
 class Splits:
     """What is to be packed, and the names of the classes, none where there are no classes or they have no names."""
 
-    sources: Mapping[Split, Source]
+    sources: Mapping[Split, PackSource]
     classes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class ShardLimits:
     """How many records a shard has at most, and how many bytes, unless a single record has more."""
 
     records: int
@@ -134,13 +134,13 @@ class Limits:
 
 
 @dataclasses.dataclass
-class Packed:
+class PackedSplit:
     """The shards of a split: the bytes of each and what it holds; how many files were left out as unreadable.
 
     kept: how many of the shards were there already.
     """
 
-    shards: dict[str, tuple[int, Count]] = dataclasses.field(default_factory=dict)
+    shards: dict[str, tuple[int, ShardCount]] = dataclasses.field(default_factory=dict)
     skipped: int = 0
     kept: int = 0
 
@@ -182,12 +182,12 @@ def of_files(paths: Sequence[Path], size: int = 0, channels: int = 0) -> Splits:
     return _sorted_by_folder(listed, dict.fromkeys(SPLITS, root), size, channels)
 
 
-def of_set(name: str, request: Request) -> Splits:
+def of_set(name: str, request: DatasetRequest) -> Splits:
     """Return both splits of a known data set; errors as `datasets.load`, and for what is packed already."""
     if name == "shards":
         raise UsageError("The images of shards are packed already.", "Copy the files.")
     held = {split: base.load(name, dataclasses.replace(request, split=split)) for split in SPLITS}
-    return Splits({split: Pixels(images) for split, images in held.items()}, held["train"].classes)
+    return Splits({split: PackedPixels(images) for split, images in held.items()}, held["train"].classes)
 
 
 def _sorted_by_folder(
@@ -196,10 +196,10 @@ def _sorted_by_folder(
     inner = {split: decoding.folders_of(paths, wheres[split]) for split, paths in listed.items()}
     classes = tuple(sorted(set().union(*inner.values())))
     if len(classes) < 2 or "." in classes:
-        return Splits({split: Files(paths, None, size, channels) for split, paths in listed.items()})
+        return Splits({split: FileList(paths, None, size, channels) for split, paths in listed.items()})
     numbers = {name: number for number, name in enumerate(classes)}
     labels = {split: [numbers[name] for name in names] for split, names in inner.items()}
-    made = {split: Files(paths, labels[split], size, channels) for split, paths in listed.items()}
+    made = {split: FileList(paths, labels[split], size, channels) for split, paths in listed.items()}
     return Splits(made, classes)
 
 
@@ -212,8 +212,8 @@ def in_the_way(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def pack(
-    source: Source, split: Split, folder: Path, limits: Limits, seed: int, at_record: Callable[[int], None]
-) -> Packed:
+    source: PackSource, split: Split, folder: Path, limits: ShardLimits, seed: int, at_record: Callable[[int], None]
+) -> PackedSplit:
     """Write a split's images as shards, mixed by `seed`; those that are there already, one after the other, are kept.
 
     at_record: told how many images are done. A shard has its name once it is whole. Raises UsageError where no image
@@ -240,26 +240,26 @@ def pack(
     return made
 
 
-def finish(folder: Path, packed: Mapping[Split, Packed], classes: Sequence[str]) -> None:
+def finish(folder: Path, packed: Mapping[Split, PackedSplit], classes: Sequence[str]) -> None:
     """Write the list of all shards, which tells that they are all there."""
     shards = {name: told for split in packed.values() for name, told in split.shards.items()}
     with whole(folder / counts.LIST) as draft:
         draft.write_text(counts.listing(shards, classes), encoding="utf-8")
 
 
-def _kept(folder: Path, split: Split) -> tuple[Packed, int]:
+def _kept(folder: Path, split: Split) -> tuple[PackedSplit, int]:
     """Return the whole shards that are there, and the place of the first image that is in none of them.
 
     What comes after one that is missing or damaged is removed, and what a killed packing was writing.
     """
-    made, begin = Packed(), 0
+    made, begin = PackedSplit(), 0
     for path in [folder / f"{split}-{number:06}.tar" for number in range(len(list(folder.glob(f"{split}-*.tar"))))]:
         try:
-            index = Opener().open(Place(path.name, folder, path)).index
+            index = ShardOpener().open(ShardLocation(path.name, folder, path)).index
             begin = _last(path, index) + 1
         except (UsageError, OSError, ValueError):
             break
-        made.shards[path.name] = (path.stat().st_size, Count.of(index))
+        made.shards[path.name] = (path.stat().st_size, ShardCount.of(index))
     made.skipped, made.kept = begin - made.records, len(made.shards)
     with refusals(folder), contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):
@@ -269,7 +269,7 @@ def _kept(folder: Path, split: Split) -> tuple[Packed, int]:
     return made, begin
 
 
-def _last(path: Path, index: Index) -> int:
+def _last(path: Path, index: ShardIndex) -> int:
     """Return the place that the last record of a shard is called after; raises ValueError for one that is not whole."""
     if index.is_cut or not len(index):
         raise ValueError(f"{path} is cut")
@@ -279,7 +279,7 @@ def _last(path: Path, index: Index) -> int:
 
 
 def _sound(
-    source: Source, order: torch.Tensor, begin: int, made: Packed, at_record: Callable[[int], None]
+    source: PackSource, order: torch.Tensor, begin: int, made: PackedSplit, at_record: Callable[[int], None]
 ) -> Iterator[tuple[int, Record]]:
     """Yield places in the order and the records there, read ahead in parallel; what cannot be read is counted."""
     with ThreadPoolExecutor(devices.processors()) as pool:
@@ -295,7 +295,7 @@ def _sound(
                     yield place, record
 
 
-def _chunks(source: Source, order: torch.Tensor, begin: int) -> Iterator[list[int]]:
+def _chunks(source: PackSource, order: torch.Tensor, begin: int) -> Iterator[list[int]]:
     chunk: list[int] = []
     size = 0
     for place in range(begin, len(order)):
@@ -308,7 +308,7 @@ def _chunks(source: Source, order: torch.Tensor, begin: int) -> Iterator[list[in
         yield chunk
 
 
-def _has_room(archive: tarfile.TarFile, held: int, record: Record, limits: Limits) -> bool:
+def _has_room(archive: tarfile.TarFile, held: int, record: Record, limits: ShardLimits) -> bool:
     """Tell whether a record belongs into a shard; the first one always does."""
     blocks = -(-len(record.content) // _HEADER) + 1 + (0 if record.label is None else 2) + _END
     size = -(-(archive.offset + blocks * _HEADER) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
@@ -326,10 +326,10 @@ def _add(archive: tarfile.TarFile, place: int, record: Record) -> None:
         archive.addfile(member, io.BytesIO(content))
 
 
-def _count(held: Sequence[Record]) -> Count:
+def _count(held: Sequence[Record]) -> ShardCount:
     labels = [record.label for record in held if record.label is not None]
     classes = max(labels) + 1 if len(labels) == len(held) else 0
-    return Count(len(held), classes, frozenset(record.suffix for record in held))
+    return ShardCount(len(held), classes, frozenset(record.suffix for record in held))
 
 
 def _png(pixels: np.ndarray) -> bytes:

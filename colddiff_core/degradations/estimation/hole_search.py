@@ -42,7 +42,7 @@ class Hole:
 
 
 @dataclasses.dataclass(frozen=True)
-class Masks:
+class HoleMasks:
     """M by distance for severities t: table (S, NODES) float32 at even distances up to `reach` pixels, t = 0 first."""
 
     table: Tensor
@@ -60,7 +60,7 @@ class Masks:
         return float((self.table[row] < kept).sum()) / (NODES - 1) * self.reach
 
 
-def find_hole(x: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, int] | None) -> Hole:
+def find_hole(x: Tensor, masks: HoleMasks, color: Tensor | None, centre: tuple[int, int] | None) -> Hole:
     """Return the likeliest hole in a picture.
 
     x: (C, H, W) float32 in [-1, 1], rounded to 8 bits; color: (C,) levels, None where it is unknown; centre: where it
@@ -85,7 +85,7 @@ def find_hole(x: Tensor, masks: Masks, color: Tensor | None, centre: tuple[int, 
     return dataclasses.replace(hole, evidence=evidence)
 
 
-def _places(x: Tensor, masks: Masks, color: Tensor | None) -> list[tuple[int, int]]:
+def _places(x: Tensor, masks: HoleMasks, color: Tensor | None) -> list[tuple[int, int]]:
     """Return where the picture is nearest to the colour, or flattest, over discs of several sizes."""
     stride = max(1, math.ceil(math.sqrt(x.shape[-2] * x.shape[-1] / LARGEST)))
     y = levels(x[:, ::stride, ::stride]).round()
@@ -117,7 +117,7 @@ def _places(x: Tensor, masks: Masks, color: Tensor | None) -> list[tuple[int, in
     return list(dict.fromkeys(found))
 
 
-def _sample(x: Tensor, masks: Masks, row: int, col: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sample(x: Tensor, masks: HoleMasks, row: int, col: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return some pixels around a place: values (C, N), rows and columns (N,)."""
     radius = int(masks.radius(len(masks.table) - 1, 0.995)) + 1
     top, left = max(row - radius, 0), max(col - radius, 0)
@@ -137,7 +137,7 @@ def _sample(x: Tensor, masks: Masks, row: int, col: int) -> tuple[Tensor, Tensor
     return levels(part.reshape(len(part), -1)[:, chosen]).round(), rows[chosen], cols[chosen]
 
 
-def _closely(x: Tensor, masks: Masks, color: Tensor, row: int, col: int, own: Tensor) -> Hole:
+def _closely(x: Tensor, masks: HoleMasks, color: Tensor, row: int, col: int, own: Tensor) -> Hole:
     """Return the evidence of every severity at one place, by the spread of the pixels around it."""
     values, rows, cols = _sample(x, masks, row, col)
     distance = ((rows - row).square() + (cols - col).square()).float().sqrt()
@@ -179,7 +179,7 @@ def _chance(own: Tensor, value: Tensor, half: Tensor) -> Tensor:
     return (below(value + half) - below(value - half)) / (2 * half)
 
 
-def _by_pattern(x: Tensor, masks: Masks, hole: Hole) -> Hole | None:
+def _by_pattern(x: Tensor, masks: HoleMasks, hole: Hole) -> Hole | None:
     """Return the hole with its centre and severity found to the pixel, by the pattern of rounding if that is clear."""
     best = int(hole.evidence.argmax())
     last = len(masks.table) - 1
@@ -207,7 +207,7 @@ def _by_pattern(x: Tensor, masks: Masks, hole: Hole) -> Hole | None:
     return None
 
 
-def _climbed(x: Tensor, masks: Masks, hole: Hole) -> Hole:
+def _climbed(x: Tensor, masks: HoleMasks, hole: Hole) -> Hole:
     """Return the likeliest hole that is reached from one by moving its centre, by fewer and fewer pixels."""
     own = _histogram(x)
     step = 8
