@@ -104,14 +104,14 @@ def try_link() -> None:
     content = torch.zeros(SENT, dtype=torch.uint8)
     times = []
     for _ in range(3):
-        job.meet()
+        job.barrier()
         began = time.perf_counter()
         dist.recv(content, 0) if job.index else dist.send(content, 1)
         times.append(time.perf_counter() - began)
     small = []
     for _ in range(ASKED):
         began = time.perf_counter()
-        job.meet()
+        job.barrier()
         small.append(time.perf_counter() - began)
     if job.index:
         print(json.dumps({"bandwidth": SENT / statistics.median(times), "agreement": statistics.median(small)}))

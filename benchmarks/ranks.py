@@ -168,13 +168,13 @@ def messages() -> None:
     def timed(work: Callable[[], object], times: int) -> list[float]:
         told = []
         for _ in range(times):
-            job.highest(0)  # they begin together
+            job.all_max(0)  # they begin together
             began = time.perf_counter()
             work()
             told.append(1000 * (time.perf_counter() - began))
         return sorted(told)
 
-    agreeing, adding = timed(lambda: job.highest(0, 0, 0), ROUNDS), timed(lambda: job.sum(gradient), ROUNDS // 5)
+    agreeing, adding = timed(lambda: job.all_max(0, 0, 0), ROUNDS), timed(lambda: job.sum(gradient), ROUNDS // 5)
     if job.is_first:
         parts = {"agreement, ms": agreeing, "gradients, ms": adding}
         print(json.dumps({"gradients, bytes": 4 * count} | {key: _spread(value) for key, value in parts.items()}))

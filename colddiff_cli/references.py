@@ -67,7 +67,7 @@ def load(screen: Screen, built: Experiment, means: FeatureChoice) -> Reference:
     from colddiff_core.evaluation import classifier, distances, evaluate
 
     config, together = built.config, group.current()
-    test = together.in_turn(lambda: from_config.load_images(config, "test", built.channels))
+    test = together.one_process_first(lambda: from_config.load_images(config, "test", built.channels))
 
     @functools.cache
     def train() -> ImageSet:
@@ -76,23 +76,23 @@ def load(screen: Screen, built: Experiment, means: FeatureChoice) -> Reference:
     if left_out := from_config.left_out(config.data, test, "test"):
         screen.warn(f"{left_out}: other images are measured")
     perceptual = _perceptual(screen, built)
-    launch.check_alike({"LPIPS": perceptual and perceptual.about()})  # its weights may be on one machine alone
+    launch.check_alike({"LPIPS": perceptual and perceptual.metadata()})  # its weights may be on one machine alone
     if means.features == "none":
         return evaluate.Reference(test, train, perceptual=perceptual)
-    together.in_turn(train)
+    together.one_process_first(train)
     has_classes = test.labels is not None and train().labels is not None and test.classes == train().classes
-    judge = together.in_turn(lambda: _classifier(screen, built, train(), test)) if has_classes else None
+    judge = together.one_process_first(lambda: _classifier(screen, built, train(), test)) if has_classes else None
     seen: Features
     if means.inception is not None:
         seen = means.inception
     elif judge is not None:
         seen = classifier.ClassifierFeatures(judge, f"FD-{config.data.dataset}", "classes")
     else:
-        turned = together.in_turn(
+        turned = together.one_process_first(
             lambda: _classifier(screen, built, classifier.turned(train()), classifier.turned(test))
         )
         seen = classifier.ClassifierFeatures(turned, f"FD-{config.data.dataset}", "quarter turns")
-    launch.check_alike({"classifier": seen.about()})  # each machine may have trained its own
+    launch.check_alike({"classifier": seen.metadata()})  # each machine may have trained its own
     if not together.is_first:  # which alone makes figures of what all of them have seen
         return evaluate.Reference(test, train, judge, None, perceptual, seen)
     with _advancing(screen, f"{seen.name}: features of the test images") as advance:
@@ -107,7 +107,7 @@ def labels(reference: Reference) -> dict[str, str]:
     return distances.labels(reference.target.features) if reference.target else {}
 
 
-def explain(screen: Screen, reference: Reference, shown: Collection[str], *, is_scarce: bool) -> None:
+def explain(screen: Screen, reference: Reference, shown: Collection[str], *, has_too_few_images: bool) -> None:
     """Say what the columns mean whose keys are shown, and warn of a distance that cannot be relied on."""
     if reference.target is None:
         return
@@ -116,14 +116,14 @@ def explain(screen: Screen, reference: Reference, shown: Collection[str], *, is_
     told = names + [key for key in ("accuracy", "confidence", "classes") if key in shown]
     by = "Inception-v3"
     if told and features.name != "FID":
-        said = features.about()
+        said = features.metadata()
         of = "which class an image is of" if said["of"] == "classes" else f"by how many {said['of']} an image is turned"
         by = f"a small classifier, right about {of} in {said['accuracy']:.1%} of the test images"
     if told:
         screen.explain(f"{', '.join(told)}: by {by}")
     if names:
         screen.explain(f"{', '.join(names)}: to all {reference.target.count:,} test images")
-    if is_scarce and names:
+    if has_too_few_images and names:
         screen.warn(f"{names[0]}: too few images for {features.size:,} features; it says little")
 
 
@@ -153,7 +153,7 @@ def _inception(screen: Screen, given: Path | None, device: str) -> Inception:
                 advance(so_far - done, total)
                 done = so_far
 
-            path = group.current().in_turn(
+            path = group.current().one_process_first(
                 lambda: published_weights.fetch(published_weights.INCEPTION, _cache("weights"), tell)
             )
     return inception.Inception(published_weights.read(published_weights.INCEPTION, path), devices.choose(device))

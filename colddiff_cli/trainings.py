@@ -58,10 +58,10 @@ def start(
     stepping.check_processes(config.train, together.count)
     trusted = config if changes is None else presets.restrict_downloads(config, changes)
     sets = _load_sets(trusted)
-    built = together.in_turn(lambda: experiment.build(trusted, sets[0].channels, chosen))
+    built = together.one_process_first(lambda: experiment.build(trusted, sets[0].channels, chosen))
     built = dataclasses.replace(built, config=config)
     built.try_out(sets[0])
-    path = Path(together.hear_json(str(path)))  # heard when all have come so far: where one fails, nothing is left
+    path = Path(together.broadcast_json(str(path)))  # heard when all have come so far: where one fails, nothing is left
     run = runs.create(path, config, experiment.versions()) if together.is_first else runs.FollowerRun(path)
     try:
         trainer = Trainer(built, *sets, run)
@@ -97,11 +97,11 @@ def resume(screen: Screen, name: str, changes: list[str], device: str, *, may_ch
     chosen = devices.choose(device)
     together = group.join(chosen)
     # The others need not see the run's folder.
-    path, table = together.hear_json([str(asked[0]), asked[1].to_table()] if asked else None)
+    path, table = together.broadcast_json([str(asked[0]), asked[1].to_table()] if asked else None)
     config = presets.from_table(table, path)
     sets = _load_sets(config)
-    built = together.in_turn(lambda: experiment.build(config, sets[0].channels, chosen))
-    together.meet()  # the run is not held before all are ready to train
+    built = together.one_process_first(lambda: experiment.build(config, sets[0].channels, chosen))
+    together.barrier()  # the run is not held before all are ready to train
     run = runs.RunWriter(Path(path)) if together.is_first else runs.FollowerRun(Path(path))
     try:
         trainer = Trainer(built, *sets, run)
@@ -128,7 +128,7 @@ def _check_alike(trainer: Trainer) -> None:
     }
     versions = {key: version for key, version in experiment.versions().items() if key != "python"}
     launch.check_alike(images | versions | {"precision": trainer.experiment.precision})
-    group.current().meet()  # or one that is alike would make what another is refused
+    group.current().barrier()  # or one that is alike would make what another is refused
 
 
 def _resumed(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
@@ -160,7 +160,7 @@ def _load_sets(config: schema.Config) -> tuple[TrainingSet, ImageSet]:
         train_set = from_config.load_training(config)
         return train_set, from_config.load_images(config, "test", train_set.channels)
 
-    return group.current().in_turn(load)
+    return group.current().one_process_first(load)
 
 
 def _introduce(screen: Screen, trainer: Trainer, sets: tuple[TrainingSet, ImageSet]) -> None:

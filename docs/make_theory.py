@@ -28,7 +28,7 @@ class MissingFrequency(Degradation):
 
     name = "one-frequency-less"
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         assert isinstance(t, int)
         rank = frequencies(x0.shape[-1])
         kept = rank < int(rank.max()) + 1 - t
@@ -41,7 +41,7 @@ class LinearDrift(Degradation):
 
     name = "drift"
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         return x0 + t * direction(x0)
 
 

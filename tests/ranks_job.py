@@ -36,8 +36,8 @@ def build(path: Path, preset: str, *overrides: str) -> Trainer:
     """Return the trainer of a run at `path`, one of a job's where this is one: a new run, or that which is there."""
     together = group.current()
     config = presets.load(preset, [*TINY, *FLOAT32, *overrides])
-    is_there = together.hear_json((path / "run.toml").exists())
-    together.meet()
+    is_there = together.broadcast_json((path / "run.toml").exists())
+    together.barrier()
     run = runs.FollowerRun(path)
     if together.is_first:
         run = runs.RunWriter(path) if is_there else runs.create(path, config, {})
@@ -85,16 +85,16 @@ def words(together: group.Group) -> dict:
     """Return what processes tell each other."""
     mine = together.index
     return {
-        "highest": together.highest(mine, -mine, False),
-        "heard": together.hear_json({"from": mine}),
-        "bytes": together.hear(b"" if mine == 0 else b"unheard").decode(),
-        "collected": together.collect_json([mine] * (mine + 1)),
-        "tensors": [one["x"].tolist() for one in together.collect_tensors({"x": torch.arange(mine)})],
+        "highest": together.all_max(mine, -mine, False),
+        "heard": together.broadcast_json({"from": mine}),
+        "bytes": together.broadcast(b"" if mine == 0 else b"unheard").decode(),
+        "collected": together.gather_json([mine] * (mine + 1)),
+        "tensors": [one["x"].tolist() for one in together.gather_tensors({"x": torch.arange(mine)})],
         "sum": together.sum(torch.tensor([1.0, mine])).tolist(),
-        "share": [list(together.share(7)), list(together.share(1))],
-        "turn": together.in_turn(time.monotonic),
+        "share": [list(together.slice_of(7)), list(together.slice_of(1))],
+        "turn": together.one_process_first(time.monotonic),
         "news": [together.is_news("a"), together.is_news("b")],
-        "dealt": list(together.deal(5)),
+        "dealt": list(together.next_tasks(5)),
     }
 
 
@@ -104,7 +104,7 @@ def main(folder: Path) -> None:
     found = {"words": words(together)}
     for name, (preset, overrides) in CASES.items():
         finish(build(folder / name, preset, *overrides))
-    together.meet()
+    together.barrier()
     finish(build(folder / "resumed", "digits-mask"))  # what one process has begun
     spoilt = build(folder / "spoilt", "digits-mask")
     spoil(spoilt, 1)

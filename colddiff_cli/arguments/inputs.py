@@ -18,7 +18,7 @@ def agreed(find: Callable[[], Files]) -> list[tuple[Path, bool]]:
     together = group.current()
     if together.is_alone:
         return list(find())
-    told = together.decide(lambda: [[str(file), is_named] for file, is_named in find()])
+    told = together.on_first(lambda: [[str(file), is_named] for file, is_named in find()])
     return [(Path(str(file)), bool(is_named)) for file, is_named in told]
 
 

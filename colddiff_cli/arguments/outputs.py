@@ -57,7 +57,7 @@ def agreed(find: Callable[[], Iterable[Path | None]]) -> list[Path | None]:
     """Return the paths that the first process of a job finds to write to; what they are is not looked at by others."""
     from colddiff_core.distributed import group
 
-    told = group.current().decide(lambda: [None if path is None else str(path) for path in find()])
+    told = group.current().on_first(lambda: [None if path is None else str(path) for path in find()])
     return [None if path is None else Path(path) for path in told]
 
 

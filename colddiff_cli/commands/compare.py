@@ -124,8 +124,8 @@ def compare(
     screen.show(comparison_table(title, figures, references.labels(reference), published))
     screen.say(", ".join(f"{run.path} at step {step}" for run, (_, step) in zip(found, opened, strict=True)))
     screen.say("steps: evaluations of the network; ms: milliseconds an image")
-    is_scarce = any(outcome.is_scarce for outcome in outcomes.values())
-    references.explain(screen, reference, measured(figures, COMPARED), is_scarce=is_scarce)
+    has_too_few_images = any(outcome.has_too_few_images for outcome in outcomes.values())
+    references.explain(screen, reference, measured(figures, COMPARED), has_too_few_images=has_too_few_images)
     if is_generating and reference.target:
         screen.say(f"{REAL}: as many test images, their distances those of training images")
     for source in dict.fromkeys(c.experiment.config.paper["source"] for c in contenders if published[c.label]):
@@ -138,7 +138,7 @@ def compare(
         "n": count,
         "t": None if is_generating else severities,
         "seed": chosen_seed,
-        **reference.about(),
+        **reference.metadata(),
         "metrics": figures,
         "intervals": {label: outcome.intervals for label, outcome in outcomes.items()},
         "paper": published,

@@ -68,7 +68,7 @@ def degrade(
     together = launch.share(context, nproc, device)
     operator = _operator(op, preset, steps, given or {})
     severity = _severity(operator, t)
-    pool = list(map(Path, together.decide(lambda: list(map(str, _pool(operator, second))))))
+    pool = list(map(Path, together.on_first(lambda: list(map(str, _pool(operator, second))))))
     draw = _drawing(operator, pool, seed or 0)
     if describe:
         _describe(screen, operator, draw, inputs or [], size or _size_of(preset), device)

@@ -89,7 +89,7 @@ def evaluate(
     reference = references.load(screen, built, means)
     count = min(n, len(reference.test))
     common: dict[str, Any] = {"count": count, "seed": config.train.seed if seed is None else seed}
-    size = together.hear_json(batch_size or built.batch_size(evaluation.MOST))
+    size = together.broadcast_json(batch_size or built.batch_size(evaluation.MOST))
     common |= {"stride": pace, "batch_size": size, "is_8bit": uint8}
     at_stride = "" if pace == config.sample.stride else f", stride {pace}"
     rounded = ", degraded images rounded to 8 bits" if uint8 else ""
@@ -97,7 +97,7 @@ def evaluate(
     what = f"{found.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
     told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": common["seed"]}
     told |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
-    asked = common | {"t": None if by_severity else severity, **reference.about()}
+    asked = common | {"t": None if by_severity else severity, **reference.metadata()}
     with _portions(open_run.described(found, built, step) | asked, found, is_resumed=resume) as folder:
         if by_severity:
             curve = _curve(screen, built, reference, folder, common)
@@ -106,7 +106,7 @@ def evaluate(
             return
         outcomes = _measure(screen, built, reference, folder, severity, common)
         if together.is_first:
-            told |= {"t": severity, **reference.about(), "is_scarce": outcomes["degraded"].is_scarce}
+            told |= {"t": severity, **reference.metadata(), "is_scarce": outcomes["degraded"].has_too_few_images}
             is_papers = severity == last and pace == 1 and not uint8
             _show(screen, f"{what} at t = {severity}", told, reference, outcomes, config if is_papers else None)
 
@@ -129,7 +129,7 @@ def _show(
     """Show what was measured; config: of a run whose figures can be held against the paper's."""
     paper = {kind: tables.published(config, kind) for kind in outcomes} if config else {}
     rows = {
-        kind: Row(kind, outcome.figures, outcome.intervals, outcome.is_scarce, paper.get(kind, {}))
+        kind: Row(kind, outcome.figures, outcome.intervals, outcome.has_too_few_images, paper.get(kind, {}))
         for kind, outcome in outcomes.items()
     }
     screen.show(evaluation_table(title, rows, EVALUATED, references.labels(reference)))
@@ -146,7 +146,7 @@ def _explain(
     figures = measured({kind: outcome.figures for kind, outcome in outcomes.items()}, EVALUATED)
     if any(ends for outcome in outcomes.values() for ends in outcome.intervals.values()):
         screen.explain("±: half of the 95 % bootstrap interval over the images")
-    references.explain(screen, reference, figures, is_scarce=outcomes["degraded"].is_scarce)
+    references.explain(screen, reference, figures, has_too_few_images=outcomes["degraded"].has_too_few_images)
     for kind, outcome in outcomes.items():
         if outcome.figures["rmse"] is None:
             screen.warn(f"{kind}: not all pixels are numbers; the network has diverged")
@@ -174,7 +174,7 @@ def _portions(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: bool) -
     path = run.path / "evaluated" / hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
     with contextlib.ExitStack() as stack:
         folder = _taken(path, stack, is_resumed=is_resumed) if together.is_first else None
-        told = Path(together.hear_json(str(folder.path if folder else "")))
+        told = Path(together.broadcast_json(str(folder.path if folder else "")))
         folder = folder or PartialResults(told, is_first=False)
         is_done = False
         try:

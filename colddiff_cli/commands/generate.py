@@ -236,7 +236,9 @@ def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, nei
     _show_neighbours(made, reference, neighbours)
     real = comparison.describe_real(len(made), reference).figures
     screen.show(diversity_table(title, {"generated": figures, "real": real}, references.labels(reference)))
-    references.explain(screen, reference, measured({"": figures}, DIVERSITY), is_scarce=described.is_scarce)
+    references.explain(
+        screen, reference, measured({"": figures}, DIVERSITY), has_too_few_images=described.has_too_few_images
+    )
     screen.say(f"nearest training images: {neighbours}")
     return {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours)}
 

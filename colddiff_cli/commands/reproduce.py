@@ -182,7 +182,7 @@ def _write(
     from colddiff_core import images
     from colddiff_core.paper import reproduction
 
-    told["runs"] = [result.about for result in results.values()]
+    told["runs"] = [result.metadata for result in results.values()]
     told["gaps"] = reproduction.gaps(told["tables"])
     told["diverged"] = reproduction.diverged(told["tables"])
     for table in made:

@@ -162,7 +162,7 @@ def sample(
     ending = f"{name}-t{severity:03d}.png"
     default = found.path / "restored" / ending
     picture, film = outputs.agreed(lambda: films.outputs(out, default, animate=animate, force=force, keep=resume))
-    size = together.hear_json(built.batch_size(restore.MOST))
+    size = together.broadcast_json(built.batch_size(restore.MOST))
     settings = open_run.described(found, built, step) | {
         "sampler": name,
         "stride": pace,
@@ -246,7 +246,7 @@ class SampleWork:
         together = self.own.together
         self.made = self.own.made
         if not together.is_alone:
-            told = together.collect_json([self.restored, list(source.left_out.items()), self.made])
+            told = together.gather_json([self.restored, list(source.left_out.items()), self.made])
             self.restored = sorted(number for numbers, _, _ in told for number in numbers)
             self.made = sum(made for _, _, made in told)
             for _, why in sorted(line for _, lines, _ in told for line in lines):
@@ -337,7 +337,7 @@ def _run_and_images(arguments: list[str]) -> tuple[runs.Run, list[str]]:
     """Return the run and what names images: a first argument that does so is no run."""
     from colddiff_core.distributed import group
 
-    if arguments and not group.current().decide(lambda: _names_images(arguments[0])):
+    if arguments and not group.current().on_first(lambda: _names_images(arguments[0])):
         return open_run.find(arguments[0]), arguments[1:]
     return open_run.find(None), arguments
 
@@ -364,7 +364,7 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> SampleSource:
         own = [images.channels_of(file) for file, _ in files]
         return sum(channels not in (0, built.channels) for channels in own)
 
-    if others := together.decide(unlike):
+    if others := together.on_first(unlike):
         theirs, runs_own = ("gray", "colour") if built.channels > 1 else ("in colour", "gray")
         is_one = others == 1
         what = f"{counted(others, 'picture')} {'is' if is_one else 'are'} {theirs} and the run knows {runs_own}"
@@ -392,7 +392,7 @@ def _test_images(screen: Screen, built: Experiment, n: int) -> SampleSource:
     from colddiff_core.distributed import group
 
     data = built.config.data
-    every = group.current().in_turn(lambda: from_config.load_images(built.config, "test", built.channels))
+    every = group.current().one_process_first(lambda: from_config.load_images(built.config, "test", built.channels))
     count = min(n, len(every))
     if count < n:
         screen.warn(f"{data.dataset} has {counted(count, 'test image')}: all of them are taken")

@@ -71,7 +71,7 @@ def restore(
     if asked.mask is not None:
         photographs.read(asked.mask)  # before the run is opened: it is for all pictures
     built, step = open_run.open_run(screen, found, device, overrides)
-    tile = together.hear_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
+    tile = together.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
     worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:
         what = "this run learnt from pictures that were not rounded to 8 bits, and sharpens the rounding of yours"
@@ -109,7 +109,7 @@ def restore(
         job = PhotographJob(screen, own, asked, worker, t, paths)
         work = job.sweep if asked.is_sweep else job.restore
         done, kept = per_file.make(screen, own, files, "restored", work, is_slow=True)
-    told = {n: about for every in together.collect_json(list(job.told.items())) for n, about in every}
+    told = {n: metadata for every in together.gather_json(list(job.told.items())) for n, metadata in every}
     if not together.is_first:
         return
     result = {"run": str(found.path), "step": step, "sampler": worker.sampler, "stride": worker.stride}

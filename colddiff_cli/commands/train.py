@@ -191,7 +191,7 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
     from colddiff_core.distributed import group
 
     # The first process decides: the others need not see the run's folder.
-    begun, step = group.join(devices.choose(job.device)).decide(job.begun)
+    begun, step = group.join(devices.choose(job.device)).on_first(job.begun)
     if begun is None:
         return trainings.start(screen, job.config(), job.out, job.device, changes)
     if step is not None:

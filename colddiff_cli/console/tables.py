@@ -40,7 +40,7 @@ class Row:
     kind: str
     figures: Mapping[str, Any]
     intervals: Mapping[str, Any]
-    is_scarce: bool
+    has_too_few_images: bool
     paper: Mapping[str, float]
 
 
@@ -125,7 +125,7 @@ def _headed(title: str, columns: Columns) -> Table:
 def _with_interval(row: Row, key: str, digits: int) -> Text:
     value, ends = row.figures.get(key), row.intervals.get(key)
     text = Text(_cell(value, digits))
-    if row.is_scarce and key in FRECHET and value is not None:
+    if row.has_too_few_images and key in FRECHET and value is not None:
         text.append(SCARCE, "yellow")
     if ends is not None:
         text.append(f" ±{(ends[1] - ends[0]) / 2:.{digits}f}".replace("±0.", "±."), "dim")
@@ -138,7 +138,9 @@ def _verdict(row: Row, key: str) -> Text:
         return Text()
     if row.kind == "degraded":
         return Text(f"{paper:g} {100 * (value / paper - 1):+.1f} %", "dim")
-    verdict = tables.verdicts(row.kind, row.figures, row.intervals, row.paper, is_scarce=row.is_scarce).get(key, "")
+    verdict = tables.verdicts(
+        row.kind, row.figures, row.intervals, row.paper, has_too_few_images=row.has_too_few_images
+    ).get(key, "")
     return Text.assemble((f"{paper:g} ", "dim"), (verdict, STYLES.get(verdict, "dim")))
 
 

@@ -95,7 +95,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
 
     together = group.current()
     told = json.loads(json.dumps(settings))
-    for key, first in together.hear_json(told).items():
+    for key, first in together.broadcast_json(told).items():
         if told[key] != first:
             what = f"Process {together.index} differs from the first one in {key}: {told[key]}, not {first}."
             raise UsageError(what, "Have the same program, run and files on all machines, one device and precision.")

@@ -20,7 +20,7 @@ def find(name: str | None) -> runs.Run:
     """Return the run of this name, the newest for None, as `runs.find` does; in all processes of a job the same."""
     from colddiff_core.distributed import group
 
-    return runs.Run(Path(group.current().decide(lambda: str(runs.find(name).path))))
+    return runs.Run(Path(group.current().on_first(lambda: str(runs.find(name).path))))
 
 
 def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, ...]) -> tuple[Experiment, int]:

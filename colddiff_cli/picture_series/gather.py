@@ -29,7 +29,7 @@ class ImageCollector:
         """Return to the first process the images of all, a stack for each kind in the order of the numbers."""
         import torch
 
-        parts = {name: x for told in together.collect_tensors(self._parts) for name, x in told.items()}
+        parts = {name: x for told in together.gather_tensors(self._parts) for name, x in told.items()}
         found: dict[str, list[Tensor]] = {}
         for name in sorted(parts):
             found.setdefault(name.rpartition("/")[0], []).append(parts[name])

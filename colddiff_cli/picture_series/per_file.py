@@ -45,7 +45,7 @@ def make(
         screen.say("Nothing is missing: all were there already.")
     own.begin()
     missing = [number for number in range(count) if own.lacks(range(number, len(own.targets), count))]
-    mine = list(together.dealt(missing))
+    mine = list(together.round_robin(missing))
     made: list[int] = []
     told: list[Line] = []
     is_shown = screen.is_terminal and (is_slow or count > series.MANY)
@@ -90,8 +90,8 @@ def _gather(screen: Screen, together: Group, made: list[int], told: list[Line]) 
     """Return, to the first process, what all have made; it tells what they have to tell, in the order of the files."""
     if together.is_alone:
         return made
-    together.meet()
-    every = together.collect_json([made, told])
+    together.barrier()
+    every = together.gather_json([made, told])
     for _, held in sorted(line for _, lines in every for line in lines):
         screen.tell(held)
     return [number for numbers, _ in every for number in numbers]

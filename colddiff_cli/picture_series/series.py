@@ -128,7 +128,7 @@ class Series:
         told = bytearray(len(self.targets))
         for number in self.kept:
             told[number] = 1
-        self.kept = frozenset(number for number, is_kept in enumerate(self.together.hear(bytes(told))) if is_kept)
+        self.kept = frozenset(number for number, is_kept in enumerate(self.together.broadcast(bytes(told))) if is_kept)
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +137,7 @@ class Series:
         late: KeyboardInterrupt | None = None
         try:
             if error is None:
-                self.together.meet()
+                self.together.barrier()
         except KeyboardInterrupt as interrupt:
             error = late = interrupt
         finally:
@@ -170,7 +170,7 @@ class Series:
         if self.together.is_first and not self.is_complete:
             self._begin_once()
         self._is_begun = True
-        self.together.meet()
+        self.together.barrier()
 
     def place(self, number: int) -> Path:
         """Return where to write a picture now; the folder is marked before the first."""

@@ -65,7 +65,7 @@ class Degradation:
     name: ClassVar[str]
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
-    is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `undo` inverts it part by part
+    is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `_invert` inverts it part by part
     is_colouring: ClassVar[bool] = False  # a gray picture may be what it made of one in colour
     has_estimate: ClassVar[bool] = False
     estimated: ClassVar[tuple[str, ...]] = ()  # the random fields that an estimate tells
@@ -93,8 +93,8 @@ class Degradation:
         """
         t = self._checked(t, x0)
         if isinstance(t, int):
-            return self.degrade(x0, t, self._known(frozen)) if t else x0
-        return torch.where((t == 0).view(-1, 1, 1, 1), x0, self.degrade(x0, t, self._known(frozen)))
+            return self._degrade(x0, t, self._known(frozen)) if t else x0
+        return torch.where((t == 0).view(-1, 1, 1, 1), x0, self._degrade(x0, t, self._known(frozen)))
 
     def freeze(self, x0: Tensor, *, generator: Generators = None, **fields: Tensor) -> Frozen:
         """Draw everything random about the images x0 (B, C, H, W), once.
@@ -115,7 +115,7 @@ class Degradation:
                 raise UsageError(
                     f"{self.name}: {name} of shape {shape} for {counted(len(x0), 'image')}.", "Give one entry an image."
                 )
-        return self.draw(x0, generator, given)
+        return self._freeze(x0, generator, given)
 
     def pair(self, x0: Tensor, s: int, r: int, frozen: Frozen | None = None) -> tuple[Tensor, Tensor]:
         """Return D(x0, s) and D(x0, r), what a step of Algorithm 2 takes from x_s and adds, in one pass where it pays.
@@ -125,14 +125,14 @@ class Degradation:
         if s == 0 or r == 0:
             return self(x0, s, frozen), self(x0, r, frozen)
         self._check_range(min(s, r), max(s, r))
-        return self.degrade_both(x0, s, r, self._known(frozen))
+        return self._pair(x0, s, r, self._known(frozen))
 
     def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: Severity, frozen: Frozen) -> Frozen:
         """Return the randomness that would turn x0_hat into x_t, where x_t tells; else `frozen`.
 
         Shapes and ranges as in calling. Source: Bansal et al. 2022, section 5.1 ("estimated noise").
         """
-        return self.solve(x_t, x0_hat, self._checked(t, x_t), frozen)
+        return self._reestimate(x_t, x0_hat, self._checked(t, x_t), frozen)
 
     def invert(self, x_t: Tensor, t: Severity, frozen: Frozen | None, floor: float) -> Tensor:
         """Return a regularised linear inverse of x_t: what the operator left, put back in proportion.
@@ -142,12 +142,12 @@ class Degradation:
         """
         if not self.has_inverse:
             raise UsageError(f"{self.name} has no inverse.", "Use model.inputs=plain.")
-        return self.undo(x_t, self._checked(t, x_t), self._known(frozen), floor)
+        return self._invert(x_t, self._checked(t, x_t), self._known(frozen), floor)
 
     @property
     def is_solving(self) -> bool:
         """Tell whether `reestimate` finds what is random in x_t, so that nothing of it has to be known before."""
-        return type(self).solve is not Degradation.solve
+        return type(self)._reestimate is not Degradation._reestimate
 
     def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
         """Return the least severity, and the random fields, by which D hides some pixels, hidden (B, H, W) bool.
@@ -175,32 +175,32 @@ class Degradation:
             raise UsageError(f"A severity is told of one picture, not of {tuple(x_t.shape)}.", "Give one at a time.")
         if not x_t.sum().isfinite():  # the sum, for a photograph's `isfinite` would be as large as the photograph
             raise UsageError("The picture has values that are no numbers.", "Give another.")
-        return self.look(x_t.detach().cpu())
+        return self._estimate(x_t.detach().cpu())
 
-    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
+    def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
         """Return the operator's Frozen, drawing what `fields` does not give."""
         return self.frozen_type()
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Any) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Any) -> Tensor:
         """Return D(x0, t) for t checked and on x0's device; what t = 0 gives in a tensor does not matter."""
-        raise TypeError(f"{type(self).__name__} does not define degrade")
+        raise TypeError(f"{type(self).__name__} does not define _degrade")
 
-    def degrade_both(self, x0: Tensor, s: int, r: int, frozen: Any) -> tuple[Tensor, Tensor]:
+    def _pair(self, x0: Tensor, s: int, r: int, frozen: Any) -> tuple[Tensor, Tensor]:
         """Return what `pair` does, for s and r checked and neither 0."""
-        return self.degrade(x0, s, frozen), self.degrade(x0, r, frozen)
+        return self._degrade(x0, s, frozen), self._degrade(x0, r, frozen)
 
-    def solve(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Any) -> Frozen:
+    def _reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Any) -> Frozen:
         """Return what `reestimate` does, for t checked and on x_t's device."""
         solved: Frozen = frozen
         return solved
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Any, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Any, floor: float) -> Tensor:
         """Return what `invert` does, for t checked and on x_t's device."""
-        raise TypeError(f"{type(self).__name__} does not define undo")
+        raise TypeError(f"{type(self).__name__} does not define _invert")
 
-    def look(self, x_t: Tensor) -> Estimate:
+    def _estimate(self, x_t: Tensor) -> Estimate:
         """Return what `estimate` does, for one picture checked and on the CPU."""
-        raise TypeError(f"{type(self).__name__} does not define look")
+        raise TypeError(f"{type(self).__name__} does not define _estimate")
 
     def _checked(self, t: Severity, images: Tensor) -> int | Tensor:
         """Return t as an int, or as (B,) int64 on the images' device; raises UsageError for anything else."""

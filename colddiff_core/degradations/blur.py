@@ -69,19 +69,19 @@ class Blur(Degradation):
             for part in VARIANTS
         )
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         x_t = self.stack.apply(x0, t)
         if not self.final_mean:
             return x_t
         is_final = torch.as_tensor(t, device=x0.device).view(-1, 1, 1, 1) == self.steps
         return torch.where(is_final, x_t.mean((-2, -1), keepdim=True), x_t)
 
-    def degrade_both(self, x0: Tensor, s: int, r: int, frozen: Frozen) -> tuple[Tensor, Tensor]:
+    def _pair(self, x0: Tensor, s: int, r: int, frozen: Frozen) -> tuple[Tensor, Tensor]:
         if self.final_mean and self.steps in (s, r):
-            return self.degrade(x0, s, frozen), self.degrade(x0, r, frozen)
+            return self._degrade(x0, s, frozen), self._degrade(x0, r, frozen)
         return self.stack.apply_both(x0, s, r)
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         inverse = self.stack.invert(x_t, t, floor)
         if not self.final_mean:
             return inverse
@@ -89,7 +89,7 @@ class Blur(Degradation):
         is_final = torch.as_tensor(t, device=x_t.device).view(-1, 1, 1, 1) == self.steps
         return torch.where(is_final, x_t, inverse)
 
-    def look(self, x_t: Tensor) -> Estimate:
+    def _estimate(self, x_t: Tensor) -> Estimate:
         """Tell the width by where the picture's spectrum sinks into that of rounding."""
         if self.final_mean and bool((x_t == x_t[..., :1, :1]).all()):
             severities = torch.tensor([self.steps])

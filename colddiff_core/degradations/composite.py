@@ -42,18 +42,18 @@ class Composite(Degradation):
         ]
         return tuple(made if self in made else [self, *made])
 
-    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
+    def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
         drawn: dict[str, Tensor] = {}
         for part, names in zip(self.parts, self.fields, strict=True):
             given = {name: fields[joint] for name, joint in names.items() if joint in fields}
-            frozen = part.draw(x0, generator, given)
+            frozen = part._freeze(x0, generator, given)
             drawn |= {joint: getattr(frozen, name) for name, joint in names.items()}
         return self.frozen_type(**drawn)
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         return self._through(x0, t, frozen, len(self.parts))
 
-    def solve(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> Frozen:
+    def _reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Frozen) -> Frozen:
         """Solve for the last part's randomness; x_t does not tell what the earlier ones drew, which is kept.
 
         So `blur+noise` samples with estimated noise, and `noise+blur` with the noise that was drawn.
@@ -63,7 +63,7 @@ class Composite(Degradation):
         found = part.reestimate(x_t, before, self._own(t, part), self._part(frozen, len(self.parts) - 1))
         return dataclasses.replace(frozen, **{joint: getattr(found, name) for name, joint in names.items()})
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         for index in reversed(range(len(self.parts))):
             x_t = self.parts[index].invert(x_t, self._own(t, self.parts[index]), self._part(frozen, index), floor)
         return x_t

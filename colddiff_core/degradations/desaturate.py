@@ -61,15 +61,15 @@ class Desaturate(Degradation):
         kept = 1 - t / self.steps if self.schedule == "linear" else torch.tensor(self.rate, dtype=torch.float64) ** t
         object.__setattr__(self, "kept", kept.float())
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         gray = self._gray(x0)
         return gray + at(self.kept, t, x0) * (x0 - gray)
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         gray, kept = self._gray(x_t), at(self.kept, t, x_t)
         return gray + kept / (kept.square() + floor**2) * (x_t - gray)
 
-    def look(self, x_t: Tensor) -> Estimate:
+    def _estimate(self, x_t: Tensor) -> Estimate:
         """Tell what is left of the colour by what rounding did to it and how near it comes to the cube."""
         self._gray(x_t)
         kept = self.kept.double()

@@ -75,7 +75,7 @@ class Holes(Degradation):
         shares = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
         object.__setattr__(self, "shares", shares.float())
 
-    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenHoles:
+    def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenHoles:
         """Return the holes; raises UsageError for a given `turn` that is not of the pictures' size."""
         turn = fields.get("turn")
         if turn is None:
@@ -85,10 +85,10 @@ class Holes(Degradation):
             raise UsageError(f"holes: a mask of {given} pixels for images of {wanted}.", "Scale one to the other.")
         return FrozenHoles(turn.to(torch.float32))
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenHoles) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenHoles) -> Tensor:
         return torch.where(frozen.turn.unsqueeze(1) > at(self.shares, t, x0), x0, 0.0)
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: FrozenHoles, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: FrozenHoles, floor: float) -> Tensor:
         """Return x_t where it is seen, and in the holes a smooth surface through what is seen around them.
 
         Any value there is an inverse of D; this one is linear in x_t, and what a network has to add to it is detail.
@@ -102,7 +102,7 @@ class Holes(Degradation):
             raise UsageError("The mask hides no pixel.", "Mark what is to be made anew in white.")
         return self.steps, {"turn": turn_of(hidden, self.steps)}
 
-    def look(self, x_t: Tensor) -> Estimate:
+    def _estimate(self, x_t: Tensor) -> Estimate:
         """Take flat gray areas for holes: as one of T, whose form is told by `turn`."""
         hidden = flat_gray(x_t)
         count = int(hidden.sum())

@@ -86,7 +86,7 @@ class Mask(Degradation):
             dataclasses.replace(self, std=max(self.std * scale, LEAST), growth=self.growth * scale) for scale in scales
         )
 
-    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMask:
+    def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMask:
         count, channels, height, width = x0.shape
         if self.location == "center":
             row, col = (torch.full((count,), max(n // 2 - 1, 0), device=x0.device) for n in (height, width))
@@ -96,13 +96,13 @@ class Mask(Degradation):
         drawn = {"center_row": row, "center_col": col, "color": draw_uniform(x0, generator, (channels,)) * 2 - 1}
         return FrozenMask(**drawn | fields)
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenMask) -> Tensor:
         mask = self._mask(x0, t, frozen)
         if self.fill == "gray":
             return mask * x0
         return mask * x0 + (1 - mask) * frozen.color[:, :, None, None]
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: FrozenMask, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: FrozenMask, floor: float) -> Tensor:
         mask = self._mask(x_t, t, frozen)
         seen = x_t if self.fill == "gray" else x_t - (1 - mask) * frozen.color[:, :, None, None]
         return mask / (mask.square() + floor**2) * seen
@@ -125,7 +125,7 @@ class Mask(Degradation):
             raise UsageError(what, "Use a run with larger holes (degradation.std, degradation.growth), or mask less.")
         return int(covering[0]) + 1, {"center_row": row.long(), "center_col": col.long()}
 
-    def look(self, x_t: Tensor) -> Estimate:
+    def _estimate(self, x_t: Tensor) -> Estimate:
         """Tell the hole by its colour, and its growth by how far around it the picture is drawn towards that."""
         if bool((x_t == x_t[..., :1, :1]).all()):
             raise UsageError("The picture is of one colour, hole or not.", "Give --t.")

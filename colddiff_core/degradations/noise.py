@@ -42,16 +42,16 @@ class Mixture(Degradation):
         super().__post_init__()
         object.__setattr__(self, "abar", cosine_alphas_cumprod(self.steps))
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenMixture) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenMixture) -> Tensor:
         signal, other = self._shares(x0, t)
         return (signal * x0).addcmul_(other, frozen.z)
 
-    def solve(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: FrozenMixture) -> FrozenMixture:
+    def _reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: FrozenMixture) -> FrozenMixture:
         signal, other = self._shares(x_t, t)
         # At t = 0 nothing is mixed in, and x_t says nothing of z.
         return FrozenMixture(torch.where(other > 0, (x_t - signal * x0_hat) / other, frozen.z))
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         """Return the linear least-squares estimate of x0: x_t / sqrt(abar_t) held back by the other image.
 
         sqrt(abar) v / (abar v + 1 - abar + floor^2) x_t, with v the variance of pictures: the plain
@@ -78,7 +78,7 @@ class Noise(Mixture):
     def priors(self) -> tuple[str, ...]:
         return ("normal", "degraded")
 
-    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMixture:
+    def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMixture:
         z = fields.get("z")
         return FrozenMixture(draw_normal(x0, generator, tuple(x0.shape[1:])) if z is None else z)
 
@@ -97,7 +97,7 @@ class Animorph(Mixture):
     def priors(self) -> tuple[str, ...]:
         return ("images", "degraded")
 
-    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMixture:
+    def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenMixture:
         if "z" not in fields:
             raise UsageError("animorph mixes in images of a second data set.", "None were given: freeze with z=images.")
         return FrozenMixture(fields["z"])

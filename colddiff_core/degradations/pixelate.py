@@ -61,28 +61,28 @@ class Pixelate(Degradation):
         modes: tuple[Literal["bicubic", "bilinear", "area"], ...] = ("bicubic", "bilinear", "area")
         return tuple(dataclasses.replace(self, mode=mode) for mode in modes) if jitter else (self,)
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         for n in x0.shape[-2:]:
             self._check_size(n)
         if isinstance(t, int) and max(x0.shape[-2:]) > LARGE:
             return self._chain(x0, t)
         return self.stack.apply(x0, t)
 
-    def degrade_both(self, x0: Tensor, s: int, r: int, frozen: Frozen) -> tuple[Tensor, Tensor]:
+    def _pair(self, x0: Tensor, s: int, r: int, frozen: Frozen) -> tuple[Tensor, Tensor]:
         if max(x0.shape[-2:]) > LARGE:
-            return self.degrade(x0, s, frozen), self.degrade(x0, r, frozen)
+            return self._degrade(x0, s, frozen), self._degrade(x0, r, frozen)
         for n in x0.shape[-2:]:
             self._check_size(n)
         return self.stack.apply_both(x0, s, r)
 
-    def undo(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         for n in x_t.shape[-2:]:
             self._check_size(n)
         if isinstance(t, int) and max(x_t.shape[-2:]) > LARGE:
             return self._least_squares(x_t, t, floor)
         return self.stack.invert(x_t, t, floor)
 
-    def look(self, x_t: Tensor) -> Estimate:
+    def _estimate(self, x_t: Tensor) -> Estimate:
         """Tell the blocks by where pixels differ from their neighbours, and where they do not."""
         for n in x_t.shape[-2:]:
             self._check_size(n)

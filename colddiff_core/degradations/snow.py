@@ -102,14 +102,14 @@ class Snow(Degradation):
         values = torch.linspace(first, ends[1], self.steps, dtype=torch.float64)
         return torch.cat([values[:1], values])
 
-    def draw(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenSnow:
+    def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenSnow:
         drawn = {
             "seed_matrix": LEVELS[self.level].mean + SPREAD * draw_normal(x0, generator, tuple(x0.shape[-2:])),
             "vertical": draw_uniform(x0, generator, ()) < 0.5,
         }
         return FrozenSnow(**drawn | fields)
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         layer = self.layer(x0, t, frozen).unsqueeze(1)
         if self.brighten:
             kept = at(self.lightening, t, x0)
@@ -118,7 +118,7 @@ class Snow(Degradation):
         # Twice the layer: it is of [0, 1], the picture of [-1, 1].
         return (layer + layer.flip(-2, -1)).mul_(2).add(x0).clamp_(-1, 1)
 
-    def look(self, x_t: Tensor) -> Estimate:
+    def _estimate(self, x_t: Tensor) -> Estimate:
         """Tell the snow by what the picture shares with itself turned by half."""
         if min(x_t.shape[-2:]) < SMALLEST or bool((x_t == x_t[..., :1, :1]).all()):
             raise UsageError("The picture is too small or too flat to tell its snow.", "Give --t.")

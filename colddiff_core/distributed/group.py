@@ -73,11 +73,11 @@ class Group:
     def is_alone(self) -> bool:
         return self.place.is_alone
 
-    def share(self, count: int) -> range:
+    def slice_of(self, count: int) -> range:
         """Return which of the numbers 0..count - 1 are this process's: a run of them, equally long up to one."""
         return range(count * self.index // self.count, count * (self.index + 1) // self.count)
 
-    def deal(self, count: int) -> Iterator[int]:
+    def next_tasks(self, count: int) -> Iterator[int]:
         """Yield which of the pieces of work 0..count - 1 this process takes next: one that no other has taken.
 
         Whoever is quicker takes more. All processes deal out the same heaps one after the other.
@@ -94,11 +94,11 @@ class Group:
                 return
             yield number
 
-    def dealt(self, pieces: Iterable[T]) -> Iterator[T]:
+    def round_robin(self, pieces: Iterable[T]) -> Iterator[T]:
         """Return which pieces of work are this process's, where they are dealt out in turn."""
         return itertools.islice(pieces, self.index, None, self.count)
 
-    def spread(self, network: nn.Module, device: torch.device) -> nn.Module:
+    def wrap_ddp(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Return what a network is to be called through in training, so that gradients are the mean over the processes.
 
         The weights of all processes become the first one's.
@@ -122,7 +122,7 @@ class Group:
                 dist.all_reduce(tensor)
         return tensor
 
-    def highest(self, *values: int | bool) -> tuple[int, ...]:
+    def all_max(self, *values: int | bool) -> tuple[int, ...]:
         """Return the highest of each value over all processes: whether any of them says so."""
         if self.is_alone:
             return tuple(map(int, values))
@@ -131,7 +131,7 @@ class Group:
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self._aside)
         return tuple(told.tolist())
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for the others, however long they take; raises LostError where one of them has ended."""
         if self._aside is None:
             return
@@ -144,18 +144,18 @@ class Group:
                     break
             meeting.wait()  # it says so if one is gone
 
-    def decide(self, work: Callable[[], T]) -> T:
+    def on_first(self, work: Callable[[], T]) -> T:
         """Return what the first process finds by work that it alone does, as JSON holds it; the others wait for it."""
         if self.is_alone:
             return work()
         found = work() if self.is_first else None
-        return self.hear_json(found)
+        return self.broadcast_json(found)
 
-    def hear(self, content: bytes) -> bytes:
+    def broadcast(self, content: bytes) -> bytes:
         """Return the first process's content; what the others give does not matter."""
         if self.is_alone:
             return content
-        self.meet()  # one may have much more to do before this than another
+        self.barrier()  # one may have much more to do before this than another
         length = torch.tensor([len(content)])
         with guarded():
             dist.broadcast(length, 0, group=self._aside)
@@ -163,20 +163,20 @@ class Group:
             dist.broadcast(told, 0, group=self._aside)
         return told.numpy().tobytes()
 
-    def hear_json(self, value: Any) -> Any:
+    def broadcast_json(self, value: Any) -> Any:
         """Return the first process's value, as JSON holds it."""
-        return value if self.is_alone else json.loads(self.hear(json.dumps(value).encode()))
+        return value if self.is_alone else json.loads(self.broadcast(json.dumps(value).encode()))
 
-    def hear_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the first process's tensors by name, on the CPU."""
         if self.is_alone:
             return tensors
-        return safetensors.torch.load(self.hear(_packed(tensors) if self.is_first else b""))
+        return safetensors.torch.load(self.broadcast(_packed(tensors) if self.is_first else b""))
 
-    def collect(self, content: bytes) -> list[bytes]:
+    def gather(self, content: bytes) -> list[bytes]:
         """Return the content of every process, by rank, to the first; nothing to the others.
 
-        They wait no longer than for a training step: where their work may differ, have them `meet` first.
+        They wait no longer than for a training step: where their work may differ, have them `barrier` first.
         """
         if self.is_alone:
             return [content]
@@ -194,17 +194,17 @@ class Group:
                 found.append(received.numpy().tobytes())
         return found
 
-    def collect_json(self, value: Any) -> list[Any]:
+    def gather_json(self, value: Any) -> list[Any]:
         """Return the value of every process, as JSON holds it, to the first; nothing to the others."""
-        return [value] if self.is_alone else [json.loads(told) for told in self.collect(json.dumps(value).encode())]
+        return [value] if self.is_alone else [json.loads(told) for told in self.gather(json.dumps(value).encode())]
 
-    def collect_tensors(self, tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
         """Return the tensors of every process by name, on the CPU, to the first; nothing to the others."""
         if self.is_alone:
             return [tensors]
-        return [safetensors.torch.load(told) for told in self.collect(_packed(tensors))]
+        return [safetensors.torch.load(told) for told in self.gather(_packed(tensors))]
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def one_process_first(self, work: Callable[[], T]) -> T:
         """Do what leaves a cache behind: on every machine one process goes ahead, and the others find what it made.
 
         Raises LostError in those where it failed.
@@ -228,7 +228,7 @@ class Group:
                 raise LostError("Another process of this job could not prepare what all of them need.")
         return work()
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Say that this process is done; the first one then waits for the others to say so, up to PARTING seconds."""
         if self._store is None:
             return
@@ -362,7 +362,7 @@ def leave() -> None:
     """
     global _joined
     before, _joined = _joined, ALONE
-    before.part()
+    before.leave()
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ class ClassifierFeatures:
     def __call__(self, images: Tensor) -> Tensor:
         return self.network.features(images.to(self.network.accuracy.device)).float().cpu()
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         accuracy = float(self.network.accuracy)
         return {"kind": "classifier", "of": self.task, "accuracy": accuracy, "sha256": self.network.digest()}
 

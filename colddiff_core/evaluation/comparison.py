@@ -64,13 +64,15 @@ def generate(
         progress(batch.count)
     first = torch.cat(kept)
     figures = meter.figures() | _variety(first[:described], reference) | clock.figures()
-    return EvaluationResult(figures, meter.intervals(), meter.is_scarce, first[:shown])
+    return EvaluationResult(figures, meter.intervals(), meter.has_too_few_images, first[:shown])
 
 
 def describe(images: Tensor, reference: Reference) -> EvaluationResult:
     """Return what images (N, C, H, W) are like that answer to no original: the figures of `generate` but time."""
     meter = _measure(images, reference)
-    return EvaluationResult(meter.figures() | _variety(images, reference), meter.intervals(), meter.is_scarce, images)
+    return EvaluationResult(
+        meter.figures() | _variety(images, reference), meter.intervals(), meter.has_too_few_images, images
+    )
 
 
 def describe_real(count: int, reference: Reference) -> EvaluationResult:

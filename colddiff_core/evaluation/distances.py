@@ -45,7 +45,7 @@ class Features(Protocol):
         """Take images (B, C, H, W) float32 in [-1, 1] to features (B, size) float32 on the CPU."""
         ...
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a record must say of them: weights and their hash, accuracy and the like."""
         ...
 
@@ -123,7 +123,7 @@ class ReferenceStats:
         return GaussianStats(*self.moments.gaussian())
 
     @property
-    def is_scarce(self) -> bool:
+    def has_too_few_images(self) -> bool:
         """Tell whether the real images are too few for their covariance to have full rank."""
         return self.count <= self.features.size
 
@@ -182,9 +182,9 @@ class Distances:
             self.pending = self.pending[self.block :]
 
     @property
-    def is_scarce(self) -> bool:
+    def has_too_few_images(self) -> bool:
         """Tell whether a covariance lacks full rank: fewer images than features, or one more."""
-        return self.moments.seen <= self.target.features.size or self.target.is_scarce
+        return self.moments.seen <= self.target.features.size or self.target.has_too_few_images
 
     def result(self) -> dict[str, float | None]:
         """Return both distances; None for fewer than two images, and for images that are not finite."""

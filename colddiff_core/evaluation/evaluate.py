@@ -45,12 +45,15 @@ class Reference:
     perceptual: PerceptualDistance | None = None
     features: Features | None = None
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a record says of the features and of LPIPS that images are measured with."""
-        found: dict[str, Any] = {"features": None, "perceptual": self.perceptual.about() if self.perceptual else None}
+        found: dict[str, Any] = {
+            "features": None,
+            "perceptual": self.perceptual.metadata() if self.perceptual else None,
+        }
         if self.target:
             seen = self.target.features
-            found["features"] = {"name": seen.name, "size": seen.size, "images": self.target.count} | seen.about()
+            found["features"] = {"name": seen.name, "size": seen.size, "images": self.target.count} | seen.metadata()
         return found
 
     def title(self, dataset: str) -> str:
@@ -68,7 +71,7 @@ class EvaluationResult:
 
     figures: Figures
     intervals: Intervals
-    is_scarce: bool
+    has_too_few_images: bool
     shown: Tensor
     degraded: Tensor | None = None
 
@@ -148,8 +151,8 @@ class MetricAccumulator:
             self.judged.append(seen.judged)
 
     @property
-    def is_scarce(self) -> bool:
-        return self.distances is not None and self.distances.is_scarce
+    def has_too_few_images(self) -> bool:
+        return self.distances is not None and self.distances.has_too_few_images
 
     def figures(self) -> Figures:
         """Return the figures so far."""
@@ -269,7 +272,7 @@ def restore(
         progress(batch.count)
     measured = meter.figures() | clock.figures()
     pictures = [torch.cat(parts)[:shown] if parts else torch.empty(0) for parts in (made, inputs)]
-    return EvaluationResult(measured, meter.intervals(), meter.is_scarce, *pictures)
+    return EvaluationResult(measured, meter.intervals(), meter.has_too_few_images, *pictures)
 
 
 def evaluate(

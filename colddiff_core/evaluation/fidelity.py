@@ -21,7 +21,7 @@ class PerceptualDistance(Protocol):
 
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor: ...
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a record must say of it."""
         ...
 

@@ -51,16 +51,16 @@ class Inception:
             raise misfit(INCEPTION, weights) from None
         self._network.to(device)
         self._device = device
-        self._about = weights.about()
+        self._metadata = weights.metadata()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         colour = to_bytes(images).expand(-1, 3, -1, -1)
         return torch.cat([self._network(part.to(self._device)).cpu() for part in colour.split(PART)])
 
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Return the name and digest of the file of weights, for the record of a result."""
-        return self._about
+        return self._metadata
 
 
 def check_installed() -> None:

@@ -41,7 +41,7 @@ class Lpips:
             raise misfit(ALEXNET, weights) from None
         self._network.to(device)
         self._device = device
-        self._about = weights.about()
+        self._metadata = weights.metadata()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor:
@@ -51,6 +51,6 @@ class Lpips:
         pair = (x.to(self._device).clamp(-1, 1).expand(-1, 3, -1, -1) for x in (images, originals))
         return self._network(*pair).flatten().cpu()
 
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Return the name and digest of the file of AlexNet's weights, for the record of a result."""
-        return self._about
+        return self._metadata

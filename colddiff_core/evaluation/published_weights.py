@@ -67,7 +67,7 @@ class LoadedWeights:
     sha256: str
     tensors: dict[str, Tensor]
 
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Return what a record of a result needs: the file's name and digest."""
         return {"weights": self.path.name, "sha256": self.sha256}
 

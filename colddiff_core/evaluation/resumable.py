@@ -125,9 +125,9 @@ def evaluate(
     named = {(column, first): f"t{t:04d}-{column}-{first // each:06d}" for column, first in pieces}
     clocks = {column: SamplingTimer(experiment.device) for column in columns}
     missing = [piece for piece in pieces if not folder.has(named[piece])] if ranks.is_first else []
-    missing = [(column, first) for column, first in ranks.hear_json(missing)]
+    missing = [(column, first) for column, first in ranks.broadcast_json(missing)]
     progress(len(columns) * count - sum(_images(parts, first, each) for _, first in missing))
-    for number in ranks.deal(len(missing)):
+    for number in ranks.next_tasks(len(missing)):
         column, first = missing[number]
         own, found = clocks[column], MetricAccumulator(reference, has_originals=True)
         before = own.told()
@@ -140,7 +140,7 @@ def evaluate(
         spent = [after - earlier for after, earlier in zip(own.told()[:2], before[:2], strict=True)]
         told = torch.tensor([*spent, own.evaluations], dtype=torch.float64)
         folder.write(named[column, first], _joined(seen) | {CLOCK: told})
-    ranks.meet()
+    ranks.barrier()
     if not ranks.is_first:
         return {}
     outcomes = {}
@@ -152,7 +152,9 @@ def evaluate(
             for seen_batch in _split(content, batch_size):
                 meter.add(seen_batch)
         figures = meter.figures() | clock.figures()
-        outcomes[column] = EvaluationResult(figures, meter.intervals(), meter.is_scarce, torch.empty(0), torch.empty(0))
+        outcomes[column] = EvaluationResult(
+            figures, meter.intervals(), meter.has_too_few_images, torch.empty(0), torch.empty(0)
+        )
     return outcomes
 
 

@@ -32,5 +32,5 @@ def round_robin(together: Group, count: int, size: int, wanted: BatchFilter) -> 
     """
     if together.is_alone:
         return wanted
-    own = {numbers.start for numbers in together.dealt(batches(count, size, wanted))}
+    own = {numbers.start for numbers in together.round_robin(batches(count, size, wanted))}
     return lambda numbers: numbers.start in own

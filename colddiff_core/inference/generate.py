@@ -158,10 +158,10 @@ def prepare(
     source = _source(built)
     together = group.current()
     weights = priors.load_or_fit(prior, source, run.path / "priors", components) if together.is_first else {}
-    weights = dict(together.hear_tensors(weights))
+    weights = dict(together.broadcast_tensors(weights))
     if prior.is_drawn_from_images and not together.is_alone:
-        together.in_turn(source.images)
-    size = together.hear_json(built.batch_size(MOST))
+        together.one_process_first(source.images)
+    size = together.broadcast_json(built.batch_size(MOST))
     if noise is None:
         noise = 0.0 if prior.noise is None else built.config.degradation.dither or prior.noise
     return Generator(built, prior, source, weights, noise, size)

@@ -36,7 +36,7 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     for change in _retold(state, run.config()):
         warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=2)
     try:
-        experiment = together.in_turn(lambda: build(config, int(state["channels"]), device, "test"))
+        experiment = together.one_process_first(lambda: build(config, int(state["channels"]), device, "test"))
     except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
         raise UsageError(f"{run.config_file}: {error.what}", error.remedy) from None
     unet = experiment.restorer.unet

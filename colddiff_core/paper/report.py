@@ -116,21 +116,21 @@ def _paper(row: Record, key: str) -> str:
 def _runs(abouts: Sequence[Record]) -> list[str]:
     head = ["run", "data", "training images", "T", "inputs", "parameters", "steps", "minutes", "weights"]
     body = []
-    for about in abouts:
-        seconds = about["seconds"]
+    for metadata in abouts:
+        seconds = metadata["seconds"]
         minutes = f"{seconds / 60:.0f}" if isinstance(seconds, int | float) else "-"
-        changed = f" ({'; '.join(about['changed'])})" if about["changed"] else ""
+        changed = f" ({'; '.join(metadata['changed'])})" if metadata["changed"] else ""
         body.append(
             [
-                f"`{about['preset']}`{changed}",
-                f"{about['data']}, {about['size']} px",
-                f"{about['training_images']:,}",
-                str(about["degradation_steps"]),
-                about["inputs"],
-                f"{about['parameters'] / 1e6:.1f} M",
-                f"{about['steps']:,} of {about['batch']}",
+                f"`{metadata['preset']}`{changed}",
+                f"{metadata['data']}, {metadata['size']} px",
+                f"{metadata['training_images']:,}",
+                str(metadata["degradation_steps"]),
+                metadata["inputs"],
+                f"{metadata['parameters'] / 1e6:.1f} M",
+                f"{metadata['steps']:,} of {metadata['batch']}",
                 minutes,
-                f"`{about['checkpoint'][:8]}`",
+                f"`{metadata['checkpoint'][:8]}`",
             ]
         )
     return [*_laid_out(head, body), *_features(abouts)]
@@ -139,8 +139,8 @@ def _runs(abouts: Sequence[Record]) -> list[str]:
 def _features(abouts: Sequence[Record]) -> list[str]:
     """Return a line on each kind of features that distances were measured on."""
     told: dict[str, str] = {}
-    for about in abouts:
-        features, size = about["features"], about["size"]
+    for metadata in abouts:
+        features, size = metadata["features"], metadata["size"]
         if features is None:
             continue
         which = features.get("weights", "a small classifier's")

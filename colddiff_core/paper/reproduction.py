@@ -78,7 +78,7 @@ class RunMeasurer:
         for kind in kinds:
             records[kind], pictures[kind] = self._measure(kind, functools.partial(progress, kind))
         pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(min(SHOWN, self.how.restored)))
-        return Result(config, self._about(changed), records, pictures)
+        return Result(config, self._metadata(changed), records, pictures)
 
     def _measure(self, kind: str, progress: Callable[[int], None]) -> tuple[Record, Tensor]:
         """Return what a kind comes to, and its first images, as kept in the run or measured now."""
@@ -90,7 +90,7 @@ class RunMeasurer:
             return known, shown
         find = self._generated if kind in tables.GENERATED else self._restored
         outcome, details = find(kind, progress)
-        record = {"metrics": outcome.figures, "intervals": outcome.intervals, "is_scarce": outcome.is_scarce}
+        record = {"metrics": outcome.figures, "intervals": outcome.intervals, "is_scarce": outcome.has_too_few_images}
         record |= {"n": self.count(kind), "measured": dict(self.how.circumstances)} | details
         with contextlib.suppress(MachineError):  # a run that cannot be written to is measured all the same
             images.write(images.to_pillow(images.tile(outcome.shown, 1)), picture)
@@ -98,7 +98,7 @@ class RunMeasurer:
                 draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
         return record, outcome.shown
 
-    def _about(self, changed: Sequence[str]) -> Record:
+    def _metadata(self, changed: Sequence[str]) -> Record:
         """Return what a reader must know of the run to repeat or to doubt it."""
         config, lines = self.built.config, self.run.metrics()
         train = config.train
@@ -121,7 +121,7 @@ class RunMeasurer:
             "parameters": sum(p.numel() for p in self.built.restorer.parameters()),
             "checkpoint": self._weights,
             "versions": self.run.table().get("versions", {}),
-            **self.reference.about(),
+            **self.reference.metadata(),
         }
 
     def _restored(self, kind: str, progress: Callable[[int], None]) -> tuple[EvaluationResult, Record]:
@@ -161,7 +161,7 @@ class RunMeasurer:
             config.train.seed,
             how.is_8bit,
             reference.test.digest(),
-            reference.about(),
+            reference.metadata(),
         ]
         parts += [reference.classifier.digest() if reference.classifier else None]
         parts += [str(part) for part in (config.model, config.sample, config.degradation)]
@@ -205,7 +205,7 @@ class Result:
     first images of each kind and the originals (K, C, H, W) float32 in [-1, 1]."""
 
     config: Config
-    about: Record
+    metadata: Record
     kinds: dict[str, Record]
     pictures: dict[str, Tensor]
 
@@ -213,7 +213,7 @@ class Result:
         """Return what the rows are called, with what tells the images from the paper's."""
         size = self.config.data.size
         of_size = f", {size} px" if size != presets.load(part.preset).data.size else ""
-        return part.title + (f" ({self.about['note']})" if self.about["note"] else "") + of_size
+        return part.title + (f" ({self.metadata['note']})" if self.metadata["note"] else "") + of_size
 
 
 def tabulate(table: Table, scale: Scale, results: Mapping[str, Result], *, is_papers: bool = True) -> Record:
@@ -232,7 +232,7 @@ def tabulate(table: Table, scale: Scale, results: Mapping[str, Result], *, is_pa
             published = tables.published(result.config, kind) if is_papers else {}
             paper = {key: value for key, value in published.items() if key in table.metrics}
             scarce = known["is_scarce"]
-            verdicts = tables.verdicts(kind, known["metrics"], known["intervals"], paper, is_scarce=scarce)
+            verdicts = tables.verdicts(kind, known["metrics"], known["intervals"], paper, has_too_few_images=scarce)
             row = {"title": result.title(part), "kind": kind, "preset": result.config.name, "verdicts": verdicts}
             rows.append(row | {"paper": paper} | known)
     heading = {"name": table.name, "title": table.title, "numbers": table.numbers, "metrics": list(table.metrics)}

@@ -150,7 +150,7 @@ def verdicts(
     intervals: Mapping[str, Any],
     paper: Mapping[str, float],
     *,
-    is_scarce: bool,
+    has_too_few_images: bool,
 ) -> dict[str, str]:
     """Return the verdict on each figure that the paper has too.
 
@@ -158,7 +158,7 @@ def verdicts(
     """
     if kind == "degraded":
         return {}
-    both = [key for key in paper if figures.get(key) is not None and not (key == "fid" and is_scarce)]
+    both = [key for key in paper if figures.get(key) is not None and not (key == "fid" and has_too_few_images)]
     return {key: judge(key, figures[key], intervals.get(key), paper[key]) for key in both}
 
 

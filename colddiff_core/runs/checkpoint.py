@@ -160,8 +160,8 @@ def shared(ranks: Group, read: CheckpointFiles | None, names: tuple[str, ...] = 
     if ranks.is_alone:
         assert read is not None
         return read
-    told = ranks.hear_json([str(read.path), read.state] if read else None)
-    tensors = {name: ranks.hear_tensors(read.tensors[name] if read else {}) for name in names}
+    told = ranks.broadcast_json([str(read.path), read.state] if read else None)
+    tensors = {name: ranks.broadcast_tensors(read.tensors[name] if read else {}) for name in names}
     return read or CheckpointFiles(Path(told[0]), told[1], {name: dict(found) for name, found in tensors.items()})
 
 

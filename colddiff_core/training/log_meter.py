@@ -38,12 +38,12 @@ class TrainingLog:
         """Forget all but the first `count` that were added since the last reading."""
         del self.losses[count:], self.times[count:]
 
-    def collect(self, ranks: Group) -> None:
+    def gather(self, ranks: Group) -> None:
         """Have the first process know what all of them added; the others begin anew."""
         if ranks.is_alone:
             return
         told = {"losses": torch.cat(self.losses), "times": torch.cat(self.times)}
-        found = ranks.collect_tensors(told)
+        found = ranks.gather_tensors(told)
         self.losses = [part["losses"].to(self.device) for part in found]
         self.times = [part["times"].to(self.device) for part in found]
 

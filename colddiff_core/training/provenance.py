@@ -31,8 +31,8 @@ def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
     table = experiment.config.to_table()
     return {
         "settings": {section: table[section] for section in SECTIONS},
-        "images": _about(images),
-        "second": _about(experiment.second) if experiment.second else None,
+        "images": _metadata(images),
+        "second": _metadata(experiment.second) if experiment.second else None,
         "operator": _traces(experiment),
     }
 
@@ -65,7 +65,7 @@ def listed(told: list[str]) -> str:
     return "; ".join(told[:TOLD]) + more
 
 
-def _about(images: TrainingSet) -> dict[str, Any]:
+def _metadata(images: TrainingSet) -> dict[str, Any]:
     return {"count": len(images), "digest": images.digest(max(1, MOST_BYTES // max(1, math.prod(images.shape))))}
 
 

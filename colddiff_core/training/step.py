@@ -91,7 +91,7 @@ class Stepper:
         if self.ranks.is_alone or self.settings.compile != "auto":  # a step that one process takes again hangs the rest
             compiling.compile_network(network, mode)
         self._untried = UNTRIED if compiling.is_compiled(network) and self.ranks.is_alone else 0  # steps
-        self._called = self.ranks.spread(network, experiment.device)
+        self._called = self.ranks.wrap_ddp(network, experiment.device)
         self._shared = None if self.ranks.is_alone else experiment.restorer.with_network(self._called)
 
     def take(self, step: int, meter: TrainingLog) -> None:
@@ -197,7 +197,7 @@ class Stepper:
 
     def _passes(self) -> list[range]:
         """Return this process's places in a step, as many at a time as it takes."""
-        own, size = self.ranks.share(self.size), self.settings.batch_size
+        own, size = self.ranks.slice_of(self.size), self.settings.batch_size
         return [range(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)]
 
     @contextlib.contextmanager

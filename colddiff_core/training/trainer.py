@@ -98,7 +98,7 @@ class Trainer:
             if changed and not may_change:
                 what = f"{self.run.path} would go on under changes: {provenance.listed(changed)}."
                 raise UsageError(what, "Undo them, or take them with --allow-change; or start a new run.")
-        if self.ranks.hear_json(found is not None):
+        if self.ranks.broadcast_json(found is not None):
             self._restore(found.content if found else None)
         for path in found.damaged if found else ():
             aside = checkpoint.set_aside(path)
@@ -171,7 +171,9 @@ class Trainer:
             self.save()
         is_shown = sample_sheet.path(self.run, self.step).exists()
         is_finished = self.step >= settings.steps and (is_shown or not self.is_stopping)
-        self.is_finished, self.is_stopped_as_asked = self.ranks.hear_json([is_finished, "answers" in self._stopped_by])
+        self.is_finished, self.is_stopped_as_asked = self.ranks.broadcast_json(
+            [is_finished, "answers" in self._stopped_by]
+        )
         if self.is_finished:
             self.run.event("finished", step=self.step)
         else:
@@ -180,7 +182,7 @@ class Trainer:
     def _see_others(self) -> None:
         """Raise LostError where another process is gone: in the wait for a GPU that waits for it no signal is heard."""
         if self.experiment.device.type != "cpu":
-            self.ranks.highest(0)
+            self.ranks.all_max(0)
 
     def _trouble(self, is_saved: bool) -> str:
         """Record the steps that were skipped; return why the run cannot go on from here, empty where it can."""
@@ -191,7 +193,7 @@ class Trainer:
             return f"{divergence.IN_A_ROW} steps in a row could not be taken, {skipped[-1].why}"
         if not is_saved:
             return ""
-        (is_unsound,) = self.ranks.highest(not self.parts.is_finite())
+        (is_unsound,) = self.ranks.all_max(not self.parts.is_finite())
         return "a weight is not finite" if is_unsound else ""
 
     def _agree(self, *, is_paused: bool = False, is_busy: bool = False) -> bool:
@@ -201,7 +203,7 @@ class Trainer:
         them again and again, or they would take it for lost.
         """
         while True:
-            is_stopping, paused, busy = self.ranks.highest(self._is_to_stop, is_paused, is_busy)
+            is_stopping, paused, busy = self.ranks.all_max(self._is_to_stop, is_paused, is_busy)
             self.is_stopping = self.is_stopping or bool(is_stopping)
             if not busy or self.ranks.is_first:
                 return bool(paused)
@@ -218,7 +220,7 @@ class Trainer:
         found = None
         if falls <= divergence.FALLS and self.ranks.is_first:
             found = checkpoint.newest(self.run, checkpoint.read, before=last_sound)
-        if not self.ranks.hear_json(found is not None):
+        if not self.ranks.broadcast_json(found is not None):
             raise self._diverged(why)
         for path in list_checkpoints(found.path.parent) if found else ():
             if found and path_step(path) > path_step(found.path):
@@ -235,7 +237,7 @@ class Trainer:
 
     def _log(self, meter: TrainingLog) -> dict[str, Any] | None:
         """Log a line and return it; None where no step since the last one had a loss, and in all but the first."""
-        meter.collect(self.ranks)
+        meter.gather(self.ranks)
         self._tell_left_out()
         if not self.ranks.is_first:
             return None
@@ -251,7 +253,7 @@ class Trainer:
 
         Processes meet the same ones, sooner or later: what the first to meet them has counted is told.
         """
-        (count,) = self.ranks.highest(self.train_set.skipped - self._left_out_before)
+        (count,) = self.ranks.all_max(self.train_set.skipped - self._left_out_before)
         if count > self._left_out:
             self._left_out = count
             found = counted(count, "training image")

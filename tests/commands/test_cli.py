@@ -379,7 +379,7 @@ def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
         "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
         "class Fade(Degradation):\n"
         "    depth: float = setting(0.5, 'how dark it gets', above=0)\n"
-        "    def degrade(self, x0, t, frozen):\n"
+        "    def _degrade(self, x0, t, frozen):\n"
         "        share = self.depth * t / self.steps\n"
         "        share = share if isinstance(share, float) else share.view(-1, 1, 1, 1)\n"
         "        return x0 - share * (x0 + 1)\n"

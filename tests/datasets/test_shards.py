@@ -807,7 +807,7 @@ def test_a_digest_tells_other_shards_and_not_copies(tmp_path):
     assert one.digest() == other.digest()
     (tmp_path / "b" / "train-001.tar").write_bytes(tar(shard(0, 3)))
     assert opened(tmp_path / "b").digest() != one.digest()
-    assert provenance._about(one) == {"count": 18, "digest": one.digest()}
+    assert provenance._metadata(one) == {"count": 18, "digest": one.digest()}
 
 
 def test_training_images_are_shards_or_a_tensor(tmp_path):

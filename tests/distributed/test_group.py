@@ -148,17 +148,17 @@ def test_a_process_by_itself_is_the_first_of_one():
     alone = group.current()
     assert alone.is_first
     assert alone.is_alone
-    assert list(alone.share(3)) == [0, 1, 2]
-    assert alone.highest(3, True) == (3, 1)
-    assert alone.collect(b"x") == [b"x"]
-    assert list(alone.deal(3)) == [0, 1, 2]
+    assert list(alone.slice_of(3)) == [0, 1, 2]
+    assert alone.all_max(3, True) == (3, 1)
+    assert alone.gather(b"x") == [b"x"]
+    assert list(alone.next_tasks(3)) == [0, 1, 2]
     network = torch.nn.Linear(2, 2)
-    assert alone.spread(network, torch.device("cpu")) is network
+    assert alone.wrap_ddp(network, torch.device("cpu")) is network
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
 def test_every_number_is_of_one_share(count):
-    shares = [group.Group(job.ProcessInfo(rank, count)).share(40) for rank in range(count)]
+    shares = [group.Group(job.ProcessInfo(rank, count)).slice_of(40) for rank in range(count)]
     assert [number for share in shares for number in share] == list(range(40))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -22,7 +22,7 @@ class GivenFeatures:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)
 
-    def about(self) -> dict:
+    def metadata(self) -> dict:
         return {"kind": "given"}
 
 
@@ -161,13 +161,13 @@ def test_restored_images_are_resampled_with_their_originals():
 def test_few_images_have_distances_without_an_interval_and_one_has_none():
     wanted = gaussians(60, 5)
     few = distances(gaussians(4, 5, 3), wanted)
-    assert few.is_scarce
+    assert few.has_too_few_images
     assert few.result()["fd"] > 0
     assert few.intervals() == {"fd": None, "kd": None}
     assert distances(gaussians(1, 5, 3), wanted).result() == {"fd": None, "kd": None}
     assert distances(gaussians(50, 5, 3), wanted[:1]).result() == {"fd": None, "kd": None}
-    assert distances(gaussians(50, 5, 3), wanted[:5]).is_scarce
-    assert not distances(gaussians(6, 5, 3), wanted).is_scarce
+    assert distances(gaussians(50, 5, 3), wanted[:5]).has_too_few_images
+    assert not distances(gaussians(6, 5, 3), wanted).has_too_few_images
 
 
 def test_images_that_are_not_numbers_have_no_distance():

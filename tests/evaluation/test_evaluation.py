@@ -28,7 +28,7 @@ class PixelFeatures:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)[:, 70 : 70 + self.size].cpu()
 
-    def about(self) -> dict:
+    def metadata(self) -> dict:
         return {"kind": "pixels"}
 
 
@@ -160,8 +160,10 @@ def test_images_of_a_photograph_have_8_bits(built, reference):
 
 
 def test_few_images_are_told(built, reference):
-    for count, is_scarce in ((PixelFeatures.size, True), (PixelFeatures.size + 1, False)):
-        assert evaluate.restore(built, reference, sampler=None, t=T, count=count).is_scarce == is_scarce
+    for count, has_too_few_images in ((PixelFeatures.size, True), (PixelFeatures.size + 1, False)):
+        assert (
+            evaluate.restore(built, reference, sampler=None, t=T, count=count).has_too_few_images == has_too_few_images
+        )
 
 
 def test_what_is_kept_does_not_grow_with_the_images(built, reference):

@@ -90,7 +90,7 @@ def test_a_download_is_kept_under_its_name_and_read(tmp_path, published):
     assert list(path.parent.iterdir()) == [path]
     found = published_weights.read(published, path)
     assert torch.equal(found.tensors["a"], torch.arange(3000.0))
-    assert found.about() == {"weights": "small.pth", "sha256": published.sha256}
+    assert found.metadata() == {"weights": "small.pth", "sha256": published.sha256}
     told.clear()
     assert published_weights.fetch(published, path.parent, lambda *bytes_: told.append(bytes_)) == path
     assert not told
@@ -221,9 +221,9 @@ def test_inception_resizes_as_the_paper_did(features, pictures, monkeypatch):
 
 @needs_fidelity
 def test_inception_says_which_weights_it_has(features):
-    about = features.about()
-    assert about["weights"] == "inception.safetensors"
-    assert len(about["sha256"]) == 64
+    metadata = features.metadata()
+    assert metadata["weights"] == "inception.safetensors"
+    assert len(metadata["sha256"]) == 64
 
 
 @needs_fidelity
@@ -301,7 +301,7 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
 def test_lpips_reads_the_whole_of_torchvisions_file(tmp_path, alexnet_state, lpips, pairs):
     made = Lpips(published_weights.LoadedWeights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
     assert torch.equal(made(*pairs), lpips(*pairs))
-    assert made.about() == {"weights": ALEXNET.file, "sha256": ALEXNET.sha256}
+    assert made.metadata() == {"weights": ALEXNET.file, "sha256": ALEXNET.sha256}
 
 
 def test_lpips_of_each_image_is_its_own(lpips, pairs):

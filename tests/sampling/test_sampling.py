@@ -21,7 +21,7 @@ class Drift(Degradation):
 
     name = "drift"
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         e = torch.linspace(-0.1, 0.1, x0[0].numel()).view_as(x0[0])
         return x0 + t * e
 
@@ -68,7 +68,7 @@ class OneFrequencyLess(Degradation):
 
     name = "one-frequency-less"
 
-    def degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
+    def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         spectrum = torch.fft.rfft(x0.double())
         spectrum[..., spectrum.shape[-1] - t :] = 0
         return torch.fft.irfft(spectrum, n=x0.shape[-1]).to(x0.dtype)
