@@ -1,4 +1,4 @@
-"""What JPEG takes from the colour of 32 pixel pictures, measured through the `desaturate` column.
+"""What JPEG takes from the color of 32 pixel pictures, measured through the `desaturate` column.
 
 Usage: python benchmarks/jpeg_chroma.py PHOTO...
 Cuts photographs, scaled down to 32, 64 and 128 pixels, into tiles of 32; prints RMSE and SSIM of their desaturation

@@ -45,7 +45,7 @@ class PlainTime(nn.Module):
 
 
 class PlainNorm(nn.Module):
-    """Layer normalisation over the channels of (B, C, H, W): mean and variance written out."""
+    """Layer normalization over the channels of (B, C, H, W): mean and variance written out."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -150,7 +150,7 @@ class Experiment:
                 f"model.classes = {classes}: {self.config.data.dataset} has {count}.", f"Use model.classes={count}."
             )
         first = datasets.ImageSet(images.rows(torch.zeros(1, dtype=torch.int64)))
-        x0 = first.centre(self.config.data.size).images(slice(0, 1))
+        x0 = first.center(self.config.data.size).images(slice(0, 1))
         x_t, frozen = self.degrade(x0.to(self.device), self.operator.steps, seeds.image_generators(0, [0]))
         with torch.no_grad():
             self.restorer(x_t, self.operator.steps, frozen)

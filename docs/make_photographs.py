@@ -42,7 +42,7 @@ def main() -> None:
 
 def _photograph(name: str) -> Path:
     """Return a test photograph's file; raises where it is one of those trained on."""
-    (package,) = (package for package, names in photos.COLOURED["test"].items() if name in names)
+    (package,) = (package for package, names in photos.COLORED["test"].items() if name in names)
     return photos.folder(package) / name
 
 

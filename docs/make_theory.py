@@ -17,7 +17,7 @@ from colddiff_core import datasets, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
 
 SIDE, IMAGES, MISTAKE = 16, 64, 0.05
-COLOURS = {"naive": "#c0392b", "tacos": "#2471a3"}
+COLORS = {"naive": "#c0392b", "tacos": "#2471a3"}
 SAMPLERS = ("naive", "tacos")
 NAMES = {"naive": "Algorithm 1 (naive)", "tacos": "Algorithm 2 (TACoS)"}
 
@@ -117,7 +117,7 @@ def plot(panels: list[tuple[str, dict[str, list[float]]]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.4))
     for axis, (title, errors) in zip(axes, panels, strict=True):
         for sampler, values in errors.items():
-            axis.plot(range(len(values) - 1, -1, -1), values, color=COLOURS[sampler], label=NAMES[sampler])
+            axis.plot(range(len(values) - 1, -1, -1), values, color=COLORS[sampler], label=NAMES[sampler])
         axis.set(xlabel="t after the step", title=title)
         axis.invert_xaxis()
         axis.grid(alpha=0.3)

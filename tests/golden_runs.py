@@ -70,8 +70,8 @@ def write_sheet(path: Path, step: int) -> None:
     columns = {}
     for kind, name in enumerate(COLUMNS):
         width = (6.0 if kind == 0 else 1 + 600 / (step + 100)) if kind < 3 else 0.5
-        centres = torch.linspace(3, SIZE - 4, 8).view(8, 1)
-        bar = torch.exp(-((place - centres) ** 2) / (2 * width**2)) * 2 - 1
+        centers = torch.linspace(3, SIZE - 4, 8).view(8, 1)
+        bar = torch.exp(-((place - centers) ** 2) / (2 * width**2)) * 2 - 1
         columns[name] = bar.view(8, 1, 1, SIZE).expand(8, 1, SIZE, SIZE)
     layout = images.lay_out(columns, blocks=2)
     name = f"step-{step:06d}.png"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # so that who takes these forms as a baseline gets nothing el
 
 @functools.cache
 def gaussian(std: float, size: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """A two-dimensional Gaussian of integer offsets, normalised over its window."""
+    """A two-dimensional Gaussian of integer offsets, normalized over its window."""
     half = size // 2
     y, z = torch.meshgrid(torch.arange(-half, half + 1), torch.arange(-half, half + 1), indexing="ij")
     kernel = torch.exp(-(y**2 + z**2).double() / (2 * std**2))
@@ -99,7 +99,7 @@ def holes(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
 
 
 def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """One picture at a time, every pixel's neighbours by hand (appendix A.5)."""
+    """One picture at a time, every pixel's neighbors by hand (appendix A.5)."""
     if t == 0:
         return x0
     zoom, threshold, taps, sigma, lightening = {

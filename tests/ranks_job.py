@@ -60,12 +60,12 @@ def spoil(trainer: Trainer, step: int) -> None:
     """Have the second process alone meet images of NaN in one step."""
     take = trainer.stepper.feed.take
 
-    def spoilt(indices, views):
+    def spoiled(indices, views):
         found = take(indices, views)
         is_now = trainer.step == step and trainer.ranks.index == 1
         return found * math.nan if is_now else found
 
-    trainer.stepper.feed.take = spoilt
+    trainer.stepper.feed.take = spoiled
 
 
 def answer(path: Path, trainer: Trainer) -> None:
@@ -106,14 +106,14 @@ def main(folder: Path) -> None:
         finish(build(folder / name, preset, *overrides))
     together.barrier()
     finish(build(folder / "resumed", "digits-mask"))  # what one process has begun
-    spoilt = build(folder / "spoilt", "digits-mask")
-    spoil(spoilt, 1)
-    finish(spoilt)
+    spoiled = build(folder / "spoiled", "digits-mask")
+    spoil(spoiled, 1)
+    finish(spoiled)
     asked = build(folder / "asked", "digits-mask", "train.steps=500", "sample.stride=1")
     answer(folder / "asked", asked)
     finish(asked)
     found["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
-    found["weights"] = float(sum(p.detach().double().sum() for p in spoilt.parts.network.parameters()))
+    found["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
     (folder / f"told-{together.index}.json").write_text(json.dumps(found))
 
 

@@ -43,7 +43,7 @@ def pack(
             max=LARGEST_SIDE,
         ),
     ] = 0,
-    channels: Annotated[int, typer.Option("--channels", help="1 for gray, 3 for colour, as PNG.", min=0, max=3)] = 0,
+    channels: Annotated[int, typer.Option("--channels", help="1 for gray, 3 for color, as PNG.", min=0, max=3)] = 0,
     seed: options.Seed = None,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -57,7 +57,7 @@ def pack(
     if out_dir is None:
         raise UsageError("No folder was named for the shards.", "Name it with --out-dir.")
     if channels == 2:
-        raise UsageError("--channels 2: pictures have 1 or 3.", "Use 1 for gray or 3 for colour.")
+        raise UsageError("--channels 2: pictures have 1 or 3.", "Use 1 for gray or 3 for color.")
     splits, given = _splits(sources or [], dataset, data_dir, size, channels)
 
     from colddiff_core.datasets.shards import counts

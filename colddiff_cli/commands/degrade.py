@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from colddiff_core.degradations import Degradation, Frozen
 
+JSON_KEYS = {"color": "colour"}  # as scripts that read version 0.1 know them
 MOST_FRAMES = 60
 MOST_SEVERITIES = 41  # of a description
 SAMPLE_PHOTO = "flower.jpg"  # scikit-learn's, where a description names no picture
@@ -233,7 +234,7 @@ def _describe(
     chosen = devices.choose(device)
     x0 = _example(inputs, size, chosen)
     remains = core.describe(operator, x0, lambda x: draw(x, 0), _spread(operator.steps, MOST_SEVERITIES))
-    rows = [dataclasses.asdict(entry) for entry in remains]
+    rows = [{JSON_KEYS.get(key, key): value for key, value in dataclasses.asdict(entry).items()} for entry in remains]
     side = f"{x0.shape[-1]}x{x0.shape[-2]}"
     if not screen.is_json:
         screen.say(f"{operator.name} on {side} pixels: {_settings(operator)}")

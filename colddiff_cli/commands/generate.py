@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SHOWN = 64  # images on a grid
 ACROSS = 8
 IMAGES = "images"
-NEIGHBOURS = 16  # images shown beside their nearest training image
+NEIGHBORS = 16  # images shown beside their nearest training image
 
 
 def generate(
@@ -110,7 +110,7 @@ def generate(
         "batch": built.batch_size(generation.MOST),
     }
     default = found.path / "generated" / f"{asked['prior']}-{name}.png"
-    grid_path, film_path, neighbours_path = outputs.agreed(
+    grid_path, film_path, neighbors_path = outputs.agreed(
         lambda: _places(out, default, animate=animate, force=force, keep=resume)
     )
     singles = [out_dir / f"{number:06d}.png" for number in range(count)] if out_dir else []
@@ -158,11 +158,11 @@ def generate(
     }
     if grid_path:
         _show(screen, made[IMAGES][:SHOWN], count, grid_path, gather.way(made), film_path)
-    if reference is not None and neighbours_path:
+    if reference is not None and neighbors_path:
         title = f"{counted(count, 'image')} of {found.path}, step {step}, beside real ones of {config.data.dataset}"
-        outcome |= _measure(screen, made[IMAGES], reference, title, neighbours_path)
+        outcome |= _measure(screen, made[IMAGES], reference, title, neighbors_path)
     if out_dir is not None:
-        _tell_of_others(screen, out_dir, (*singles, grid_path, neighbours_path))
+        _tell_of_others(screen, out_dir, (*singles, grid_path, neighbors_path))
         screen.say(series.summary(own.folder, count, len(own.kept)))
     screen.result(outcome, grid_path)
 
@@ -180,7 +180,7 @@ def _places(
     """Return where the grid, its film and the nearest training images go, as `films.outputs` has it."""
     grid_path, film_path = films.outputs(out, default, animate=animate, force=force, keep=keep)
     beside = grid_path or out or default
-    return grid_path, film_path, outputs.free_path(None, beside.with_name(f"{beside.stem}-neighbours.png"), force=force)
+    return grid_path, film_path, outputs.free_path(None, beside.with_name(f"{beside.stem}-neighbors.png"), force=force)
 
 
 def _run(
@@ -227,20 +227,20 @@ def _show(
         screen.say(f"on the grid: the first {len(shown)} of {counted(count, 'image')}")
 
 
-def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, neighbours: Path) -> dict[str, Any]:
+def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, neighbors: Path) -> dict[str, Any]:
     """Show how varied the images are, beside real ones, and write their nearest training images; return the figures."""
     from colddiff_core.evaluation import comparison
 
     described = comparison.describe(made, reference)
     figures = described.figures
-    _show_neighbours(made, reference, neighbours)
+    _show_neighbors(made, reference, neighbors)
     real = comparison.describe_real(len(made), reference).figures
     screen.show(diversity_table(title, {"generated": figures, "real": real}, references.labels(reference)))
     references.explain(
         screen, reference, measured({"": figures}, DIVERSITY), has_too_few_images=described.has_too_few_images
     )
-    screen.say(f"nearest training images: {neighbours}")
-    return {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbours)}
+    screen.say(f"nearest training images: {neighbors}")
+    return {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbors)}
 
 
 def _tell_of_others(screen: Screen, folder: Path, own: Iterable[Path | None]) -> None:
@@ -250,11 +250,11 @@ def _tell_of_others(screen: Screen, folder: Path, own: Iterable[Path | None]) ->
         screen.warn(f"{folder} holds {counted(others, 'other PNG file')}, not of this call")
 
 
-def _show_neighbours(made: Tensor, reference: Reference, path: Path) -> None:
+def _show_neighbors(made: Tensor, reference: Reference, path: Path) -> None:
     from colddiff_core import images
     from colddiff_core.evaluation import diversity
 
-    shown = made[:NEIGHBOURS]
-    nearest = diversity.nearest_neighbours(shown, reference.train())
+    shown = made[:NEIGHBORS]
+    nearest = diversity.nearest_neighbors(shown, reference.train())
     columns = {"generated": shown, "nearest": reference.train().images(nearest.number)}
     images.write(images.sheet(columns, blocks=4 if len(shown) > 4 else 1), path)

@@ -104,9 +104,11 @@ def sample(
             help="With --degraded: degraded again, the restoration is the picture (where that helps).",
         ),
     ] = None,
-    colour: Annotated[
+    color: Annotated[
         str | None,
-        typer.Option("--colour", help="With --degraded: how a gray run takes colour: channels (one by one), luma."),
+        typer.Option(
+            "--color", "--colour", help="With --degraded: how a gray run takes color: channels (one by one), luma."
+        ),
     ] = None,
     resume: options.Resume = False,
     precision: options.Precision = None,
@@ -132,7 +134,7 @@ def sample(
             sample_photographs.RestoreOptions(
                 t=t,
                 mask=mask,
-                colour=colour or sample_photographs.COLOURS[0],
+                color=color or sample_photographs.COLORS[0],
                 is_consistent=consistent,
                 is_compared=compare,
                 sampler=sampler,
@@ -147,7 +149,7 @@ def sample(
             overrides,
         )
         return
-    _check_own(mask=mask is not None, compare=compare, consistent=consistent is not None, colour=colour is not None)
+    _check_own(mask=mask is not None, compare=compare, consistent=consistent is not None, color=color is not None)
     files = inputs.agreed(lambda: inputs.listed(names)) if names else []
     _check(out_dir, resume, len(files) or n or TEST_IMAGES)
     config = found.config(overrides)
@@ -365,7 +367,7 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> SampleSource:
         return sum(channels not in (0, built.channels) for channels in own)
 
     if others := together.on_first(unlike):
-        theirs, runs_own = ("gray", "colour") if built.channels > 1 else ("in colour", "gray")
+        theirs, runs_own = ("gray", "color") if built.channels > 1 else ("in color", "gray")
         is_one = others == 1
         what = f"{counted(others, 'picture')} {'is' if is_one else 'are'} {theirs} and the run knows {runs_own}"
         screen.warn(f"{what}: {'it is' if is_one else 'they are'} restored in {runs_own}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from colddiff_core.inference.photograph import DegradedPhotograph, PhotographRestorer
 
 AUTO, SWEEP = "auto", "sweep"
-COLOURS = ("channels", "luma")  # how a gray run takes a picture in colour
+COLORS = ("channels", "luma")  # how a gray run takes a picture in color
 SWEPT = 384  # pixels of a side of the window that candidates are shown of
 RIM = 64  # pixels around it that are restored as well: beyond the window the picture goes on
 OPAQUE = 127  # of 255
@@ -36,7 +36,7 @@ class RestoreOptions:
 
     t: str | None
     mask: Path | None
-    colour: str
+    color: str
     is_consistent: bool | None
     is_compared: bool
     sampler: str | None
@@ -74,7 +74,7 @@ def restore(
     tile = together.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
     worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:
-        what = "this run learnt from pictures that were not rounded to 8 bits, and sharpens the rounding of yours"
+        what = "this run learned from pictures that were not rounded to 8 bits, and sharpens the rounding of yours"
         screen.warn(f"{what}: train one with degradation.quantize=8, such as a photos- preset")
     t = _severity(asked.t, built.operator)
     settings = open_run.described(found, built, step) | {
@@ -83,7 +83,7 @@ def restore(
         "sampler": worker.sampler,
         "stride": worker.stride,
         "consistent": worker.is_consistent,
-        "colour": asked.colour,
+        "colour": asked.color,
         "compared": asked.is_compared,
         "seed": asked.seed,
         "mask": series.fingerprint([asked.mask]) if asked.mask else None,
@@ -225,10 +225,8 @@ class PhotographJob:
             self.screen.warn(f"{path}: {note}")
         own, channels = len(photograph.pixels), self.worker.experiment.channels
         if own > channels:
-            how = (
-                "its brightness is restored, its colours stay" if self.asked.colour == "luma" else "channel by channel"
-            )
-            self.screen.say(f"{path}: the run knows gray pictures and this one has colour: {how}")
+            how = "its brightness is restored, its colors stay" if self.asked.color == "luma" else "channel by channel"
+            self.screen.say(f"{path}: the run knows gray pictures and this one has color: {how}")
         hidden = _hidden(self.asked.mask, photograph) if self.asked.mask else None
         try:
             given = self.worker.look(photograph.pixels, self.t, hidden)
@@ -275,8 +273,8 @@ def _check(asked: RestoreOptions, files: list[tuple[Path, bool]]) -> None:
         raise UsageError("--t sweep shows candidates and restores nothing.", "Leave --compare out.")
     if asked.mask is not None and asked.t not in (None, AUTO):
         raise UsageError("--mask tells the severity by itself.", "Leave --t out.")
-    if asked.colour not in COLOURS:
-        raise UsageError(f"--colour {asked.colour} is not known.", f"Choices: {', '.join(COLOURS)}.")
+    if asked.color not in COLORS:
+        raise UsageError(f"--color {asked.color} is not known.", f"Choices: {', '.join(COLORS)}.")
     if asked.t not in (None, AUTO, SWEEP):
         whole(asked.t)
 
@@ -295,7 +293,7 @@ def _worker(built: Experiment, asked: RestoreOptions) -> PhotographRestorer:
     sampler, stride = asked.sampler or config.sampler, config.stride if asked.stride is None else asked.stride
     sampling.check(sampler, op, min(stride, op.steps))
     is_consistent = can_project if asked.is_consistent is None else asked.is_consistent
-    return blind.PhotographRestorer(built, sampler, stride, is_consistent, asked.colour, asked.seed)  # type: ignore[arg-type]
+    return blind.PhotographRestorer(built, sampler, stride, is_consistent, asked.color, asked.seed)  # type: ignore[arg-type]
 
 
 def _severity(text: str | None, operator: Degradation) -> int | None:

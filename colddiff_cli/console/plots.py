@@ -13,15 +13,15 @@ from colddiff_cli.console.screen import COLUMNS, Screen
 LINES = 16
 SHOWN = 9  # rows of the table
 LABELS = {
-    # label, and the colour as plotext and rich call it
+    # label, and the color as plotext and rich call it
     "gain_low": ("lowest frequency", "green+", "bright_green"),
     "gain_mid": ("middle frequency", "orange+", "bright_yellow"),
     "kept": ("pixels kept", "cyan+", "bright_cyan"),
-    "colour": ("colour kept", "red+", "bright_red"),
+    "colour": ("color kept", "red+", "bright_red"),
     "ssim": ("SSIM", "blue+", "bright_blue"),
 }
 
-COLOURS = (("red+", "bright_red"), ("cyan+", "bright_cyan"), ("green+", "bright_green"), ("orange+", "bright_yellow"))
+COLORS = (("red+", "bright_red"), ("cyan+", "bright_cyan"), ("green+", "bright_green"), ("orange+", "bright_yellow"))
 
 
 def show_remains(screen: Screen, rows: Sequence[dict[str, Any]]) -> None:
@@ -34,8 +34,8 @@ def show_remains(screen: Screen, rows: Sequence[dict[str, Any]]) -> None:
     plotext.ylim(0, 1)
     plotext.xlabel("t")
     shown = {key: label for key, label in LABELS.items() if rows[0][key] is not None}
-    for key, (_, colour, _) in shown.items():
-        plotext.plot([row["t"] for row in rows], [row[key] for row in rows], color=colour, marker="braille")
+    for key, (_, color, _) in shown.items():
+        plotext.plot([row["t"] for row in rows], [row[key] for row in rows], color=color, marker="braille")
     # Above the plot: plotext's own legend would cover the curves where they start.
     screen.console.print(Text("   ").join(Text(f"── {label}", style=style) for label, _, style in shown.values()))
     screen.console.print(Text.from_ansi(plotext.build()))
@@ -57,9 +57,9 @@ def show_severities(screen: Screen, rows: Sequence[dict[str, Any]], columns: Seq
     plotext.plotsize(min(screen.console.width, COLUMNS), LINES)
     plotext.xlabel("t")
     plotext.ylabel("RMSE")
-    for kind, (colour, _) in zip(columns, COLOURS, strict=False):
+    for kind, (color, _) in zip(columns, COLORS, strict=False):
         values = [row["metrics"][kind]["rmse"] for row in rows]
-        plotext.plot([row["t"] for row in rows], values, color=colour, marker="braille")
-    legend = (Text(f"── {kind}", style=style) for kind, (_, style) in zip(columns, COLOURS, strict=False))
+        plotext.plot([row["t"] for row in rows], values, color=color, marker="braille")
+    legend = (Text(f"── {kind}", style=style) for kind, (_, style) in zip(columns, COLORS, strict=False))
     screen.console.print(Text("   ").join(legend))
     screen.console.print(Text.from_ansi(plotext.build()))

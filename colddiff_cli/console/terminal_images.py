@@ -24,7 +24,7 @@ class Drawing:
 
 
 def half_blocks() -> Drawing:
-    """Return the way that any terminal with colours knows."""
+    """Return the way that any terminal with colors knows."""
     from textual_image.widget import HalfcellImage
 
     return Drawing(HalfcellImage, HALF_BLOCK)

@@ -32,7 +32,7 @@ class DataConfig:
     lanes: int = setting(
         32, "shards that are read side by side, at most so many; more of them mix better", minimum=1, maximum=4096
     )
-    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour, 0 for what the data set has")
+    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for color, 0 for what the data set has")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "where the files lie; the user's cache folder if empty")
     second: str = setting("", "data set whose images an operator such as animorph mixes in")

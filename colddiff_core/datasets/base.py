@@ -148,7 +148,7 @@ class ImageSet:
         """
         return torch.randperm(len(self), generator=seeds.generator("draw", len(self)))[:count]
 
-    def centre(self, size: int) -> ImageSet:
+    def center(self, size: int) -> ImageSet:
         """Return the set with the middle of every image, size x size pixels: a view of these."""
         top, left = ((side - size) // 2 for side in self.pixels.shape[-2:])
         return dataclasses.replace(self, pixels=self.pixels[..., top : top + size, left : left + size])

@@ -14,7 +14,7 @@ CELEBA_SPLITS = {"train": "0", "test": "2"}
 
 @register("celeba", has_crops=True)
 def load_celeba(request: DatasetRequest) -> ImageSet:
-    """Return CelebA's aligned faces, the centre square. Source: Liu et al. 2015."""
+    """Return CelebA's aligned faces, the center square. Source: Liu et al. 2015."""
     root = _root(request)
     aligned = root / "celeba" / "img_align_celeba"
     if aligned.is_dir():

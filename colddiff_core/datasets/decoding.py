@@ -25,7 +25,7 @@ from colddiff_core.images import SUFFIXES, pixels_of, read_bytes
 from colddiff_core.text import counted
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
-COLOUR = 3
+COLOR = 3
 SMALL_FILE = 8192  # bytes
 LARGEST_MEMBER = 1 << 26  # bytes of a file in an archive that are held in memory
 LARGEST_CHUNK = 1 << 28  # bytes of such files, of whole pictures and of tiles at a time
@@ -264,7 +264,7 @@ def _chunks(entries: Iterator[Entry], request: DatasetRequest) -> Iterator[list[
 
 
 def _channels(request: DatasetRequest) -> int:
-    return request.channels or COLOUR
+    return request.channels or COLOR
 
 
 def folders_of(paths: Sequence[Path], where: Path) -> list[str]:

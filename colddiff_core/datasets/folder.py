@@ -17,7 +17,7 @@ TEST_SHARE = 0.1
 
 @register("folder", has_crops=True)
 def load(request: DatasetRequest) -> ImageSet:
-    """Return the images under a folder, shorter side scaled and centre cropped; RGB unless asked for gray.
+    """Return the images under a folder, shorter side scaled and center cropped; RGB unless asked for gray.
 
     With `train` and `test` in it (folders or tar archives) those are the splits; else a tenth of the files,
     chosen by a hash of their path below the folder, is held out. Folders that sort all the images are their

@@ -15,16 +15,16 @@ from colddiff_core.text import counted
 def load_images(
     config: Config, split: datasets.base.Split, channels: int = 0, *, has_margin: bool = False
 ) -> datasets.ImageSet:
-    """Return a split of the configured data set, the centre of its images; errors as the data set says.
+    """Return a split of the configured data set, the center of its images; errors as the data set says.
 
-    With `data.crop` they are the centres of windows of the pictures as they are.
+    With `data.crop` they are the centers of windows of the pictures as they are.
     has_margin: with the `data.margin` pixels around them that a random crop is taken from.
     """
     data = config.data
     request = _request(data, data.directory, split, channels or data.channels)
     request = dataclasses.replace(request, size=data.size + data.margin, crop=data.crop, margin=data.margin)
     found = datasets.load(data.dataset, request)
-    return found if has_margin else found.centre(data.size)
+    return found if has_margin else found.center(data.size)
 
 
 def load_training(config: Config) -> datasets.TrainingSet:
@@ -59,7 +59,7 @@ def load_second(
     if found.channels != channels:
         raise UsageError(
             f"data.second = {data.second} has {counted(found.channels, 'channel')} and {data.dataset} has {channels}.",
-            "Set data.channels=3 to make both colour, or 1 for gray.",
+            "Set data.channels=3 to make both color, or 1 for gray.",
         )
     return found
 

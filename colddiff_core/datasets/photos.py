@@ -10,7 +10,7 @@ from colddiff_core.datasets.decoding import decode_apart
 from colddiff_core.errors import UsageError
 
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}  # of photographs, in the packages
-COLOURED = {
+COLORED = {
     "train": {
         "skimage": (
             "astronaut.png",
@@ -29,16 +29,16 @@ GRAY = ("brick.png", "camera.png", "grass.png", "gravel.png")  # scikit-image's,
 
 @register("photos", package="scikit-image", has_crops=True)
 def load(request: DatasetRequest) -> ImageSet:
-    """Return 7 training or 3 test photographs of 300 to 1411 pixels, in colour; in gray, 4 more to train on.
+    """Return 7 training or 3 test photographs of 300 to 1411 pixels, in color; in gray, 4 more to train on.
 
-    A gray photograph has nothing to say of colour: with 3 channels it is left out. Made for `Request.crop`; without
+    A gray photograph has nothing to say of color: with 3 channels it is left out. Made for `Request.crop`; without
     it each is one image, its shorter side scaled. The packages are not imported, only the files in them read.
-    Source: `skimage.data` and `sklearn.datasets.load_sample_images`, which name the authors and licences.
+    Source: `skimage.data` and `sklearn.datasets.load_sample_images`, which name the authors and licenses.
 
     Raises UsageError where scikit-image is not installed.
     """
     folders = {package: folder(package) for package in FOLDERS}
-    paths = [folders[package] / name for package, names in COLOURED[request.split].items() for name in names]
+    paths = [folders[package] / name for package, names in COLORED[request.split].items() for name in names]
     if request.channels == 1 and request.split == "train":
         paths += [folders["skimage"] / name for name in GRAY]
     return decode_apart(paths, request, folders["skimage"])

@@ -66,7 +66,7 @@ class Degradation:
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
     is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `_invert` inverts it part by part
-    is_colouring: ClassVar[bool] = False  # a gray picture may be what it made of one in colour
+    is_coloring: ClassVar[bool] = False  # a gray picture may be what it made of one in color
     has_estimate: ClassVar[bool] = False
     estimated: ClassVar[tuple[str, ...]] = ()  # the random fields that an estimate tells
     second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
@@ -100,7 +100,7 @@ class Degradation:
         """Draw everything random about the images x0 (B, C, H, W), once.
 
         `generator` is one for the batch, a sequence of one per image, which makes an image's draw independent of its
-        neighbours, or `SlotGenerators`, which make it independent of how the batch is divided. A field given by name is taken
+        neighbors, or `SlotGenerators`, which make it independent of how the batch is divided. A field given by name is taken
         as it is, on x0's device.
         Raises UsageError for a field that the operator does not have or that is not one entry an image.
         """
@@ -135,7 +135,7 @@ class Degradation:
         return self._reestimate(x_t, x0_hat, self._checked(t, x_t), frozen)
 
     def invert(self, x_t: Tensor, t: Severity, frozen: Frozen | None, floor: float) -> Tensor:
-        """Return a regularised linear inverse of x_t: what the operator left, put back in proportion.
+        """Return a regularized linear inverse of x_t: what the operator left, put back in proportion.
 
         `floor` is the noise of x_t over the spread of the picture: 1e-5 for float32, about 1/255 for
         8 bits. Shapes and ranges as in calling. Raises UsageError where `has_inverse` is false.

@@ -51,7 +51,7 @@ class Blur(Degradation):
         super().__post_init__()
         if self.kernel_size % 2 == 0:
             remedy = f"Use an odd number, such as {self.kernel_size + 1}."
-            raise UsageError(f"blur: kernel_size = {self.kernel_size} has no centre.", remedy)
+            raise UsageError(f"blur: kernel_size = {self.kernel_size} has no center.", remedy)
         widths = blur_widths(self.schedule, self.steps, self.std, self.growth)
         kernels = torch.stack([gaussian(float(width), self.kernel_size) for width in widths])
         object.__setattr__(
@@ -93,7 +93,7 @@ class Blur(Degradation):
         """Tell the width by where the picture's spectrum sinks into that of rounding."""
         if self.final_mean and bool((x_t == x_t[..., :1, :1]).all()):
             severities = torch.tensor([self.steps])
-            return settle(severities, torch.zeros(1), lambda t: "one colour everywhere")
+            return settle(severities, torch.zeros(1), lambda t: "one color everywhere")
         if min(x_t.shape[-2:]) < SMALLEST or bool((x_t == x_t[..., :1, :1]).all()):
             raise UsageError("The picture is too small or too flat to tell how much it is blurred.", "Give --t.")
         widths = self._widths()

@@ -110,7 +110,7 @@ def compose(name: str, operators: list[type[Degradation]], values: dict[str, Any
         "name": name,
         "frozen_type": dataclasses.make_dataclass("FrozenComposite", made, bases=(Frozen,), frozen=True),
         "has_inverse": all(part.has_inverse for part in parts),
-        "is_colouring": any(part.is_colouring for part in parts),
+        "is_coloring": any(part.is_coloring for part in parts),
         "second_field": second[0] if second else "",
     }
     composite: Composite = type("Composite", (Composite,), traits)(parts=parts, fields=joint, steps=steps)

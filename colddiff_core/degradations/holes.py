@@ -24,7 +24,7 @@ from colddiff_core.errors import UsageError
 from colddiff_core.images import to_bytes
 from colddiff_core.text import counted
 
-LEAST = 0.75  # pixels: a disc of this radius has a pixel's centre in it wherever it lies
+LEAST = 0.75  # pixels: a disc of this radius has a pixel's center in it wherever it lies
 LONG = (0.4, 1.0)  # a shape's longer half-extent, as a share of the largest
 ROUND = (0.35, 1.0)  # the shorter half-extent of an ellipse or a rectangle, as a share of the longer
 THICK = (0.12, 0.35)  # half of a stroke's width, as a share of the longer half-extent
@@ -48,8 +48,8 @@ class FrozenHoles(Frozen):
 class Holes(Degradation):
     """x_t = K_t x0, K_t = 1 where turn > t / T and 0 in the holes.
 
-    `turn` is the least of the gauges of a few shapes at random places and angles: an ellipse's normalised
-    radius, a rectangle's normalised maximum norm, the distance from a thick stroke's middle line over half
+    `turn` is the least of the gauges of a few shapes at random places and angles: an ellipse's normalized
+    radius, a rectangle's normalized maximum norm, the distance from a thick stroke's middle line over half
     its width. So holes grow from their middles, those of t lie within those of t + 1, and D is one
     comparison at every t.
 

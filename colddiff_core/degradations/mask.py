@@ -1,4 +1,4 @@
-"""A growing Gaussian hole in the picture: inpainting, and with a colour in the hole, generation."""
+"""A growing Gaussian hole in the picture: inpainting, and with a color in the hole, generation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import blur_widths
 from colddiff_core.errors import UsageError
 
-REACH = 8.0  # widths from the centre beyond which 1 - G is 1 in float32, even over hundreds of steps
+REACH = 8.0  # widths from the center beyond which 1 - G is 1 in float32, even over hundreds of steps
 MOST_ENTRIES = 2**25  # of a table that is kept: 128 MB
 LEAST = 0.001  # pixels
 UNSEEN = 1 / 255  # of a pixel that 8 bits do not tell from gray
@@ -54,9 +54,9 @@ class Mask(Degradation):
     """x_t = M_t x0, M_t = prod_{i < t} (1 - G_i / max G_i), G_i a Gaussian of std `std + growth * i` pixels.
 
     With fill "color", x_t = M_t x0 + (1 - M_t) c. M_t depends on a pixel's squared distance from the
-    centre alone, so it is one cumulative product over a table of distances, looked up by pixel.
+    center alone, so it is one cumulative product over a table of distances, looked up by pixel.
 
-    Source: Bansal et al. 2022, section 4.2, appendix A.2; section 5.3 for colours.
+    Source: Bansal et al. 2022, section 4.2, appendix A.2; section 5.3 for colors.
     """
 
     frozen_type = FrozenMask
@@ -69,7 +69,7 @@ class Mask(Degradation):
     std: float = setting(1.1, "width of the first step's Gaussian, in pixels", minimum=LEAST)
     growth: float = setting(0.1, "how much wider each further step's is, in pixels", minimum=0)
     location: Literal["random", "center"] = setting("random", "where the hole is")
-    fill: Literal["gray", "color"] = setting("gray", "what is in it: gray, or a colour of each image's own")
+    fill: Literal["gray", "color"] = setting("gray", "what is in it: gray, or a color of each image's own")
     tables: dict[tuple[int, torch.device], Tensor] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -126,15 +126,15 @@ class Mask(Degradation):
         return int(covering[0]) + 1, {"center_row": row.long(), "center_col": col.long()}
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Tell the hole by its colour, and its growth by how far around it the picture is drawn towards that."""
+        """Tell the hole by its color, and its growth by how far around it the picture is drawn toward that."""
         if bool((x_t == x_t[..., :1, :1]).all()):
-            raise UsageError("The picture is of one colour, hole or not.", "Give --t.")
+            raise UsageError("The picture is of one color, hole or not.", "Give --t.")
         severities = torch.linspace(0, self.steps, min(self.steps, CANDIDATES) + 1).round().long()
         masks = self._radial(severities)
         x = x_t[0]
         color = torch.full((len(x),), 127.5) if self.fill == "gray" else None
-        centre = (max(x.shape[-2] // 2 - 1, 0), max(x.shape[-1] // 2 - 1, 0)) if self.location == "center" else None
-        hole = find_hole(x, masks, color, centre)
+        center = (max(x.shape[-2] // 2 - 1, 0), max(x.shape[-1] // 2 - 1, 0)) if self.location == "center" else None
+        hole = find_hole(x, masks, color, center)
         fields = {
             "center_row": torch.tensor([hole.row]),
             "center_col": torch.tensor([hole.col]),
@@ -163,7 +163,7 @@ class Mask(Degradation):
         rows = torch.arange(height, device=like.device) - frozen.center_row.to(torch.int64)[:, None]
         cols = torch.arange(width, device=like.device) - frozen.center_col.to(torch.int64)[:, None]
         squared = rows.square()[:, :, None] + cols.square()[:, None, :]
-        # Centres up to a picture's size outside it; beyond, a hole that reaches in would be cut off there.
+        # Centers up to a picture's size outside it; beyond, a hole that reaches in would be cut off there.
         reach = min(REACH * self._widest, 2 * math.hypot(height, width))
         exact = math.ceil(reach**2) + 1
         radial = reach / self.std * NODES

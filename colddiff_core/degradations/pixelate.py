@@ -83,7 +83,7 @@ class Pixelate(Degradation):
         return self.stack.invert(x_t, t, floor)
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Tell the blocks by where pixels differ from their neighbours, and where they do not."""
+        """Tell the blocks by where pixels differ from their neighbors, and where they do not."""
         for n in x_t.shape[-2:]:
             self._check_size(n)
         profiles = [_changes(x_t, axis) for axis in (-2, -1)]
@@ -156,7 +156,7 @@ class Pixelate(Degradation):
         for _ in range(ITERATIONS):
             image = normal(direction)
             share = energy / (direction * image).sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x_t.dtype).tiny)
-            share = torch.where(energy > ENOUGH**2 * first, share, 0.0)  # whatever its neighbours still need
+            share = torch.where(energy > ENOUGH**2 * first, share, 0.0)  # whatever its neighbors still need
             found.addcmul_(share, direction)
             residual.addcmul_(share, image, value=-1)
             before, energy = energy, _energy(residual)

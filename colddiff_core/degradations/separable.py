@@ -20,7 +20,7 @@ ROWS = 512  # of a picture that are transformed at a time
 
 
 def gaussian(std: float, size: int) -> Tensor:
-    """Return a Gaussian sampled at integer offsets and normalised over its window: (size,) float64."""
+    """Return a Gaussian sampled at integer offsets and normalized over its window: (size,) float64."""
     offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     weights = torch.exp(-0.5 * (offsets / std) ** 2)
     return weights / weights.sum()

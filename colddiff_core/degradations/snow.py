@@ -156,13 +156,13 @@ class Snow(Degradation):
 
 
 def zoomed(seeds: Tensor, zoom: float) -> Tensor:
-    """Return the centre of (B, H, W) magnified by linear interpolation, corners on corners, at the same size."""
+    """Return the center of (B, H, W) magnified by linear interpolation, corners on corners, at the same size."""
     sides = seeds.shape[-2:]
     crop = [math.ceil(n / zoom) for n in sides]
     top, left = ((n - c) // 2 for n, c in zip(sides, crop, strict=True))
-    centre = seeds[:, None, top : top + crop[0], left : left + crop[1]]
+    center = seeds[:, None, top : top + crop[0], left : left + crop[1]]
     size = [round(c * zoom) for c in crop]
-    magnified = F.interpolate(centre, size=size, mode="bilinear", align_corners=True).squeeze(1)
+    magnified = F.interpolate(center, size=size, mode="bilinear", align_corners=True).squeeze(1)
     top, left = ((s - n) // 2 for s, n in zip(size, sides, strict=True))
     return magnified[:, top : top + sides[0], left : left + sides[1]]
 

@@ -106,7 +106,7 @@ def load_or_train(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Classifier:
-    """Return the classifier of a labelled data set, trained once and kept in `folder` with its accuracy.
+    """Return the classifier of a labeled data set, trained once and kept in `folder` with its accuracy.
 
     `accuracy` is the share of the test images it is right about. `progress` is told (step, steps) while it trains.
     Where it cannot be kept, it is trained anew every time.

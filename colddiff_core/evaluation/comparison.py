@@ -104,5 +104,5 @@ def _variety(images: Tensor, reference: Reference) -> Figures:
         return {}
     return {
         "pairwise": diversity.pairwise_distance(images) if len(images) > 1 else None,
-        "nearest": float(diversity.nearest_neighbours(images, reference.train()).distance.mean()),
+        "nearest": float(diversity.nearest_neighbors(images, reference.train()).distance.mean()),
     }

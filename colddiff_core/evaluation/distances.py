@@ -24,7 +24,7 @@ MANY = 256
 NORMAL = 1.96  # standard deviations to either side of a 95 % interval
 BLOCK, BLOCKS = 200, 10  # images of a block of the kernel distance; blocks kept of the real images
 LEAST_OF_GROUP, LEAST_BLOCKS = 4, 5  # for an interval: images a group on average, blocks
-MIXER, MODULUS = 2_654_435_761, 2**32  # of Knuth's multiplicative hashing: neighbours fall into unlike groups
+MIXER, MODULUS = 2_654_435_761, 2**32  # of Knuth's multiplicative hashing: neighbors fall into unlike groups
 CHUNK = 500  # real images looked at a time
 
 

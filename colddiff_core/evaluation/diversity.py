@@ -1,4 +1,4 @@
-"""How varied images are, and how far from the ones they were learnt from.
+"""How varied images are, and how far from the ones they were learned from.
 
 Cold generation is known for high fidelity and low diversity (Bansal et al. 2022, section 5.2), which a distance
 between distributions does not tell apart.
@@ -24,7 +24,7 @@ class NearestNeighbors:
     number: Tensor
 
 
-def nearest_neighbours(images: Tensor, train: ImageSet) -> NearestNeighbors:
+def nearest_neighbors(images: Tensor, train: ImageSet) -> NearestNeighbors:
     """Return the training image nearest to each of `images` (N, C, H, W) in [-1, 1], by RMSE over pixels."""
     flat = _flat(images)
     best = torch.full((len(flat),), torch.inf)

@@ -161,7 +161,7 @@ class MetricAccumulator:
         network = self.reference.classifier
         if network is None:
             return found
-        found[self._judgement] = float(torch.cat(self.judged).double().mean())
+        found[self._judgment] = float(torch.cat(self.judged).double().mean())
         if not self.fidelity:
             classes = network.head.out_features
             found["classes"] = torch.cat(self.predicted).bincount(minlength=classes).tolist()
@@ -173,11 +173,11 @@ class MetricAccumulator:
         found |= self.distances.intervals() if self.distances else {}
         if self.judged:
             judged = torch.cat(self.judged).double().unsqueeze(1)
-            found[self._judgement] = bootstrap.intervals(judged, lambda means: means)[0]
+            found[self._judgment] = bootstrap.intervals(judged, lambda means: means)[0]
         return found
 
     @property
-    def _judgement(self) -> str:
+    def _judgment(self) -> str:
         return "accuracy" if self.fidelity else "confidence"
 
 

@@ -55,8 +55,8 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        colour = to_bytes(images).expand(-1, 3, -1, -1)
-        return torch.cat([self._network(part.to(self._device)).cpu() for part in colour.split(PART)])
+        color = to_bytes(images).expand(-1, 3, -1, -1)
+        return torch.cat([self._network(part.to(self._device)).cpu() for part in color.split(PART)])
 
     def metadata(self) -> dict[str, str]:
         """Return the name and digest of the file of weights, for the record of a result."""

@@ -21,7 +21,7 @@ class Remains:
 
     rmse, ssim: of x_t against x0, as `Fidelity` defines them; gain_low, gain_mid: what a wave of one
     cycle across the picture, and of a quarter of a cycle a pixel, keeps of its amplitude; kept: the
-    share of pixels that follow the picture by more than half; colour: the share of the colour's spread,
+    share of pixels that follow the picture by more than half; color: the share of the color's spread,
     None for gray pictures.
     """
 
@@ -31,7 +31,7 @@ class Remains:
     gain_low: float
     gain_mid: float
     kept: float
-    colour: float | None
+    color: float | None
 
 
 def describe(
@@ -55,9 +55,7 @@ def describe(
         follows = (op(constant, t, frozen) - dark).abs() > AMPLITUDE / 2
         assert found["rmse"] is not None
         made.append(
-            Remains(
-                t, found["rmse"], found["ssim"], kept=follows.float().mean().item(), colour=_colour(x_t, x0), **gains
-            )
+            Remains(t, found["rmse"], found["ssim"], kept=follows.float().mean().item(), color=_color(x_t, x0), **gains)
         )
     return made
 
@@ -75,7 +73,7 @@ def _share(response: Tensor, wave: Tensor) -> float:
     return float((response.double() * wave.double()).sum() / energy) if energy > 0 else 1.0
 
 
-def _colour(x_t: Tensor, x0: Tensor) -> float | None:
+def _color(x_t: Tensor, x0: Tensor) -> float | None:
     if x0.shape[1] < 2:
         return None
     before, after = ((x - x.mean(1, keepdim=True)).square().mean().sqrt() for x in (x0, x_t))

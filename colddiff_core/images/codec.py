@@ -35,7 +35,7 @@ MOST_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
 def read(path: Path, *, size: int = 0, channels: int = 0) -> Tensor:
     """Return a picture file as (C, H, W) float32 in [-1, 1], upright.
 
-    `size` > 0 scales the shorter side to it and crops the centre to a square; `channels` is 1, 3, or
+    `size` > 0 scales the shorter side to it and crops the center to a square; `channels` is 1, 3, or
     0 for what the file has. Transparency is laid on white; 16-bit gray is scaled.
 
     Raises UsageError where the file is missing, not an image, truncated, or beyond Pillow's limit of pixels.
@@ -107,7 +107,7 @@ def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
 
 
 def is_gray(picture: Image.Image) -> bool:
-    """Return whether a picture has shades and no colours."""
+    """Return whether a picture has shades and no colors."""
     return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
 
 
@@ -123,7 +123,7 @@ def _opened(source: Path | io.BytesIO) -> Image.Image:
 
 
 def in_srgb(picture: Image.Image) -> Image.Image:
-    """Return a picture with an embedded colour profile, or in Lab, in sRGB; any other as it is."""
+    """Return a picture with an embedded color profile, or in Lab, in sRGB; any other as it is."""
     if picture.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         with contextlib.suppress(ImageCms.PyCMSError):

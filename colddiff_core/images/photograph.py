@@ -1,7 +1,7 @@
 """A user's own photograph: pixels as they lie in the file, and all that is to be written again beside them.
 
 `images` makes pictures alike, upright and in sRGB, to learn from. Here nothing of a picture is changed but its
-pixels: size, orientation, colour profile, transparency and metadata go out as they came in.
+pixels: size, orientation, color profile, transparency and metadata go out as they came in.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _TURNED_BACK = {
 class Photograph:
     """A picture file's pixels and what is written again beside them.
 
-    pixels: (C, H, W) float32 in [-1, 1], C = 1 or 3, not turned, in the profile's colours; alpha: (H, W) uint8, None
+    pixels: (C, H, W) float32 in [-1, 1], C = 1 or 3, not turned, in the profile's colors; alpha: (H, W) uint8, None
     where all is opaque; orientation: 1 to 8, as `exif` or `xmp` says. The rest is as the file has it, empty where it
     has none: `dpi` across and down, `texts` those of a PNG, `photoshop` a JPEG's captions (IPTC). `notes` says in
     words what could not be kept.
@@ -92,7 +92,7 @@ def read(path: Path) -> Photograph:
         told = _told(picture) if picture.format == "TIFF" else {}  # decoding turns a TIFF, and forgets that it did
         picture.load()
         told = told or _told(picture)
-        own, profile = _in_three_colours(_as_stored(picture, told["orientation"])), picture.info.get("icc_profile")
+        own, profile = _in_three_colors(_as_stored(picture, told["orientation"])), picture.info.get("icc_profile")
         if own.mode != picture.mode and picture.mode in ("CMYK", "LAB"):
             notes.append(f"{'Lab' if picture.mode == 'LAB' else 'CMYK'}: written as RGB")
             profile = None
@@ -109,7 +109,7 @@ def read(path: Path) -> Photograph:
 def write(photograph: Photograph, pixels: Tensor, path: Path) -> tuple[str, ...]:
     """Write pixels in a photograph's place, with its transparency and metadata; return what had to be left out.
 
-    PNG, TIFF and WebP are lossless, JPEG of quality 95 with colours of full size. The result is the words of `notes`
+    PNG, TIFF and WebP are lossless, JPEG of quality 95 with colors of full size. The result is the words of `notes`
     that are new: transparency that JPEG has no room for, laid on white, and metadata. What a format has no place for
     at all is left out without a word.
 
@@ -124,10 +124,10 @@ def write(photograph: Photograph, pixels: Tensor, path: Path) -> tuple[str, ...]
     if is_on_white:
         notes.append("transparency: laid on white, for a JPEG has none")
     kept = {name: getattr(photograph, name) for name in ("exif", "icc_profile", "xmp", "comment", "photoshop")}
-    colours = 3 if suffix == ".webp" else len(pixels)
-    if colours != len(photograph.pixels) and kept["icc_profile"][16:20] == (b"GRAY" if colours == 3 else b"RGB "):
+    colors = 3 if suffix == ".webp" else len(pixels)
+    if colors != len(photograph.pixels) and kept["icc_profile"][16:20] == (b"GRAY" if colors == 3 else b"RGB "):
         kept["icc_profile"] = b""
-        notes.append("the colour profile: left out, for it is not of these colours")
+        notes.append("the color profile: left out, for it is not of these colors")
     for name, room in JPEG_ROOM.items() if suffix in JPEG else ():
         if len(kept[name]) > room:
             notes.append(f"{name} of {len(kept[name]):,} bytes: left out, for a JPEG has room for {room:,}")
@@ -191,7 +191,7 @@ def _notes(picture: Image.Image) -> list[str]:
 
 
 def _told(picture: Image.Image) -> dict[str, Any]:
-    """Return a photograph's metadata by the fields of Photograph, but for its colour profile."""
+    """Return a photograph's metadata by the fields of Photograph, but for its color profile."""
     info = picture.info
     texts = dict(picture.text) if isinstance(picture, PngImagePlugin.PngImageFile) else {}
     exif = info.get("exif", b"")
@@ -241,7 +241,7 @@ def _as_stored(picture: Image.Image, orientation: int) -> Image.Image:
     return stored
 
 
-def _in_three_colours(picture: Image.Image) -> Image.Image:
+def _in_three_colors(picture: Image.Image) -> Image.Image:
     """Return a picture as L, LA, RGB or RGBA, or deep gray as it is: palettes laid out, CMYK and Lab in sRGB."""
     is_clear = "transparency" in picture.info
     if images.is_deep(picture) or picture.mode in ("LA", "RGBA") or (picture.mode in ("L", "RGB") and not is_clear):
@@ -263,7 +263,7 @@ def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 def _floats(picture: Image.Image) -> Tensor:
-    """Return the colours of an 8-bit picture: (C, H, W) float32 in [-1, 1]."""
+    """Return the colors of an 8-bit picture: (C, H, W) float32 in [-1, 1]."""
     channels = 1 if images.is_gray(picture) else 3
     made = torch.empty(channels, picture.height, picture.width)
     for top, bottom in _strips(picture.height, picture.width):
@@ -284,7 +284,7 @@ def _deep_floats(picture: Image.Image) -> Tensor:
 
 
 def _picture(pixels: Tensor, alpha: Tensor | None, is_on_white: bool) -> Image.Image:
-    """Return pixels (C, H, W) as a Pillow picture, alpha (H, W) beside the colours or, on white, worked into them."""
+    """Return pixels (C, H, W) as a Pillow picture, alpha (H, W) beside the colors or, on white, worked into them."""
     channels, height, width = pixels.shape
     mode = ("L" if channels == 1 else "RGB") + ("" if alpha is None or is_on_white else "A")
     canvas = Image.new(mode, (width, height))
@@ -310,7 +310,7 @@ def _settings(photograph: Photograph, kept: dict[str, bytes], suffix: str) -> di
     if suffix == ".png":
         return told | {"pnginfo": _png_texts(photograph.texts, kept["xmp"], kept["comment"])}
     if suffix == ".webp":
-        return told | {"lossless": True, "exact": True}  # exact: colours under full transparency are kept
+        return told | {"lossless": True, "exact": True}  # exact: colors under full transparency are kept
     if suffix in TIFF:
         # Not packed, for Pillow's packed TIFFs have no tables of EXIF.
         exif = Image.Exif()

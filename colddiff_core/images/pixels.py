@@ -15,7 +15,7 @@ LUMA = torch.tensor((0.299, 0.587, 0.114))  # of red, green and blue (ITU-R BT.6
 
 
 def covering(x: Tensor, height: int, width: int) -> Tensor:
-    """Return a picture (C, H, W) scaled until it covers height x width, and the centre of that size."""
+    """Return a picture (C, H, W) scaled until it covers height x width, and the center of that size."""
     scale = max(height / x.shape[-2], width / x.shape[-1])
     size = [max(least, round(n * scale)) for least, n in zip((height, width), x.shape[-2:], strict=True)]
     made = F.interpolate(x.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0].clamp_(-1, 1)

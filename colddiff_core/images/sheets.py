@@ -54,7 +54,7 @@ def lay_out(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Layout:
 
 
 def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
-    """Return a labelled contact sheet: a column per kind, a row per image, `blocks` such tables abreast.
+    """Return a labeled contact sheet: a column per kind, a row per image, `blocks` such tables abreast.
 
     Shapes: every column (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
     """
@@ -80,7 +80,7 @@ def _fitting(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def album(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:
-    """Return a labelled contact sheet without rows that belong together: a grid `across` images wide for each group.
+    """Return a labeled contact sheet without rows that belong together: a grid `across` images wide for each group.
 
     Shapes: every group (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
     """

@@ -17,7 +17,7 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.images import LUMA, dequantize
 from colddiff_core.models import UNet, memory, tiling
 
-Colour = Literal["channels", "luma"]
+Color = Literal["channels", "luma"]
 BITS = 8  # of the pictures that users have
 # Least floor of the inverse where a restoration is made consistent: below, what is left of the rounding would be let in
 # (at the 1e-5 of runs on float32 pictures a blur's guess of 32 dB became one of 5).
@@ -31,14 +31,14 @@ SMALLEST_TILE = 128  # pixels of a side
 class DegradedPhotograph:
     """A picture as a run takes it, and what is known of its degradation.
 
-    x_t: (B, C, H, W) float32 in [-1, 1], C the run's channels; B is 3 where a gray run takes the channels of a colour
+    x_t: (B, C, H, W) float32 in [-1, 1], C the run's channels; B is 3 where a gray run takes the channels of a color
     picture one by one, else 1. picture: the same as its file has it, (C', H, W). frozen: for x_t, what is not known of
     it drawn; is_known: whether nothing had to be. estimate: by the operator's trace, where that was looked for.
     """
 
     picture: Tensor
     x_t: Tensor
-    colour: Colour
+    color: Color
     frozen: Frozen
     is_known: bool
     estimate: Estimate | None
@@ -62,7 +62,7 @@ class PhotographRestorer:
     sampler: str
     stride: int
     is_consistent: bool
-    colour: Colour = "channels"
+    color: Color = "channels"
     seed: int = 0
     tile: int | None = None
 
@@ -100,12 +100,12 @@ class PhotographRestorer:
         if hidden is not None:  # whatever is there now, a scratch or a name, must not be seen
             x_t = self.operator(x_t, t, frozen)
         is_known = hidden is not None or wanted <= set(fields) or self.operator.is_solving
-        return DegradedPhotograph(picture, x_t, self.colour, frozen, is_known, estimate, t)
+        return DegradedPhotograph(picture, x_t, self.color, frozen, is_known, estimate, t)
 
     def restore(self, given: DegradedPhotograph, at_share: Callable[[float], None] = lambda share: None) -> Tensor:
         """Return the restoration of a picture, (C', H, W) float32 in [-1, 1] on the CPU; at t = 0 the picture itself.
 
-        C' is the picture's channels, or 3 where colour was put into a gray one. Raises UsageError where not enough is
+        C' is the picture's channels, or 3 where color was put into a gray one. Raises UsageError where not enough is
         known of the picture's degradation: all samplers but "direct" must know it in full, and so must a network that
         is shown the inverse; MachineError where memory has no room even for small tiles.
         """
@@ -164,7 +164,7 @@ class PhotographRestorer:
     def project(self, x0_hat: Tensor, given: DegradedPhotograph) -> Tensor:
         """Return x0_hat changed as little as D(x0_hat, t) = x_t asks for, as far as x_t was not rounded.
 
-        x0_hat + A^+ (x* - A x0_hat), A^+ the regularised inverse and x* the values nearest to A x0_hat that round to
+        x0_hat + A^+ (x* - A x0_hat), A^+ the regularized inverse and x* the values nearest to A x0_hat that round to
         x_t. Source: the projection of Wang et al. 2022 (DDNM), for pictures of 8 bits.
         """
         again = self.operator(x0_hat, given.t, given.frozen)
@@ -174,7 +174,7 @@ class PhotographRestorer:
         return x0_hat + (self.operator.invert(wanted, *by) - self.operator.invert(again, *by))
 
     def _seen(self, x_t: Tensor) -> Tensor:
-        """Return what a severity is estimated by, a picture (1, C, H, W): with its colours, if a gray run has them."""
+        """Return what a severity is estimated by, a picture (1, C, H, W): with its colors, if a gray run has them."""
         return x_t if len(x_t) == 1 else x_t.transpose(0, 1)
 
     def _stack(self, picture: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class PhotographRestorer:
             return picture[None]
         if own == 1:
             return picture.expand(1, channels, *picture.shape[1:])
-        if self.colour == "luma":
+        if self.color == "luma":
             return _luma(picture)[None]
         return picture[:, None]
 
@@ -193,8 +193,8 @@ class PhotographRestorer:
         if own == channels:
             made = x[0]
         elif own == 1:
-            made = x[0] if self.operator.is_colouring else x[0].mean(0, keepdim=True)
-        elif given.colour == "luma":
+            made = x[0] if self.operator.is_coloring else x[0].mean(0, keepdim=True)
+        elif given.color == "luma":
             picture = given.picture.to(x.device)
             made = picture + (x[0] - _luma(picture))  # the differences of the channels from luma are the chroma
         else:
@@ -248,7 +248,7 @@ def hole(given: DegradedPhotograph, operator: Degradation) -> tuple[int, int] | 
 
 
 def _for_each(value: Tensor, x_t: Tensor) -> Tensor:
-    """Return a random field of one picture for all of a batch: a colour's channels one by one where x_t has them so."""
+    """Return a random field of one picture for all of a batch: a color's channels one by one where x_t has them so."""
     if len(x_t) > 1 and value.shape == (1, len(x_t)):
         return value.T
     return value.expand(len(x_t), *value.shape[1:])

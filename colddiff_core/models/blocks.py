@@ -32,7 +32,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel of (B, C, H, W)."""
+    """Layer normalization over the channels of each pixel of (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -96,12 +96,12 @@ class ResnetBlock(nn.Module):
 
     @staticmethod
     def norm(channels: int) -> nn.Module:
-        """Return the normalisation of (B, C, H, W) before a convolution."""
+        """Return the normalization of (B, C, H, W) before a convolution."""
         return nn.GroupNorm(math.gcd(channels, 8), channels)
 
 
 class LocalBlock(ResnetBlock):
-    """A ResnetBlock that normalises each pixel by itself, so that none depends on what lies beyond the convolutions.
+    """A ResnetBlock that normalizes each pixel by itself, so that none depends on what lies beyond the convolutions.
 
     A group's mean over the whole picture would be another in each tile of a photograph. Source: the LayerNorm of
     restoration networks since Chen et al. 2022 (NAFNet).
@@ -128,7 +128,7 @@ class ConvStem(nn.Module):
 class LinearAttention(nn.Module):
     """Attention over all pixels at a cost linear in their number, added to its input.
 
-    Keys are normalised over pixels and queries over channels, so that k v^T (d x d) is formed first.
+    Keys are normalized over pixels and queries over channels, so that k v^T (d x d) is formed first.
 
     Source: Shen et al. 2021, Efficient Attention.
     """

@@ -30,7 +30,7 @@ class Restorer(nn.Module):
     """R(x_t, t) -> x0_hat.
 
     inputs="plain" is the paper's: the U-Net sees x_t. inputs="inverse" shows it [x_t, inverse], the
-    operator's regularised inverse of x_t, and has it predict the difference from the inverse.
+    operator's regularized inverse of x_t, and has it predict the difference from the inverse.
 
     consistent: what x_t tells of x0 beyond doubt is taken from x_t, the rest from the network's u:
     x0_hat = u + inverse(x_t) - inverse(D(u, t)). Without it the network's small errors in what x_t holds

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from colddiff_core.models import UNet
 
 FEATHER = 16  # half the pixels over which one tile gives way to the next
-# The same where the network's reach has no bound, and neighbours differ; and the pixels of a rim that are not used.
+# The same where the network's reach has no bound, and neighbors differ; and the pixels of a rim that are not used.
 UNBOUNDED_FEATHER, UNBOUNDED_RIM = 48, 32
 
 

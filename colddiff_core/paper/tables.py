@@ -64,7 +64,7 @@ def _restored(operator: str, kinds: tuple[str, ...], *sets: str) -> tuple[TableR
     return tuple(TableRowSpec(titles[name], f"{name}-{operator}", kinds) for name in sets)
 
 
-_EVERY, _COLOUR = ("mnist", "cifar10", "celeba"), ("cifar10", "celeba")
+_EVERY, _COLOR = ("mnist", "cifar10", "celeba"), ("cifar10", "celeba")
 _HOT, _COLD = ("fixed noise", "estimated noise"), ("perfect symmetry", "broken symmetry")
 _TABLES = (
     Table("table1", "Deblurring", "Table 1 in both versions", _restored("blur", RESTORED, *_EVERY)),
@@ -84,9 +84,9 @@ _TABLES = (
     ),
     Table(
         "table5",
-        "Colourisation",
+        "Colorization",
         "Table 5; not in the shorter version",
-        _restored("desaturate", ("degraded", "sampled"), *_COLOUR),
+        _restored("desaturate", ("degraded", "sampled"), *_COLOR),
     ),
     Table(
         "table6",
@@ -99,7 +99,7 @@ _TABLES = (
         "snow",
         "Snow removal",
         "Table 4 in the shorter version; not in the full paper",
-        _restored("snow", ("degraded", "sampled"), *_COLOUR),
+        _restored("snow", ("degraded", "sampled"), *_COLOR),
     ),
 )
 

@@ -169,10 +169,10 @@ class LowResolutionPrior(MixturePrior):
 
 
 class ColorPrior(Prior):
-    """One solid colour, uniform over all. Source: Bansal et al. 2022, section 5.3."""
+    """One solid color, uniform over all. Source: Bansal et al. 2022, section 5.3."""
 
     name = "color"
-    meaning = "one solid colour an image, any as likely as another"
+    meaning = "one solid color an image, any as likely as another"
     noise = 0.0
 
     def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
@@ -215,7 +215,7 @@ class ImagesPrior(Prior):
 
 
 class DegradedPrior(Prior):
-    """Training images, degraded: nothing is modelled, so it shows what a perfect prior would give."""
+    """Training images, degraded: nothing is modeled, so it shows what a perfect prior would give."""
 
     name = "degraded"
     meaning = "training images, degraded: what a perfect prior would give"

@@ -147,7 +147,7 @@ def own_run(tiny_run, in_folder, monkeypatch):
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 
 
-def test_generate_writes_a_grid_single_images_a_film_and_neighbours(own_run, capsys):
+def test_generate_writes_a_grid_single_images_a_film_and_neighbors(own_run, capsys):
     command = ["generate", "--n", "18", "--sampler", "tacos", "--seed", "4"]
     assert run([*command, "--out-dir", "many", "--animate", "--diversity", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -30,8 +30,8 @@ def blurred(in_folder) -> Path:
     picture = Image.new("RGB", (90, 61), "gray")
     draw = ImageDraw.Draw(picture)
     for index in range(14):
-        colour = (37 * index % 256, 91 * index % 256, 255 - 53 * index % 256)
-        draw.ellipse((index * 7 - 9, 4 * index % 50, index * 7 + 12, 4 * index % 50 + 17), fill=colour)
+        color = (37 * index % 256, 91 * index % 256, 255 - 53 * index % 256)
+        draw.ellipse((index * 7 - 9, 4 * index % 50, index * 7 + 12, 4 * index % 50 + 17), fill=color)
     picture = picture.filter(ImageFilter.GaussianBlur(1.2))
     path = in_folder / "blurred.jpg"
     exif = Image.Exif()
@@ -155,12 +155,12 @@ def test_without_knowledge_of_the_snow_it_is_restored_in_one_step(photo_runs, bl
     assert "must know what snow drew" in capsys.readouterr().err
 
 
-def test_a_gray_run_says_how_it_takes_colour(tiny_run, blurred, capsys):
+def test_a_gray_run_says_how_it_takes_color(tiny_run, blurred, capsys):
     call = ["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2", "--out"]
     assert run([*call, "a.png"]) == 0
     assert "channel by channel" in capsys.readouterr().out
     assert run([*call, "b.png", "--colour", "luma"]) == 0
-    assert "its colours stay" in capsys.readouterr().out
+    assert "its colors stay" in capsys.readouterr().out
     assert Image.open("a.png").size == Image.open("b.png").size == (90, 61)
 
 
@@ -175,7 +175,7 @@ def test_a_gray_run_says_how_it_takes_colour(tiny_run, blurred, capsys):
         (["blurred.jpg", "--mask", "none.png"], "No such file: none.png"),
         (["blurred.jpg", "--mask", "blurred.jpg", "--t", "3"], "--mask tells the severity by itself"),
         (["blurred.jpg", "--mask", "blurred.jpg", "--t", "sweep"], "--mask tells the severity by itself"),
-        (["blurred.jpg", "--colour", "red"], "--colour red is not known"),
+        (["blurred.jpg", "--colour", "red"], "--color red is not known"),
         (["blurred.jpg", "--sampler", "taco"], "tacos"),
         (["blurred.jpg", "--stride", "0"], "stride"),
         (["blurred.jpg", "--out", "a.gif"], "Cannot tell the format of a.gif"),

@@ -134,13 +134,13 @@ def test_images_without_classes_keep_their_order(tmp_path, decoded):
     assert len(decoded) == 19
 
 
-def test_splits_sizes_and_channels_are_kept_apart_and_gray_is_not_colour(tmp_path, kept, decoded):
+def test_splits_sizes_and_channels_are_kept_apart_and_gray_is_not_color(tmp_path, kept, decoded):
     root = write_images(tmp_path / "data")
     asked = [("train", 0, 8), ("test", 0, 8), ("train", 1, 8), ("train", 0, 12)]
     found = [ask(root, *one) for one in asked]
     decoded.clear()
     assert all(same(ask(root, *one), before) for one, before in zip(asked, found, strict=True))
-    assert same(ask(root, "train", 3), found[0])  # 0 is colour, of files
+    assert same(ask(root, "train", 3), found[0])  # 0 is color, of files
     assert decoded == []
     assert len(list(kept.glob("*.npy"))) == len(list(kept.glob("*.json"))) == len(asked)
 

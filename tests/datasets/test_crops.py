@@ -265,7 +265,7 @@ def test_cifar_in_its_binary_version_refuses_a_crop(tmp_path):
         datasets.load("cifar10", DatasetRequest("train", 32, directory=tmp_path, crop=1))
 
 
-def test_training_sees_every_window_and_testing_the_centres(tmp_path):
+def test_training_sees_every_window_and_testing_the_centers(tmp_path):
     root = tmp_path / "data"
     for split in ("train", "test"):
         write(root / split / "0.png", 11, 9)
@@ -303,7 +303,7 @@ def test_photos_come_with_packages_that_are_not_imported(monkeypatch):
 
 def test_photos_of_both_splits_are_others_and_gray_ones_are_for_gray():
     pytest.importorskip("skimage")
-    named = [{*itertools.chain(*photos.COLOURED[split].values())} for split in ("train", "test")]
+    named = [{*itertools.chain(*photos.COLORED[split].values())} for split in ("train", "test")]
     assert not named[0] & named[1]
     whole = {
         (split, channels): datasets.load("photos", DatasetRequest(split, 24, channels))
@@ -318,8 +318,8 @@ def test_photos_of_both_splits_are_others_and_gray_ones_are_for_gray():
         ("test", 3): 3,
     }
     assert all(found.skipped == 0 and found.channels == (asked[1] or 3) for asked, found in whole.items())
-    coloured = whole["train", 3].pixels.float()
-    assert ((coloured.amax(1) - coloured.amin(1)).amax((1, 2)) > 30).all()
+    colored = whole["train", 3].pixels.float()
+    assert ((colored.amax(1) - colored.amin(1)).amax((1, 2)) > 30).all()
     assert len({tuple(x.flatten().tolist()) for split in ("train", "test") for x in whole[split, 3].pixels}) == 10
 
 

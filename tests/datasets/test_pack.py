@@ -143,8 +143,8 @@ def test_a_known_data_set_keeps_its_splits(in_folder, capsys):
         wanted = datasets.load("digits", DatasetRequest(split, 8))
         found = open_shards(DatasetRequest(split, 8, 1, Path("out")), 4)
         rows, labels = found.rows(torch.arange(len(found))), found.labels_of(torch.arange(len(found)))
-        for pixels, labelled in ((rows, labels), (wanted.pixels, wanted.labels)):
-            assert labelled.bincount().tolist() == wanted.labels.bincount().tolist()
+        for pixels, labeled in ((rows, labels), (wanted.pixels, wanted.labels)):
+            assert labeled.bincount().tolist() == wanted.labels.bincount().tolist()
             assert pixels.long().sum() == wanted.pixels.long().sum()
 
 

@@ -273,19 +273,19 @@ def test_the_next_shard_stands_in_for_one_without_a_sound_record(tmp_path):
         datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
 
 
-@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("labeled", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_shard_cut_short_gives_the_records_that_are_whole(tmp_path, labelled, packed):
-    whole = tar(shard(0, 5, 5 if labelled else 0))
+def test_a_shard_cut_short_gives_the_records_that_are_whole(tmp_path, labeled, packed):
+    whole = tar(shard(0, 5, 5 if labeled else 0))
     for cut in (512 * 3, 512 * 4, 512 * 5, 512 * 6 + 10, 512 * 8 + 600):
-        root = write(tmp_path / str(cut), classes=5 if labelled else 0)
+        root = write(tmp_path / str(cut), classes=5 if labeled else 0)
         content = gzip.compress(whole, 0)[:cut] if packed else whole[:cut]
         (root / "train-000.tar").write_bytes(content)
         found = opened(root)
         left = len(found) - 13
-        assert left == pytest.approx(cut / (2048 if labelled else 1024), abs=1.6)
+        assert left == pytest.approx(cut / (2048 if labeled else 1024), abs=1.6)
         assert every(found) == [*range(left), *range(5, 18)]
-        assert found.has_labels == labelled
+        assert found.has_labels == labeled
 
 
 @pytest.mark.parametrize("content", [b"", bytes(10240), b"garbage" * 1000, b"\x1f\x8bgarbage", png(3)])

@@ -35,7 +35,7 @@ VARIANTS = {
     "desaturate": [{"schedule": "constant", "rate": 0.7}],
     "snow": [{"level": 1}, {"level": 2, "brighten": True}, {"level": 4, "brighten": True}],
 }
-COLOUR_ONLY = {"desaturate"}
+COLOR_ONLY = {"desaturate"}
 MOST_STEPS = {"pixelate": 2}  # what a side of 5 pixels can be halved
 COMPOSITIONS = ("blur+noise", "mask+snow", "pixelate+mask+blur")
 
@@ -50,7 +50,7 @@ def cases(draw: st.DrawFn) -> tuple[Degradation, Tensor]:
     """An operator and a batch: 1 or 3 channels, odd and non-square sizes."""
     name, values = draw(st.sampled_from(variants()))
     op = degradations.build(name, steps=draw(st.integers(1, MOST_STEPS.get(name, 12))), **values)
-    channels = [3] if name in COLOUR_ONLY else [1, 3]
+    channels = [3] if name in COLOR_ONLY else [1, 3]
     shape = draw(st.tuples(st.integers(2, 4), st.sampled_from(channels), st.integers(5, 20), st.integers(5, 20)))
     x0 = torch.rand(shape, generator=seeds.generator(draw(st.integers(0, 2**31)))) * 2 - 1
     return op, x0
@@ -88,7 +88,7 @@ def test_same_frozen_same_output_of_same_shape_and_type(case, data):
 
 
 @given(cases(), st.data())
-def test_each_image_has_its_own_t_and_no_neighbours(case, data):
+def test_each_image_has_its_own_t_and_no_neighbors(case, data):
     op, x0 = case
     frozen = freeze(op, x0)
     t = torch.tensor(data.draw(st.lists(st.integers(0, op.steps), min_size=len(x0), max_size=len(x0))))
@@ -169,8 +169,8 @@ def test_a_side_that_cannot_be_halved_is_named():
     assert "at most 4 steps" in str(refusal.value)
 
 
-def test_colour_is_needed_to_drain_it():
-    with pytest.raises(UsageError, match="needs a colour picture"):
+def test_color_is_needed_to_drain_it():
+    with pytest.raises(UsageError, match="needs a color picture"):
         degradations.build("desaturate")(torch.zeros(1, 1, 8, 8), 1)
     gray = degradations.build("desaturate", steps=4)(torch.rand(1, 3, 8, 8, generator=seeds.generator(0)), 4)
     torch.testing.assert_close(gray, gray.mean(1, keepdim=True).expand_as(gray), rtol=0, atol=1e-6)
@@ -220,11 +220,11 @@ def test_parameters_carry_help_and_are_checked(name):
         ("blur", {"steps": 2.5}, "not a whole number"),
         ("blur", {"steps": 0}, "at least 1"),
         ("blur", {"steps": True}, "not a whole number"),
-        ("blur", {"kernel_size": 4}, "no centre"),
+        ("blur", {"kernel_size": 4}, "no center"),
         ("blur", {"padding": "zero"}, "circular, reflect"),
         ("noise", {"schedule": "linear"}, "cosine"),
         ("mask", {"location": "left"}, "random, center"),
-        ("desaturate", {"rate": 1.5}, "adds colour"),
+        ("desaturate", {"rate": 1.5}, "adds color"),
         ("holes", {"count": 9}, "at most 8"),
         ("holes", {"size": 0}, "above 0"),
         ("snow", {"level": 5}, "1, 2, 3, 4"),

@@ -108,7 +108,7 @@ def test_what_cannot_be_told_is_refused(name):
         op.estimate(torch.full((1, 3, 32, 32), math.nan))
 
 
-def test_a_gray_picture_has_lost_all_its_colour():
+def test_a_gray_picture_has_lost_all_its_color():
     gray = photograph(0).mean(1, keepdim=True).expand(-1, 3, -1, -1)
     assert build("desaturate").estimate(quantize(gray, 8)).t == 20
 

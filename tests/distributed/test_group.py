@@ -107,7 +107,7 @@ def test_one_process_goes_on_with_what_two_have_begun(together, tmp_path):
 
 
 def test_what_one_process_meets_alone_all_of_them_skip(together):
-    run = runs.Run(together[1] / "spoilt")
+    run = runs.Run(together[1] / "spoiled")
     warned = [event["message"] for event in run.events() if event["event"] == "warning"]
     assert warned == ["step 2 skipped: the loss was nan"]
     assert [line["loss"] is None for line in run.metrics()].count(True) == 0

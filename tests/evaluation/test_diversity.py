@@ -10,10 +10,10 @@ from colddiff_core.datasets import ImageSet
 from colddiff_core.evaluation import classifier, diversity
 
 
-def test_nearest_neighbours_finds_the_image_and_its_distance(monkeypatch):
+def test_nearest_neighbors_finds_the_image_and_its_distance(monkeypatch):
     monkeypatch.setattr(diversity, "CHUNK", 7)
     train = ImageSet(torch.randint(256, (20, 1, 6, 6), generator=seeds.generator(1)).to(torch.uint8))
-    found = diversity.nearest_neighbours(train.images(torch.tensor([11, 3])) + 0.02, train)
+    found = diversity.nearest_neighbors(train.images(torch.tensor([11, 3])) + 0.02, train)
     assert found.number.tolist() == [11, 3]
     torch.testing.assert_close(found.distance, torch.full((2,), 0.01), rtol=0, atol=2e-3)
 

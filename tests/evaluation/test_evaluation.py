@@ -114,7 +114,7 @@ def _no_first_image(monkeypatch):
     monkeypatch.setattr(evaluate.MetricAccumulator, "update", update)
 
 
-def _uninitialised_rows(monkeypatch):
+def _uninitialized_rows(monkeypatch):
     true = distribution.Moments.update
 
     def update(self, features, numbers):
@@ -129,7 +129,7 @@ def _unclamped(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "clamp", lambda self, *bounds, **named: self)
 
 
-@pytest.mark.parametrize("flaw", [_last_x0_hat, _no_first_image, _uninitialised_rows, _unclamped])
+@pytest.mark.parametrize("flaw", [_last_x0_hat, _no_first_image, _uninitialized_rows, _unclamped])
 def test_flaws_of_published_evaluations_would_show(flaw, built, reference, by_hand, monkeypatch):
     flaw(monkeypatch)
     with pytest.raises(AssertionError):

@@ -202,7 +202,7 @@ def test_inception_gives_the_features_of_torchmetrics_whatever_the_batch(
 
 
 @needs_fidelity
-def test_inception_takes_gray_as_repeated_colour_and_any_shape(features, pictures):
+def test_inception_takes_gray_as_repeated_color_and_any_shape(features, pictures):
     gray = pictures[:1, :1, :5]
     assert torch.equal(features(gray), features(gray.repeat(1, 3, 1, 1)))
 
@@ -310,7 +310,7 @@ def test_lpips_of_each_image_is_its_own(lpips, pairs):
     assert torch.equal(lpips(pairs[0], pairs[0]), torch.zeros(4))
 
 
-def test_lpips_takes_gray_as_repeated_colour(lpips, pairs):
+def test_lpips_takes_gray_as_repeated_color(lpips, pairs):
     gray = [x[:, :1] for x in pairs]
     assert torch.equal(lpips(*gray), lpips(*(x.repeat(1, 3, 1, 1) for x in gray)))
 

@@ -100,8 +100,8 @@ def texts() -> list[bytes]:
     return [text.encode() for text in made] + [b"\xff\xfe\x00", b"\x80" * 50, bytes(range(256))]
 
 
-def _png(width: int, height: int, depth: int, colour: int, *chunks: bytes) -> bytes:
-    parts = [b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0), *chunks]
+def _png(width: int, height: int, depth: int, color: int, *chunks: bytes) -> bytes:
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0), *chunks]
     framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
@@ -135,35 +135,35 @@ def bombs() -> list[bytes]:
 def pictures() -> dict[str, bytes]:
     """Return small sound pictures of every format and mode that is read, by file name."""
     gradient = Image.radial_gradient("L").resize((24, 18))
-    colour = Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT), gradient))
+    color = Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT), gradient))
     deep = Image.fromarray((np.arange(24 * 18, dtype=np.uint16) * 150).reshape(18, 24))
     note = PngImagePlugin.PngInfo()
     note.add_text("Comment", "hello", zip=True)
     note.add_itxt("Title", "x" * 100, "en", "t", zip=True)
     ways: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "gray.png": (gradient, {}),
-        "rgb.png": (colour, {"pnginfo": note}),
-        "rgba.png": (colour.convert("RGBA"), {}),
+        "rgb.png": (color, {"pnginfo": note}),
+        "rgba.png": (color.convert("RGBA"), {}),
         "la.png": (gradient.convert("LA"), {}),
-        "palette.png": (colour.quantize(16), {"transparency": 3}),
+        "palette.png": (color.quantize(16), {"transparency": 3}),
         "bit.png": (gradient.convert("1"), {}),
         "deep.png": (deep, {}),
-        "moving.png": (colour, {"save_all": True, "append_images": [colour.rotate(90), colour.rotate(180)]}),
+        "moving.png": (color, {"save_all": True, "append_images": [color.rotate(90), color.rotate(180)]}),
         "gray.jpg": (gradient, {}),
-        "rgb.jpg": (colour, {"progressive": True}),
-        "cmyk.jpeg": (colour.convert("CMYK"), {}),
-        "turned.jpg": (colour, {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
-        "moving.gif": (colour.quantize(8), {"save_all": True, "append_images": [colour.rotate(90).quantize(8)]}),
-        "rgb.webp": (colour, {"quality": 50}),
-        "moving.webp": (colour, {"save_all": True, "append_images": [colour.rotate(90)], "lossless": True}),
-        "rgb.bmp": (colour, {}),
-        "palette.bmp": (colour.quantize(16), {}),
-        "rgb.tiff": (colour, {}),
-        "lzw.tif": (colour, {"compression": "tiff_lzw"}),
+        "rgb.jpg": (color, {"progressive": True}),
+        "cmyk.jpeg": (color.convert("CMYK"), {}),
+        "turned.jpg": (color, {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
+        "moving.gif": (color.quantize(8), {"save_all": True, "append_images": [color.rotate(90).quantize(8)]}),
+        "rgb.webp": (color, {"quality": 50}),
+        "moving.webp": (color, {"save_all": True, "append_images": [color.rotate(90)], "lossless": True}),
+        "rgb.bmp": (color, {}),
+        "palette.bmp": (color.quantize(16), {}),
+        "rgb.tiff": (color, {}),
+        "lzw.tif": (color, {"compression": "tiff_lzw"}),
         "deep.tif": (deep, {"compression": "tiff_adobe_deflate"}),
         "float.tif": (Image.fromarray(np.linspace(-1, 300, 400, dtype=np.float32).reshape(20, 20)), {}),
-        "pages.tif": (colour, {"save_all": True, "append_images": [gradient]}),
-        "jpeg.tif": (colour, {"compression": "jpeg"}),
+        "pages.tif": (color, {"save_all": True, "append_images": [gradient]}),
+        "jpeg.tif": (color, {"compression": "jpeg"}),
         "fax.tif": (gradient.convert("1"), {"compression": "group4"}),
     }
     others = {
@@ -175,7 +175,7 @@ def pictures() -> dict[str, bytes]:
         "ico.gif": "ICO",
     }
     made = {name: _saved(picture, name.rpartition(".")[2], how) for name, (picture, how) in ways.items()}
-    return made | {name: _saved(colour, kind, {}) for name, kind in others.items()}
+    return made | {name: _saved(color, kind, {}) for name, kind in others.items()}
 
 
 def _saved(picture: Image.Image, kind: str, how: dict[str, Any]) -> bytes:

@@ -327,13 +327,13 @@ def test_a_run_of_links_is_not_written_through(tmp_path, capsys, name):
 def test_links_to_nowhere_pipes_and_devices_are_not_waited_for(tmp_path, capsys, place, kind):
     path = tmp_path / "run"
     finish(make_trainer(path, "train.steps=2"))
-    spoilt = path / place
-    if spoilt.is_file():
-        spoilt.unlink()
+    spoiled = path / place
+    if spoiled.is_file():
+        spoiled.unlink()
     if kind == "pipe":
-        os.mkfifo(spoilt)
+        os.mkfifo(spoiled)
     else:
-        spoilt.symlink_to("/nowhere" if kind == "dangling" else "/dev/zero")
+        spoiled.symlink_to("/nowhere" if kind == "dangling" else "/dev/zero")
     code = run(["generate", str(path), "--n", "1", "--out", str(tmp_path / "a.png")])
     told = capsys.readouterr().err
     assert "Traceback" not in told

@@ -166,9 +166,9 @@ def test_a_bit_that_flips_anywhere_gives_way_to_the_checkpoint_before(two_checkp
     content = (newest / name).read_bytes()
     places = range(0, len(content), 1024 if name.endswith(".safetensors") else 7)
     for place in places:
-        spoilt = bytearray(content)
-        spoilt[place] ^= 1
-        (newest / name).write_bytes(spoilt)
+        spoiled = bytearray(content)
+        spoiled[place] ^= 1
+        (newest / name).write_bytes(spoiled)
         assert checkpoint.newest(run, checkpoint.read).path == older
     tally.add("bit flipped in a checkpoint", tried=len(places), survived=len(places))
 

@@ -56,7 +56,7 @@ def test_a_tiff_that_lies_sideways_is_not_garbled(tmp_path, mode):
     assert torch.equal(images.read(tmp_path / "side.tif"), images.read(tmp_path / "up.tif").mT.flip(-1))
 
 
-def test_size_crops_the_centre_and_channels_convert(tmp_path):
+def test_size_crops_the_center_and_channels_convert(tmp_path):
     picture(20, 10).save(tmp_path / "a.png")
     assert images.read(tmp_path / "a.png", size=6, channels=1).shape == (1, 6, 6)
     assert images.read(tmp_path / "a.png", size=16, channels=3).shape == (3, 16, 16)

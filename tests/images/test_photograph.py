@@ -170,7 +170,7 @@ def test_exif_of_imagemagick_is_read(tmp_path):
     assert opened(target).getexif()[0x0112] == 8
 
 
-def test_a_jpeg_stays_near_and_keeps_its_colours(tmp_path):
+def test_a_jpeg_stays_near_and_keeps_its_colors(tmp_path):
     stripes = np.zeros((32, 32, 3), dtype=np.uint8)
     stripes[:, ::2] = (255, 0, 0)
     Image.fromarray(stripes).save(tmp_path / "a.png")
@@ -211,7 +211,7 @@ def test_sixteen_bits_of_gray_are_read_in_full(tmp_path, suffix):
     assert np.abs(np.asarray(opened(tmp_path / "b.png")) - values / 257).max() <= 0.5
 
 
-def test_sixteen_bits_of_colour_are_told(tmp_path):
+def test_sixteen_bits_of_color_are_told(tmp_path):
     import struct
     import zlib
 
@@ -226,7 +226,7 @@ def test_sixteen_bits_of_colour_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "word"), [("CMYK", "CMYK"), ("LAB", "Lab")])
-def test_colours_of_print_become_rgb(tmp_path, mode, word):
+def test_colors_of_print_become_rgb(tmp_path, mode, word):
     if mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         printed = ImageCms.profileToProfile(picture(), srgb, lab, outputMode="LAB")
@@ -259,17 +259,17 @@ def test_a_telephones_jpeg_of_two_pictures(tmp_path):
     assert opened(target).format == "JPEG"
 
 
-def test_a_gray_photograph_may_be_given_colour(tmp_path):
+def test_a_gray_photograph_may_be_given_color(tmp_path):
     picture("LA").save(tmp_path / "a.png", icc_profile=GRAY_PROFILE)
     found, target = again(tmp_path / "a.png")
     assert opened(target).info["icc_profile"] == GRAY_PROFILE
-    coloured = found.pixels.expand(3, -1, -1) * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1)
+    colored = found.pixels.expand(3, -1, -1) * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1)
     for suffix in (".png", ".webp"):
-        notes = photograph.write(found, coloured, tmp_path / f"b{suffix}")
-        assert notes == ("the colour profile: left out, for it is not of these colours",)
+        notes = photograph.write(found, colored, tmp_path / f"b{suffix}")
+        assert notes == ("the color profile: left out, for it is not of these colors",)
         assert opened(tmp_path / f"b{suffix}").mode == "RGBA"
         assert "icc_profile" not in opened(tmp_path / f"b{suffix}").info
-    both = photograph.beside(found, found.pixels, coloured)
+    both = photograph.beside(found, found.pixels, colored)
     assert both.pixels.shape[0] == 3
     assert both.alpha.shape == both.pixels.shape[1:]
     assert photograph.write(both, both.pixels, tmp_path / "both.png") == ()

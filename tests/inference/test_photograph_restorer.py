@@ -1,4 +1,4 @@
-"""Pictures that are degraded already: any size, colour in gray runs, tiles, masks, and truth to what they show."""
+"""Pictures that are degraded already: any size, color in gray runs, tiles, masks, and truth to what they show."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ def test_at_no_severity_a_picture_stays_bit_for_bit():
 
 
 @pytest.mark.parametrize("colour", ["channels", "luma"])
-def test_a_gray_run_takes_colour(colour):
-    sharpen = worker("photos-blur-small", 1, colour=colour)
+def test_a_gray_run_takes_color(color):
+    sharpen = worker("photos-blur-small", 1, color=color)
     x0 = scene()
     x_t = degraded(sharpen.experiment, x0, 6)
     given = sharpen.look(x_t, 6)
-    assert given.x_t.shape == ((3, 1, 60, 81) if colour == "channels" else (1, 1, 60, 81))
+    assert given.x_t.shape == ((3, 1, 60, 81) if color == "channels" else (1, 1, 60, 81))
     restored = sharpen.restore(given)
     assert error(restored, x0) < error(x_t, x0)
     inside = (restored.abs() < 1).all(0) & (x_t.abs() < 1).all(0)
     chroma = [(x - x.mean(0, keepdim=True))[:, inside] for x in (restored, x_t)]
-    assert (error(*chroma) < 1e-5) == (colour == "luma")
-    if colour == "channels":
+    assert (error(*chroma) < 1e-5) == (color == "luma")
+    if color == "channels":
         alone = worker("photos-blur-small", 1)
         for channel in range(3):
             one = alone.restore(alone.look(x_t[channel : channel + 1], 6))
             torch.testing.assert_close(restored[channel : channel + 1], one, rtol=0, atol=1e-5)
 
 
-def test_a_gray_picture_stays_gray_but_where_colour_is_what_is_missing():
+def test_a_gray_picture_stays_gray_but_where_color_is_what_is_missing():
     x = scene(channels=1)
     assert len(worker().restore(worker().look(x, 6))) == 1
     faded = worker("photos-desaturate-small")
@@ -255,7 +255,7 @@ def test_the_floor_of_float32_runs_does_not_let_the_rounding_in():
     assert error(sharpen.project(guess, given)[0], x0) < 1.5 * error(guess[0], x0)
 
 
-def test_a_gray_run_takes_a_coloured_hole_channel_by_channel():
+def test_a_gray_run_takes_a_colored_hole_channel_by_channel():
     fill = worker(*GAUSSIAN[:1], 1, *GAUSSIAN[2:], "degradation.fill=color", is_consistent=True)
     x = scene(120, 120)
     fields = {

@@ -35,7 +35,7 @@ def test_any_channels_and_any_size_divisible_by_the_depth(block, attention, chan
 
 
 @pytest.mark.parametrize("block", sorted(BLOCKS))
-def test_t_and_every_pixel_matter_and_neighbours_in_the_batch_do_not(block):
+def test_t_and_every_pixel_matter_and_neighbors_in_the_batch_do_not(block):
     torch.manual_seed(0)
     network = UNet(1, 1, width=8, multipliers=(1, 2), block=block, attention="middle")
     torch.nn.init.normal_(network.head.weight)  # that of a local network says nothing at first

@@ -122,7 +122,7 @@ def test_every_screen_looks_as_it_did(folder, screen, size, pytestconfig):
             path.with_suffix(".txt").write_text(text)
             (GOLDEN / "TEXTUAL").write_text(f"{textual.__version__}\n")
         assert text == path.with_suffix(".txt").read_text(), "look at it, then: pytest --update-golden"
-        if (GOLDEN / "TEXTUAL").read_text().strip() == textual.__version__:  # its drawing of colours is its own
+        if (GOLDEN / "TEXTUAL").read_text().strip() == textual.__version__:  # its drawing of colors is its own
             assert picture == path.read_text()
 
 
@@ -584,9 +584,9 @@ def test_no_color_is_respected(folder, monkeypatch):
 
     @drive(app)
     async def _(pilot):
-        colours = set(re.findall(r"#([0-9a-f]{6})", app.export_screenshot()))
+        colors = set(re.findall(r"#([0-9a-f]{6})", app.export_screenshot()))
         frame = {"ff5f57", "febc2e", "28c840", "c5c8c6"}  # of the window that is drawn around a screenshot
-        assert [c for c in colours - frame if not c[:2] == c[2:4] == c[4:]] == []
+        assert [c for c in colors - frame if not c[:2] == c[2:4] == c[4:]] == []
 
 
 def test_help_names_every_key(folder):

@@ -126,7 +126,7 @@ def test_between_two_starts_the_ends_are_the_starts(name, tmp_path):
     torch.testing.assert_close(way.x[[0, 4]], ends.x, rtol=0, atol=1e-5)
     for field in vars(ends.frozen):
         torch.testing.assert_close(getattr(way.frozen, field)[[0, 4]], getattr(ends.frozen, field), rtol=0, atol=1e-5)
-    if name == "normal":  # no draw is shorter than its neighbours, as on a straight line
+    if name == "normal":  # no draw is shorter than its neighbors, as on a straight line
         assert float(way.x[2].norm()) > 0.9 * float(way.x[0].norm())
 
 

@@ -15,7 +15,7 @@ from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.training import divergence
 
 
-class Spoilt(nn.Module):
+class Spoiled(nn.Module):
     """A network that gives values or gradients of NaN or infinity at some steps."""
 
     def __init__(self, trainer, steps, what, *, after_falls=math.inf):
@@ -37,7 +37,7 @@ class Spoilt(nn.Module):
 
 
 def spoil(trainer, steps, what, **options):
-    object.__setattr__(trainer.experiment, "restorer", Spoilt(trainer, steps, what, **options))
+    object.__setattr__(trainer.experiment, "restorer", Spoiled(trainer, steps, what, **options))
     return trainer
 
 

@@ -39,7 +39,7 @@ class MetricsPoint(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class MetricsBin:
-    """Some neighbouring lines: their bytes, steps and count, and the extremes of each series."""
+    """Some neighboring lines: their bytes, steps and count, and the extremes of each series."""
 
     start: int
     end: int
@@ -189,7 +189,7 @@ class MetricsHistory:
         return data[: data.rfind(b"\n") + 1], start
 
     def _bins(self, start: int, data: bytes, *, is_again: bool = False) -> list[MetricsBin]:
-        """Return a bin for each line; the bytes of one that is none belong to its neighbour."""
+        """Return a bin for each line; the bytes of one that is none belong to its neighbor."""
         made: list[MetricsBin] = []
         bad, end = 0, start
         for line in data.splitlines(keepends=True):
@@ -211,7 +211,7 @@ class MetricsHistory:
         return made
 
     def _compact(self) -> None:
-        """Merge neighbours once there are too many bins, evenly over the run."""
+        """Merge neighbors once there are too many bins, evenly over the run."""
         if len(self.bins) <= MOST_BINS * 3 // 2:
             return
         most = 2 * self.lines // MOST_BINS + 1
@@ -235,7 +235,7 @@ class MetricsHistory:
         return (min(bin.first for bin in self.bins), max(bin.last for bin in self.bins)) if self.bins else (0, 0)
 
     def between(self, first: float, last: float) -> list[MetricsBin]:
-        """Return the bins of those steps and the neighbours that lead there, line by line where they are few."""
+        """Return the bins of those steps and the neighbors that lead there, line by line where they are few."""
         low = max(0, bisect.bisect_left(self.bins, first, key=lambda bin: bin.last) - 1)
         high = bisect.bisect_right(self.bins, last, key=lambda bin: bin.first) + 1
         shown = self.bins[low:high]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"step-(\d+)\.png")
 GAP = 1  # pixels between pictures, as drawn
 SCREEN_GAP = 4  # where the terminal has pixels of its own
-BETWEEN = (48, 48, 56)  # the colour of the gaps
+BETWEEN = (48, 48, 56)  # the color of the gaps
 KEPT = 3  # decoded sheets: a large one takes megabytes
 LARGEST = 50_000_000  # pixels of a sheet: decoded, as much as the memory of a small machine has room for
 LEAST_ROWS = 2  # images that should be seen, before they are enlarged

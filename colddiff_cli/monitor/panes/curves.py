@@ -168,7 +168,7 @@ class CurvesPane(Vertical):
 
     def _series(self) -> list[tuple[str, list[metrics_history.MetricsPoint], str]]:
         """Return label, points and style of each line to draw, newest steps of each run included."""
-        colours = DARK if self.app.current_theme.dark else LIGHT
+        colors = DARK if self.app.current_theme.dark else LIGHT
         found = []
         view = self.view
         for place, watched in enumerate(self.runs):
@@ -187,8 +187,8 @@ class CurvesPane(Vertical):
                 parts = [watched.name] if not band or not is_alone else []
                 if band:
                     parts.append(f"t to {band / count:.2g} T" if self.quantity == "loss_by_severity" else f"/{band}")
-                colour = colours[(band - 1 if band and is_alone else place) % len(colours)]
-                found.append((" ".join([str(band or place + 1), *parts]), metrics_history.points(bins, name), colour))
+                color = colors[(band - 1 if band and is_alone else place) % len(colors)]
+                found.append((" ".join([str(band or place + 1), *parts]), metrics_history.points(bins, name), color))
         return found
 
     def _legend(

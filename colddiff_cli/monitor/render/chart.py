@@ -20,7 +20,7 @@ LEAST_WIDTH, LEAST_HEIGHT = AXIS + 8, 4
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A series to draw: its points in order, a Rich style, and a mark for its end where colours are not enough."""
+    """A series to draw: its points in order, a Rich style, and a mark for its end where colors are not enough."""
 
     points: Sequence[MetricsPoint]
     style: str
@@ -66,7 +66,7 @@ def draw(
     rows = []
     for row in range(cells_y):
         text = Text.assemble((f"{labels.get(row, ''):>{AXIS - 1}}" + ("┤" if row in labels else "│"), axis_style))
-        # Neighbours of one style are one piece: a terminal at the end of a slow line gets few bytes.
+        # Neighbors of one style are one piece: a terminal at the end of a slow line gets few bytes.
         for style, cells in itertools.groupby(canvas.row(row, at, axis_style), key=lambda cell: cell[1]):
             text.append("".join(sign for sign, _ in cells), style=style)
         rows.append(text)
@@ -156,7 +156,7 @@ def _columns(
 
 
 def _joined(reach: list[tuple[int, int] | None], down: int) -> list[tuple[int, int] | None]:
-    """Lengthen columns until neighbours touch."""
+    """Lengthen columns until neighbors touch."""
     joined: list[tuple[int, int] | None] = []
     before: tuple[int, int] | None = None
     for now in reach:

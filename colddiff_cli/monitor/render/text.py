@@ -12,7 +12,7 @@ from rich.text import Text
 
 from colddiff_cli.monitor.data.run_state import RunState, duration
 
-LOOKS = {  # a sign and a Rich style for each state; the sign tells it where there are no colours
+LOOKS = {  # a sign and a Rich style for each state; the sign tells it where there are no colors
     "live": ("●", "green"),
     "paused": ("‖", "yellow"),
     "stalled": ("!", "bold red"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from colddiff_core import devices
 from colddiff_core.datasets import cache, epoch_order
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
-from colddiff_core.datasets.decoding import COLOUR, SMALL_FILE, Entry, decode_entries
+from colddiff_core.datasets.decoding import COLOR, SMALL_FILE, Entry, decode_entries
 from colddiff_core.datasets.shards import counts, listing
 from colddiff_core.datasets.shards.archive import Shard, ShardOpener
 from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError
@@ -92,7 +92,7 @@ class Shards:
         self.classes = classes if 0 < self.class_count <= len(classes) else ()
         self.class_count = max(self.class_count, len(self.classes))  # a split may lack the last of them
         self.suffixes = frozenset[str]().union(*(count.suffixes for count in held))
-        self.channels = request.channels or COLOUR
+        self.channels = request.channels or COLOR
         self.shape = (self.channels, request.size, request.size)
         self.note = ""
         stamps = [cache.stamp(place.path) if place.path else None for place in places]

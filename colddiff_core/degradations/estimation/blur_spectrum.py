@@ -45,13 +45,13 @@ def blur_evidence(x: Tensor, gains: tuple[Tensor, Tensor]) -> Tensor:
     over `tile_sides(x)`, (S, h) and (S, w // 2 + 1) float64; returns (S,) float64. All are 0 where the
     picture is too small to tell.
     """
-    power, bins, counts, centres = _spectrum(x)
+    power, bins, counts, centers = _spectrum(x)
     seen = counts > 3
     if int(seen.sum()) < LEAST_BINS or not bool((power[seen] > 0).all()):
         return torch.zeros(len(gains[0]), dtype=torch.float64)
     passed = torch.stack([_binned(rows[:, None] * columns, bins) for rows, columns in zip(*gains, strict=True)])
     passed = (passed / counts.clamp(min=1))[:, seen].clamp(min=1e-30).log()
-    return WORTH * _profile(power[seen].log(), counts[seen], centres[seen], passed, _rounding(x))
+    return WORTH * _profile(power[seen].log(), counts[seen], centers[seen], passed, _rounding(x))
 
 
 def tile_sides(x: Tensor) -> tuple[int, int]:
@@ -92,14 +92,14 @@ def _rounding(x: Tensor) -> float:
     return 1 / 12 if is_gray(x) else 1 / 36
 
 
-def _profile(seen: Tensor, counts: Tensor, centres: Tensor, passed: Tensor, rounding: float) -> Tensor:
+def _profile(seen: Tensor, counts: Tensor, centers: Tensor, passed: Tensor, rounding: float) -> Tensor:
     """Return each blur's log evidence: the photograph's own spectrum and the floor fitted, then summed out.
 
-    seen, counts, centres: (B,), log power, its count and its frequency; passed: (S, B) log gain; returns (S,).
+    seen, counts, centers: (B,), log power, its count and its frequency; passed: (S, B) log gain; returns (S,).
     """
-    course = (centres / PIVOT).log()
+    course = (centers / PIVOT).log()
     basis = torch.stack(
-        [torch.ones_like(course), course, course.square(), -(2 * math.pi * centres).square()], 1
+        [torch.ones_like(course), course, course.square(), -(2 * math.pi * centers).square()], 1
     )  # (B, 4)
     prior_mean = torch.tensor(MEAN, dtype=torch.float64)
     precision = torch.linalg.inv(torch.tensor(COVARIANCE, dtype=torch.float64))

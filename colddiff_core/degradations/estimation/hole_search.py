@@ -1,6 +1,6 @@
-"""Where a hole is in a picture and how far it has grown: what lies around it is drawn towards its colour.
+"""Where a hole is in a picture and how far it has grown: what lies around it is drawn toward its color.
 
-A pixel at distance r from the centre keeps M_t(r) of its difference from the hole's colour c. So no pixel lies
+A pixel at distance r from the center keeps M_t(r) of its difference from the hole's color c. So no pixel lies
 outside c + M (cube - c), the spread of the pixels grows with r as M does, and rounding makes the pattern of whole
 levels that a contraction by M leaves (roundings.py), which is sharp enough to tell one severity from the next.
 """
@@ -17,13 +17,13 @@ from torch import Tensor
 from colddiff_core.degradations.estimation.posterior import levels
 
 NODES = 8192  # of the radial table
-LIVELY = 30.0  # levels off the hole's colour, or off the neighbours, that count as no hole at all
+LIVELY = 30.0  # levels off the hole's color, or off the neighbors, that count as no hole at all
 LARGEST = 2**20  # pixels that the search runs over; a larger picture is looked at in every so many-th row and column
 SCALES = 9  # hole sizes that are searched for
-AROUND = 3  # pixels about a place found in which its true centre is looked for
+AROUND = 3  # pixels about a place found in which its true center is looked for
 WIDEST = 2048  # pixels of a side among which a place's surroundings are drawn
 SAMPLE = 2000  # pixels around a place that are compared with each severity
-ALIKE = 100.0  # pixels of a photograph that tell no more than one, their neighbours being like them
+ALIKE = 100.0  # pixels of a photograph that tell no more than one, their neighbors being like them
 STRAY = 0.02 / 256  # of a pixel's chance: edited, or changed by compression
 BY_SPREAD = 0.1  # of the evidence among severities, where the spread of the pixels alone tells them apart
 PATTERN_WORTH = 0.3
@@ -33,7 +33,7 @@ CHANCE_HOLE = 6.0  # a photograph's own dark or flat spot passes for a hole of a
 
 @dataclasses.dataclass(frozen=True)
 class Hole:
-    """A place: its centre in pixels, the colour (C,) in levels, and the log evidence of every severity (S,)."""
+    """A place: its center in pixels, the color (C,) in levels, and the log evidence of every severity (S,)."""
 
     row: int
     col: int
@@ -60,33 +60,33 @@ class HoleMasks:
         return float((self.table[row] < kept).sum()) / (NODES - 1) * self.reach
 
 
-def find_hole(x: Tensor, masks: HoleMasks, color: Tensor | None, centre: tuple[int, int] | None) -> Hole:
+def find_hole(x: Tensor, masks: HoleMasks, color: Tensor | None, center: tuple[int, int] | None) -> Hole:
     """Return the likeliest hole in a picture.
 
-    x: (C, H, W) float32 in [-1, 1], rounded to 8 bits; color: (C,) levels, None where it is unknown; centre: where it
+    x: (C, H, W) float32 in [-1, 1], rounded to 8 bits; color: (C,) levels, None where it is unknown; center: where it
     is known.
     """
     own = _histogram(x)
-    places = [centre] if centre else _places(x, masks, color)
+    places = [center] if center else _places(x, masks, color)
     seen = [
         _closely(x, masks, color if color is not None else levels(x[:, row, col]).round(), row, col, own)
         for row, col in places
     ]
     hole = max(seen, key=lambda found: float(found.evidence.max()))
-    if centre or not int(hole.evidence.argmax()):
+    if center or not int(hole.evidence.argmax()):
         return hole
     hole = _climbed(x, masks, hole)
     found = None if color is None else _by_pattern(x, masks, hole)
     if found:
         return found
-    # Holes of many sizes fit nearly as well, each with its centre a little off.
+    # Holes of many sizes fit nearly as well, each with its center a little off.
     evidence = hole.evidence.clone()
     evidence[1:] = evidence.max() + BY_SPREAD * (evidence[1:] - evidence.max())
     return dataclasses.replace(hole, evidence=evidence)
 
 
 def _places(x: Tensor, masks: HoleMasks, color: Tensor | None) -> list[tuple[int, int]]:
-    """Return where the picture is nearest to the colour, or flattest, over discs of several sizes."""
+    """Return where the picture is nearest to the color, or flattest, over discs of several sizes."""
     stride = max(1, math.ceil(math.sqrt(x.shape[-2] * x.shape[-1] / LARGEST)))
     y = levels(x[:, ::stride, ::stride]).round()
     if color is not None:
@@ -180,7 +180,7 @@ def _chance(own: Tensor, value: Tensor, half: Tensor) -> Tensor:
 
 
 def _by_pattern(x: Tensor, masks: HoleMasks, hole: Hole) -> Hole | None:
-    """Return the hole with its centre and severity found to the pixel, by the pattern of rounding if that is clear."""
+    """Return the hole with its center and severity found to the pixel, by the pattern of rounding if that is clear."""
     best = int(hole.evidence.argmax())
     last = len(masks.table) - 1
     rows_of = torch.arange(max(1, int(best * 0.6) - 2), min(last, int(best * 1.7) + 3) + 1)
@@ -208,7 +208,7 @@ def _by_pattern(x: Tensor, masks: HoleMasks, hole: Hole) -> Hole | None:
 
 
 def _climbed(x: Tensor, masks: HoleMasks, hole: Hole) -> Hole:
-    """Return the likeliest hole that is reached from one by moving its centre, by fewer and fewer pixels."""
+    """Return the likeliest hole that is reached from one by moving its center, by fewer and fewer pixels."""
     own = _histogram(x)
     step = 8
     while step:
@@ -224,7 +224,7 @@ def _climbed(x: Tensor, masks: HoleMasks, hole: Hole) -> Hole:
 
 
 def _pattern(values: Tensor, kept: Tensor, color: Tensor) -> Tensor:
-    """Return how well whole levels (C, N) fit what contractions by `kept` (S, 1, N) towards a colour make: (S,)."""
+    """Return how well whole levels (C, N) fit what contractions by `kept` (S, 1, N) toward a color make: (S,)."""
     offset = (1 - kept) * color[:, None]
     inner = kept.clamp(min=1e-3)
     low = torch.ceil((values - 0.5 - offset) / inner).clamp(0, 256)

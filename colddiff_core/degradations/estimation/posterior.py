@@ -19,7 +19,7 @@ def levels(x: Tensor) -> Tensor:
 
 
 def is_gray(x: Tensor) -> bool:
-    """Tell whether a picture (1, C, H, W) has no colour at all."""
+    """Tell whether a picture (1, C, H, W) has no color at all."""
     return x.shape[1] == 1 or bool((x == x[:, :1]).all())
 
 
@@ -51,7 +51,7 @@ def settle(
 
 
 def _share(severities: Tensor) -> Tensor:
-    """Return how many severities each of some stands for: those nearer to it than to its neighbours."""
+    """Return how many severities each of some stands for: those nearer to it than to its neighbors."""
     if len(severities) == 1:
         return torch.ones(1, dtype=torch.float64)
     steps = severities.double()

@@ -17,7 +17,7 @@ SMOOTHING = 2.0  # differences, the width over which pictures' own histograms ar
 STRAY = 0.02  # of the pixels fall elsewhere: edited, or not rounded as they should be
 
 
-def colour_differences(x: Tensor, reach: int) -> Tensor:
+def color_differences(x: Tensor, reach: int) -> Tensor:
     """Return how often the second and third channel differ from the first by each pair of whole levels.
 
     x: (3, N) whole levels; returns (2 reach + 1, 2 reach + 1) float64, what lies beyond left out.
@@ -29,27 +29,27 @@ def colour_differences(x: Tensor, reach: int) -> Tensor:
 
 
 def drained_differences(kept: float, reach: int, is_jpeg: bool) -> Tensor:
-    """Return how many colours of x0 fall on each pair of differences once `kept` of the colour is left.
+    """Return how many colors of x0 fall on each pair of differences once `kept` of the color is left.
 
-    Of x0 every whole colour is counted, or with `is_jpeg` those that a JPEG file decodes to (ITU-T T.871,
-    section 7, whole luminance and chrominance). Shapes and ranges as `colour_differences` gives them.
+    Of x0 every whole color is counted, or with `is_jpeg` those that a JPEG file decodes to (ITU-T T.871,
+    section 7, whole luminance and chrominance). Shapes and ranges as `color_differences` gives them.
     """
     if is_jpeg:
         blue, red = _grid(128)
-        colours = torch.stack([1.402 * red, -0.344136 * blue - 0.714136 * red, 1.772 * blue]).round_()
+        colors = torch.stack([1.402 * red, -0.344136 * blue - 0.714136 * red, 1.772 * blue]).round_()
     else:
         green, blue = _grid(min(int((reach + 2) / kept), 255))
-        colours = torch.stack([torch.zeros_like(green), green, blue])
-    gray = colours.mean(0, keepdim=True)
-    drained = gray + kept * (colours - gray)
+        colors = torch.stack([torch.zeros_like(green), green, blue])
+    gray = colors.mean(0, keepdim=True)
+    drained = gray + kept * (colors - gray)
     ways = torch.tensor([[1.0, -1, 1], [-1, 1, -1]], dtype=torch.float64)[:, :, None] * NUDGE
-    return sum((colour_differences((drained + way).round(), reach) for way in ways), torch.zeros(())) / 2
+    return sum((color_differences((drained + way).round(), reach) for way in ways), torch.zeros(())) / 2
 
 
 def agreement(seen: Tensor, pattern: Tensor) -> float:
     """Return the log likelihood of a histogram whose fine structure is `pattern`, its coarse one its own.
 
-    seen, pattern: (n, n) as `colour_differences` gives them; what lies next to gray is left out.
+    seen, pattern: (n, n) as `color_differences` gives them; what lies next to gray is left out.
     """
     pattern = pattern + STRAY * _smoothed(pattern) + 1e-9
     expected = pattern * _smoothed(seen) / _smoothed(pattern)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from colddiff_core.degradations.base import Degradation
 
-SIDE = 256  # pixels of the centre that is looked at: a turn about the centre maps it onto itself
+SIDE = 256  # pixels of the center that is looked at: a turn about the center maps it onto itself
 SEVERITIES = 20  # that are simulated; those between follow a smooth course
 PICTURES = 8  # at each
 SCALES = (1, 2, 4)  # pixels
@@ -33,7 +33,7 @@ CONTRAST = (0.12, 0.3)
 
 def snow_evidence(x: Tensor, op: Degradation) -> tuple[Tensor, Tensor]:
     """Return some severities and the log evidence of each in a picture (1, C, H, W): (S,) int64 and (S,) float64."""
-    height, width = (n if n <= SIDE else SIDE - (n - SIDE) % 2 for n in x.shape[-2:])  # so that the centre stays
+    height, width = (n if n <= SIDE else SIDE - (n - SIDE) % 2 for n in x.shape[-2:])  # so that the center stays
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     seen = signs(x[..., top : top + height, left : left + width])[0]
     severities = torch.linspace(0, op.steps, min(op.steps, SEVERITIES) + 1).round().long()
