@@ -1,6 +1,8 @@
 """The data sets, by name."""
 
-from colddiff_core.datasets import cifar10 as _pictures
+from colddiff_core.datasets import afhq as _afhq
+from colddiff_core.datasets import celeba as _celeba
+from colddiff_core.datasets import cifar10 as _cifar10
 from colddiff_core.datasets import digits as _digits
 from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
@@ -20,4 +22,4 @@ __all__ = [
     "open_shards",
     "package_of",
 ]
-_REGISTERED = (_digits, _folder, _mnist, _photos, _pictures, _shards)
+_REGISTERED = (_afhq, _celeba, _cifar10, _digits, _folder, _mnist, _photos, _shards)

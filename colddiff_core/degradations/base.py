@@ -100,8 +100,8 @@ class Degradation:
         """Draw everything random about the images x0 (B, C, H, W), once.
 
         `generator` is one for the batch, a sequence of one per image, which makes an image's draw independent of its
-        neighbors, or `SlotGenerators`, which make it independent of how the batch is divided. A field given by name is taken
-        as it is, on x0's device.
+        neighbors, or `SlotGenerators`, which make it independent of how the batch is divided. A field given by name is
+        taken as it is, on x0's device.
         Raises UsageError for a field that the operator does not have or that is not one entry an image.
         """
         known = [f.name for f in dataclasses.fields(self.frozen_type)]

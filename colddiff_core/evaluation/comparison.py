@@ -48,7 +48,8 @@ def generate(
 ) -> EvaluationResult:
     """Return what `count` images from nothing are like.
 
-    Beside the figures of `MetricAccumulator`, pairwise: between two images, nearest: to the nearest training image, mean RMSE on
+    Beside the figures of `MetricAccumulator`, pairwise: between two images, nearest: to the nearest training image,
+    mean RMSE on
     [0, 1], of the first `described` images at most; evaluations of the network and milliseconds an image.
     """
     assert contender.generator is not None

@@ -256,7 +256,8 @@ def restore(
 
     The images are those of `ImageSet.draw`. batch_size: how many at a time, None for as many as fit. `way` is as
     `make` takes it: sampler, t, seed, stride; is_8bit rounds the degraded images to 8 bits first, as a photograph is,
-    whatever the preset does. Beside the figures of `MetricAccumulator`: evaluations of the network, and milliseconds an image.
+    whatever the preset does. Beside the figures of `MetricAccumulator`: evaluations of the network, and milliseconds
+    an image.
     `progress` is told of every batch's images.
     """
     meter, clock = MetricAccumulator(reference, has_originals=True), SamplingTimer(experiment.device)

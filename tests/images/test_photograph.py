@@ -356,7 +356,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from colddiff_core import photographs
+from colddiff_core.images import photograph
 
 def memory(line):
     text = Path("/proc/self/status").read_text()
@@ -366,13 +366,13 @@ def start():
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     return memory("VmRSS")
 
-photographs.write(photographs.read(Path(sys.argv[2])), torch.zeros(3, 14, 23), Path(sys.argv[3]))
+photograph.write(photograph.read(Path(sys.argv[2])), torch.zeros(3, 14, 23), Path(sys.argv[3]))
 before = start()
-found = photographs.read(Path(sys.argv[1]))
+found = photograph.read(Path(sys.argv[1]))
 floats = found.pixels.numel() * 4 / 2**20
 read = memory("VmHWM") - before - floats
 before = start()
-photographs.write(found, found.pixels, Path(sys.argv[3]))
+photograph.write(found, found.pixels, Path(sys.argv[3]))
 print(floats, read, memory("VmHWM") - before)
 """
 

@@ -225,13 +225,13 @@ def test_other_warnings_are_shown_as_ever(here, monkeypatch, capsys):
 def test_a_real_shortage_is_survived():
     code = """
 import resource, warnings, torch
-from colddiff_core import degradations, memory
-from colddiff_core.models import Restorer, UNet
+from colddiff_core import degradations
+from colddiff_core.models import Restorer, UNet, memory
 op = degradations.build("mask", steps=6)
 net = Restorer(UNet(3, 3, width=64, multipliers=(1, 2), block="resnet", attention="none"), op).eval()
 x0 = torch.rand(256, 3, 32, 32)
 frozen = op.freeze(x0)
-pieces = memory.Pieces()
+pieces = memory.ChunkedRestorer()
 with torch.no_grad():
     whole = pieces(net, x0[:1], 3, frozen[:1])
     used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -72,7 +73,7 @@ def test_progress_comes_from_the_newest_lines(tmp_path, watch):
 def test_a_trainer_that_is_killed_is_shown_as_stalled_within_thirty_seconds(tmp_path, watch, hands):
     path = write_run(tmp_path, "a")
     trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (path / "lock").write_text(json.dumps({"pid": trainer.pid, "host": runs.socket.gethostname()}))
+    (path / "lock").write_text(json.dumps({"pid": trainer.pid, "host": socket.gethostname()}))
     touch(path, 0)
     watched = watch(path)
     assert watched.state == "live"
@@ -129,7 +130,7 @@ def test_files_ahead_of_the_clock_are_told_of(tmp_path, watch):
 
 def test_a_trainer_that_is_known_to_be_there_is_given_longer(tmp_path, watch, hands):
     path = write_run(tmp_path, "a")
-    (path / "lock").write_text(json.dumps({"pid": os.getpid(), "host": runs.socket.gethostname()}))
+    (path / "lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
     touch(path, 0)
     watched = watch(path)
     hands.pass_by(HUNG_AFTER - 1)
@@ -239,7 +240,7 @@ def test_lines_of_odd_values_are_lived_with(tmp_path, watch, file, line):
 )
 def test_a_lock_of_odd_content_is_lived_with(tmp_path, watch, text):
     path = write_run(tmp_path, "a")
-    text = text.replace(b'"x"', json.dumps(runs.socket.gethostname()).encode())
+    text = text.replace(b'"x"', json.dumps(socket.gethostname()).encode())
     (path / "lock").write_bytes(text)
     touch(path, 1)
     assert watch(path).state == "live"
@@ -428,7 +429,7 @@ def test_nothing_in_a_file_is_obeyed_by_the_terminal(tmp_path, watch):
 
 def test_the_machine_is_read_with_and_without_a_trainer_on_it():
     machine = MachineReadings()
-    here = runs.LockHolder(os.getpid(), runs.socket.gethostname(), 0.0)
+    here = runs.LockHolder(os.getpid(), socket.gethostname(), 0.0)
     for _ in range(2):
         readings = dict(machine.read(here))
         assert readings["process"] == str(os.getpid())
