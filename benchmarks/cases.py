@@ -118,8 +118,8 @@ def _experiment(job: BenchmarkJob) -> Any:
     from colddiff_core.models import compiling
 
     built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
-    built.restorer.unet.settle()  # as a run's network is when it is opened
-    mode = compiling.mode(job.compile, job.device, compiling.LONG, job.settings["data"]["size"])
+    built.restorer.unet.prepare_for_inference()  # as a run's network is when it is opened
+    mode = compiling.mode(job.compile, job.device, compiling.MIN_EVALUATIONS, job.settings["data"]["size"])
     compiling.compile_network(built.restorer.unet, mode)
     return built
 

@@ -123,7 +123,7 @@ class Experiment:
         Raises UsageError as `sampling.sample` does, and on the way MachineError where one image is too many.
         """
         is_compiled = self.config.sample.compile != compiling.OFF
-        restorer = functools.partial(compiling.evaluated, self.restorer) if is_compiled else self.restorer
+        restorer = functools.partial(compiling.evaluate, self.restorer) if is_compiled else self.restorer
         restore = functools.partial(self.pieces, restorer, labels=labels)
         noise = seeds.image_generators(seed, numbers, "sampler")
         way: dict[str, Any] = {"sampler": sampler, "stride": stride, "generator": noise, "bits": bits}

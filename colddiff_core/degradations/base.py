@@ -1,7 +1,7 @@
-"""What a degradation is.
+"""The base class of all degradations.
 
-A degradation is a dataclass of parameters with two halves kept apart: `freeze` draws everything
-random about a batch of images once, and calling the operator is then deterministic.
+A degradation is a dataclass of parameters. `freeze` draws everything random about a batch once; after that, calling
+the operator is deterministic.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from colddiff_core.text import counted, nearest
 Generators = torch.Generator | SlotGenerators | Sequence[torch.Generator] | None
 Severity = int | Tensor
 MOST_STEPS = 10_000
-VARIANTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the variants of an operator, in units of the jitter
+VARIANTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # where an operator's variants lie, in units of the jitter
 
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """The randomness of one batch of images, drawn once: subclasses are dataclasses of tensors.
+    """The randomness of one batch of images, drawn once.
 
-    Every field has the batch as its first axis; an operator without randomness uses this class bare.
+    Subclasses are dataclasses of tensors; the first axis of every field is the batch. An operator without randomness
+    uses this class itself.
     """
 
     def __getitem__(self, images: slice | Tensor) -> Frozen:
-        """Return the fields of some images of the batch."""
+        """Return the fields of the selected images."""
         return dataclasses.replace(self, **{f.name: getattr(self, f.name)[images] for f in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """How badly a picture is degraded, as the operator's own trace in it tells.
+    """The estimated severity of a degraded picture.
 
-    t: the most likely severity, 0..steps, 0 where there is no trace; low, high: nine chances in ten that the
-    truth is between them; confidence: the chance, 0 to 1, that t is within a tenth (and at least a step) of it;
-    trace: what was seen, in words; fields: what is known of Frozen, each with a batch of one.
+    t: the most likely severity, 0..steps; 0 means no trace of the operator.
+    low, high: a 90% interval for the true severity.
+    confidence: the probability, 0 to 1, that the true severity is within 10% of t, or one step if that is more.
+    trace: what was found, in words.
+    fields: the fields of Frozen that could be recovered, each for a batch of one.
     """
 
     t: int
@@ -57,7 +60,23 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """D(x0, t): an image transform with severity t = 0..steps, D(x0, 0) = x0.
+    """Degrade images: x_t = D(x0, t) with severity t = 0..steps and D(x0, 0) = x0.
+
+    Images are (B, C, H, W) float32 in [-1, 1]. t is an int, or (B,) int64 with one severity per image.
+
+    To write an operator, subclass this as a frozen dataclass under `@register(name)`, declare its parameters with
+    `setting` and define hooks. A public method checks its arguments and calls the hook of the same name. A hook gets a
+    valid t, on the images' device if it is a tensor, and `frozen` of type `frozen_type`; it returns:
+
+        _degrade(x0, t, frozen)              x_t. Required. Rows with t = 0 are ignored.
+        _freeze(x0, generator, fields)       a `frozen_type`, drawing what `fields` lacks. For random operators.
+        _pair(x0, s, r, frozen)              (D(x0, s), D(x0, r)), s and r ints > 0. When one pass is cheaper than two.
+        _invert(x_t, t, frozen, floor)       a regularized inverse of x_t. With `has_inverse = True`.
+        _reestimate(x_t, x0_hat, t, frozen)  a `frozen_type` solved from x_t and x0_hat.
+        _estimate(x_t)                       an `Estimate` for one CPU picture. With `has_estimate = True`.
+
+    Raises:
+        UsageError: on construction, if a parameter is out of range.
 
     Source: Bansal et al. 2022, section 3.1.
     """
@@ -65,11 +84,11 @@ class Degradation:
     name: ClassVar[str]
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
-    is_linear: ClassVar[bool] = False  # D(., t) is linear, or that and an offset, and `_invert` inverts it part by part
-    is_coloring: ClassVar[bool] = False  # a gray picture may be what it made of one in color
+    is_linear: ClassVar[bool] = False  # D(., t) is linear or affine, and `_invert` inverts each component separately
+    is_coloring: ClassVar[bool] = False  # restoring may add color, so a gray picture must be read as RGB
     has_estimate: ClassVar[bool] = False
-    estimated: ClassVar[tuple[str, ...]] = ()  # the random fields that an estimate tells
-    second_field: ClassVar[str] = ""  # the random field that takes images of a second data set
+    estimated: ClassVar[tuple[str, ...]] = ()  # the random fields that `estimate` recovers
+    second_field: ClassVar[str] = ""  # the random field that holds images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
 
@@ -80,130 +99,153 @@ class Degradation:
 
     @property
     def priors(self) -> tuple[str, ...]:
-        """Names of the priors that x_T can be drawn from (colddiff_core/sampling/priors.py), the default first."""
+        """Return the names of the priors that can supply x_T (colddiff_core/sampling/priors.py), the default first."""
         return ("degraded",)
 
     def __call__(self, x0: Tensor, t: Severity, frozen: Frozen | None = None) -> Tensor:
-        """Return x_t = D(x0, t).
+        """Return x_t = D(x0, t), (B, C, H, W) float32; images with t = 0 are returned bit for bit.
 
-        Shapes: x0 (B, C, H, W) float32 in [-1, 1]; t an int, or (B,) int64, in 0..steps.
-        Returns (B, C, H, W) float32; images with t = 0 come back bit for bit.
-        Raises UsageError where t is out of range (a CUDA tensor of t is taken at its word: looking
-        would stall the device) or `frozen` is missing.
+        Shapes: x0 (B, C, H, W) float32 in [-1, 1]; t an int or (B,) int64, in 0..steps.
+
+        Raises:
+            UsageError: if t is out of range or `frozen` is missing. The values of a CUDA t are not checked: reading
+                them would stall the device.
         """
-        t = self._checked(t, x0)
+        t = self._check_severity(t, x0)
         if isinstance(t, int):
-            return self._degrade(x0, t, self._known(frozen)) if t else x0
-        return torch.where((t == 0).view(-1, 1, 1, 1), x0, self._degrade(x0, t, self._known(frozen)))
+            return self._degrade(x0, t, self._require_frozen(frozen)) if t else x0
+        return torch.where((t == 0).view(-1, 1, 1, 1), x0, self._degrade(x0, t, self._require_frozen(frozen)))
 
     def freeze(self, x0: Tensor, *, generator: Generators = None, **fields: Tensor) -> Frozen:
         """Draw everything random about the images x0 (B, C, H, W), once.
 
-        `generator` is one for the batch, a sequence of one per image, which makes an image's draw independent of its
-        neighbors, or `SlotGenerators`, which make it independent of how the batch is divided. A field given by name is
-        taken as it is, on x0's device.
-        Raises UsageError for a field that the operator does not have or that is not one entry an image.
+        Args:
+            x0: images, float32 in [-1, 1].
+            generator: one generator for the batch; a sequence of one per image, so that a draw does not depend on the
+                other images; or `SlotGenerators`, so that it does not depend on how the batch is split.
+            **fields: fields of Frozen to use instead of drawing them; the first axis is the batch.
+
+        Raises:
+            UsageError: for an unknown field, or one without exactly one entry per image.
         """
-        known = [f.name for f in dataclasses.fields(self.frozen_type)]
-        given = {}
+        names = [f.name for f in dataclasses.fields(self.frozen_type)]
+        tensors = {}
         for name, value in fields.items():
-            if name not in known:
-                raise UsageError(f"{self.name} has no random field '{name}'.", nearest(name, known))
-            given[name] = torch.as_tensor(value).to(x0.device)
-            if given[name].shape[:1] != x0.shape[:1]:
-                shape = tuple(given[name].shape)
+            if name not in names:
+                raise UsageError(f"{self.name} has no random field '{name}'.", nearest(name, names))
+            tensors[name] = torch.as_tensor(value).to(x0.device)
+            if tensors[name].shape[:1] != x0.shape[:1]:
+                shape = tuple(tensors[name].shape)
                 raise UsageError(
-                    f"{self.name}: {name} of shape {shape} for {counted(len(x0), 'image')}.", "Give one entry an image."
+                    f"{self.name}: {name} of shape {shape} does not fit {counted(len(x0), 'image')}.",
+                    "Give one entry per image.",
                 )
-        return self._freeze(x0, generator, given)
+        return self._freeze(x0, generator, tensors)
 
     def pair(self, x0: Tensor, s: int, r: int, frozen: Frozen | None = None) -> tuple[Tensor, Tensor]:
-        """Return D(x0, s) and D(x0, r), what a step of Algorithm 2 takes from x_s and adds, in one pass where it pays.
+        """Return D(x0, s) and D(x0, r), the two terms of a step of Algorithm 2, in one pass where that is faster.
 
-        Shapes, ranges and errors as in calling; equal to two calls up to rounding, and exactly where s or r is 0.
+        Equal to two calls up to rounding, and exactly equal if s or r is 0. Shapes, ranges and errors as in `__call__`.
         """
         if s == 0 or r == 0:
             return self(x0, s, frozen), self(x0, r, frozen)
         self._check_range(min(s, r), max(s, r))
-        return self._pair(x0, s, r, self._known(frozen))
+        return self._pair(x0, s, r, self._require_frozen(frozen))
 
     def reestimate(self, x_t: Tensor, x0_hat: Tensor, t: Severity, frozen: Frozen) -> Frozen:
-        """Return the randomness that would turn x0_hat into x_t, where x_t tells; else `frozen`.
+        """Return the randomness that turns x0_hat into x_t, if the operator can solve for it; else `frozen`.
 
-        Shapes and ranges as in calling. Source: Bansal et al. 2022, section 5.1 ("estimated noise").
+        Shapes, ranges and errors as in `__call__`.
+
+        Source: Bansal et al. 2022, section 5.1 ("estimated noise").
         """
-        return self._reestimate(x_t, x0_hat, self._checked(t, x_t), frozen)
+        return self._reestimate(x_t, x0_hat, self._check_severity(t, x_t), frozen)
 
     def invert(self, x_t: Tensor, t: Severity, frozen: Frozen | None, floor: float) -> Tensor:
-        """Return a regularized linear inverse of x_t: what the operator left, put back in proportion.
+        """Return a regularized linear inverse of x_t, (B, C, H, W) float32.
 
-        `floor` is the noise of x_t over the spread of the picture: 1e-5 for float32, about 1/255 for
-        8 bits. Shapes and ranges as in calling. Raises UsageError where `has_inverse` is false.
+        Shapes and ranges as in `__call__`. `floor` is the noise in x_t divided by the spread of the picture: 1e-5 for
+        float32, about 1/255 for 8 bits.
+
+        Raises:
+            UsageError: if `has_inverse` is false, or as in `__call__`.
         """
         if not self.has_inverse:
             raise UsageError(f"{self.name} has no inverse.", "Use model.inputs=plain.")
-        return self._invert(x_t, self._checked(t, x_t), self._known(frozen), floor)
+        return self._invert(x_t, self._check_severity(t, x_t), self._require_frozen(frozen), floor)
 
     @property
     def is_solving(self) -> bool:
-        """Tell whether `reestimate` finds what is random in x_t, so that nothing of it has to be known before."""
+        """Whether `reestimate` solves for the random fields, so that they need not be known in advance."""
         return type(self)._reestimate is not Degradation._reestimate
 
     def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
-        """Return the least severity, and the random fields, by which D hides some pixels, hidden (B, H, W) bool.
+        """Return the lowest severity, and the random fields, at which D hides all pixels of a mask.
 
-        Raises UsageError where the operator hides no pixels, or not as many.
+        Shapes: hidden (B, H, W) bool, true where a pixel is hidden.
+
+        Raises:
+            UsageError: if the operator hides no pixels, or cannot hide this many.
         """
-        raise UsageError(f"{self.name} hides no pixels, so a mask says nothing of it.", "Leave --mask out.")
+        raise UsageError(f"{self.name} hides no pixels, so a mask does not apply.", "Leave out --mask.")
 
     def variants(self, jitter: float) -> tuple[Degradation, ...]:
-        """Return operators with kernels up to a share `jitter` wider or narrower, or of other kinds, this among them.
+        """Return similar operators, this one included: kernels up to `jitter` (a fraction) wider or narrower.
 
-        What one has drawn for an image is good for all. Where nothing of that is to be varied this one is alone.
+        All of them accept the same Frozen. An operator with nothing to vary returns itself alone.
         """
         return (self,)
 
     def estimate(self, x_t: Tensor) -> Estimate:
-        """Return how severely one picture is degraded already, from the operator's own trace in it.
+        """Estimate how severely a picture is degraded, from the trace that the operator leaves in it.
 
-        Shapes: x_t (1, C, H, W) float32 in [-1, 1], C = 1 or 3, that was rounded to 8 bits; any size.
-        Raises UsageError for anything else and where the operator leaves no trace that can be read.
+        Shapes: x_t (1, C, H, W) float32 in [-1, 1], C = 1 or 3, rounded to 8 bits; any size.
+
+        Raises:
+            UsageError: if the input is not such a picture, or its severity cannot be estimated.
         """
         if not self.has_estimate:
-            raise UsageError(f"{self.name} leaves no trace that tells its severity.", "Give --t.")
+            raise UsageError(f"{self.name} leaves no trace to estimate its severity from.", "Give --t.")
         if x_t.ndim != 4 or x_t.shape[0] != 1 or x_t.shape[1] not in (1, 3) or not x_t.numel():
-            raise UsageError(f"A severity is told of one picture, not of {tuple(x_t.shape)}.", "Give one at a time.")
-        if not x_t.sum().isfinite():  # the sum, for a photograph's `isfinite` would be as large as the photograph
-            raise UsageError("The picture has values that are no numbers.", "Give another.")
+            raise UsageError(
+                f"The severity of one picture is estimated at a time, but the shape is {tuple(x_t.shape)}.",
+                "Give a picture of shape (1, C, H, W) with 1 or 3 channels.",
+            )
+        if not x_t.sum().isfinite():  # the sum needs no copy of a large photograph
+            raise UsageError("The picture contains NaN or infinite values.", "Use another picture.")
         return self._estimate(x_t.detach().cpu())
 
     def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> Frozen:
-        """Return the operator's Frozen, drawing what `fields` does not give."""
+        """Return a `frozen_type`, drawing the fields that `fields` lacks."""
         return self.frozen_type()
 
     def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Any) -> Tensor:
-        """Return D(x0, t) for t checked and on x0's device; what t = 0 gives in a tensor does not matter."""
+        """Return D(x0, t); the caller replaces images with t = 0."""
         raise TypeError(f"{type(self).__name__} does not define _degrade")
 
     def _pair(self, x0: Tensor, s: int, r: int, frozen: Any) -> tuple[Tensor, Tensor]:
-        """Return what `pair` does, for s and r checked and neither 0."""
+        """Return D(x0, s) and D(x0, r), s and r above 0."""
         return self._degrade(x0, s, frozen), self._degrade(x0, r, frozen)
 
     def _reestimate(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, frozen: Any) -> Frozen:
-        """Return what `reestimate` does, for t checked and on x_t's device."""
-        solved: Frozen = frozen
-        return solved
+        """Return the Frozen solved from x_t and x0_hat."""
+        unchanged: Frozen = frozen
+        return unchanged
 
     def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Any, floor: float) -> Tensor:
-        """Return what `invert` does, for t checked and on x_t's device."""
+        """Return a regularized inverse of x_t."""
         raise TypeError(f"{type(self).__name__} does not define _invert")
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Return what `estimate` does, for one picture checked and on the CPU."""
+        """Return the Estimate for one picture on the CPU."""
         raise TypeError(f"{type(self).__name__} does not define _estimate")
 
-    def _checked(self, t: Severity, images: Tensor) -> int | Tensor:
-        """Return t as an int, or as (B,) int64 on the images' device; raises UsageError for anything else."""
+    def _check_severity(self, t: Severity, images: Tensor) -> int | Tensor:
+        """Return t as an int, or as (B,) int64 on the images' device.
+
+        Raises:
+            UsageError: for anything else.
+        """
         if not isinstance(t, (Tensor, str)) and getattr(t, "__len__", None):
             t = torch.as_tensor(t)
         if isinstance(t, Tensor) and t.ndim == 1 and not t.is_floating_point() and t.dtype != torch.bool:
@@ -219,7 +261,7 @@ class Degradation:
                 raise TypeError
             single = operator.index(t)
         except TypeError:
-            raise UsageError(f"t = {t!r} is no severity.", "Use a whole number, or one for each image.") from None
+            raise UsageError(f"t = {t!r} is not a severity.", "Use a whole number, or one per image.") from None
         self._check_range(single, single)
         return single
 
@@ -228,16 +270,16 @@ class Degradation:
             t = low if low < 0 else high
             raise UsageError(f"t = {t} is out of range for {self.name}.", f"Use t from 0 to {self.steps} (its steps).")
 
-    def _known(self, frozen: Frozen | None) -> Frozen:
+    def _require_frozen(self, frozen: Frozen | None) -> Frozen:
         if frozen is not None:
             return frozen
         if dataclasses.fields(self.frozen_type):
-            raise UsageError(f"{self.name} is random and was called without its frozen fields.", "Call freeze first.")
+            raise UsageError(f"{self.name} is random and needs its frozen fields.", "Call freeze first.")
         return self.frozen_type()
 
 
-def at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
-    """Return a table's entries for t, shaped to multiply images `like` (B, C, H, W)."""
+def entry_at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
+    """Return table[t], a scalar or (B, 1, 1, 1), on the device of the images `like` (B, C, H, W)."""
     entries = on_device(table, like.device)[t]
     return entries if isinstance(t, int) else entries.view(-1, 1, 1, 1)
 
@@ -246,7 +288,7 @@ _COPIES: MutableMapping[Tensor, dict[torch.device, Tensor]] = WeakTensorKeyDicti
 
 
 def on_device(table: Tensor, device: torch.device) -> Tensor:
-    """Return an operator's table on a device: brought there once, for a copy makes the device wait."""
+    """Return an operator's table on a device; it is copied once, because each copy stalls the device."""
     if table.device == device:
         return table
     copies = _COPIES.setdefault(table, {})
@@ -256,27 +298,27 @@ def on_device(table: Tensor, device: torch.device) -> Tensor:
 
 
 def draw_normal(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
-    """Return standard normal numbers of `shape` for each image: (B, *shape) float32."""
-    return _each(x0, generator, lambda g, device, lead: torch.randn(lead + shape, generator=g, device=device))
+    """Draw standard normal numbers for each image: (B, *shape) float32."""
+    return _draw_batch(x0, generator, lambda g, device, lead: torch.randn(lead + shape, generator=g, device=device))
 
 
 def draw_uniform(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
-    """Return numbers uniform in [0, 1) of `shape` for each image: (B, *shape) float32."""
-    return _each(x0, generator, lambda g, device, lead: torch.rand(lead + shape, generator=g, device=device))
+    """Draw uniform numbers in [0, 1) for each image: (B, *shape) float32."""
+    return _draw_batch(x0, generator, lambda g, device, lead: torch.rand(lead + shape, generator=g, device=device))
 
 
 def draw_integers(x0: Tensor, generator: Generators, below: int) -> Tensor:
-    """Return a whole number in 0..below - 1 for each image: (B,) int64."""
-    return _each(x0, generator, lambda g, device, lead: torch.randint(below, lead, generator=g, device=device))
+    """Draw a whole number in 0..below - 1 for each image: (B,) int64."""
+    return _draw_batch(x0, generator, lambda g, device, lead: torch.randint(below, lead, generator=g, device=device))
 
 
 Draw = Callable[[torch.Generator | None, torch.device, tuple[int, ...]], Tensor]
 
 
-def _each(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
-    """Draw for a whole batch from one generator, grain by grain, or image by image from as many as there are."""
+def _draw_batch(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
+    """Draw for a batch from one generator, slot by slot, or image by image from one generator each."""
     if generator is None or isinstance(generator, torch.Generator):
-        # Drawn where the generator lives, so that a CPU generator gives the same numbers on every device.
+        # On the generator's own device: a CPU generator must give the same numbers everywhere.
         device = generator.device if generator is not None else x0.device
         return draw(generator, device, (len(x0),)).to(x0.device)
     if len(generator) != len(x0):

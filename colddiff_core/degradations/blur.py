@@ -11,20 +11,22 @@ from torch import Tensor
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, VARIANTS, Degradation, Estimate, Frozen
 from colddiff_core.degradations.estimation.blur_spectrum import blur_evidence, tile_sides
-from colddiff_core.degradations.estimation.posterior import settle
+from colddiff_core.degradations.estimation.posterior import to_estimate
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import blur_widths
 from colddiff_core.degradations.separable import ConvolutionStack, gaussian
 from colddiff_core.errors import UsageError
 
-CANDIDATES = 128  # severities that are compared at most
-SMALLEST = 16  # pixels of a side whose spectrum still tells something
+MAX_CANDIDATES = 128  # severities compared by an estimate
+SMALLEST_SIDE_PIXELS = 16  # the spectrum of a smaller picture says nothing about its blur
 
 
 @register("blur")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blur(Degradation):
-    """x_t = G_t * ... * G_1 * x0, step i = 0..t-1 a Gaussian of std `std`, growing by the schedule.
+    """Gaussian blur: x_t = G_t * ... * G_1 * x0, with one kernel per step, growing by the schedule.
+
+    Step i = 0..t-1 has width `std` (constant), `std + growth * i` (linear) or `std * exp(growth * i)` (exponential).
 
     Source: Bansal et al. 2022, section 4.1 and appendix A.1; generation, section 5.2.
     """
@@ -38,13 +40,13 @@ class Blur(Degradation):
         "exponential", "width of step i: std, std + growth * i, or std * exp(growth * i)"
     )
     std: float = setting(1.0, "width of the first kernel, in pixels", above=0)
-    growth: float = setting(0.01, "how the width grows with the step", minimum=0)
-    kernel_size: int = setting(27, "side of the kernel's window, in pixels, odd", minimum=1, maximum=1023)
-    padding: Literal["circular", "reflect"] = setting("circular", "what lies beyond the border")
+    growth: float = setting(0.01, "growth of the width per step", minimum=0)
+    kernel_size: int = setting(27, "side of the kernel in pixels, odd", minimum=1, maximum=1023)
+    padding: Literal["circular", "reflect"] = setting("circular", "how pictures continue past their border")
     spectrum: Literal["flat", "natural"] = setting(
-        "flat", "spread of pictures that the inverse goes by: one for all frequencies, or falling as photographs' does"
+        "flat", "spectrum of pictures that the inverse assumes: flat, or falling with frequency as in photographs"
     )
-    final_mean: bool = setting(False, "replace x_T by its mean, channel by channel")
+    final_mean: bool = setting(False, "replace x_T by the mean of each channel")
     stack: ConvolutionStack = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -60,10 +62,12 @@ class Blur(Degradation):
 
     @property
     def priors(self) -> tuple[str, ...]:
+        """Return the names of the priors for x_T, the default first."""
         return ("gmm", "degraded")
 
     def variants(self, jitter: float) -> tuple[Degradation, ...]:
-        growth = self.growth if self.schedule == "linear" else 0.0  # elsewhere it is no width
+        """Return blurs up to `jitter` (a fraction) wider or narrower, this one included."""
+        growth = self.growth if self.schedule == "linear" else 0.0  # only there is it a width
         return tuple(
             dataclasses.replace(self, std=self.std * (1 + jitter * part), growth=self.growth + growth * jitter * part)
             for part in VARIANTS
@@ -85,33 +89,35 @@ class Blur(Degradation):
         inverse = self.stack.invert(x_t, t, floor)
         if not self.final_mean:
             return inverse
-        # A mean has nothing left to sharpen; its rounding errors would be all that is amplified.
+        # A mean has no detail to recover; only its rounding errors would be amplified.
         is_final = torch.as_tensor(t, device=x_t.device).view(-1, 1, 1, 1) == self.steps
         return torch.where(is_final, x_t, inverse)
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Tell the width by where the picture's spectrum sinks into that of rounding."""
+        """Find the width from the frequency where the picture's spectrum sinks into that of rounding."""
         if self.final_mean and bool((x_t == x_t[..., :1, :1]).all()):
             severities = torch.tensor([self.steps])
-            return settle(severities, torch.zeros(1), lambda t: "one color everywhere")
-        if min(x_t.shape[-2:]) < SMALLEST or bool((x_t == x_t[..., :1, :1]).all()):
-            raise UsageError("The picture is too small or too flat to tell how much it is blurred.", "Give --t.")
-        widths = self._widths()
-        # Severities whose widths are evenly spread, for a course of hundreds of steps has many of nearly one width.
-        wanted = torch.linspace(0, float(widths[-1]), CANDIDATES + 1, dtype=torch.float64)
-        severities = torch.searchsorted(widths, wanted).clamp(max=self.steps).unique()
-        if self.steps <= CANDIDATES:
+            return to_estimate(severities, torch.zeros(1), lambda t: "one color everywhere")
+        if min(x_t.shape[-2:]) < SMALLEST_SIDE_PIXELS or bool((x_t == x_t[..., :1, :1]).all()):
+            raise UsageError("The picture is too small or too flat to estimate its blur.", "Give --t.")
+        widths = self._total_widths()
+        # Candidates are evenly spaced in width: over hundreds of steps many severities have nearly the same one.
+        targets = torch.linspace(0, float(widths[-1]), MAX_CANDIDATES + 1, dtype=torch.float64)
+        severities = torch.searchsorted(widths, targets).clamp(max=self.steps).unique()
+        if self.steps <= MAX_CANDIDATES:
             severities = torch.arange(self.steps + 1)
         height, width = tile_sides(x_t)
         down, along = self.stack.gains(height, severities), self.stack.gains(width, severities)
         down = torch.cat([down, down[:, 1 : (height + 1) // 2].flip(1)], 1)
         evidence = blur_evidence(x_t, (down.square(), along.square()))
         if not evidence.any():
-            raise UsageError("The picture is too small or too flat to tell its blur.", "Give --t.")
-        return settle(severities, evidence, lambda t: f"a blur of {float(widths[t]):.1f} pixels" if t else "no blur")
+            raise UsageError("The picture is too small or too flat to estimate its blur.", "Give --t.")
+        return to_estimate(
+            severities, evidence, lambda t: f"a blur of {float(widths[t]):.1f} pixels" if t else "no blur"
+        )
 
-    def _widths(self) -> Tensor:
-        """Return the width of t steps together, the kernels cut off at their windows: (T + 1,) float64, in pixels."""
+    def _total_widths(self) -> Tensor:
+        """Return the total width in pixels after t = 0..T steps of the truncated kernels: (T + 1,) float64."""
         offsets = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
         variances = (self.stack.kernels * offsets.square()).sum(1)
         return torch.cat([torch.zeros(1, dtype=torch.float64), variances.cumsum(0)]).sqrt()

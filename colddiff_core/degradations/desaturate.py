@@ -1,4 +1,4 @@
-"""Color drained away, toward the mean of the channels."""
+"""Desaturation: the color fades toward the mean of the channels."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ import torch
 from torch import Tensor
 
 from colddiff_core.config.fields import setting
-from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen, at
-from colddiff_core.degradations.estimation.posterior import is_gray, levels, settle
-from colddiff_core.degradations.estimation.rounding_pattern import agreement, color_differences, drained_differences
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen, entry_at
+from colddiff_core.degradations.estimation.posterior import is_gray, levels, to_estimate
+from colddiff_core.degradations.estimation.rounding_pattern import (
+    color_differences,
+    drained_differences,
+    log_likelihood,
+)
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
 
-PIXELS = 2**19  # of a large picture that are looked at
-CANDIDATES = 100  # severities that are compared at most
-DARKEST = 16  # levels from black or white: nearer, a rounding is too large a part of a pixel's room
-# How far the most colorful thousandth of a photograph's pixels goes toward the color cube's border: all the way
-# in nine of ten, on average FULL short of it in the tenth (scikit-image's and scikit-learn's photographs, 40 faces of
-# CelebA's training images, 30 cats of AFHQ's).
-COLORFUL = 0.999
-FULL = 0.12
-DULL = 0.001
-READING = 0.008  # of the share of the color, what rounding leaves unsure
-# Below these shares of the color so many colors fall together that the pattern is lost in the picture's own.
-LEAST_KEPT = {False: 0.42, True: 0.18}
-PLENTY = 8.0  # of a whole picture's; more counts for less, for where colors are few a pattern may be there by chance
-BEYOND = 2.0
-WORTH = 0.02  # of a pixel's evidence: neighbors are alike
+SAMPLE_PIXELS = 2**19  # of a large picture
+MAX_CANDIDATES = 100  # severities compared by an estimate
+MARGIN_LEVELS = 16  # from black or white; nearer, rounding is too large next to the room for color
+# How close the most colorful thousandth of a photograph's pixels comes to the surface of the color cube: nine in ten
+# photographs reach it, the tenth falls short by SHORTFALL on average (scikit-image's and scikit-learn's photographs,
+# 40 faces of CelebA's training images, 30 cats of AFHQ's).
+COLORFUL_QUANTILE = 0.999
+SHORTFALL = 0.12
+DULL_PROBABILITY = 0.001  # floor, for pictures with hardly any color
+READING_STD = 0.008  # of the measured share of color, due to rounding
+# Below these shares of the color, by is_jpeg, too many colors coincide to see the rounding pattern.
+MIN_KEPT = {False: 0.42, True: 0.18}
+MAX_FULL_EVIDENCE = 8.0  # more counts only logarithmically: with few colors a pattern can be there by chance
+EXCESS_WEIGHT = 2.0
+PIXEL_WEIGHT = 0.02  # of a pixel's evidence, because neighbors are alike
 
 
 @register("desaturate")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Desaturate(Degradation):
-    """x_t = a_t mean(x0) + (1 - a_t) x0, the mean over the channels of each pixel.
+    """Desaturation: x_t = a_t mean(x0) + (1 - a_t) x0, with the mean over the channels of each pixel.
 
-    linear: a_t = t / T; constant: every step keeps the share `rate` of the color, a_t = 1 - rate^t.
+    linear: a_t = t / T; constant: each step keeps the share `rate` of the color, a_t = 1 - rate^t.
 
     Source: Bansal et al. 2022, appendix A.4.
     """
@@ -49,8 +53,10 @@ class Desaturate(Degradation):
     is_coloring = True
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
-    schedule: Literal["linear", "constant"] = setting("linear", "gray at T by equal parts, or a share a step")
-    rate: float = setting(0.9, "share of the color that a step keeps, for the constant schedule", minimum=0)
+    schedule: Literal["linear", "constant"] = setting(
+        "linear", "equal steps that end in gray at T, or a constant share per step"
+    )
+    rate: float = setting(0.9, "share of the color that a step keeps, with the constant schedule", minimum=0)
     kept: Tensor = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -63,60 +69,64 @@ class Desaturate(Degradation):
 
     def _degrade(self, x0: Tensor, t: int | Tensor, frozen: Frozen) -> Tensor:
         gray = self._gray(x0)
-        return gray + at(self.kept, t, x0) * (x0 - gray)
+        return gray + entry_at(self.kept, t, x0) * (x0 - gray)
 
     def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
-        gray, kept = self._gray(x_t), at(self.kept, t, x_t)
+        gray, kept = self._gray(x_t), entry_at(self.kept, t, x_t)
         return gray + kept / (kept.square() + floor**2) * (x_t - gray)
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Tell what is left of the color by what rounding did to it and how near it comes to the cube."""
+        """Find how much color is left from the rounding pattern and from the distance to the color cube's surface."""
         self._gray(x_t)
         kept = self.kept.double()
         if is_gray(x_t):
             severities = torch.arange(self.steps + 1)
-            return settle(severities, torch.where(kept <= kept[-1] + READING, 0.0, -math.inf), self._told)
-        severities = torch.linspace(0, self.steps, min(self.steps + 1, CANDIDATES + 1)).round().long()
-        stride = max(1, math.ceil(math.sqrt(x_t.shape[-2] * x_t.shape[-1] / PIXELS)))
+            return to_estimate(severities, torch.where(kept <= kept[-1] + READING_STD, 0.0, -math.inf), self._describe)
+        severities = torch.linspace(0, self.steps, min(self.steps + 1, MAX_CANDIDATES + 1)).round().long()
+        stride = max(1, math.ceil(math.sqrt(x_t.shape[-2] * x_t.shape[-1] / SAMPLE_PIXELS)))
         colors = levels(x_t[0, :, ::stride, ::stride]).round().flatten(1)
-        evidence = self._by_border(colors, kept[severities]) + self._by_rounding(colors, kept[severities])
-        return settle(severities, evidence, self._told)
+        evidence = self._gamut_evidence(colors, kept[severities]) + self._rounding_evidence(colors, kept[severities])
+        return to_estimate(severities, evidence, self._describe)
 
-    def _by_border(self, colors: Tensor, kept: Tensor) -> Tensor:
-        """Return the log evidence of some shares of the color: putting it back may not leave the cube, and comes near.
+    def _gamut_evidence(self, colors: Tensor, kept: Tensor) -> Tensor:
+        """Return the log evidence for shares of color: restored colors stay within the cube and nearly reach it.
 
-        colors: (3, N) whole levels; kept: (S,) float64; returns (S,).
+        Shapes: colors (3, N) whole levels; kept (S,) float64; returns (S,).
         """
         gray = colors.mean(0)
-        dark = torch.where(gray >= DARKEST, (gray - colors.min(0).values - 0.5) / gray, 0.0)
-        bright = torch.where(gray <= 255 - DARKEST, (colors.max(0).values - gray - 0.5) / (255 - gray), 0.0)
+        dark = torch.where(gray >= MARGIN_LEVELS, (gray - colors.min(0).values - 0.5) / gray, 0.0)
+        bright = torch.where(gray <= 255 - MARGIN_LEVELS, (colors.max(0).values - gray - 0.5) / (255 - gray), 0.0)
         reached = torch.maximum(dark, bright)
-        farthest = reached.kthvalue(max(1, math.ceil(COLORFUL * len(reached)))).values.clamp(min=0)
+        farthest = reached.kthvalue(max(1, math.ceil(COLORFUL_QUANTILE * len(reached)))).values.clamp(min=0)
         full = torch.linspace(0, 1, 201, dtype=torch.float64)
-        chance = torch.exp((full - 1) / FULL) + DULL
-        off = (farthest - kept[:, None] * full) / READING
-        return (chance * torch.exp(-0.5 * off.square()) + 1e-12).sum(1).log()
+        prior = torch.exp((full - 1) / SHORTFALL) + DULL_PROBABILITY
+        z = (farthest - kept[:, None] * full) / READING_STD
+        return (prior * torch.exp(-0.5 * z.square()) + 1e-12).sum(1).log()
 
-    def _by_rounding(self, colors: Tensor, kept: Tensor) -> Tensor:
-        """Return the log evidence of some shares of the color by the pattern of whole levels; shapes as above."""
+    def _rounding_evidence(self, colors: Tensor, kept: Tensor) -> Tensor:
+        """Return the log evidence for shares of color from the rounding pattern; shapes as in `_gamut_evidence`."""
         reach = min(max(2 * round(float((colors[1:] - colors[:1]).abs().mean())), 16), 1280 // len(kept) + 12, 64)
-        seen = color_differences(colors, reach)
-        plain = agreement(seen, torch.ones_like(seen))
+        histogram = color_differences(colors, reach)
+        plain = log_likelihood(histogram, torch.ones_like(histogram))
         evidence = torch.zeros_like(kept)
         for row, share in enumerate(kept.tolist()):
-            found = [
-                agreement(seen, drained_differences(share, reach, is_jpeg)) - plain
-                for is_jpeg, least in LEAST_KEPT.items()
+            gains = [
+                log_likelihood(histogram, drained_differences(share, reach, is_jpeg)) - plain
+                for is_jpeg, least in MIN_KEPT.items()
                 if share >= least
             ]
-            worth = WORTH * max([0.0, *found])
-            evidence[row] = worth if worth < PLENTY else PLENTY + BEYOND * math.log(worth / PLENTY)
+            gain = PIXEL_WEIGHT * max([0.0, *gains])
+            evidence[row] = (
+                gain
+                if gain < MAX_FULL_EVIDENCE
+                else MAX_FULL_EVIDENCE + EXCESS_WEIGHT * math.log(gain / MAX_FULL_EVIDENCE)
+            )
         return evidence
 
-    def _told(self, t: int) -> str:
+    def _describe(self, t: int) -> str:
         return f"{float(self.kept[t]):.2f} of the color left" if self.kept[t] else "no color left"
 
     def _gray(self, x: Tensor) -> Tensor:
         if x.shape[1] < 2:
-            raise UsageError("desaturate needs a color picture and was given a gray one.", "Use color images.")
+            raise UsageError("desaturate needs a color picture, but this one is gray.", "Use color images.")
         return x.mean(1, keepdim=True)

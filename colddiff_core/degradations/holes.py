@@ -1,4 +1,4 @@
-"""Free-form holes with hard rims, filled with gray: inpainting of any mask, a user's own among them."""
+"""Free-form holes with hard edges, filled with gray: inpainting of any mask, including a user's own."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from colddiff_core.degradations.base import (
     Estimate,
     Frozen,
     Generators,
-    at,
     draw_normal,
     draw_uniform,
+    entry_at,
 )
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
 from colddiff_core.images import to_bytes
 from colddiff_core.text import counted
 
-LEAST = 0.75  # pixels: a disc of this radius has a pixel's center in it wherever it lies
-LONG = (0.4, 1.0)  # a shape's longer half-extent, as a share of the largest
-ROUND = (0.35, 1.0)  # the shorter half-extent of an ellipse or a rectangle, as a share of the longer
-THICK = (0.12, 0.35)  # half of a stroke's width, as a share of the longer half-extent
-GRAYS = (127, 128)  # of 8 bits, what programs round the middle to
-SURE = 0.95  # that a photograph has no such gray of its own; none of scikit-image's has
-TIPS = 64  # pixels from a flat area's thick parts within which the thin ones belong to it
+MIN_RADIUS_PIXELS = 0.75  # a disc of this radius always contains a pixel's center
+LENGTHS = (0.4, 1.0)  # the longer half-extent of a shape, as a share of the largest
+WIDTHS = (0.35, 1.0)  # the shorter half-extent of an ellipse or a rectangle, as a share of the longer
+STROKE_WIDTHS = (0.12, 0.35)  # half the width of a stroke, as a share of the longer half-extent
+GRAY_LEVELS = (127, 128)  # the 8-bit levels that programs round the middle to
+CONFIDENCE = 0.95  # that flat gray is a hole; none of scikit-image's photographs has any
+THIN_REACH_PIXELS = 64  # thin parts belong to a flat area up to this far from its thick parts
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenHoles(Frozen):
-    """Each image's holes.
+    """The holes of each image.
 
-    turn: (B, H, W) float32, the share t / T of the severities from which on a pixel is hidden; above 1: never.
+    turn: (B, H, W) float32, the share t / T at which a pixel becomes hidden; above 1 it never is.
     """
 
     turn: Tensor
@@ -46,12 +46,11 @@ class FrozenHoles(Frozen):
 @register("holes")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Holes(Degradation):
-    """x_t = K_t x0, K_t = 1 where turn > t / T and 0 in the holes.
+    """Free-form holes: x_t = K_t x0, K_t = 1 where turn > t / T and 0 in the holes.
 
-    `turn` is the least of the gauges of a few shapes at random places and angles: an ellipse's normalized
-    radius, a rectangle's normalized maximum norm, the distance from a thick stroke's middle line over half
-    its width. So holes grow from their middles, those of t lie within those of t + 1, and D is one
-    comparison at every t.
+    `turn` is the minimum over a few shapes, at random places and angles, of a normalized distance from the shape's
+    middle: an ellipse's radius, a rectangle's maximum norm, or the distance from a stroke's center line over half its
+    width. So holes grow outward, the holes of t lie within those of t + 1, and D is a single comparison.
 
     Source: irregular holes as in Liu et al. 2018 ("Image inpainting for irregular holes using partial
     convolutions"), there drawn as strokes of a pen; severities as in Bansal et al. 2022, section 4.2.
@@ -64,7 +63,7 @@ class Holes(Degradation):
     is_linear = True
 
     steps: int = setting(20, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
-    count: int = setting(3, "shapes in an image: ellipses, rectangles, strokes", minimum=1, maximum=8)
+    count: int = setting(3, "shapes per image: ellipses, rectangles, strokes", minimum=1, maximum=8)
     size: float = setting(
         0.2, "largest half-extent of a shape, as a share of the image's shorter side", above=0, maximum=1
     )
@@ -76,48 +75,55 @@ class Holes(Degradation):
         object.__setattr__(self, "shares", shares.float())
 
     def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenHoles:
-        """Return the holes; raises UsageError for a given `turn` that is not of the pictures' size."""
         turn = fields.get("turn")
         if turn is None:
-            return FrozenHoles(self._drawn(x0, generator))
+            return FrozenHoles(self._draw(x0, generator))
         if turn.shape[1:] != x0.shape[-2:]:
-            given, wanted = (" x ".join(map(str, shape)) for shape in (turn.shape[1:], x0.shape[-2:]))
-            raise UsageError(f"holes: a mask of {given} pixels for images of {wanted}.", "Scale one to the other.")
+            mask_size, image_size = (" x ".join(map(str, shape)) for shape in (turn.shape[1:], x0.shape[-2:]))
+            raise UsageError(
+                f"holes: a mask of {mask_size} pixels does not fit images of {image_size}.",
+                "Scale the mask to the images.",
+            )
         return FrozenHoles(turn.to(torch.float32))
 
     def _degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenHoles) -> Tensor:
-        return torch.where(frozen.turn.unsqueeze(1) > at(self.shares, t, x0), x0, 0.0)
+        return torch.where(frozen.turn.unsqueeze(1) > entry_at(self.shares, t, x0), x0, 0.0)
 
     def _invert(self, x_t: Tensor, t: int | Tensor, frozen: FrozenHoles, floor: float) -> Tensor:
-        """Return x_t where it is seen, and in the holes a smooth surface through what is seen around them.
+        """Return x_t with the holes filled by a smooth surface through the visible pixels around them.
 
-        Any value there is an inverse of D; this one is linear in x_t, and what a network has to add to it is detail.
-        There is nothing for the floor to hold back, for K_t has no entry between 0 and 1.
+        Any fill is an inverse of D; this one is linear in x_t and leaves only detail for a network to add. `floor` is
+        not needed, because K_t is 0 or 1.
         """
-        seen = (frozen.turn.unsqueeze(1) > at(self.shares, t, x_t)).to(x_t.dtype)
-        return _filled(x_t, seen)
+        visible = (frozen.turn.unsqueeze(1) > entry_at(self.shares, t, x_t)).to(x_t.dtype)
+        return _fill(x_t, visible)
 
     def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
+        """Return T and the `turn` that hides exactly the pixels of `hidden` (B, H, W) bool.
+
+        Raises:
+            UsageError: if a mask hides no pixels.
+        """
         if not hidden.any((-2, -1)).all():
-            raise UsageError("The mask hides no pixel.", "Mark what is to be made anew in white.")
-        return self.steps, {"turn": turn_of(hidden, self.steps)}
+            raise UsageError("The mask hides no pixels.", "Paint the area to restore in white.")
+        return self.steps, {"turn": turn_from_mask(hidden, self.steps)}
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Take flat gray areas for holes: as one of T, whose form is told by `turn`."""
-        hidden = flat_gray(x_t)
+        """Take flat gray areas for holes, fully grown: `turn` holds their form."""
+        hidden = find_flat_gray(x_t)
         count = int(hidden.sum())
         if not count:
-            return Estimate(0, 0, 0, SURE, "no holes of flat gray", {})
-        fields = {"turn": turn_of(hidden, self.steps)}
+            return Estimate(0, 0, 0, CONFIDENCE, "no flat gray holes", {})
+        fields = {"turn": turn_from_mask(hidden, self.steps)}
         return Estimate(
-            self.steps, self.steps, self.steps, SURE, f"flat gray holes of {counted(count, 'pixel')}", fields
+            self.steps, self.steps, self.steps, CONFIDENCE, f"flat gray holes of {counted(count, 'pixel')}", fields
         )
 
-    def _drawn(self, x0: Tensor, generator: Generators) -> Tensor:
-        """Return the least of `count` gauges, each of a kind, a place, an angle and two extents of its own."""
+    def _draw(self, x0: Tensor, generator: Generators) -> Tensor:
+        """Draw `count` shapes per image, each of random kind, place, angle and extents; return `turn` (B, H, W)."""
         height, width = x0.shape[-2:]
-        chance = draw_uniform(x0, generator, (self.count, 5))
-        # The direction of a normal pair is uniform, and a quotient the same in any batch, which a cosine need not be.
+        uniform = draw_uniform(x0, generator, (self.count, 5))
+        # A normal pair has a uniform direction. Unlike a cosine, its quotients do not depend on the batch size.
         pair = draw_normal(x0, generator, (self.count, 2))
         pair = pair / (pair.square().sum(-1, keepdim=True).sqrt() + 1e-12)
         largest = self.size * min(height, width)
@@ -125,63 +131,68 @@ class Holes(Degradation):
         cols = (torch.arange(width, device=x0.device) + 0.5).view(1, -1)
         turn = x0.new_full((len(x0), height, width), 2.0)
         for shape in range(self.count):
-            kind, row, col, long, short = chance[:, shape, :, None, None].unbind(1)
+            kind, row, col, long, short = uniform[:, shape, :, None, None].unbind(1)
             cosine, sine = pair[:, shape, :, None, None].unbind(1)
             down, right = rows - row * height, cols - col * width
             along, across = (cosine * right + sine * down).abs_(), (cosine * down - sine * right).abs_()
-            long = (_between(LONG, long) * largest).clamp_(min=LEAST)
-            width_of = {share: (_between(share, short) * long).clamp_(min=LEAST) for share in (ROUND, THICK)}
-            ellipse = ((along / long).square() + (across / width_of[ROUND]).square()).sqrt_()
-            rectangle = torch.maximum(along / long, across / width_of[ROUND])
-            beyond = (along - (long - width_of[THICK])).clamp_(min=0)
-            stroke = (beyond.square() + across.square()).sqrt_() / width_of[THICK]
-            gauge = torch.where(kind < 1 / 3, ellipse, torch.where(kind < 2 / 3, rectangle, stroke))
-            torch.minimum(turn, gauge, out=turn)
+            long = (_lerp(LENGTHS, long) * largest).clamp_(min=MIN_RADIUS_PIXELS)
+            width_of = {
+                share: (_lerp(share, short) * long).clamp_(min=MIN_RADIUS_PIXELS) for share in (WIDTHS, STROKE_WIDTHS)
+            }
+            ellipse = ((along / long).square() + (across / width_of[WIDTHS]).square()).sqrt_()
+            rectangle = torch.maximum(along / long, across / width_of[WIDTHS])
+            beyond = (along - (long - width_of[STROKE_WIDTHS])).clamp_(min=0)
+            stroke = (beyond.square() + across.square()).sqrt_() / width_of[STROKE_WIDTHS]
+            distance = torch.where(kind < 1 / 3, ellipse, torch.where(kind < 2 / 3, rectangle, stroke))
+            torch.minimum(turn, distance, out=turn)
         return turn
 
 
-def _filled(x: Tensor, seen: Tensor) -> Tensor:
-    """Return pictures (B, C, H, W) with what is not seen, where seen (B, 1, H, W) is 0, taken from coarser scales.
+def _fill(x: Tensor, visible: Tensor) -> Tensor:
+    """Return pictures (B, C, H, W) with hidden pixels filled from coarser scales; `visible` (B, 1, H, W) is 0 or 1.
 
-    Means of the seen pixels are pulled to half the resolution until every one has some, and pushed back up between
-    them; 0 where nothing is seen at all. Source: Gortler et al. 1996 (pull-push).
+    Means over visible pixels are taken at half the resolution until none is missing, then interpolated back up. The
+    result is 0 if nothing is visible.
+
+    Source: Gortler et al. 1996 (pull-push).
     """
     if min(x.shape[-2:]) == 1 and max(x.shape[-2:]) == 1:
-        return x * seen
+        return x * visible
     size = x.shape[-2:]
-    value, weight = (F.avg_pool2d(v, 2, ceil_mode=True, count_include_pad=False) for v in (x * seen, seen))
+    value, weight = (F.avg_pool2d(v, 2, ceil_mode=True, count_include_pad=False) for v in (x * visible, visible))
     coarse = value / weight.clamp(min=torch.finfo(x.dtype).tiny)
     if bool((weight == 0).any()):
-        coarse = _filled(coarse, (weight > 0).to(x.dtype))
-    return torch.where(seen > 0, x, F.interpolate(coarse, size=size, mode="bilinear"))
+        coarse = _fill(coarse, (weight > 0).to(x.dtype))
+    return torch.where(visible > 0, x, F.interpolate(coarse, size=size, mode="bilinear"))
 
 
-def _between(ends: tuple[float, float], share: Tensor) -> Tensor:
+def _lerp(ends: tuple[float, float], share: Tensor) -> Tensor:
     return ends[0] + (ends[1] - ends[0]) * share
 
 
-def turn_of(hidden: Tensor, steps: int) -> Tensor:
-    """Return the `turn` of FrozenHoles for masks of a user's own, so that a sampler fills them from their rims inwards.
+def turn_from_mask(hidden: Tensor, steps: int) -> Tensor:
+    """Return the `turn` of FrozenHoles for a user's masks, so that samplers fill them from the edge inward.
 
-    At t = steps all of a mask is hidden, with t falling its rim is shown first, and at t = 1 its deepest pixels are
-    hidden still. Depth is the city-block distance from what is seen, on a common scale for all holes of an image.
+    The whole mask is hidden at t = steps. As t falls, the edge is revealed first; the deepest pixels stay hidden until
+    t = 1. Depth is the city-block distance from the visible pixels, on one scale for all holes of an image.
 
-    Shapes: hidden (B, H, W) bool, true where nothing is known; steps is the operator's T, at least 1.
-    Returns (B, H, W) float32 in (0, 1], and 2 (never hidden) outside of the mask.
+    Shapes: hidden (B, H, W) bool, true where a pixel is unknown; `steps` is the operator's T, at least 1.
+    Returns (B, H, W) float32 in (0, 1], and 2 (never hidden) outside the mask.
     """
-    depth = _depth(hidden)
+    depth = _depth_in_mask(hidden)
     deepest = depth.amax((1, 2), keepdim=True).clamp_(min=1)
     above = deepest - depth
-    # By equal parts where there are more rings than severities; else spread, the rim at T and the deepest at 1.
+    # Equal parts if there are more rings than severities; else spread them, the edge at T and the deepest at 1.
     level = torch.maximum(above * steps // deepest, above * (steps - 1) // (deepest - 1).clamp_(min=1))
-    # Half a step before the severity itself, where no rounding of t / T matters.
+    # Half a step early, so that rounding of t / T does not matter.
     return torch.where(hidden, (level.float() + 0.5) / steps, 2.0)
 
 
-def _depth(hidden: Tensor) -> Tensor:
-    """Return each pixel's city-block distance from the nearest seen one: (B, H, W) int32; H + W where none is seen.
+def _depth_in_mask(hidden: Tensor) -> Tensor:
+    """Return each pixel's city-block distance from the nearest visible pixel of its image: (B, H, W) int32.
 
-    What lies beyond the borders is not seen. Two running minima an axis: it costs the same for a hole of any depth.
+    It is H + W if there is none. Pixels beyond the border do not count as visible. Two running minima per axis, so the
+    cost does not depend on the depth.
     """
     far = sum(hidden.shape[-2:])
     depth = hidden.to(torch.int32) * far
@@ -194,28 +205,27 @@ def _depth(hidden: Tensor) -> Tensor:
     return depth.clamp_(max=far)
 
 
-def flat_gray(x_t: Tensor) -> Tensor:
-    """Return which pixels of 8-bit pictures are holes by their looks: one flat gray, in areas of 9 pixels or more.
+def find_flat_gray(x_t: Tensor) -> Tensor:
+    """Return which pixels of 8-bit pictures look like holes: (B, H, W) bool.
 
-    Gray is 127, or 128, in every channel; an area counts where a square of 3 pixels fits in it, with the thin parts
-    that hang on it.
+    They are areas with level 127, or 128, in all channels that contain a 3 x 3 square, including attached thin parts.
 
-    Shapes: x_t (B, C, H, W) float32 in [-1, 1]; returns (B, H, W) bool.
+    Shapes: x_t (B, C, H, W) float32 in [-1, 1].
     """
     levels = to_bytes(x_t)
-    found = torch.zeros_like(levels[:, 0], dtype=torch.bool)
-    for gray in GRAYS:
+    hidden = torch.zeros_like(levels[:, 0], dtype=torch.bool)
+    for gray in GRAY_LEVELS:
         flat = (levels == gray).all(1)
         if flat.any():
-            found |= _opened(flat)
-    return found
+            hidden |= _thick_areas(flat)
+    return hidden
 
 
-def _opened(flat: Tensor) -> Tensor:
-    """Return those areas of (B, H, W) bool in which a square of 3 pixels fits, with what hangs on them within TIPS."""
+def _thick_areas(flat: Tensor) -> Tensor:
+    """Return the areas of (B, H, W) bool that contain a 3 x 3 square, with thin parts up to THIN_REACH_PIXELS away."""
     bounds = flat.float()
     kept = 1 - F.max_pool2d(F.pad(1 - bounds, [1] * 4, value=1.0), 3, stride=1)
-    for _ in range(TIPS + 1):
+    for _ in range(THIN_REACH_PIXELS + 1):
         grown = F.max_pool2d(kept, 3, stride=1, padding=1) * bounds
         if torch.equal(grown, kept):
             break

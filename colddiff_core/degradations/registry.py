@@ -1,7 +1,7 @@
-"""The degradations by name: this package's, other packages', and compositions `a+b`.
+"""The degradations by name: this package's, other packages' and compositions `a+b`.
 
-To add one here, write a file with a class under `@register(name)` and import it in `__init__.py`. Another
-package names its class in the entry-point group `colddiff.degradations`.
+To add one here, write a file with a class under `@register(name)` and import it in `__init__.py`. Another package
+lists its class in the entry-point group `colddiff.degradations`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Operator = TypeVar("Operator", bound=type[Degradation])
 
 
 def register(name: str) -> Callable[[Operator], Operator]:
-    """Register a Degradation class under the name that presets and commands use."""
+    """Return a decorator that registers a Degradation class under `name`, as presets and commands use it."""
 
     def add(operator: Operator) -> Operator:
         operator.name = name
@@ -35,36 +35,39 @@ def register(name: str) -> Callable[[Operator], Operator]:
 
 
 @functools.cache
-def _others() -> dict[str, importlib.metadata.EntryPoint]:
-    """Return what other packages offer, by name; their code is loaded only when a name is asked for."""
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    """Return other packages' entry points by name; their code is loaded only when it is needed."""
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 
 def names() -> list[str]:
     """Return every registered name, sorted."""
-    return sorted(_REGISTRY.keys() | _others().keys())
+    return sorted(_REGISTRY.keys() | _entry_points().keys())
 
 
 def find(name: str) -> type[Degradation]:
     """Return the class registered under `name`.
 
-    Raises UsageError with the nearest known name, MachineError where another package's class does not load.
+    Raises:
+        UsageError: for an unknown name; suggests the nearest one.
+        MachineError: if another package's class does not load.
     """
-    if name not in _REGISTRY and name in _others():
-        _load(name, _others()[name])
+    if name not in _REGISTRY and name in _entry_points():
+        _load(name, _entry_points()[name])
     if name not in _REGISTRY:
         raise UsageError(f"Unknown operator {shown(name)}.", nearest(name, names()))
     return _REGISTRY[name]
 
 
 def build(name: str, **values: Any) -> Degradation:
-    """Return the operator `name` with these parameters; the others keep the paper's values.
+    """Return the operator `name` with these parameters; the defaults are the paper's.
 
-    `a+b` applies a, then b; its parameters are `steps` (of the whole, and of each part that is not given
-    its own) and those of its parts: by their own name where one part alone has it, or as a table or
-    dotted key under the part's name.
+    `a+b` applies a, then b. Its parameters are those of its parts, by bare name if only one part has it, else as
+    `part.key` or a table `part = {key: value}`; and `steps`, of the whole and of each part without its own.
 
-    Raises UsageError for an unknown name or parameter, or a value out of its range.
+    Raises:
+        UsageError: for an unknown name or parameter, or a value out of range.
+        MachineError: if another package's class does not load.
     """
     if JOIN in name:
         return compose(name, [find(part) for part in name.split(JOIN)], values)
@@ -80,6 +83,6 @@ def _load(name: str, point: importlib.metadata.EntryPoint) -> None:
         what = f"The operator '{name}' of the package {package} does not load: {type(error).__name__}: {error}."
         raise MachineError(what, "Update or remove that package.") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Degradation)):
-        what = f"The entry point '{name}' = {point.value} is no Degradation."
+        what = f"The entry point '{name}' = {point.value} is not a Degradation."
         raise MachineError(what, "Update or remove that package.")
     register(name)(loaded)

@@ -1,4 +1,4 @@
-"""Severities as numbers: blur widths and noise alphas, in float64."""
+"""Schedules over t: blur widths and noise levels, in float64."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from torch import Tensor
 
 
 def blur_widths(schedule: str, steps: int, std: float, growth: float) -> Tensor:
-    """Return the standard deviation, in pixels, of each blur step i = 0..steps-1.
+    """Return the standard deviation in pixels of each blur step i = 0..steps-1: (steps,) float64.
 
     constant: `std`; linear: `std + growth * i`; exponential: `std * exp(growth * i)`.
 
-    Returns: (steps,) float64.
     Source: Bansal et al. 2022, appendix A.1.
     """
     i = torch.arange(steps, dtype=torch.float64)
@@ -25,12 +24,11 @@ def blur_widths(schedule: str, steps: int, std: float, growth: float) -> Tensor:
 
 
 def cosine_alphas_cumprod(steps: int) -> Tensor:
-    """Return abar_t for t = 0..steps: the share of x0's energy left after t steps, abar_0 = 1.
+    """Return abar_t, the share of x0's energy left after t = 0..steps steps: (steps + 1,) float64.
 
-    abar follows cos^2(((u + .008) / 1.008) pi / 2) on `steps + 1` knots from u = 0 to 1, through
-    betas clipped to .999 as in the authors' code, so the last step keeps a trace of x0.
+    Strictly decreasing from abar_0 = 1. abar follows cos^2(((u + .008) / 1.008) pi / 2) at `steps + 1` points u from
+    0 to 1. The betas are clipped to .999 as in the authors' code, so the last step keeps a trace of x0.
 
-    Returns: (steps + 1,) float64, strictly decreasing from 1.
     Source: Nichol and Dhariwal 2021, equation 17; Bansal et al. 2022, section 5.1.
     """
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Falling snow, a field of flakes for each image, thicker and windier with t."""
+"""Falling snow: each image has its own flakes, which get denser and more wind-blown with t."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from colddiff_core.degradations.base import (
     Estimate,
     Frozen,
     Generators,
-    at,
     draw_normal,
     draw_uniform,
+    entry_at,
     on_device,
 )
-from colddiff_core.degradations.estimation.posterior import settle
+from colddiff_core.degradations.estimation.posterior import to_estimate
 from colddiff_core.degradations.estimation.snow_symmetry import snow_evidence
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.separable import MatrixStack
@@ -31,7 +31,7 @@ from colddiff_core.images import LUMA
 
 
 class SnowLevel(NamedTuple):
-    """A level's numbers; pairs run linearly from t = 1 to t = T."""
+    """The parameters of a snow level; pairs are values at t = 1 and t = T, linear in between."""
 
     mean: float
     zoom: float
@@ -41,10 +41,10 @@ class SnowLevel(NamedTuple):
     lightening: tuple[float, float]
 
 
-SMALLEST = 16  # pixels of a side whose halves still have something to share
-SPREAD = 0.3  # of the seed matrix
+SMALLEST_SIDE_PIXELS = 16  # the halves of a smaller picture are too small to compare
+SEED_STD = 0.3
 LEVELS = {
-    # ImageNet-C's (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
+    # ImageNet-C's levels (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
     1: SnowLevel(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
     2: SnowLevel(0.55, 2.5, (1.15, 0.7), 11, (0.05, 12.0), (0.95, 0.55)),
     3: SnowLevel(0.55, 2.5, (1.15, 0.7), 11, (0.05, 16.0), (0.95, 0.4)),
@@ -54,9 +54,10 @@ LEVELS = {
 
 @dataclasses.dataclass(frozen=True)
 class FrozenSnow(Frozen):
-    """Each image's flakes and wind.
+    """The flakes and the wind of each image.
 
-    seed_matrix: (B, H, W) float32, before the zoom; vertical: (B,) bool, the direction of the wind.
+    seed_matrix: (B, H, W) float32, before the zoom.
+    vertical: (B,) bool, whether the wind blows along columns.
     """
 
     seed_matrix: Tensor
@@ -66,11 +67,11 @@ class FrozenSnow(Frozen):
 @register("snow")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Snow(Degradation):
-    """x_t = clip(x0 + S_t + S_t turned by half, 0, 1) on [0, 1].
+    """Snow: x_t = clip(x0 + S_t + rot180(S_t), 0, 1), on pixels in [0, 1].
 
-    S_t: the zoomed seed matrix, 0 at or below a threshold, clipped to [0, 1], blurred along a row or a
-    column by a one-dimensional Gaussian; threshold and width run with t. With `brighten`, x0 is first
-    lightened as ImageNet-C does: b x + (1 - b) max(x, 1.5 gray + .5).
+    S_t is the zoomed seed matrix, set to 0 at or below a threshold, clipped to [0, 1] and blurred along rows or columns
+    by a one-dimensional Gaussian; threshold and width depend on t. With `brighten`, x0 is first lightened as in
+    ImageNet-C: b x + (1 - b) max(x, 1.5 gray + .5).
 
     Source: Bansal et al. 2022, appendix A.5; Hendrycks and Dietterich 2019.
     """
@@ -79,8 +80,8 @@ class Snow(Degradation):
     has_estimate = True
 
     steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
-    level: Literal[1, 2, 3, 4] = setting(3, "how heavy: 3 is the paper's CIFAR-10, 4 its CelebA")
-    brighten: bool = setting(False, "lighten the picture as ImageNet-C does")
+    level: Literal[1, 2, 3, 4] = setting(3, "density of the snow: 3 is the paper's CIFAR-10, 4 its CelebA")
+    brighten: bool = setting(False, "lighten the picture first, as in ImageNet-C")
     threshold: Tensor = dataclasses.field(init=False, repr=False, compare=False)
     kernels: Tensor = dataclasses.field(init=False, repr=False, compare=False)
     lightening: Tensor = dataclasses.field(init=False, repr=False, compare=False)
@@ -90,21 +91,21 @@ class Snow(Degradation):
         super().__post_init__()
         level = LEVELS[self.level]
         offsets = torch.arange(level.taps, dtype=torch.float64) - level.taps // 2
-        weights = torch.exp(-0.5 * (offsets / self._course(level.sigma)[:, None]).square())
-        object.__setattr__(self, "threshold", self._course(level.threshold).float())
+        weights = torch.exp(-0.5 * (offsets / self._over_severities(level.sigma)[:, None]).square())
+        object.__setattr__(self, "threshold", self._over_severities(level.threshold).float())
         object.__setattr__(self, "kernels", (weights / weights.sum(1, keepdim=True)).float())
-        object.__setattr__(self, "lightening", self._course(level.lightening).float())
-        object.__setattr__(self, "wind", MatrixStack(self._bands, self.steps))
+        object.__setattr__(self, "lightening", self._over_severities(level.lightening).float())
+        object.__setattr__(self, "wind", MatrixStack(self._blur_matrices, self.steps))
 
-    def _course(self, ends: tuple[float, float]) -> Tensor:
-        """Return a parameter for t = 0..T: linear from t = 1 to T; t = 0, never used, is as t = 1."""
+    def _over_severities(self, ends: tuple[float, float]) -> Tensor:
+        """Return a parameter for t = 0..T, linear from t = 1 to T: (T + 1,) float64; the entry for t = 0 is unused."""
         first = ends[0] if self.steps > 1 else ends[1]  # a single step is the most severe
         values = torch.linspace(first, ends[1], self.steps, dtype=torch.float64)
         return torch.cat([values[:1], values])
 
     def _freeze(self, x0: Tensor, generator: Generators, fields: dict[str, Tensor]) -> FrozenSnow:
         drawn = {
-            "seed_matrix": LEVELS[self.level].mean + SPREAD * draw_normal(x0, generator, tuple(x0.shape[-2:])),
+            "seed_matrix": LEVELS[self.level].mean + SEED_STD * draw_normal(x0, generator, tuple(x0.shape[-2:])),
             "vertical": draw_uniform(x0, generator, ()) < 0.5,
         }
         return FrozenSnow(**drawn | fields)
@@ -112,33 +113,35 @@ class Snow(Degradation):
     def _degrade(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         layer = self.layer(x0, t, frozen).unsqueeze(1)
         if self.brighten:
-            kept = at(self.lightening, t, x0)
+            kept = entry_at(self.lightening, t, x0)
             # 1.5 gray + .5 of [0, 1], on [-1, 1]
             x0 = kept * x0 + (1 - kept) * torch.maximum(x0, 1.5 * _gray(x0) + 1.5)
-        # Twice the layer: it is of [0, 1], the picture of [-1, 1].
+        # Doubled, because the layer is in [0, 1] and the picture in [-1, 1].
         return (layer + layer.flip(-2, -1)).mul_(2).add(x0).clamp_(-1, 1)
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Tell the snow by what the picture shares with itself turned by half."""
-        if min(x_t.shape[-2:]) < SMALLEST or bool((x_t == x_t[..., :1, :1]).all()):
-            raise UsageError("The picture is too small or too flat to tell its snow.", "Give --t.")
-        return settle(*snow_evidence(x_t, self), lambda t: f"snow of {t / self.steps:.0%} strength" if t else "no snow")
+        """Find the snow from what the picture shares with its half turn."""
+        if min(x_t.shape[-2:]) < SMALLEST_SIDE_PIXELS or bool((x_t == x_t[..., :1, :1]).all()):
+            raise UsageError("The picture is too small or too flat to estimate its snow.", "Give --t.")
+        return to_estimate(
+            *snow_evidence(x_t, self), lambda t: f"snow of {t / self.steps:.0%} strength" if t else "no snow"
+        )
 
     def layer(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
-        """Return S_t, the snow before it is turned and added: (B, H, W) float32 in [0, 1]."""
-        flakes = zoomed(frozen.seed_matrix, LEVELS[self.level].zoom)
-        threshold = at(self.threshold, t, flakes)
+        """Return S_t, one layer of snow: (B, H, W) float32 in [0, 1]."""
+        flakes = zoom_center(frozen.seed_matrix, LEVELS[self.level].zoom)
+        threshold = entry_at(self.threshold, t, flakes)
         if not isinstance(t, int):
             threshold = threshold.view(-1, 1, 1)
         flakes = torch.where(flakes > threshold, flakes, 0.0).clamp_(0, 1).to(x0.dtype)
-        return self._blown(flakes.unsqueeze(1), t, frozen.vertical).squeeze(1)
+        return self._blow(flakes.unsqueeze(1), t, frozen.vertical).squeeze(1)
 
-    def _blown(self, flakes: Tensor, t: int | Tensor, vertical: Tensor) -> Tensor:
-        """Blur each picture of (B, 1, H, W) along its own direction, vertical (B,) bool."""
+    def _blow(self, flakes: Tensor, t: int | Tensor, vertical: Tensor) -> Tensor:
+        """Blur each picture of (B, 1, H, W) along its own wind direction, vertical (B,) bool."""
         vertical = vertical.view(-1, 1, 1, 1)
         if self.wind.is_dense(flakes):
             return torch.where(vertical, self.wind.along_columns(flakes, t), self.wind.along_rows(flakes, t))
-        # On a photograph a matrix of its side is dearer than the taps themselves.
+        # For a photograph adding up the taps is cheaper than a matrix of its side.
         kernel = on_device(self.kernels, flakes.device)[t].expand(len(flakes), -1)
         blown = torch.zeros_like(flakes)
         for is_down, axis in ((True, -2), (False, -1)):
@@ -147,7 +150,7 @@ class Snow(Degradation):
                 _add_shifted(blown, flakes, weights, axis)
         return blown
 
-    def _bands(self, n: int) -> Tensor:
+    def _blur_matrices(self, n: int) -> Tensor:
         """Return the blur of n samples at every t as matrices: (T + 1, n, n) float64."""
         half = self.kernels.shape[1] // 2
         tap = torch.arange(n)[None, :] - torch.arange(n)[:, None] + half
@@ -155,8 +158,8 @@ class Snow(Degradation):
         return torch.where(reached, self.kernels.double()[:, tap.clamp(0, 2 * half)], 0.0)
 
 
-def zoomed(seeds: Tensor, zoom: float) -> Tensor:
-    """Return the center of (B, H, W) magnified by linear interpolation, corners on corners, at the same size."""
+def zoom_center(seeds: Tensor, zoom: float) -> Tensor:
+    """Return the center of (B, H, W) magnified by bilinear interpolation with aligned corners, at the same size."""
     sides = seeds.shape[-2:]
     crop = [math.ceil(n / zoom) for n in sides]
     top, left = ((n - c) // 2 for n, c in zip(sides, crop, strict=True))
@@ -168,7 +171,7 @@ def zoomed(seeds: Tensor, zoom: float) -> Tensor:
 
 
 def _add_shifted(total: Tensor, x: Tensor, weights: Tensor, axis: int) -> None:
-    """Add to `total` the pictures x convolved along an axis by weights (B, k), zeros beyond the border."""
+    """Add x, convolved along an axis by weights (B, k) with zero padding, to `total` in place."""
     n, half = x.shape[axis], weights.shape[1] // 2
     for tap in range(weights.shape[1]):
         offset = tap - half
@@ -179,7 +182,7 @@ def _add_shifted(total: Tensor, x: Tensor, weights: Tensor, axis: int) -> None:
 
 
 def _gray(x: Tensor) -> Tensor:
-    """Return the luminance of (B, C, H, W), C = 3, or the picture itself."""
+    """Return the luminance of (B, C, H, W) if C = 3, else the mean of the channels: (B, 1, H, W)."""
     if x.shape[1] != len(LUMA):
         return x.mean(1, keepdim=True)
     return (x * on_device(LUMA, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -42,7 +42,7 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     unet = experiment.restorer.unet
     content.fill(checkpoint.AVERAGE, unet)
     assert isinstance(unet, UNet)
-    compiling.compile_network(unet.settle(), config.sample.compile)
+    compiling.compile_network(unet.prepare_for_inference(), config.sample.compile)
     return experiment, step
 
 

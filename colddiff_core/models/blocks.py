@@ -1,4 +1,4 @@
-"""The pieces of the U-Net: time embedding, the two kinds of block, attention, resampling."""
+"""The building blocks of the U-Net: time embedding, normalization, residual blocks and attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from colddiff_core.models.depthwise import depthwise
 
 
 class TimeEmbedding(nn.Module):
-    """The sinusoidal embedding of t, then a two-layer perceptron: (B,) int64 -> (B, width).
+    """Embed t by sinusoids and a two-layer perceptron: (B,) int64 -> (B, width) float32.
 
     Source: Ho et al. 2020, section 4; frequencies as in Vaswani et al. 2017.
     """
@@ -27,12 +27,13 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * half, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """Return the embedding of t."""
         angles = t.to(torch.float32)[:, None] * self.frequencies
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalization over the channels of each pixel of (B, C, H, W)."""
+    """Normalize (B, C, H, W) over the channels of each pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,41 +41,43 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x normalized, same shape."""
         pixels = x.permute(0, 2, 3, 1)
         return F.layer_norm(pixels, self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 class ConvNextBlock(nn.Module):
-    """7x7 depthwise convolution plus the time, LayerNorm, two 3x3 convolutions about a GELU, a skip.
+    """A ConvNeXt block: 7x7 depthwise convolution plus time, LayerNorm, 3x3 convolution, GELU, 3x3 convolution, skip.
 
     Source: the network of Bansal et al. 2022 after Liu et al. 2022, with 3x3 for their 1x1.
     """
 
     expansion = 2
-    reach = 5  # pixels that what a pixel becomes depends on, in each direction
+    reach = 5  # pixels in each direction that a pixel's output depends on
 
     def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
         super().__init__()
         hidden = channels_out * self.expansion
         self.time = nn.Linear(width_t, channels_in)
         self.spatial = nn.Conv2d(channels_in, channels_in, 7, padding=3, groups=channels_in)
-        # Over a single channel a LayerNorm would erase the picture.
+        # A LayerNorm over a single channel would erase the picture.
         self.norm = ChannelNorm(channels_in) if channels_in > 3 else nn.Identity()
         self.expand = nn.Conv2d(channels_in, hidden, 3, padding=1)
         self.project = nn.Conv2d(hidden, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return the block's output (B, channels_out, H, W) for x (B, channels_in, H, W) and the embedding of t."""
         assert self.spatial.bias is not None
         h = depthwise(x, self.spatial.weight, self.spatial.bias).add_(self.time(F.gelu(embedding))[:, :, None, None])
         h = self.norm(h)
-        if self.expand.weight.is_contiguous():  # as UNet.lay_out has it for the smallest pictures; the norm turned h
+        if self.expand.weight.is_contiguous():  # set by UNet.lay_out for the smallest pictures; the norm permuted h
             h = h.contiguous()
         return self.project(F.gelu(self.expand(h))).add_(self.skip(x))
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice, the time added between, and a skip.
+    """A residual block: GroupNorm, SiLU and 3x3 convolution, twice, with the time added in between, and a skip.
 
     Source: Ho et al. 2020, appendix B.
     """
@@ -91,29 +94,32 @@ class ResnetBlock(nn.Module):
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return the block's output (B, channels_out, H, W) for x (B, channels_in, H, W) and the embedding of t."""
         h = self.conv1(F.silu(self.norm1(x))).add_(self.time(F.silu(embedding))[:, :, None, None])
         return self.conv2(F.silu(self.norm2(h))).add_(self.skip(x))
 
     @staticmethod
     def norm(channels: int) -> nn.Module:
-        """Return the normalization of (B, C, H, W) before a convolution."""
+        """Return the normalization layer for (B, C, H, W)."""
         return nn.GroupNorm(math.gcd(channels, 8), channels)
 
 
 class LocalBlock(ResnetBlock):
-    """A ResnetBlock that normalizes each pixel by itself, so that none depends on what lies beyond the convolutions.
+    """A ResnetBlock that normalizes each pixel separately, so that its output depends on nearby pixels only.
 
-    A group's mean over the whole picture would be another in each tile of a photograph. Source: the LayerNorm of
-    restoration networks since Chen et al. 2022 (NAFNet).
+    The mean over a whole picture, as in GroupNorm, would differ between the tiles of a photograph.
+
+    Source: the LayerNorm of restoration networks since Chen et al. 2022 (NAFNet).
     """
 
     @staticmethod
     def norm(channels: int) -> nn.Module:
+        """Return the normalization layer for (B, C, H, W)."""
         return ChannelNorm(channels)
 
 
 class ConvStem(nn.Module):
-    """A plain 3x3 convolution where a block's norm would erase the level of the picture."""
+    """A plain 3x3 convolution, because a block's norm would erase the brightness of the picture."""
 
     reach = 1
 
@@ -122,18 +128,19 @@ class ConvStem(nn.Module):
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return the features (B, channels_out, H, W); the embedding is not used."""
         return self.conv(x)
 
 
 class LinearAttention(nn.Module):
-    """Attention over all pixels at a cost linear in their number, added to its input.
+    """Add attention over all pixels to the input, at a cost linear in their number.
 
-    Keys are normalized over pixels and queries over channels, so that k v^T (d x d) is formed first.
+    Keys are normalized over pixels and queries over channels, so that k v^T (d x d) is computed first.
 
     Source: Shen et al. 2021, Efficient Attention.
     """
 
-    own_head: Tensor
+    same_head: Tensor
 
     heads = 4
     head_width = 32
@@ -145,20 +152,21 @@ class LinearAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
         self.to_out = nn.Conv2d(inner, channels, 1)
         head = torch.arange(inner) // self.head_width
-        self.register_buffer("own_head", (head[:, None] == head).float(), persistent=False)
+        self.register_buffer("same_head", (head[:, None] == head).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x (B, C, H, W) plus the attention."""
         batch, channels, height, width = x.shape
-        # Pixels outermost all the way: the layout of channels_last, so that nothing the size of a picture is turned.
+        # Pixels stay outermost, as in channels_last, so that nothing the size of a picture is transposed.
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        # One product each: the gradient of a joint one is put together from three, at the cost of a copy.
+        # Three products: the gradient of a joint one would have to be concatenated, which costs a copy.
         q, k, v = (F.linear(pixels, weight) for weight in self.to_qkv.weight.flatten(1).chunk(3))
-        with torch.autocast(x.device.type, enabled=False):  # softmax sums in float32 as it is
+        with torch.autocast(x.device.type, enabled=False):  # softmax accumulates in float32 anyway
             q = q.unflatten(-1, (self.heads, self.head_width)).softmax(-1).flatten(-2)
             k = k.softmax(1)
-            # All heads in one product, of which the blocks on the diagonal are theirs: cheaper than to part the heads.
-            context = (k.mT @ v) * (self.own_head / (height * width * self.head_width**0.5))
-        # to_out comes before the queries, for there are fewer channels than pixels: q (context W) = (q context) W.
+            # One product for all heads, masked to the diagonal blocks: cheaper than splitting the heads.
+            context = (k.mT @ v) * (self.same_head / (height * width * self.head_width**0.5))
+        # q (context W) instead of (q context) W, because there are fewer channels than pixels.
         out = q @ (context @ self.to_out.weight.flatten(1).mT)
         assert self.to_out.bias is not None
         out.add_(self.to_out.bias.to(out.dtype))

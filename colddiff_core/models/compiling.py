@@ -1,4 +1,4 @@
-"""torch.compile for a network: when it pays, and how to go back."""
+"""torch.compile for a network: when to use it, and how to disable it."""
 
 from __future__ import annotations
 
@@ -12,44 +12,49 @@ from torch import Tensor, nn
 from colddiff_core.errors import MachineError, is_out_of_memory
 
 OFF = "off"
-LONG = 5_000  # evaluations from which on a GPU wins back the minute or two that compiling takes
-SMALL = 64  # pixels of a side up to which a GPU waits for the CPU to launch kernels: there graphs of them pay
+MIN_EVALUATIONS = 5_000  # from here on a GPU makes up for the minute or two that compiling takes
+CUDA_GRAPH_SIDE_PIXELS = 64  # up to this side a GPU waits for the CPU to launch kernels, which CUDA graphs avoid
 
 
-def mode(asked: str, device: torch.device, evaluations: int, side: int) -> str:
-    """Return torch.compile's mode for a network on pictures of `side` pixels, empty for not to compile.
+def mode(requested: str, device: torch.device, evaluations: int, side: int) -> str:
+    """Return the mode to pass to torch.compile, or "" to not compile.
 
-    "auto" compiles on a GPU alone: on a CPU the time goes into the convolutions, which it leaves as they are
-    (docs/performance.md). `evaluations` is the length of the whole run, so that a resumed one computes as it began; but
-    torch picks kernels by timing, and bit for bit the same is only a run that is not compiled.
+    "auto" compiles on a GPU only: on a CPU the convolutions take the time, and compiling does not speed them up
+    (docs/performance.md). Compiled runs are not reproducible bit for bit, because torch chooses kernels by timing.
+
+    Args:
+        requested: "off", "auto" or a mode of torch.compile.
+        device: where the network runs.
+        evaluations: of the whole run, so that a resumed run gets the same mode.
+        side: of the pictures, in pixels.
     """
-    if asked == OFF:
+    if requested == OFF:
         return ""
-    if asked != "auto":
-        return asked
-    if device.type != "cuda" or evaluations < LONG:
+    if requested != "auto":
+        return requested
+    if device.type != "cuda" or evaluations < MIN_EVALUATIONS:
         return ""
-    return "reduce-overhead" if side <= SMALL else "default"
+    return "reduce-overhead" if side <= CUDA_GRAPH_SIDE_PIXELS else "default"
 
 
 def compile_network(network: nn.Module, chosen: str) -> None:
-    """Have a network compiled when it is first called; weights, their names and copies of it stay as they are."""
+    """Compile a network in place on its first call; its weights, their names and its copies do not change."""
     if chosen not in ("", OFF):
-        import torch._inductor.config as inductor  # noqa: PLC0415 - a second, for who compiles
+        import torch._inductor.config as inductor  # noqa: PLC0415 - takes a second
 
-        # The weights lie as UNet.lay_out has them: laid out anew by the compiler, they cost a quarter more on a CPU.
+        # Keep the layout of UNet.lay_out: the compiler's own is a quarter slower on a CPU.
         inductor.layout_optimization = False
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where none is wanted
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns about missing CUDA on a CPU
         network.compile(mode=chosen, dynamic=False)
 
 
 def is_compiled(network: nn.Module) -> bool:
-    """Tell whether a network is compiled, or will be when it is first called."""
+    """Return whether a network is compiled, or will be on its first call."""
     return network._compiled_call_impl is not None
 
 
-def undo(network: nn.Module) -> None:
-    """Have a network run as it is written again, and give back what compiling took."""
+def disable(network: nn.Module) -> None:
+    """Make a network run uncompiled again, and free the memory that compiling took."""
     network._compiled_call_impl = None
     torch._dynamo.reset()
     if torch.cuda.is_available():
@@ -57,20 +62,21 @@ def undo(network: nn.Module) -> None:
 
 
 def begin_step() -> None:
-    """Tell the graphs of "reduce-overhead" that what they returned before may be overwritten."""
+    """Allow the CUDA graphs of "reduce-overhead" to overwrite their previous outputs."""
     torch.compiler.cudagraph_mark_step_begin()
 
 
-def evaluated(restorer: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
-    """Return what a restorer with a compiled network says, in memory that its next evaluation leaves alone.
+def evaluate(restorer: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> Tensor:
+    """Call a compiled restorer and copy the result, because CUDA graphs reuse the buffer.
 
-    Raises MachineError where the network cannot be compiled.
+    Raises:
+        MachineError: if the network cannot be compiled.
     """
     begin_step()
     try:
-        return restorer(*arguments, **named).clone()
+        return restorer(*arguments, **keywords).clone()
     except torch._dynamo.exc.TorchDynamoException as error:
         if is_out_of_memory(error):
             raise
-        why = next(iter(str(error).split("\n")), "") or type(error).__name__
-        raise MachineError(f"The network cannot be compiled: {why}", "Leave --compile out.") from None
+        reason = next(iter(str(error).split("\n")), "") or type(error).__name__
+        raise MachineError(f"The network cannot be compiled: {reason}", "Leave out --compile.") from None

@@ -1,4 +1,4 @@
-"""Depthwise convolution whose weights' gradient is a few matrix products."""
+"""Depthwise convolution with a faster gradient of the weights on CPUs in bfloat16."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDEST = 64  # pixels of a row beyond which the products do more than they save
+MAX_WIDTH_PIXELS = 64  # of a row; beyond, the matrix products cost more than they save
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return each channel of x (B, C, H, W) convolved by its own kernel, zeros beyond the border.
+    """Convolve each channel of x (B, C, H, W) by its own kernel, with zero padding; return the same shape.
 
-    weight: (C, 1, k, k), k odd; bias: (C,). Equal to `conv2d` with as many groups as channels, gradients included, up
-    to rounding. The library's kernel for the weights' gradient in bfloat16 on a CPU takes 1.6 times as long at 32
-    pixels a side, and ten times at 4, where a U-Net has most of its channels (docs/performance.md).
+    Equal to `conv2d` with C groups, including gradients, up to rounding. In bfloat16 on a CPU, torch's gradient of the
+    weights takes 1.6 times as long at 32 pixels a side, and ten times at 4, where a U-Net has most of its channels
+    (docs/performance.md).
+
+    Shapes: weight (C, 1, k, k), k odd; bias (C,).
     """
-    if x.device.type == "cpu" and x.shape[-1] <= WIDEST:
+    if x.device.type == "cpu" and x.shape[-1] <= MAX_WIDTH_PIXELS:
         low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if low == torch.bfloat16:
-            made: Tensor = _Depthwise.apply(x.to(low), weight.to(low), bias.to(low))
-            return made
+            convolved: Tensor = _Depthwise.apply(x.to(low), weight.to(low), bias.to(low))
+            return convolved
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
 
@@ -42,21 +44,23 @@ class _Depthwise(torch.autograd.Function):
 
 
 def weight_gradient(x: Tensor, g: Tensor, size: int) -> Tensor:
-    """Return sum over images and places p of g[p] x[p + (i, j)], for the offsets of a kernel: (C, 1, size, size).
+    """Return the gradient of a depthwise kernel: (C, 1, size, size) float32.
 
-    For each vertical offset i, rows of g against rows of x give every pair of columns in one product (W x BH times
-    BH x W); the pairs that are j apart are a diagonal of it. x, g: (B, C, H, W); returns float32.
+    It is the sum over images and places p of g[p] x[p + (i, j)]. For each vertical offset i one product (W x BH times
+    BH x W) of the rows of g and x gives all pairs of columns; those j apart are on a diagonal.
+
+    Shapes: x and g, the gradient of the output, (B, C, H, W).
     """
     batch, channels, height, width = x.shape
     half = size // 2
-    # Rows outermost after the channels, so that a vertical offset is a slice that needs no copy.
+    # Rows right after the channels, so that a vertical offset is a slice without a copy.
     rows = F.pad(x.permute(1, 2, 0, 3), (0, 0, 0, 0, half, half)).contiguous()
     across = g.permute(1, 2, 0, 3).reshape(channels, height * batch, width).mT
     wide = width + 2 * half
-    found = []
+    gradients = []
     for offset in range(size):
         pairs = torch.bmm(across, rows[:, offset : offset + height].reshape(channels, height * batch, width))
         pairs = F.pad(pairs, (half, half)).contiguous()
         diagonals = pairs.as_strided((channels, width, size), (width * wide, wide + 1, 1))
-        found.append(diagonals.sum(1, dtype=torch.float32))
-    return torch.stack(found, 1).unsqueeze(1)
+        gradients.append(diagonals.sum(1, dtype=torch.float32))
+    return torch.stack(gradients, 1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The restorer's U-Net: any channel count, any size divisible by its depth."""
+"""The restorer's U-Net, for any number of channels and any size divisible by 2^(levels - 1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from colddiff_core.text import counted
 
 BlockType = type[ConvNextBlock] | type[ResnetBlock]
 BLOCKS: dict[str, BlockType] = {"convnext": ConvNextBlock, "resnet": ResnetBlock, "local": LocalBlock}
-SMALLEST = 4  # pixels of a side
+CONTIGUOUS_SIDE_PIXELS = 4  # up to this side at the coarsest level, contiguous weights are faster on a CPU
 STEMS: dict[str, type[ConvNextBlock] | type[ConvStem]] = {
     "convnext": ConvNextBlock,
     "resnet": ConvStem,
@@ -30,24 +30,32 @@ STEMS: dict[str, type[ConvNextBlock] | type[ConvStem]] = {
 
 
 class UNet(nn.Module):
-    """(B, C_in, H, W) float32, t (B,) int64 -> (B, C_out, H, W) float32.
+    """A time-conditioned U-Net: x (B, C_in, H, W) float32, t (B,) int64 -> (B, C_out, H, W) float32.
 
-    Each level has two blocks, attention and `width * multiplier` channels at half the side of the one
-    before; all but the finest hand their features over to the way back up, and with local blocks the finest
-    too: of a photograph nearly every pixel is to stay as it is. `attention` is "all",
-    "middle" for the coarsest level alone, or "none". Width 64 with multipliers 1, 2, 4, 8 and convnext
-    blocks is the paper's: 56.6 M parameters at one channel.
+    Each level has two blocks, attention and `width * multiplier` channels, at half the side of the level before. All
+    levels but the finest pass their features to the way up; with local blocks the finest does too, because most pixels
+    of a photograph should stay unchanged. The defaults are the paper's network: 56.6 M parameters for one channel.
 
-    The body runs in `body_dtype`. The stem and the head stay float32: a heavy blur leaves deviations
-    of 1e-2 to 1e-6 that carry the picture, and bfloat16 would round them away at the door.
+    The body runs in `body_dtype`. The stem and the head stay float32: after a heavy blur the picture is in deviations
+    of 1e-2 to 1e-6, which bfloat16 would round away.
 
-    With `classes`, forward takes labels (B,) int64 in 0..classes, `classes` for an image of no known class; they are
-    embedded and added to the time, as is usual since Dhariwal and Nichol 2021, section 3.1.
+    Args:
+        channels_in: C_in.
+        channels_out: C_out.
+        width: channels at the finest level, for multiplier 1.
+        multipliers: one per level, finest first.
+        block: "convnext", "resnet" or "local".
+        attention: "all" levels, "middle" (the coarsest only) or "none".
+        classes: number of classes, 0 for none. With classes, forward takes labels (B,) int64 in 0..classes, where
+            `classes` means unknown; their embedding is added to that of the time, as in Dhariwal and Nichol 2021,
+            section 3.1.
+        body_dtype: dtype of the body.
 
-    reach: how many pixels away, in each direction, x may lie to have a say in a pixel of what is returned; None where
-    there is no such bound, for attention and the groups' norms are of whole pictures.
+    Attributes:
+        divisor: height and width must be multiples of it.
+        reach: how far away, in pixels, an input pixel can affect an output pixel; None if that is not bounded, because
+            attention and GroupNorm cover the whole picture.
 
-    Raises UsageError for an image whose side is not a multiple of `divisor`.
     Source: Bansal et al. 2022, appendix A; Ronneberger et al. 2015.
     """
 
@@ -89,18 +97,23 @@ class UNet(nn.Module):
         self.head_block = make(2 * finest if self.is_full_width else finest, finest, width)
         self.head = nn.Conv2d(finest, channels_out, 1)
         if self.is_full_width:
-            # At first it says nothing, and the picture stays as the operator's inverse has it.
+            # Start from zero output, so that the restorer starts from the operator's inverse.
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
         is_bounded = attention == "none" and block != "resnet"
         self.reach = self._reach(STEMS[block].reach, make.reach) if is_bounded else None
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the output for x (B, C_in, H, W), t (B,) and labels (B,) or None: (B, C_out, H, W) float32.
+
+        Raises:
+            UsageError: if the height or width is not a multiple of `divisor`.
+        """
         height, width = x.shape[-2:]
         if height % self.divisor or width % self.divisor:
             times = counted(len(self.shrink), "time")
             raise UsageError(
-                f"The network cannot take {width}x{height} pixels: it halves the side {times}.",
+                f"The network cannot process {width}x{height} pixels: it halves the size {times}.",
                 f"Use a size divisible by {self.divisor}.",
             )
         embedding = self.time(t)
@@ -113,62 +126,62 @@ class UNet(nn.Module):
         return self.head(h.float())
 
     @staticmethod
-    def _count(levels: nn.ModuleList) -> list[int]:
+    def _block_counts(levels: nn.ModuleList) -> list[int]:
         return [len(level.blocks) for level in levels if isinstance(level, UNetLevel)]
 
     def _reach(self, stem: int, block: int) -> int:
-        """Return the reach of stem and blocks, each counted in the pixels of its level, and of the way between levels.
+        """Return the reach in pixels, given those of the stem and of a block at their own levels.
 
-        Scaling down reads two of its own level's pixels, scaling up one of the coarser.
+        Scaling down reaches two pixels of the finer level, scaling up one of the coarser.
         """
         deepest = len(self.shrink)
-        down = sum(count * block << level for level, count in enumerate(self._count(self.down)))
-        up = sum(count * block << deepest - index for index, count in enumerate(self._count(self.up)))
+        down = sum(count * block << level for level, count in enumerate(self._block_counts(self.down)))
+        up = sum(count * block << deepest - index for index, count in enumerate(self._block_counts(self.up)))
         between = sum((2 << level) + (2 << level) for level in range(deepest))
         return stem + down + between + (2 * block << deepest) + up + block
 
     def lay_out(self, side: int) -> UNet:
-        """Lay the weights out in memory as is fastest for pictures of `side` pixels, where they are; returns self.
+        """Choose the fastest memory layout of the weights for pictures of `side` pixels on their device; return self.
 
-        Channels innermost, on CPU and CUDA alike. But on a CPU a picture of up to 4 x 4 pixels by hundreds of channels
-        goes through a 3x3 convolution half as fast again the other way about (docs/performance.md).
+        This is channels_last, except that on a CPU 3x3 convolutions of up to 4 x 4 pixels with hundreds of channels are
+        1.5 times as fast with contiguous weights (docs/performance.md).
         """
         self.to(memory_format=torch.channels_last)
-        if self.head.weight.device.type == "cpu" and side // self.divisor <= SMALLEST:
-            for part in (self.down[-1], self.middle, *self.up[:1]):
-                for module in part.modules():
+        if self.head.weight.device.type == "cpu" and side // self.divisor <= CONTIGUOUS_SIDE_PIXELS:
+            for layers in (self.down[-1], self.middle, *self.up[:1]):
+                for module in layers.modules():
                     if isinstance(module, ConvNextBlock):
                         module.to(memory_format=torch.contiguous_format)
         return self
 
-    def settle(self) -> UNet:
-        """Make the network ready for use without training: what autocast casts at every evaluation, once and for all.
+    def prepare_for_inference(self) -> UNet:
+        """Cast the weights of the body once, freeze them and set eval mode; return self.
 
-        Those are the weights of convolutions and linear maps in the body; the numbers are the same. Returns self.
+        Autocast would cast the same weights, of convolutions and linear layers, on every call; the results are equal.
         """
-        for part in (self.down, self.shrink, self.middle, self.up, self.grow, self.head_block):
-            for module in part.modules():
+        for layers in (self.down, self.shrink, self.middle, self.up, self.grow, self.head_block):
+            for module in layers.modules():
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                     module.to(self.body_dtype)
         return self.eval().requires_grad_(False)
 
     def _body(self, h: Tensor, embedding: Tensor) -> Tensor:
-        passed = []
+        skips = []
         for index, level in enumerate(self.down):
             h = level(h, embedding)
-            passed.append(h)
+            skips.append(h)
             if index < len(self.shrink):
                 h = self.shrink[index](h)
         h = self.middle(h, embedding)
         for level, grow in zip(self.up, self.grow, strict=True):
-            h = grow(level(torch.cat([h, passed.pop()], dim=1), embedding))
+            h = grow(level(torch.cat([h, skips.pop()], dim=1), embedding))
         if self.is_full_width:
-            h = torch.cat([h, passed.pop()], dim=1)
+            h = torch.cat([h, skips.pop()], dim=1)
         return self.head_block(h, embedding)
 
 
 class UNetLevel(nn.Module):
-    """The blocks and the attention of one resolution."""
+    """The blocks of one resolution, followed by attention if it has any."""
 
     def __init__(
         self, make: BlockType, channels_in: int, channels_out: int, width_t: int, attention: bool, blocks: int = 2
@@ -179,13 +192,14 @@ class UNetLevel(nn.Module):
         self.attention = LinearAttention(channels_out) if attention else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Return the features (B, channels_out, H, W) for h (B, channels_in, H, W) and the embedding of t."""
         for block in self.blocks:
             h = block(h, embedding)
         return self.attention(h)
 
 
 class Bottleneck(nn.Module):
-    """A block, attention and a block at the coarsest resolution."""
+    """A block, attention (if it has any) and a block, at the coarsest resolution."""
 
     def __init__(self, make: BlockType, channels: int, width_t: int, attention: bool) -> None:
         super().__init__()
@@ -194,4 +208,5 @@ class Bottleneck(nn.Module):
         self.after = make(channels, channels, width_t)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Return the features, same shape as h (B, C, H, W)."""
         return self.after(self.attention(self.before(h, embedding)), embedding)

@@ -126,7 +126,7 @@ class Stepper:
             return
         # Not above: until the error is gone it holds all that the step had made.
         self._untried = 0
-        compiling.undo(self.parts.network)
+        compiling.disable(self.parts.network)
         self._tell(f"the network is not compiled: {why}")
         self.parts.optimizer.zero_grad(set_to_none=True)
         meter.keep(known)

@@ -119,7 +119,7 @@ def test_equals_the_literal_chain(case, data):
     frozen, t = freeze(op, x0), data.draw(st.integers(0, op.steps))
     wanted = x0.double()
     for index, part in enumerate(parts):
-        own = op._part(frozen, index) if len(parts) > 1 else frozen
+        own = op._part_frozen(frozen, index) if len(parts) > 1 else frozen
         wanted = literal.FORMS[part.name](part, wanted, math.ceil(t * part.steps / op.steps), own)
     torch.testing.assert_close(op(x0, t, frozen), wanted.float(), rtol=0, atol=1e-5)
 
@@ -301,7 +301,7 @@ def test_no_images_is_a_batch_too():
 def test_fields_are_one_entry_an_image():
     op, x0 = degradations.build("mask"), torch.zeros(3, 1, 8, 8)
     for wrong in (5, torch.tensor(5), torch.tensor([1, 2])):
-        with pytest.raises(UsageError, match="one entry an image"):
+        with pytest.raises(UsageError, match="one entry per image"):
             op.freeze(x0, center_row=wrong)
     frozen = op.freeze(x0, center_row=[1, 2, 3])
     assert frozen.center_row.tolist() == [1, 2, 3]
@@ -322,8 +322,8 @@ def test_a_hole_is_the_same_by_every_table():
     wanted = op(x0, t, frozen)
     for most in (0, 600_000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mask, "MOST_ENTRIES", most)
-            patch.setattr(mask, "NODES", 64 if most == 0 else 4096)
+            patch.setattr(mask, "MAX_TABLE_ENTRIES", most)
+            patch.setattr(mask, "NODES_PER_WIDTH", 64 if most == 0 else 4096)
             other = degradations.build("mask", steps=6, std=2.0, growth=3.0)
             torch.testing.assert_close(other(x0, t, frozen), wanted, rtol=0, atol=1e-6 if most else 2e-3)
             torch.testing.assert_close(other(x0, 4, frozen)[1], wanted[1], rtol=0, atol=1e-6 if most else 2e-3)

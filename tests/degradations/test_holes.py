@@ -58,7 +58,7 @@ def test_a_mask_of_ones_own_is_filled_from_its_rim():
     hidden[1, :, :7] = True  # at the border, beyond which nothing is seen
     op = degradations.build("holes", steps=6)
     x0 = torch.ones(2, 1, 30, 40)
-    frozen = op.freeze(x0, turn=holes.turn_of(hidden, 6))
+    frozen = op.freeze(x0, turn=holes.turn_from_mask(hidden, 6))
     shown = [op(x0, t, frozen)[:, 0] == 0 for t in range(7)]
     assert torch.equal(shown[6], hidden)
     assert bool(shown[1].any(dim=(1, 2)).all())
@@ -79,7 +79,7 @@ def test_all_is_hidden_at_the_end_and_the_deepest_at_the_beginning(steps, side):
     hidden = torch.zeros(3, 32, 33, dtype=torch.bool)
     hidden[0, 1 : 1 + side, 1 : 1 + side] = True
     hidden[1] = True
-    turn = holes.turn_of(hidden, steps)
+    turn = holes.turn_from_mask(hidden, steps)
     op = degradations.build("holes", steps=steps)
     x0 = torch.ones(3, 1, 32, 33)
     frozen = op.freeze(x0, turn=turn)
@@ -95,7 +95,7 @@ def test_depth_is_the_distance_from_what_is_seen():
     hidden[1] = False
     seen = hidden.logical_not().nonzero()
     places = torch.cartesian_prod(torch.arange(17), torch.arange(23))
-    for image, depth in enumerate(holes._depth(hidden)):
+    for image, depth in enumerate(holes._depth_in_mask(hidden)):
         mine = seen[seen[:, 0] == image, 1:]
         wanted = (places[:, None] - mine[None]).abs().sum(-1).amin(1).view(17, 23)
         assert torch.equal(depth.long(), wanted)
@@ -103,19 +103,19 @@ def test_depth_is_the_distance_from_what_is_seen():
 
 def test_a_mask_of_another_size_is_refused():
     op = degradations.build("holes")
-    with pytest.raises(UsageError, match="a mask of 4 x 5 pixels for images of 8 x 9"):
+    with pytest.raises(UsageError, match="a mask of 4 x 5 pixels does not fit images of 8 x 9"):
         op.freeze(torch.zeros(1, 3, 8, 9), turn=torch.zeros(1, 4, 5))
 
 
-@pytest.mark.parametrize("gray", holes.GRAYS)
+@pytest.mark.parametrize("gray", holes.GRAY_LEVELS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_flat_gray_finds_the_holes_and_nothing_else(gray, channels):
     op, x0, frozen = drawn(size=0.3)
     x0 = x0[:, :channels]
     hidden = op(x0, op.steps, frozen)[:, :1] == 0
     x_t = torch.where(hidden, images.to_floats(torch.tensor(gray)), images.quantize(x0, 8))
-    thick = holes._opened(hidden[:, 0])
-    assert torch.equal(holes.flat_gray(x_t), thick)
+    thick = holes._thick_areas(hidden[:, 0])
+    assert torch.equal(holes.find_flat_gray(x_t), thick)
     assert thick.sum() > 0.98 * hidden.sum()
 
 
@@ -125,9 +125,9 @@ def test_gray_that_is_not_flat_is_no_hole():
     levels[:, :, 4:6, 4:8] = 128  # eight pixels
     levels[:, :2, 10:15, 10:15] = 128  # not gray
     levels[:, :, 16:20, 0:4] = torch.tensor([127, 128], dtype=torch.uint8).repeat(8).view(4, 4)  # not of one shade
-    assert not holes.flat_gray(images.to_floats(levels)).any()
+    assert not holes.find_flat_gray(images.to_floats(levels)).any()
     levels[:, :, 7:10, 2:5] = 127
-    assert int(holes.flat_gray(images.to_floats(levels)).sum()) == 9
+    assert int(holes.find_flat_gray(images.to_floats(levels)).sum()) == 9
 
 
 def test_the_commands_own_size_and_the_operators(in_folder, capsys):
@@ -149,7 +149,7 @@ def test_the_inverse_of_a_hole_is_a_smooth_surface_through_what_is_seen():
     hidden = torch.zeros(2, 61, 83, dtype=torch.bool)
     hidden[0, 20:32, 30:45] = True
     hidden[1, :4, 3:50] = True
-    frozen = op.freeze(slope, turn=holes.turn_of(hidden, 4))
+    frozen = op.freeze(slope, turn=holes.turn_from_mask(hidden, 4))
     x_t = op(slope, 4, frozen)
     found = op.invert(x_t, 4, frozen, 0.01)
     assert torch.equal(op(found, 4, frozen), x_t)

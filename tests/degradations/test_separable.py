@@ -61,8 +61,8 @@ def test_components_by_fft_equal_those_by_matrices(padding, shape, is_natural, m
     for t in (3, torch.tensor([0, 2, 7])):
         by_matrices = stack(padding, is_natural=is_natural).invert(x, t, 0.01)
         with monkeypatch.context() as patch:
-            patch.setattr(separable, "LARGEST_BASIS", 0)
-            patch.setattr(separable, "ROWS", 5)
+            patch.setattr(separable, "BASIS_SIDE_PIXELS", 0)
+            patch.setattr(separable, "ROWS_PER_FFT", 5)
             by_fft = stack(padding, is_natural=is_natural).invert(x, t, 0.01)
         torch.testing.assert_close(by_matrices, by_fft, rtol=0, atol=2e-5)
 

@@ -118,7 +118,7 @@ def test_a_large_pixelated_picture_is_inverted_as_a_small_one(mode, shape, monke
         x_t = op(x, t)
         by_matrices = op.invert(x_t, t, None, 0.01)
         with monkeypatch.context() as patch:
-            patch.setattr(pixelate, "LARGE", 0)
+            patch.setattr(pixelate, "MATRIX_SIDE_PIXELS", 0)
             torch.testing.assert_close(op.invert(x_t, t, None, 0.01), by_matrices, rtol=0, atol=2e-4)
 
 

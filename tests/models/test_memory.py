@@ -76,8 +76,8 @@ def test_pieces_are_of_the_same_images_throughout(name, has_own):
     torch.testing.assert_close(made, whole, rtol=0, atol=1e-6)
     assert machine.seen == [11, 5, 2, 2, 2, 2, 2, 1]
     assert [str(warning.message).partition(" with ")[2] for warning in told] == [
-        "11 images at a time; going on with 5",
-        "5 images at a time; going on with 2",
+        "11 images at a time; continuing with 5",
+        "5 images at a time; continuing with 2",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -90,7 +90,7 @@ def test_every_word_for_no_memory_is_known_and_no_other_error_is(error):
     op = degradations.build("blur", steps=6)
     x0 = torch.rand(2, 1, 8, 8)
     frozen = op.freeze(x0)
-    with pytest.warns(ColddiffWarning, match=r"memory ran out on cpu with 2 images at a time; going on with 1"):
+    with pytest.warns(ColddiffWarning, match=r"memory ran out on cpu with 2 images at a time; continuing with 1"):
         memory.ChunkedRestorer()(Small(1, error).restorer(op), x0, 1, frozen)
     with pytest.warns(ColddiffWarning), pytest.raises(MachineError, match="one image of 8x8 pixels") as refusal:
         memory.ChunkedRestorer()(Small(0, error).restorer(op), x0, 1, frozen)
@@ -186,7 +186,7 @@ def test_a_command_goes_on_with_a_word_and_one_json_object(command, here, monkey
     found, before = json.loads(told.out), json.loads(usual.out)
     lines = [line for line in told.err.splitlines() if "memory" in line]
     assert lines == [
-        f"warning: memory ran out on cpu with {size} images at a time; going on with {size // 2}"
+        f"warning: memory ran out on cpu with {size} images at a time; continuing with {size // 2}"
         for size in ((8, 4) if command == "sample" else (16, 8, 4))  # the others fill a batch up
     ]
     assert "colddiff_core" not in told.err
@@ -203,8 +203,8 @@ def test_an_image_too_large_is_told_in_two_lines(command, here, monkeypatch, cap
         assert run([command, *COMMANDS[command]]) == 1
     told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: memory ran out")]
     assert told == [
-        "colddiff: There is not enough memory on cpu for one image of 12x12 pixels.",
-        "  A smaller batch does not help: use a run of smaller images.",
+        "colddiff: Not enough memory on cpu for one image of 12x12 pixels.",
+        "  A smaller batch does not help. Use a run of smaller images.",
     ]
 
 
@@ -249,7 +249,7 @@ print(pieces.size, len(made), float((made[:1] - whole).abs().max()))
 
 
 def limited(monkeypatch, total: float) -> None:
-    monkeypatch.setattr(memory, "total", lambda device: int(total))
+    monkeypatch.setattr(memory, "total_bytes", lambda device: int(total))
 
 
 def test_batches_are_as_large_as_memory_allows_within_bounds(monkeypatch):
@@ -260,7 +260,7 @@ def test_batches_are_as_large_as_memory_allows_within_bounds(monkeypatch):
         for side in (32, 128):
             found = memory.batch_size(PAPER, side, torch.bfloat16, gpu, 10**9)
             assert found.bit_count() == 1
-            room = memory.SHARE["cuda"] * total / memory.image_bytes(PAPER, side, torch.bfloat16)
+            room = memory.MEMORY_SHARE["cuda"] * total / memory.image_bytes(PAPER, side, torch.bfloat16)
             assert found <= max(1, room) < 2 * max(found, 1)
             assert memory.batch_size(PAPER, side, torch.float32, gpu, 10**9) <= found
             assert memory.batch_size(PAPER, side, torch.bfloat16, gpu, 100) == min(found, 100)
@@ -276,7 +276,7 @@ def test_a_run_takes_as_many_as_fit_and_image_k_stays_the_same(masked, monkeypat
     limited(monkeypatch, 1e12)
     assert built.batch_size(generate.MOST) == 16
     assert built.batch_size(evaluate.MOST) == 64
-    limited(monkeypatch, 4 * memory.image_bytes(built.config.model, 12, torch.float32) / memory.SHARE["cpu"])
+    limited(monkeypatch, 4 * memory.image_bytes(built.config.model, 12, torch.float32) / memory.MEMORY_SHARE["cpu"])
     assert built.batch_size(generate.MOST) == built.batch_size(evaluate.MOST) == 4
     generator = generate.prepare(masked, built, None)
     made = {}
@@ -289,7 +289,10 @@ def test_a_run_takes_as_many_as_fit_and_image_k_stays_the_same(masked, monkeypat
 
 
 def test_eval_takes_as_many_as_fit_unless_told(here, monkeypatch, capsys):
-    limited(monkeypatch, 4 * memory.image_bytes(runs.Run(here).config().model, 12, torch.float32) / memory.SHARE["cpu"])
+    limited(
+        monkeypatch,
+        4 * memory.image_bytes(runs.Run(here).config().model, 12, torch.float32) / memory.MEMORY_SHARE["cpu"],
+    )
     way = ["eval", "--n", "10", "--features", "none", "--precision", "float32"]
     for more, sizes in (([], {4}), (["--batch-size", "6"], {6})):
         with small_machine(monkeypatch, 99) as machine:
@@ -298,13 +301,13 @@ def test_eval_takes_as_many_as_fit_unless_told(here, monkeypatch, capsys):
 
 
 def test_a_container_bounds_the_memory(tmp_path, monkeypatch):
-    own = memory.total(CPU)
+    own = memory.total_bytes(CPU)
     assert own > 2**20
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "CONTAINER", (str(limit), str(tmp_path / "absent")))
+    monkeypatch.setattr(memory, "CGROUP_LIMIT_FILES", (str(limit), str(tmp_path / "absent")))
     for text, total in (("1048576\n", 2**20), ("max\n", None), (f"{2**62}\n", None)):
         limit.write_text(text)
-        assert memory.total(CPU) == total if total else memory.total(CPU) >= own
+        assert memory.total_bytes(CPU) == total if total else memory.total_bytes(CPU) >= own
 
 
 class Live(TorchDispatchMode):

@@ -111,5 +111,5 @@ def test_a_tile_fits_into_memory():
         side = memory.tile_side(model, dtype, cpu)
         assert side % 64 == 0
         assert side >= 64
-        assert memory.image_bytes(model, side, dtype) <= memory.MOST_TILE
+        assert memory.image_bytes(model, side, dtype) <= memory.MAX_TILE_BYTES
     assert memory.tile_side(model, torch.bfloat16, cpu) > memory.tile_side(model, torch.float32, cpu)

@@ -82,7 +82,7 @@ def test_laid_out_and_settled_a_network_says_the_same(block, dtype):
         assert network.shrink[0].weight.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(network(x, t), before, rtol=0, atol=0.02 if dtype == torch.bfloat16 else 1e-5)
         laid_out = network(x, t)
-        network.settle()
+        network.prepare_for_inference()
         assert torch.equal(network(x, t), laid_out)
     assert {p.dtype for part in (network.time, network.stem, network.head) for p in part.parameters()} == {
         torch.float32
@@ -249,7 +249,7 @@ PAIRS = {
 def test_a_pair_is_two_calls(case, is_large, monkeypatch):
     if is_large:  # beyond what matrices are kept for
         monkeypatch.setattr(separable, "DENSE_TABLE_BYTES", 0)
-        monkeypatch.setattr(pixelate, "LARGE", 8)
+        monkeypatch.setattr(pixelate, "MATRIX_SIDE_PIXELS", 8)
     op = degradations.build(PAIRS[case][0], **PAIRS[case][1])
     x0 = torch.rand(2, 3, 16, 24, generator=seeds.generator(0)) * 2 - 1
     frozen = op.freeze(x0, generator=seeds.generator(1))

@@ -1,1 +1,1 @@
-"""How badly is this picture degraded? One estimator per kind of trace."""
+"""Estimates of how severely a picture is degraded: one module per kind of trace."""

@@ -1,4 +1,4 @@
-"""What a picture tells of its own severity: the chances of every t, and a choice among them."""
+"""The posterior over severities: from log evidence to an Estimate, and small helpers for pictures."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 from colddiff_core.degradations.base import Estimate
 
-WITHIN = 0.1  # of the truth, what an estimate is to reach
-OUTSIDE = 0.05  # of the chances, on either side of low..high
+TOLERANCE = 0.1  # relative error within which an estimate counts as right
+TAIL = 0.05  # probability on either side of low..high
 
 
 def levels(x: Tensor) -> Tensor:
-    """Return pictures of [-1, 1] as 8-bit levels 0..255, whole numbers where the picture was rounded."""
+    """Return a float picture in [-1, 1] as levels in [0, 255]: same shape and dtype, not rounded."""
     return (x.clamp(-1, 1) + 1) * 127.5
 
 
 def is_gray(x: Tensor) -> bool:
-    """Tell whether a picture (1, C, H, W) has no color at all."""
+    """Return whether a picture (1, C, H, W) has no color at all."""
     return x.shape[1] == 1 or bool((x == x[:, :1]).all())
 
 
 def tiles(x: Tensor, side: int, most: int) -> list[Tensor]:
-    """Return views of a picture (1, C, H, W) no larger than `side`, at most `most` along each axis, evenly spread."""
+    """Return evenly spread views of a picture (1, C, H, W), up to `side` pixels square, at most `most` per axis."""
     spans = []
     for n in x.shape[-2:]:
         length = min(n, side)
@@ -33,25 +33,29 @@ def tiles(x: Tensor, side: int, most: int) -> list[Tensor]:
     return [x[..., top : top + h, left : left + w] for top, h in spans[0] for left, w in spans[1]]
 
 
-def settle(
+def to_estimate(
     severities: Tensor, evidence: Tensor, trace: Callable[[int], str], fields: dict[str, Tensor] | None = None
 ) -> Estimate:
-    """Return the Estimate that the log evidence of some severities gives, all held equally likely before.
+    """Return the Estimate for the log evidence of some severities, with a uniform prior over all of them.
 
-    severities: (S,) int64 rising; evidence: (S,) any float. Each stands for those around it that were left out.
+    Args:
+        severities: the candidates, (S,) int64, rising; each stands for its neighbors that are not candidates.
+        evidence: their log evidence, (S,) float.
+        trace: describes what was found for a severity.
+        fields: the recovered fields of Frozen.
     """
-    share = _share(severities) * torch.softmax(evidence.double() - evidence.max(), 0)
+    share = _weights(severities) * torch.softmax(evidence.double() - evidence.max(), 0)
     share = share / share.sum()
     below = share.cumsum(0)
     low, middle, high = (
-        int(severities[min(int((below < part).sum()), len(severities) - 1)]) for part in (OUTSIDE, 0.5, 1 - OUTSIDE)
+        int(severities[min(int((below < part).sum()), len(severities) - 1)]) for part in (TAIL, 0.5, 1 - TAIL)
     )
-    near = (severities - middle).abs() <= torch.clamp(WITHIN * severities, min=1)
+    near = (severities - middle).abs() <= torch.clamp(TOLERANCE * severities, min=1)
     return Estimate(middle, low, high, float(share[near].sum().clamp(0, 1)), trace(middle), fields or {})
 
 
-def _share(severities: Tensor) -> Tensor:
-    """Return how many severities each of some stands for: those nearer to it than to its neighbors."""
+def _weights(severities: Tensor) -> Tensor:
+    """Return how many severities each candidate stands for: those nearer to it than to another one."""
     if len(severities) == 1:
         return torch.ones(1, dtype=torch.float64)
     steps = severities.double()
