@@ -1,6 +1,6 @@
-"""The degradations as the paper writes them down, step by step and slowly: what the fast forms must equal.
+"""The degradations as the paper defines them, step by step: the slow reference for the fast forms.
 
-They work in the dtype of x0: tests give float64, benchmarks float32.
+They work in the dtype of x0: tests use float64, benchmarks float32.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:  # so that who takes these forms as a baseline gets nothing else of ours
+if TYPE_CHECKING:  # a benchmark's baseline must not import colddiff_core
     from colddiff_core.degradations import Degradation, Frozen
 
 
 @functools.cache
 def gaussian(std: float, size: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """A two-dimensional Gaussian of integer offsets, normalized over its window."""
+    """Return a two-dimensional Gaussian at integer offsets, normalized over its window."""
     half = size // 2
     y, z = torch.meshgrid(torch.arange(-half, half + 1), torch.arange(-half, half + 1), indexing="ij")
     kernel = torch.exp(-(y**2 + z**2).double() / (2 * std**2))
@@ -27,7 +27,7 @@ def gaussian(std: float, size: int, dtype: torch.dtype, device: torch.device | s
 
 
 def blur(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """t convolutions in turn, each with its own two-dimensional Gaussian."""
+    """Convolve t times, each time with its own two-dimensional Gaussian."""
     x, channels, half = x0, x0.shape[1], op.kernel_size // 2
     for i in range(t):
         std = {
@@ -43,7 +43,7 @@ def blur(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
 
 
 def mixture(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """The product of alphas, one factor a step, over the cosine schedule's betas."""
+    """Multiply the alphas of the cosine schedule step by step, then mix with z."""
 
     def shape(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -55,22 +55,22 @@ def mixture(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
 
 
 def mask(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """One mask after another, each a full picture, image by image."""
+    """Multiply t full-size masks, image by image."""
     height, width = x0.shape[-2:]
     rows, cols = (torch.arange(side, device=x0.device) for side in (height, width))
-    made = []
+    masked = []
     for image, row, col, color in zip(x0, frozen.center_row, frozen.center_col, frozen.color, strict=True):
         y, x = torch.meshgrid(rows - row, cols - col, indexing="ij")
         kept = torch.ones(height, width, dtype=x0.dtype, device=x0.device)
         for i in range(t):
             kept = kept * (1 - torch.exp(-(y**2 + x**2).to(x0.dtype) / (2 * (op.std + op.growth * i) ** 2)))
         hole = color[:, None, None] if op.fill == "color" else 0.0
-        made.append(kept * image + (1 - kept) * hole)
-    return torch.stack(made)
+        masked.append(kept * image + (1 - kept) * hole)
+    return torch.stack(masked)
 
 
 def pixelate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """Down and up again, t times."""
+    """Scale down and back up, t times."""
     x, (height, width) = x0, x0.shape[-2:]
     for i in range(t):
         low = F.interpolate(x, size=(height // 2 ** (i + 1), width // 2 ** (i + 1)), mode=op.mode)
@@ -79,7 +79,7 @@ def pixelate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
 
 
 def desaturate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """A 1 x 1 convolution a step, each z(alpha) of appendix A.4, so that t of them compose to z(t / T)."""
+    """Apply a 1 x 1 convolution z(alpha) per step (appendix A.4); t of them compose to z(t / T)."""
     x, channels = x0, x0.shape[1]
     for i in range(t):
         alpha = 1 / (op.steps - i) if op.schedule == "linear" else 1 - op.rate
@@ -90,7 +90,7 @@ def desaturate(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
 
 
 def holes(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """A pixel at a time: gray from its turn on, as soon as a step has been taken."""
+    """Gray out one pixel at a time, from its turn on, if t > 0."""
     x = x0.clone()
     for b, row, col in torch.nonzero(frozen.turn <= 1).tolist():
         if t and float(frozen.turn[b, row, col]) * op.steps <= t:
@@ -99,7 +99,7 @@ def holes(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
 
 
 def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """One picture at a time, every pixel's neighbors by hand (appendix A.5)."""
+    """Snow on one picture at a time, with loops over taps and rows (appendix A.5)."""
     if t == 0:
         return x0
     zoom, threshold, taps, sigma, lightening = {
@@ -109,9 +109,11 @@ def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
         4: (2.5, (1.15, 0.55), 11, (0.05, 20.0), (0.95, 0.3)),
     }[op.level]
     share = (t - 1) / (op.steps - 1) if op.steps > 1 else 1.0
-    now = [ends[0] + share * (ends[1] - ends[0]) for ends in (threshold, sigma, lightening)]
-    weights = [math.exp(-((k - taps // 2) ** 2) / (2 * now[1] ** 2)) for k in range(taps)]
-    made = []
+    threshold_t, sigma_t, lightening_t = (
+        ends[0] + share * (ends[1] - ends[0]) for ends in (threshold, sigma, lightening)
+    )
+    weights = [math.exp(-((k - taps // 2) ** 2) / (2 * sigma_t**2)) for k in range(taps)]
+    snowed = []
     for image, seeds, vertical in zip((x0 + 1) / 2, frozen.seed_matrix.to(x0.dtype), frozen.vertical, strict=True):
         flakes = seeds
         for axis in (0, 1):
@@ -127,7 +129,7 @@ def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
                 magnified.append(rows[low] + (place - low) * (rows[high] - rows[low]))
             trim = (size - n) // 2
             flakes = torch.stack(magnified[trim : trim + n]).movedim(0, axis)
-        flakes = torch.where(flakes > now[0], flakes, 0.0).clamp(0, 1)
+        flakes = torch.where(flakes > threshold_t, flakes, 0.0).clamp(0, 1)
         if vertical:
             flakes = flakes.T
         padded = F.pad(flakes, (taps // 2, taps // 2))
@@ -138,9 +140,9 @@ def snow(op: Degradation, x0: Tensor, t: int, frozen: Frozen) -> Tensor:
         if op.brighten:
             luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(3, 1, 1)
             gray = (x * luma).sum(0) if len(x) == 3 else x.mean(0)
-            x = now[2] * x + (1 - now[2]) * torch.maximum(x, (1.5 * gray + 0.5).expand_as(x))
-        made.append((x + layer + layer.rot90(2)).clamp(0, 1) * 2 - 1)
-    return torch.stack(made)
+            x = lightening_t * x + (1 - lightening_t) * torch.maximum(x, (1.5 * gray + 0.5).expand_as(x))
+        snowed.append((x + layer + layer.rot90(2)).clamp(0, 1) * 2 - 1)
+    return torch.stack(snowed)
 
 
 FORMS = {

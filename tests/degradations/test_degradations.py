@@ -1,4 +1,4 @@
-"""The laws of a degradation, over everything registered."""
+"""Laws that every registered degradation obeys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from colddiff_core import degradations, seeds
 from colddiff_core.degradations import Degradation, mask, separable
 from colddiff_core.errors import UsageError
 
-# Besides the defaults, variants that take other paths through an operator.
+# Parameters beside the defaults that take other code paths.
 VARIANTS = {
     "blur": [
         {"schedule": schedule, "padding": padding, "kernel_size": 5, "std": 0.8, "growth": 0.1}
@@ -36,7 +36,7 @@ VARIANTS = {
     "snow": [{"level": 1}, {"level": 2, "brighten": True}, {"level": 4, "brighten": True}],
 }
 COLOR_ONLY = {"desaturate"}
-MOST_STEPS = {"pixelate": 2}  # what a side of 5 pixels can be halved
+MAX_STEPS = {"pixelate": 2}  # a side of 5 pixels can be halved twice
 COMPOSITIONS = ("blur+noise", "mask+snow", "pixelate+mask+blur")
 
 
@@ -47,9 +47,9 @@ def variants() -> list[tuple[str, dict]]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Degradation, Tensor]:
-    """An operator and a batch: 1 or 3 channels, odd and non-square sizes."""
+    """Draw an operator and a batch of 1 or 3 channels, of odd and non-square sizes."""
     name, values = draw(st.sampled_from(variants()))
-    op = degradations.build(name, steps=draw(st.integers(1, MOST_STEPS.get(name, 12))), **values)
+    op = degradations.build(name, steps=draw(st.integers(1, MAX_STEPS.get(name, 12))), **values)
     channels = [3] if name in COLOR_ONLY else [1, 3]
     shape = draw(st.tuples(st.integers(2, 4), st.sampled_from(channels), st.integers(5, 20), st.integers(5, 20)))
     x0 = torch.rand(shape, generator=seeds.generator(draw(st.integers(0, 2**31)))) * 2 - 1
@@ -62,12 +62,12 @@ def freeze(op: Degradation, x0: Tensor) -> degradations.Frozen:
 
 
 def second(op: Degradation, x0: Tensor) -> dict[str, Tensor]:
-    """Pictures for an operator that mixes in a second data set."""
+    """Return the second pictures for an operator that needs them, by field name."""
     return {op.second_field: x0.flip(-1, -2) * 0.9} if op.second_field else {}
 
 
 @given(cases())
-def test_no_step_is_the_image_bit_for_bit(case):
+def test_severity_0_returns_the_image_bit_for_bit(case):
     op, x0 = case
     frozen = freeze(op, x0)
     x0[0, 0, 0, 0] = -0.0
@@ -77,7 +77,7 @@ def test_no_step_is_the_image_bit_for_bit(case):
 
 
 @given(cases(), st.data())
-def test_same_frozen_same_output_of_same_shape_and_type(case, data):
+def test_same_frozen_gives_the_same_output_shape_and_dtype(case, data):
     op, x0 = case
     frozen, t = freeze(op, x0), data.draw(st.integers(0, op.steps))
     x_t = op(x0, t, frozen)
@@ -88,44 +88,44 @@ def test_same_frozen_same_output_of_same_shape_and_type(case, data):
 
 
 @given(cases(), st.data())
-def test_each_image_has_its_own_t_and_no_neighbors(case, data):
+def test_each_image_has_its_own_t_and_ignores_its_neighbors(case, data):
     op, x0 = case
     frozen = freeze(op, x0)
     t = torch.tensor(data.draw(st.lists(st.integers(0, op.steps), min_size=len(x0), max_size=len(x0))))
-    together = op(x0, t, frozen)
+    batch = op(x0, t, frozen)
     for i in range(len(x0)):
         alone = op(x0[i : i + 1], int(t[i]), frozen[i : i + 1])
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-6)
+        torch.testing.assert_close(batch[i : i + 1], alone, rtol=0, atol=2e-6)
 
 
 @given(cases())
-def test_an_images_randomness_is_its_own(case):
+def test_randomness_of_an_image_does_not_depend_on_the_batch(case):
     op, x0 = case
-    together = freeze(op, x0)
-    others = {name: images[1:2] for name, images in second(op, x0).items()}
-    alone = op.freeze(x0[1:2], generator=seeds.image_generators(0, [1]), **others)
-    for field in dataclasses.fields(together):
-        assert torch.equal(getattr(together, field.name)[1:2], getattr(alone, field.name))
-        given_back = op.freeze(x0, **second(op, x0) | {field.name: getattr(together, field.name)})
-        assert torch.equal(getattr(given_back, field.name), getattr(together, field.name))
+    batch = freeze(op, x0)
+    second_images = {name: images[1:2] for name, images in second(op, x0).items()}
+    alone = op.freeze(x0[1:2], generator=seeds.image_generators(0, [1]), **second_images)
+    for field in dataclasses.fields(batch):
+        assert torch.equal(getattr(batch, field.name)[1:2], getattr(alone, field.name))
+        refrozen = op.freeze(x0, **second(op, x0) | {field.name: getattr(batch, field.name)})
+        assert torch.equal(getattr(refrozen, field.name), getattr(batch, field.name))
 
 
 @given(cases(), st.data())
-def test_equals_the_literal_chain(case, data):
+def test_output_equals_the_literal_chain(case, data):
     op, x0 = case
     parts = getattr(op, "parts", (op,))
     if any(getattr(part, "kernel_size", 1) // 2 >= min(x0.shape[-2:]) for part in parts):
-        return  # the literal padding cannot reach that far; test_separable.py covers it
+        return  # F.pad cannot pad that far; test_separable.py covers it
     frozen, t = freeze(op, x0), data.draw(st.integers(0, op.steps))
-    wanted = x0.double()
+    expected = x0.double()
     for index, part in enumerate(parts):
-        own = op._part_frozen(frozen, index) if len(parts) > 1 else frozen
-        wanted = literal.FORMS[part.name](part, wanted, math.ceil(t * part.steps / op.steps), own)
-    torch.testing.assert_close(op(x0, t, frozen), wanted.float(), rtol=0, atol=1e-5)
+        part_frozen = op._part_frozen(frozen, index) if len(parts) > 1 else frozen
+        expected = literal.FORMS[part.name](part, expected, math.ceil(t * part.steps / op.steps), part_frozen)
+    torch.testing.assert_close(op(x0, t, frozen), expected.float(), rtol=0, atol=1e-5)
 
 
 @given(cases(), st.data())
-def test_the_inverse_is_finite_and_exact_where_little_is_lost(case, data):
+def test_inverse_is_finite_and_consistent_with_x_t(case, data):
     op, x0 = case
     frozen, t = freeze(op, x0), data.draw(st.integers(1, op.steps))
     if not op.has_inverse:
@@ -138,12 +138,12 @@ def test_the_inverse_is_finite_and_exact_where_little_is_lost(case, data):
     assert inverse.isfinite().all()
     torch.testing.assert_close(inverse, op.invert(x_t, mixed, frozen, 1e-3), rtol=0, atol=1e-3)
     if op.name not in ("noise", "animorph") and "+" not in op.name:
-        # What the inverse explains is what is there: degraded again it gives x_t, but for what the floor held back.
+        # Degraded again, the inverse gives x_t up to what the floor damped.
         again = op(inverse, t, frozen)
         assert (again - x_t).square().mean() <= x_t.square().mean() * 0.5 + 1e-3
 
 
-def test_blur_is_undone_where_it_left_enough():
+def test_inverse_recovers_a_mild_blur():
     x0 = torch.rand(2, 3, 17, 24, generator=seeds.generator(1)) * 2 - 1
     for padding in ("circular", "reflect"):
         op = degradations.build("blur", steps=4, schedule="constant", std=0.5, kernel_size=5, padding=padding)
@@ -152,31 +152,31 @@ def test_blur_is_undone_where_it_left_enough():
 
 
 @pytest.mark.parametrize("name", ["noise", "animorph", "blur+noise"])
-def test_reestimated_noise_is_the_noise(name):
+def test_reestimate_recovers_the_noise(name):
     op = degradations.build(name, steps=50)
     x0 = torch.rand(3, 1, 8, 8, generator=seeds.generator(1)) * 2 - 1
     frozen = freeze(op, x0)
     t = torch.tensor([5, 25, 50])
     unknown = op.freeze(x0, z=torch.zeros_like(x0))
-    found = op.reestimate(op(x0, t, frozen), x0, t, unknown)
-    torch.testing.assert_close(found.z, frozen.z, rtol=0, atol=1e-4)
+    solved = op.reestimate(op(x0, t, frozen), x0, t, unknown)
+    torch.testing.assert_close(solved.z, frozen.z, rtol=0, atol=1e-4)
 
 
-def test_a_side_that_cannot_be_halved_is_named():
+def test_pixelate_rejects_a_side_that_cannot_be_halved():
     op = degradations.build("pixelate", steps=5)
-    with pytest.raises(UsageError, match="16 pixels cannot be halved 5 times") as refusal:
+    with pytest.raises(UsageError, match="16 pixels cannot be halved 5 times") as error:
         op(torch.zeros(1, 1, 32, 16), 1)
-    assert "at most 4 steps" in str(refusal.value)
+    assert "at most 4 steps" in str(error.value)
 
 
-def test_color_is_needed_to_drain_it():
+def test_desaturate_needs_color_and_ends_in_gray():
     with pytest.raises(UsageError, match="needs a color picture"):
         degradations.build("desaturate")(torch.zeros(1, 1, 8, 8), 1)
     gray = degradations.build("desaturate", steps=4)(torch.rand(1, 3, 8, 8, generator=seeds.generator(0)), 4)
     torch.testing.assert_close(gray, gray.mean(1, keepdim=True).expand_as(gray), rtol=0, atol=1e-6)
 
 
-def test_big_pictures_take_the_other_path_to_the_same_picture():
+def test_pixelate_chain_equals_matrices():
     op = degradations.build("pixelate", steps=3)
     x0 = torch.rand(1, 1, 20, 33, generator=seeds.generator(0))
     torch.testing.assert_close(op._chain(x0, 3), op(x0, 3), rtol=0, atol=1e-6)
@@ -190,7 +190,7 @@ def test_each_image_has_its_own_snow():
     assert torch.equal(x_t[:, 0], x_t[:, 2])
 
 
-def test_final_mean_is_the_mean_of_each_channel():
+def test_final_mean_returns_the_mean_of_each_channel():
     op = degradations.build("blur", steps=3, kernel_size=5, final_mean=True, padding="circular")
     x0 = torch.rand(2, 3, 9, 9, generator=seeds.generator(3)) * 2 - 1
     torch.testing.assert_close(op(x0, 3), x0.mean((2, 3), keepdim=True).expand_as(x0), rtol=0, atol=1e-6)
@@ -199,7 +199,7 @@ def test_final_mean_is_the_mean_of_each_channel():
 
 
 @pytest.mark.parametrize("name", degradations.names())
-def test_parameters_carry_help_and_are_checked(name):
+def test_parameters_have_help_and_t_is_checked(name):
     op = degradations.build(name)
     for field in dataclasses.fields(op):
         if field.init:
@@ -235,13 +235,13 @@ def test_parameters_carry_help_and_are_checked(name):
         ("noise+animorph", {"schedule": "cosine"}, "noise.schedule or animorph.schedule"),
     ],
 )
-def test_bad_values_are_refused_by_name(name, values, words):
-    with pytest.raises(UsageError) as refusal:
+def test_invalid_parameters_raise_a_helpful_error(name, values, words):
+    with pytest.raises(UsageError) as error:
         degradations.build(name, **values)
-    assert words in str(refusal.value)
+    assert words in str(error.value)
 
 
-def test_randomness_must_be_frozen_first():
+def test_random_operators_need_frozen_fields():
     with pytest.raises(UsageError, match="frozen"):
         degradations.build("noise")(torch.zeros(1, 1, 4, 4), 3)
     with pytest.raises(UsageError, match="second data set"):
@@ -250,7 +250,7 @@ def test_randomness_must_be_frozen_first():
         degradations.build("noise").freeze(torch.zeros(1, 1, 4, 4), y=torch.zeros(1))
 
 
-def test_snow_on_a_photograph_is_blown_the_same_way(monkeypatch):
+def test_snow_by_taps_equals_snow_by_matrices(monkeypatch):
     op = degradations.build("snow", steps=9)
     x0 = torch.zeros(3, 3, 20, 31)
     frozen, t = freeze(op, x0), torch.tensor([9, 4, 7])
@@ -260,7 +260,7 @@ def test_snow_on_a_photograph_is_blown_the_same_way(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*degradations.names(), "mask+blur"])
-def test_t_may_come_in_any_whole_form_and_in_no_other(name):
+def test_t_accepts_whole_numbers_in_any_form_only(name):
     steps = 2 if name == "pixelate" else 12
     op = degradations.build(name, steps=steps)
     x0 = torch.rand(3, 3, 8, 8, generator=seeds.generator(0)) * 2 - 1
@@ -291,14 +291,14 @@ def test_t_may_come_in_any_whole_form_and_in_no_other(name):
                 call(wrong)
 
 
-def test_no_images_is_a_batch_too():
+def test_an_empty_batch_works():
     for name in degradations.names():
         op, x0 = degradations.build(name), torch.zeros(0, 3, 8, 8)
         frozen = op.freeze(x0, generator=[], **second(op, x0))
         assert op(x0, torch.zeros(0, dtype=torch.int64), frozen).shape == x0.shape
 
 
-def test_fields_are_one_entry_an_image():
+def test_fields_need_one_entry_per_image():
     op, x0 = degradations.build("mask"), torch.zeros(3, 1, 8, 8)
     for wrong in (5, torch.tensor(5), torch.tensor([1, 2])):
         with pytest.raises(UsageError, match="one entry per image"):
@@ -307,23 +307,23 @@ def test_fields_are_one_entry_an_image():
     assert frozen.center_row.tolist() == [1, 2, 3]
 
 
-def test_nothing_mixed_in_tells_nothing_of_what_would_be():
+def test_reestimate_keeps_z_at_severity_0():
     op, x0 = degradations.build("noise", steps=5), torch.zeros(2, 1, 4, 4)
     frozen, t = freeze(op, x0), torch.tensor([0, 5])
-    found = op.reestimate(op(x0, t, frozen), x0, t, frozen)
-    assert torch.equal(found.z[0], frozen.z[0])
+    solved = op.reestimate(op(x0, t, frozen), x0, t, frozen)
+    assert torch.equal(solved.z[0], frozen.z[0])
 
 
-def test_a_hole_is_the_same_by_every_table():
-    """All severities at once, one row alone, and interpolated radii give the same mask."""
+def test_mask_is_the_same_by_every_kind_of_table():
+    """A table of all severities, single rows and interpolated radii give the same mask."""
     op = degradations.build("mask", steps=6, std=2.0, growth=3.0)
     x0 = torch.ones(3, 1, 30, 44)
     frozen, t = freeze(op, x0), torch.tensor([1, 4, 6])
-    wanted = op(x0, t, frozen)
+    expected = op(x0, t, frozen)
     for most in (0, 600_000):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mask, "MAX_TABLE_ENTRIES", most)
             patch.setattr(mask, "NODES_PER_WIDTH", 64 if most == 0 else 4096)
             other = degradations.build("mask", steps=6, std=2.0, growth=3.0)
-            torch.testing.assert_close(other(x0, t, frozen), wanted, rtol=0, atol=1e-6 if most else 2e-3)
-            torch.testing.assert_close(other(x0, 4, frozen)[1], wanted[1], rtol=0, atol=1e-6 if most else 2e-3)
+            torch.testing.assert_close(other(x0, t, frozen), expected, rtol=0, atol=1e-6 if most else 2e-3)
+            torch.testing.assert_close(other(x0, 4, frozen)[1], expected[1], rtol=0, atol=1e-6 if most else 2e-3)

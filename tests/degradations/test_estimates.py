@@ -1,4 +1,4 @@
-"""How badly a picture is degraded already: what every operator that says so has to keep to."""
+"""Severity estimates, over every operator that has them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CASES = {
     "desaturate": {"steps": 20},
     "mask": {"steps": 50, "std": 4.0, "growth": 0.5},
     "snow": {"steps": 50, "level": 3},
-    "holes": {"steps": 1},  # of which form they are says more than how far they have grown
+    "holes": {"steps": 1},  # an estimate finds the form of the holes, not their severity
 }
-# Of the truth, at severities from a third of the steps on, for a part of each of scikit-learn's two photographs. The
-# one's roof tiles are busier than most pictures and hide half of the snow; the flower's is found to a tenth.
-WITHIN = {"blur": 0.15, "pixelate": 0.0, "desaturate": 0.1, "mask": 0.1, "snow": 0.6, "holes": 0.0}
+# Relative error allowed from a third of the steps on, for a crop of each of scikit-learn's two photographs. The roof
+# tiles of one hide half of the snow; for the flower the error is a tenth.
+TOLERANCE = {"blur": 0.15, "pixelate": 0.0, "desaturate": 0.1, "mask": 0.1, "snow": 0.6, "holes": 0.0}
 ESTIMATING = [name for name in degradations.names() if degradations.find(name).has_estimate]
 
 
@@ -41,44 +41,45 @@ def photograph(index: int) -> Tensor:
     return quantize(pixels.permute(2, 0, 1)[None, :, 100:292, 200:456].float() / 127.5 - 1, 8)
 
 
-def degraded(op: Degradation, x0: Tensor, t: int) -> Tensor:
+def degrade(op: Degradation, x0: Tensor, t: int) -> Tensor:
     return quantize(op(x0, t, op.freeze(x0, generator=seeds.generator(t))), 8)
 
 
-def check(op: Degradation, told: Estimate) -> None:
-    assert 0 <= told.low <= told.high <= op.steps
-    assert 0 <= told.t <= op.steps
-    assert 0 <= told.confidence <= 1
-    assert not math.isnan(told.confidence)
-    assert told.trace
-    assert all(len(value) == 1 and bool(value.isfinite().all()) for value in told.fields.values())
+def check(op: Degradation, estimate: Estimate) -> None:
+    """Assert that an estimate is well-formed."""
+    assert 0 <= estimate.low <= estimate.high <= op.steps
+    assert 0 <= estimate.t <= op.steps
+    assert 0 <= estimate.confidence <= 1
+    assert not math.isnan(estimate.confidence)
+    assert estimate.trace
+    assert all(len(value) == 1 and bool(value.isfinite().all()) for value in estimate.fields.values())
 
 
-def test_every_operator_with_an_estimate_is_tested_here():
+def test_every_operator_with_an_estimate_has_a_case():
     assert set(ESTIMATING) == set(CASES)
 
 
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("name", ESTIMATING)
-def test_the_severity_is_found(name, index):
+def test_estimate_is_near_the_true_severity(name, index):
     op = build(name)
     t = -(-(index + 1) * op.steps // 3)
-    told = op.estimate(degraded(op, photograph(index), t))
-    check(op, told)
-    assert abs(told.t - t) <= max(WITHIN[name] * t, 0 if name == "pixelate" else 1), told
+    estimate = op.estimate(degrade(op, photograph(index), t))
+    check(op, estimate)
+    assert abs(estimate.t - t) <= max(TOLERANCE[name] * t, 0 if name == "pixelate" else 1), estimate
 
 
 @pytest.mark.parametrize("name", ESTIMATING)
-def test_an_untouched_photograph_is_told_as_hardly_degraded(name):
+def test_estimate_of_a_clean_photograph_is_near_0(name):
     op = build(name)
-    told = op.estimate(photograph(0))
-    check(op, told)
-    assert told.t <= 0.05 * op.steps
+    estimate = op.estimate(photograph(0))
+    check(op, estimate)
+    assert estimate.t <= 0.05 * op.steps
 
 
 @pytest.mark.parametrize("name", ESTIMATING)
 @pytest.mark.parametrize("case", ["flat", "black", "tiny", "line", "gray", "one channel", "noise"])
-def test_a_picture_that_tells_little_is_refused_or_told_within_range(name, case):
+def test_difficult_pictures_give_a_valid_estimate_or_an_error(name, case):
     drawn = torch.rand((1, 3, 40, 56), generator=seeds.generator(0)) * 2 - 1
     picture = {
         "flat": torch.full((1, 3, 64, 64), 0.3),
@@ -95,7 +96,7 @@ def test_a_picture_that_tells_little_is_refused_or_told_within_range(name, case)
 
 
 @pytest.mark.parametrize("name", degradations.names())
-def test_what_cannot_be_told_is_refused(name):
+def test_invalid_pictures_raise_an_error(name):
     op = degradations.build(name)
     if not op.has_estimate:
         with pytest.raises(UsageError, match="no trace"):
@@ -108,24 +109,24 @@ def test_what_cannot_be_told_is_refused(name):
         op.estimate(torch.full((1, 3, 32, 32), math.nan))
 
 
-def test_a_gray_picture_has_lost_all_its_color():
+def test_desaturate_estimates_the_last_step_for_a_gray_picture():
     gray = photograph(0).mean(1, keepdim=True).expand(-1, 3, -1, -1)
     assert build("desaturate").estimate(quantize(gray, 8)).t == 20
 
 
-def test_the_hole_is_found_where_it_is():
+def test_mask_estimate_finds_the_center():
     op = build("mask")
     x0 = photograph(0)
     fields = {"center_row": torch.tensor([70]), "center_col": torch.tensor([130])}
     x_t = quantize(op(x0, 12, op.freeze(x0, generator=seeds.generator(0), **fields)), 8)
-    told = op.estimate(x_t)
-    assert {name: int(told.fields[name]) for name in fields} == {"center_row": 70, "center_col": 130}
-    op.freeze(x_t, **told.fields)
+    estimate = op.estimate(x_t)
+    assert {name: int(estimate.fields[name]) for name in fields} == {"center_row": 70, "center_col": 130}
+    op.freeze(x_t, **estimate.fields)
 
 
-def test_blocks_of_no_severity_are_told_as_such():
+def test_pixelate_reports_blocks_of_another_size():
     x0 = photograph(0)[..., :190, :255]
     blocks = torch.nn.functional.interpolate(x0, size=(38, 51), mode="area")
-    told = build("pixelate").estimate(quantize(blocks.repeat_interleave(5, -1).repeat_interleave(5, -2), 8))
-    assert "5x5" in told.trace
-    assert "no severity" in told.trace
+    estimate = build("pixelate").estimate(quantize(blocks.repeat_interleave(5, -1).repeat_interleave(5, -2), 8))
+    assert "5x5" in estimate.trace
+    assert "no severity" in estimate.trace

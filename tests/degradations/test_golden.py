@@ -1,4 +1,4 @@
-"""Equality with the authors' published code on fixed inputs, where those outputs are at hand."""
+"""Equality with the outputs of the authors' published code on fixed inputs, if those are available."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def outputs(shared: Path):
 
 
 def keys_of(outputs, family: str, count: int) -> list[str]:
-    """The keys of a family; their number is known, so that none is passed over."""
+    """Return the keys of a family, and check their number so that none is missed."""
     keys = [key for key in outputs.files if key.startswith(family)]
     assert len(keys) == count
     return keys
 
 
-def assert_close(found: torch.Tensor, wanted: np.ndarray, key: str) -> None:
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-5, err_msg=key)
+def assert_close(actual: torch.Tensor, expected: np.ndarray, key: str) -> None:
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-5, err_msg=key)
 
 
 def test_blur(outputs):
     for key in keys_of(outputs, "blur/", 18):
         _, variant, steps, name, t = key.split("/")
         op = degradations.build("blur", steps=int(steps[1:]), **BLURS[variant])
-        found = op(torch.from_numpy(outputs[f"x/{name}"]), int(t[1:]))
-        assert_close(found, outputs[key], key)
+        actual = op(torch.from_numpy(outputs[f"x/{name}"]), int(t[1:]))
+        assert_close(actual, outputs[key], key)
 
 
 def test_noise(outputs):
@@ -70,8 +70,8 @@ def test_mask(outputs):
             op = degradations.build("mask", steps=100, std=width, growth=width, location="center")
             side, place = 64, {}
         ones = torch.ones(1, 1, side, side)
-        found = op(ones, int(t[1:]), op.freeze(ones, **place))[0, 0]
-        assert_close(found, outputs[key], key)
+        actual = op(ones, int(t[1:]), op.freeze(ones, **place))[0, 0]
+        assert_close(actual, outputs[key], key)
 
 
 def test_pixelate(outputs):
@@ -80,16 +80,16 @@ def test_pixelate(outputs):
         op = degradations.build(
             "pixelate", steps=int(steps[1:]), mode="bilinear" if "bilinear" in variant else "bicubic"
         )
-        found = op(torch.from_numpy(outputs[f"x/{name}"]), int(t[1:]))
-        assert_close(found, outputs[key], key)
+        actual = op(torch.from_numpy(outputs[f"x/{name}"]), int(t[1:]))
+        assert_close(actual, outputs[key], key)
 
 
 def test_desaturate(outputs):
     for key in keys_of(outputs, "desaturate/", 5):
-        found = degradations.build("desaturate", steps=20)(
+        actual = degradations.build("desaturate", steps=20)(
             torch.from_numpy(outputs["x/rgb32"]), int(key.rsplit("t", 1)[1])
         )
-        assert_close(found, outputs[key], key)
+        assert_close(actual, outputs[key], key)
 
 
 def test_snow(outputs):
@@ -102,8 +102,10 @@ def test_snow(outputs):
         seed_matrix = torch.from_numpy(outputs[f"snow/level{level}/seed_matrix"]).expand(len(x0), -1, -1)
         vertical = torch.from_numpy(outputs[f"snow/level{level}/vertical"]).expand(len(x0))
         frozen = op.freeze(x0, seed_matrix=seed_matrix, vertical=vertical)
-        found = op.layer(x0, t, frozen).unsqueeze(1) if kind == "layer" else op(x0, t, frozen)
-        wanted = outputs[key]
+        actual = op.layer(x0, t, frozen).unsqueeze(1) if kind == "layer" else op(x0, t, frozen)
+        expected = outputs[key]
         if kind == "layer":  # stored once for each channel
-            wanted = wanted[:, :1]
-        np.testing.assert_allclose(found.numpy(), np.broadcast_to(wanted, found.shape), rtol=0, atol=1e-5, err_msg=key)
+            expected = expected[:, :1]
+        np.testing.assert_allclose(
+            actual.numpy(), np.broadcast_to(expected, actual.shape), rtol=0, atol=1e-5, err_msg=key
+        )

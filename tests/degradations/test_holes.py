@@ -1,4 +1,4 @@
-"""Holes of any form: drawn, taken from a user's mask, and found in a picture by themselves."""
+"""Free-form holes: drawn, from a user's mask, and found in a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from colddiff_core.degradations import holes
 from colddiff_core.errors import UsageError
 
 
-def drawn(
+def draw_holes(
     batch: int = 24, height: int = 40, width: int = 61, **values
 ) -> tuple[holes.Holes, Tensor, holes.FrozenHoles]:
     op = degradations.build("holes", **values)
@@ -23,8 +23,8 @@ def drawn(
     return op, x0, op.freeze(x0, generator=seeds.image_generators(0, range(batch)))
 
 
-def test_holes_are_hard_grow_and_nest():
-    op, x0, frozen = drawn()
+def test_holes_are_hard_edged_grow_and_nest():
+    op, x0, frozen = draw_holes()
     before = torch.zeros(x0.shape, dtype=torch.bool)
     for t in range(1, op.steps + 1):
         x_t = op(x0, t, frozen)
@@ -38,44 +38,44 @@ def test_holes_are_hard_grow_and_nest():
 
 
 @pytest.mark.parametrize("values", [{"count": 1, "size": 0.001}, {"count": 8, "size": 1.0}])
-def test_every_image_has_a_hole_at_the_end(values):
-    op, x0, frozen = drawn(200, 5, 7, **values)
+def test_every_image_has_a_hole_at_the_last_step(values):
+    op, x0, frozen = draw_holes(200, 5, 7, **values)
     assert bool((op(x0, op.steps, frozen) == 0).any(dim=(1, 2, 3)).all())
 
 
-def test_no_shape_reaches_further_than_its_size():
-    _, _, frozen = drawn(60, 50, 80, count=1, size=0.2)
+def test_shapes_stay_within_their_size():
+    _, _, frozen = draw_holes(60, 50, 80, count=1, size=0.2)
     for turn in frozen.turn:
         rows, cols = torch.nonzero(turn <= 1).unbind(1)
-        for places in (rows, cols):  # a rectangle's corners stand out from its half-extents
+        for places in (rows, cols):  # a rectangle's corners reach beyond its half-extents
             assert int(places.max() - places.min()) <= 2 * 0.2 * 50 * 2**0.5 + 1
 
 
-def test_a_mask_of_ones_own_is_filled_from_its_rim():
+def test_a_users_mask_is_revealed_from_its_edge():
     hidden = torch.zeros(2, 30, 40, dtype=torch.bool)
     hidden[0, 5:20, 8:30] = True
     hidden[0, 25:28, 2:5] = True
-    hidden[1, :, :7] = True  # at the border, beyond which nothing is seen
+    hidden[1, :, :7] = True  # at the border, beyond which no pixel counts as visible
     op = degradations.build("holes", steps=6)
     x0 = torch.ones(2, 1, 30, 40)
     frozen = op.freeze(x0, turn=holes.turn_from_mask(hidden, 6))
-    shown = [op(x0, t, frozen)[:, 0] == 0 for t in range(7)]
-    assert torch.equal(shown[6], hidden)
-    assert bool(shown[1].any(dim=(1, 2)).all())
-    assert shown[1][1, :, 0].all()
-    assert not shown[5][0, 5, 8:30].any()
-    for fewer, more in itertools.pairwise(shown):
+    holes_at = [op(x0, t, frozen)[:, 0] == 0 for t in range(7)]
+    assert torch.equal(holes_at[6], hidden)
+    assert bool(holes_at[1].any(dim=(1, 2)).all())
+    assert holes_at[1][1, :, 0].all()
+    assert not holes_at[5][0, 5, 8:30].any()
+    for fewer, more in itertools.pairwise(holes_at):
         assert bool((fewer <= more).all())
         assert fewer.sum() < more.sum()
-        seen = torch.nn.functional.pad((~more).float(), [1] * 4).unsqueeze(1)
-        beside_seen = torch.nn.functional.max_pool2d(seen, 3, stride=1)[:, 0] > 0
-        if fewer.any():  # but for the last, a step shows the rim of what is hidden
-            assert bool((more & ~fewer & beside_seen).any())
+        visible = torch.nn.functional.pad((~more).float(), [1] * 4).unsqueeze(1)
+        beside_visible = torch.nn.functional.max_pool2d(visible, 3, stride=1)[:, 0] > 0
+        if fewer.any():  # every step but the last reveals pixels at the edge
+            assert bool((more & ~fewer & beside_visible).any())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
 @pytest.mark.parametrize("side", [1, 2, 9, 30])
-def test_all_is_hidden_at_the_end_and_the_deepest_at_the_beginning(steps, side):
+def test_a_users_mask_is_whole_at_the_last_step_and_not_empty_at_the_first(steps, side):
     hidden = torch.zeros(3, 32, 33, dtype=torch.bool)
     hidden[0, 1 : 1 + side, 1 : 1 + side] = True
     hidden[1] = True
@@ -90,18 +90,18 @@ def test_all_is_hidden_at_the_end_and_the_deepest_at_the_beginning(steps, side):
     assert not at_one[2].any()
 
 
-def test_depth_is_the_distance_from_what_is_seen():
+def test_depth_is_the_distance_to_the_nearest_visible_pixel():
     hidden = torch.rand(3, 17, 23, generator=seeds.generator(1)) < 0.9
     hidden[1] = False
-    seen = hidden.logical_not().nonzero()
+    visible = hidden.logical_not().nonzero()
     places = torch.cartesian_prod(torch.arange(17), torch.arange(23))
     for image, depth in enumerate(holes._depth_in_mask(hidden)):
-        mine = seen[seen[:, 0] == image, 1:]
-        wanted = (places[:, None] - mine[None]).abs().sum(-1).amin(1).view(17, 23)
-        assert torch.equal(depth.long(), wanted)
+        in_image = visible[visible[:, 0] == image, 1:]
+        expected = (places[:, None] - in_image[None]).abs().sum(-1).amin(1).view(17, 23)
+        assert torch.equal(depth.long(), expected)
 
 
-def test_a_mask_of_another_size_is_refused():
+def test_a_mask_of_another_size_is_rejected():
     op = degradations.build("holes")
     with pytest.raises(UsageError, match="a mask of 4 x 5 pixels does not fit images of 8 x 9"):
         op.freeze(torch.zeros(1, 3, 8, 9), turn=torch.zeros(1, 4, 5))
@@ -109,8 +109,8 @@ def test_a_mask_of_another_size_is_refused():
 
 @pytest.mark.parametrize("gray", holes.GRAY_LEVELS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_flat_gray_finds_the_holes_and_nothing_else(gray, channels):
-    op, x0, frozen = drawn(size=0.3)
+def test_find_flat_gray_finds_exactly_the_holes(gray, channels):
+    op, x0, frozen = draw_holes(size=0.3)
     x0 = x0[:, :channels]
     hidden = op(x0, op.steps, frozen)[:, :1] == 0
     x_t = torch.where(hidden, images.to_floats(torch.tensor(gray)), images.quantize(x0, 8))
@@ -119,30 +119,30 @@ def test_flat_gray_finds_the_holes_and_nothing_else(gray, channels):
     assert thick.sum() > 0.98 * hidden.sum()
 
 
-def test_gray_that_is_not_flat_is_no_hole():
+def test_find_flat_gray_ignores_gray_that_is_not_a_flat_area():
     levels = torch.full((1, 3, 20, 20), 60, dtype=torch.uint8)
     levels[:, :, 2, 2:18] = 128  # a line
     levels[:, :, 4:6, 4:8] = 128  # eight pixels
     levels[:, :2, 10:15, 10:15] = 128  # not gray
-    levels[:, :, 16:20, 0:4] = torch.tensor([127, 128], dtype=torch.uint8).repeat(8).view(4, 4)  # not of one shade
+    levels[:, :, 16:20, 0:4] = torch.tensor([127, 128], dtype=torch.uint8).repeat(8).view(4, 4)  # not one shade
     assert not holes.find_flat_gray(images.to_floats(levels)).any()
     levels[:, :, 7:10, 2:5] = 127
     assert int(holes.find_flat_gray(images.to_floats(levels)).sum()) == 9
 
 
-def test_the_commands_own_size_and_the_operators(in_folder, capsys):
+def test_command_size_and_holes_size_are_separate_options(in_folder, capsys):
     Image.new("RGB", (40, 30), "white").save("a.png")
     shares = []
     for size in ("0.1", "0.4"):
-        words = ["degrade", "a.png", "--op", "holes", "--size", "24", "--holes-size", size, "--out", f"{size}.png"]
-        assert run([*words, "--force"]) == 0
-        made = images.read(in_folder / f"{size}.png")
-        assert made.shape == (3, 24, 24)
-        shares.append(float((made < 0.5).float().mean()))
+        command = ["degrade", "a.png", "--op", "holes", "--size", "24", "--holes-size", size, "--out", f"{size}.png"]
+        assert run([*command, "--force"]) == 0
+        output = images.read(in_folder / f"{size}.png")
+        assert output.shape == (3, 24, 24)
+        shares.append(float((output < 0.5).float().mean()))
     assert 0 < shares[0] < shares[1]
 
 
-def test_the_inverse_of_a_hole_is_a_smooth_surface_through_what_is_seen():
+def test_inverse_fills_holes_with_a_smooth_surface():
     op = degradations.build("holes", steps=4)
     y, x = torch.meshgrid(torch.linspace(-0.8, 0.8, 61), torch.linspace(-0.5, 0.5, 83), indexing="ij")
     slope = (0.5 * x + 0.4 * y).expand(2, 3, -1, -1)
@@ -151,12 +151,12 @@ def test_the_inverse_of_a_hole_is_a_smooth_surface_through_what_is_seen():
     hidden[1, :4, 3:50] = True
     frozen = op.freeze(slope, turn=holes.turn_from_mask(hidden, 4))
     x_t = op(slope, 4, frozen)
-    found = op.invert(x_t, 4, frozen, 0.01)
-    assert torch.equal(op(found, 4, frozen), x_t)
-    assert (found - slope).abs().max() < 0.15
+    inverse = op.invert(x_t, 4, frozen, 0.01)
+    assert torch.equal(op(inverse, 4, frozen), x_t)
+    assert (inverse - slope).abs().max() < 0.15
     constant = torch.full_like(slope, 0.3)
     torch.testing.assert_close(op.invert(op(constant, 4, frozen), 4, frozen, 0.01), constant, rtol=0, atol=1e-6)
     alone = op.invert(x_t[1:], 4, frozen[1:], 0.01)
-    assert torch.equal(alone, found[1:])
-    nothing = op.freeze(slope, turn=torch.zeros(2, 61, 83))
-    assert torch.equal(op.invert(slope, 4, nothing, 0.01), torch.zeros_like(slope))
+    assert torch.equal(alone, inverse[1:])
+    all_hidden = op.freeze(slope, turn=torch.zeros(2, 61, 83))
+    assert torch.equal(op.invert(slope, 4, all_hidden, 0.01), torch.zeros_like(slope))

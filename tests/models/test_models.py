@@ -1,4 +1,4 @@
-"""The restorer: sizes, channels, precision, and what it is told of its operator."""
+"""The restorer and its U-Net: sizes, channels, precision, the inverse as input, consistency and labels."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from colddiff_core.models import Restorer, UNet
 from colddiff_core.models.unet import BLOCKS
 
 
-def count(network: torch.nn.Module) -> int:
+def count_parameters(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def test_the_papers_network_has_its_size():
+def test_default_network_has_the_papers_size():
     with torch.device("meta"):
-        assert count(UNet(1, 1)) == 56_617_076
+        assert count_parameters(UNet(1, 1)) == 56_617_076
 
 
 @pytest.mark.parametrize("block", sorted(BLOCKS))
 @pytest.mark.parametrize("attention", ["all", "middle", "none"])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 12, 20), (4, 4, 4)])
-def test_any_channels_and_any_size_divisible_by_the_depth(block, attention, channels, height, width):
+def test_forward_and_backward_work_for_any_channels_and_divisible_size(block, attention, channels, height, width):
     torch.manual_seed(0)
     network = UNet(channels, channels, width=8, multipliers=(1, 2, 2), block=block, attention=attention)
     x = torch.randn(2, channels, height, width)
@@ -35,10 +35,10 @@ def test_any_channels_and_any_size_divisible_by_the_depth(block, attention, chan
 
 
 @pytest.mark.parametrize("block", sorted(BLOCKS))
-def test_t_and_every_pixel_matter_and_neighbors_in_the_batch_do_not(block):
+def test_output_depends_on_t_and_pixels_but_not_on_the_batch(block):
     torch.manual_seed(0)
     network = UNet(1, 1, width=8, multipliers=(1, 2), block=block, attention="middle")
-    torch.nn.init.normal_(network.head.weight)  # that of a local network says nothing at first
+    torch.nn.init.normal_(network.head.weight)  # a local network starts with a zero head
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
     out = network(x, t)
     assert (network(x, t + 1) - out).abs().min(dim=0).values.max() > 1e-6
@@ -48,14 +48,14 @@ def test_t_and_every_pixel_matter_and_neighbors_in_the_batch_do_not(block):
     assert (network(touched, t)[0] - out[0]).abs().max() > 1e-6
 
 
-def test_a_size_it_cannot_take_is_named():
-    with pytest.raises(UsageError, match="10x8") as refusal:
+def test_a_size_that_is_not_divisible_is_rejected():
+    with pytest.raises(UsageError, match="10x8") as error:
         UNet(1, 1, width=8, multipliers=(1, 2, 2))(torch.zeros(1, 1, 8, 10), torch.tensor([1]))
-    assert "divisible by 4" in str(refusal.value)
+    assert "divisible by 4" in str(error.value)
 
 
-def test_deviations_that_bfloat16_would_erase_reach_the_body():
-    """A picture that differs from a constant by 1e-4 is a constant in bfloat16; the stem must still see it."""
+def test_small_deviations_survive_a_bfloat16_body():
+    """Deviations of 1e-4 from a constant vanish in bfloat16; the float32 stem must still pass them on."""
     torch.manual_seed(0)
     network = UNet(1, 1, width=8, multipliers=(1, 2), block="resnet", attention="none", body_dtype=torch.bfloat16)
     flat = torch.full((1, 1, 8, 8), 0.7)
@@ -63,18 +63,18 @@ def test_deviations_that_bfloat16_would_erase_reach_the_body():
     assert torch.equal(dented.bfloat16(), flat.bfloat16())
     with torch.no_grad():
         kernels = network.stem.conv.weight
-        kernels -= kernels.mean((2, 3), keepdim=True)  # filters that ask for differences, as training finds them
+        kernels -= kernels.mean((2, 3), keepdim=True)  # difference filters, as training learns them
         network.stem.conv.bias.zero_()
         bodies = []
         network.down[0].register_forward_pre_hook(lambda module, inputs: bodies.append(inputs[0]))
         network(dented, torch.tensor([1]))
         network(flat, torch.tensor([1]))
-    inner = slice(1, -1)  # away from the zeros beyond the border
+    inner = slice(1, -1)  # without the effects of zero padding
     assert bodies[0].dtype == torch.bfloat16
     assert bodies[0][..., inner, inner].float().std() > 100 * bodies[1][..., inner, inner].float().std()
 
 
-def test_with_the_inverse_a_silent_network_returns_it():
+def test_a_zero_network_with_inverse_input_returns_the_inverse():
     op = degradations.build("blur", steps=3, schedule="constant", std=0.5, kernel_size=5)
     network = UNet(2, 1, width=8, multipliers=(1, 2))
     for parameter in network.head.parameters():
@@ -85,12 +85,12 @@ def test_with_the_inverse_a_silent_network_returns_it():
         torch.testing.assert_close(restorer(op(x0, t), t), x0, rtol=0, atol=1e-3)
 
 
-def test_an_operator_without_inverse_is_refused():
-    class Mute:
+def test_inverse_input_needs_an_operator_with_inverse():
+    class OperatorWithoutInverse:
         has_inverse = False
 
     with pytest.raises(UsageError, match="no inverse"):
-        Restorer(UNet(2, 1, width=8, multipliers=(1,)), Mute(), inputs="inverse")
+        Restorer(UNet(2, 1, width=8, multipliers=(1,)), OperatorWithoutInverse(), inputs="inverse")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_operator_without_inverse_is_refused():
         ("desaturate", {"steps": 5}, "plain"),
     ],
 )
-def test_a_consistent_restoration_degrades_to_what_it_was_made_from(name, values, inputs):
+def test_a_consistent_restoration_degrades_to_its_input(name, values, inputs):
     op, floor = degradations.build(name, **values), 1e-3
     x0 = torch.rand(2, 3, 8, 8, generator=seeds.generator(0)) * 2 - 1
     torch.manual_seed(0)
@@ -112,15 +112,15 @@ def test_a_consistent_restoration_degrades_to_what_it_was_made_from(name, values
     frozen = op.freeze(x0, generator=seeds.generator(1))
     for t in (op.steps, torch.tensor([1, op.steps])):
         x_t = op(x0, t, frozen)
-        away = []
+        errors = []
         for consistent in (False, True):
             restorer = Restorer(network, op, inputs=inputs, floor=floor, consistent=consistent)
             with torch.no_grad():
-                away.append(float((op(restorer(x_t, t, frozen), t, frozen) - x_t).abs().max()))
-        assert away[1] < 4 * floor < away[0]
+                errors.append(float((op(restorer(x_t, t, frozen), t, frozen) - x_t).abs().max()))
+        assert errors[1] < 4 * floor < errors[0]
 
 
-def test_consistency_leaves_a_perfect_restoration_alone():
+def test_consistency_keeps_a_perfect_restoration():
     op = degradations.build("blur", steps=6, schedule="constant", std=2.0, kernel_size=7)
     x0 = torch.rand(2, 3, 8, 8, generator=seeds.generator(0)) * 2 - 1
 
@@ -129,16 +129,16 @@ def test_consistency_leaves_a_perfect_restoration_alone():
             return x0
 
     restored = Restorer(Oracle(), op, consistent=True)(op(x0, 6), 6)
-    torch.testing.assert_close(restored, x0, rtol=0, atol=2e-2)  # rounding of x_t over the floor of 1e-5
+    torch.testing.assert_close(restored, x0, rtol=0, atol=2e-2)  # the floor of 1e-5 amplifies the rounding of x_t
 
 
-def test_consistency_is_for_linear_operators():
+def test_consistency_needs_a_linear_operator():
     for name in ("noise", "snow", "animorph", "blur+noise", "mask+blur"):
         with pytest.raises(UsageError, match="not linear"):
             Restorer(UNet(1, 1, width=8, multipliers=(1,)), degradations.build(name, steps=5), consistent=True)
 
 
-def test_a_label_changes_what_a_conditional_network_sees():
+def test_labels_change_the_output_of_a_conditional_network():
     network = UNet(1, 1, width=8, multipliers=(1, 2), classes=3)
     x, t = torch.zeros(2, 1, 8, 8), torch.tensor([1, 1])
     with torch.no_grad():

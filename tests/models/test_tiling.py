@@ -1,4 +1,4 @@
-"""Photographs by tiles: the whole's own pixels, whatever the size, and no seam."""
+"""Tiled restoration of photographs: equal to the whole picture for any size, without seams."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LOCAL = {"width": 8, "multipliers": (1, 2), "attention": "none"}
 
 def network(block: str = "local", **settings) -> UNet:
     torch.manual_seed(0)
-    made = UNet(3, 3, block=block, **LOCAL | settings).eval().requires_grad_(False)
-    torch.nn.init.normal_(made.head.weight)  # that of a local network says nothing at first
-    return made
+    unet = UNet(3, 3, block=block, **LOCAL | settings).eval().requires_grad_(False)
+    torch.nn.init.normal_(unet.head.weight)  # a local network starts with a zero head
+    return unet
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -26,27 +26,27 @@ def picture(height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("block", ["local", "convnext"])
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 2), (1, 1, 1, 1)])
-def test_no_pixel_beyond_the_reach_has_a_say_and_the_reach_is_not_far_too_wide(block, multipliers):
+def test_reach_bounds_the_receptive_field_tightly(block, multipliers):
     unet = network(block, multipliers=multipliers)
     assert unet.reach is not None
     side = -(-(2 * unet.reach + 9) // 8) * 8
     x = (torch.rand(1, 3, 1, side, generator=seeds.generator(1)) - 0.5).expand(1, 3, 8, side).clone().requires_grad_()
-    for middle in range(side // 2, side // 2 + unet.divisor):  # pixels lie differently to the coarser grids
-        found = torch.autograd.grad(unet(x, torch.tensor([3]))[..., middle].sum(), x)[0]
-        used = found.abs().amax((0, 1, 2)).nonzero()[:, 0]
+    for middle in range(side // 2, side // 2 + unet.divisor):  # every position relative to the coarser grids
+        gradient = torch.autograd.grad(unet(x, torch.tensor([3]))[..., middle].sum(), x)[0]
+        used = gradient.abs().amax((0, 1, 2)).nonzero()[:, 0]
         farthest = max(middle - int(used.min()), int(used.max()) - middle)
         assert farthest <= unet.reach
     assert farthest > 0.8 * unet.reach
 
 
-def test_where_the_whole_picture_has_a_say_there_is_no_reach():
+def test_reach_is_none_with_attention_or_groupnorm():
     assert network("resnet").reach is None
     assert network("local", attention="middle").reach is None
     assert network("convnext", attention="all").reach is None
 
 
 @pytest.mark.parametrize("size", [(150, 340), (201, 203), (97, 500), (300, 160)])
-def test_tiles_give_what_the_whole_gives(size):
+def test_tiles_equal_the_whole_picture(size):
     unet = network()
     tiled = TiledRestorer(unet, 160)
     assert not tiled.is_whole(*size)
@@ -62,7 +62,7 @@ def test_tiles_give_what_the_whole_gives(size):
     assert shares[-1] == 1
 
 
-def test_tiles_of_a_bfloat16_body_differ_by_less_than_eight_bits_tell():
+def test_tiles_of_a_bfloat16_body_are_equal_to_8_bits():
     unet = network(body_dtype=torch.bfloat16)
     x, t = picture(200, 320), torch.tensor([1, 4])
     difference = (TiledRestorer(unet, 160)(x, t) - TiledRestorer(unet, 1000)(x, t)).abs().max()
@@ -70,7 +70,7 @@ def test_tiles_of_a_bfloat16_body_differ_by_less_than_eight_bits_tell():
 
 
 class ConstantNetwork(torch.nn.Module):
-    """A network that sees nothing but the mean of what it is given."""
+    """A network that returns the mean of each channel of its input."""
 
     divisor, body_dtype, reach = 4, torch.float32, None
 
@@ -78,29 +78,29 @@ class ConstantNetwork(torch.nn.Module):
         return x.mean((-2, -1), keepdim=True).expand_as(x).clone()
 
 
-def test_tiles_that_differ_give_way_to_each_other_without_a_seam():
+def test_tiles_that_differ_blend_without_a_seam():
     x = torch.zeros(1, 1, 200, 1000)
     x[..., 500:] = 1
     tiled = TiledRestorer(ConstantNetwork(), 100)
     assert not tiled.is_whole(200, 1000)
-    made = tiled(x, torch.tensor([1]))[0, 0]
-    steps = made[:, 1:] - made[:, :-1]
-    assert made.min() == 0
-    assert made.max() == pytest.approx(1)
+    blended = tiled(x, torch.tensor([1]))[0, 0]
+    steps = blended[:, 1:] - blended[:, :-1]
+    assert blended.min() == 0
+    assert blended.max() == pytest.approx(1)
     assert 0.003 < steps.max() < 1.01 / (2 * tiled.feather)
     assert steps.min() > -1e-6
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (33, 7)])
-def test_sizes_that_the_network_cannot_halve_are_filled_up_by_reflection(size):
+def test_sizes_that_are_not_divisible_are_padded_by_reflection(size):
     unet = network(multipliers=(1, 2, 2, 2))
-    made = TiledRestorer(unet, 512)(picture(*size), torch.tensor([1, 2]))
-    assert made.shape[-2:] == size
-    assert made.isfinite().all()
+    output = TiledRestorer(unet, 512)(picture(*size), torch.tensor([1, 2]))
+    assert output.shape[-2:] == size
+    assert output.isfinite().all()
     if size == (5, 64):
         x = picture(*size)
-        filled = torch.cat([x, x[..., [3, 2, 1], :]], -2)
-        expected = unet(filled, torch.tensor([1, 2]))[..., :5, :]
+        padded = torch.cat([x, x[..., [3, 2, 1], :]], -2)
+        expected = unet(padded, torch.tensor([1, 2]))[..., :5, :]
         torch.testing.assert_close(TiledRestorer(unet, 512)(x, torch.tensor([1, 2])), expected, rtol=0, atol=1e-6)
 
 
