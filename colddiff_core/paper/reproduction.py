@@ -247,7 +247,7 @@ def contact_sheet(table: Table, scale: Scale, results: Mapping[str, Result]) -> 
         if result:
             shown = [*part.kinds, *([] if part.is_generated else [ORIGINAL])]
             sheets.append(images.sheet({kind: result.pictures[kind] for kind in shown}))
-    return images.beside(sheets)
+    return images.side_by_side(sheets)
 
 
 def gaps(made: Sequence[Record]) -> list[Record]:
