@@ -93,10 +93,10 @@ def test_kernel_distance_matches_its_definition():
 
     target, values = stats_of(real), []
     for number, block in enumerate(generated.float().double().split(200)):
-        real = target.blocks[(number + 1) % 2].double()[: len(block)]
+        other = target.blocks[(number + 1) % 2].double()[: len(block)]
         m = len(block)
-        own = sum((k(x, x).sum() - k(x, x).trace()) / (m * (m - 1)) for x in (real, block))
-        values.append((own - 2 * k(real, block).mean(), m))
+        own = sum((k(x, x).sum() - k(x, x).trace()) / (m * (m - 1)) for x in (other, block))
+        values.append((own - 2 * k(other, block).mean(), m))
     mean = sum(value * m for value, m in values) / sum(m for _, m in values)
     assert sum(m for _, m in values) == 450
     assert distances(generated, real, 37).result()["kd"] == pytest.approx(float(mean), rel=1e-5)

@@ -91,8 +91,8 @@ def test_a_jpeg_has_no_transparency(tmp_path):
     found = photograph.read(tmp_path / "a.png")
     notes = photograph.write(found, found.pixels, tmp_path / "b.jpg")
     assert notes == ("transparency: laid on white, a JPEG has none",)
-    wanted = images.read(tmp_path / "a.png")
-    assert (images.read(tmp_path / "b.jpg") - wanted).abs().max() < 0.06
+    expected = images.read(tmp_path / "a.png")
+    assert (images.read(tmp_path / "b.jpg") - expected).abs().max() < 0.06
 
 
 def test_palettes_with_transparency(tmp_path):
@@ -144,8 +144,8 @@ def test_print_colors_become_rgb(tmp_path, mode, word):
     found, target = round_trip(tmp_path / "a.tif", ".png")
     assert found.notes == (f"{word}: written as RGB",)
     assert found.icc_profile == b""
-    wanted = images.to_floats(torch.from_numpy(np.array(picture())).permute(2, 0, 1))
-    assert (found.pixels - wanted).abs().mean() < 0.05  # Lab of 8 bits has few shades of blue
+    expected = images.to_floats(torch.from_numpy(np.array(picture())).permute(2, 0, 1))
+    assert (found.pixels - expected).abs().mean() < 0.05  # Lab of 8 bits has few shades of blue
     assert "icc_profile" not in opened(target).info
     assert opened(target).getexif()[0x0112] == 6
 
@@ -155,8 +155,8 @@ def test_the_first_of_several_images_is_read(tmp_path, suffix):
     frames = [picture(), ImageOps.invert(picture())]
     frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], lossless=True)
     found, _ = round_trip(tmp_path / f"a{suffix}", ".png")
-    wanted = "several images in the file: first one only" if suffix == ".tif" else "animation: first frame only"
-    assert found.notes == (wanted,)
+    expected = "several images in the file: first one only" if suffix == ".tif" else "animation: first frame only"
+    assert found.notes == (expected,)
     assert torch.equal(found.pixels, images.read(tmp_path / f"a{suffix}", channels=3))
 
 
