@@ -1,4 +1,4 @@
-"""What tests/distributed/test_group.py has two processes do together: torchrun ... ranks_job.py FOLDER."""
+"""The program that tests/distributed/test_group.py runs on two processes: torchrun ... ranks_job.py FOLDER."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from colddiff_core.distributed import group
 from colddiff_core.runs import control
 from colddiff_core.training.trainer import Trainer
 
-# A blur's inverse makes rounding of x_t a thousand times larger: there one process with another batch differs as well.
+# A blur's inverse amplifies rounding of x_t a thousand times: even one process differs with another batch size.
 PLAIN = ("model.inputs=plain", "model.consistent=false")
 FLOAT32 = ("train.precision=float32", "train.log_every=1")
 CASES = {
@@ -33,23 +33,23 @@ CASES = {
 
 
 def build(path: Path, preset: str, *overrides: str) -> Trainer:
-    """Return the trainer of a run at `path`, one of a job's where this is one: a new run, or that which is there."""
-    together = group.current()
+    """Return the trainer of the run at `path`, new or existing, as part of the current group."""
+    ranks = group.current()
     config = presets.load(preset, [*TINY, *FLOAT32, *overrides])
-    is_there = together.broadcast_json((path / "run.toml").exists())
-    together.barrier()
+    exists = ranks.broadcast_json((path / "run.toml").exists())
+    ranks.barrier()
     run = runs.FollowerRun(path)
-    if together.is_first:
-        run = runs.RunWriter(path) if is_there else runs.create(path, config, {})
+    if ranks.is_first:
+        run = runs.RunWriter(path) if exists else runs.create(path, config, {})
     sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
     trainer = Trainer(experiment.build(config, sets[0].channels, devices.choose("cpu")), *sets, run)
-    if is_there:
+    if exists:
         trainer.resume()
     return trainer
 
 
 def finish(trainer: Trainer) -> Trainer:
-    """Train to the end and let go of the run."""
+    """Train to the end and release the run."""
     for _ in trainer.steps():
         pass
     trainer.run.close()
@@ -57,19 +57,19 @@ def finish(trainer: Trainer) -> Trainer:
 
 
 def spoil(trainer: Trainer, step: int) -> None:
-    """Have the second process alone meet images of NaN in one step."""
+    """Replace the images by NaN in one step, on the second process only."""
     take = trainer.stepper.feed.take
 
     def spoiled(indices, views):
-        found = take(indices, views)
+        x = take(indices, views)
         is_now = trainer.step == step and trainer.ranks.index == 1
-        return found * math.nan if is_now else found
+        return x * math.nan if is_now else x
 
     trainer.stepper.feed.take = spoiled
 
 
-def answer(path: Path, trainer: Trainer) -> None:
-    """Ask for a pause at once, for a sheet and an end to the pause a while later, and then for an end."""
+def request_changes(path: Path, trainer: Trainer) -> None:
+    """Request a pause at once and, a moment later, a sheet, the end of the pause and a stop."""
 
     def later() -> None:
         time.sleep(0.3)
@@ -81,43 +81,43 @@ def answer(path: Path, trainer: Trainer) -> None:
         threading.Thread(target=later).start()
 
 
-def words(together: group.Group) -> dict:
-    """Return what processes tell each other."""
-    mine = together.index
+def words(ranks: group.Group) -> dict:
+    """Return the results of the group's communication."""
+    mine = ranks.index
     return {
-        "highest": together.all_max(mine, -mine, False),
-        "heard": together.broadcast_json({"from": mine}),
-        "bytes": together.broadcast(b"" if mine == 0 else b"unheard").decode(),
-        "collected": together.gather_json([mine] * (mine + 1)),
-        "tensors": [one["x"].tolist() for one in together.gather_tensors({"x": torch.arange(mine)})],
-        "sum": together.sum(torch.tensor([1.0, mine])).tolist(),
-        "share": [list(together.slice_of(7)), list(together.slice_of(1))],
-        "turn": together.one_process_first(time.monotonic),
-        "news": [together.is_news("a"), together.is_news("b")],
-        "dealt": list(together.next_tasks(5)),
+        "highest": ranks.all_max(mine, -mine, False),
+        "heard": ranks.broadcast_json({"from": mine}),
+        "bytes": ranks.broadcast(b"" if mine == 0 else b"unheard").decode(),
+        "collected": ranks.gather_json([mine] * (mine + 1)),
+        "tensors": [one["x"].tolist() for one in ranks.gather_tensors({"x": torch.arange(mine)})],
+        "sum": ranks.sum(torch.tensor([1.0, mine])).tolist(),
+        "share": [list(ranks.slice_of(7)), list(ranks.slice_of(1))],
+        "turn": ranks.one_process_first(time.monotonic),
+        "news": [ranks.is_news("a"), ranks.is_news("b")],
+        "dealt": list(ranks.next_tasks(5)),
     }
 
 
 def main(folder: Path) -> None:
-    """Train what there is to train and leave what was found in `folder`."""
-    together = group.join(torch.device("cpu"))
-    found = {"words": words(together)}
+    """Train all cases and write the results to `folder`."""
+    ranks = group.join(torch.device("cpu"))
+    results = {"words": words(ranks)}
     for name, (preset, overrides) in CASES.items():
         finish(build(folder / name, preset, *overrides))
-    together.barrier()
-    finish(build(folder / "resumed", "digits-mask"))  # what one process has begun
+    ranks.barrier()
+    finish(build(folder / "resumed", "digits-mask"))  # started by one process
     spoiled = build(folder / "spoiled", "digits-mask")
     spoil(spoiled, 1)
     finish(spoiled)
     asked = build(folder / "asked", "digits-mask", "train.steps=500", "sample.stride=1")
-    answer(folder / "asked", asked)
+    request_changes(folder / "asked", asked)
     finish(asked)
-    found["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
-    found["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
-    (folder / f"told-{together.index}.json").write_text(json.dumps(found))
+    results["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
+    results["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
+    (folder / f"results-{ranks.index}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     group.leave()
-    os._exit(0)  # as the program itself ends its processes
+    os._exit(0)  # as the program itself does

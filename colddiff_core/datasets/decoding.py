@@ -21,7 +21,7 @@ from colddiff_core import devices
 from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.errors import ColddiffError, UsageError
-from colddiff_core.images import SUFFIXES, pixels_of, read_bytes
+from colddiff_core.images import SUFFIXES, count_pixels, read_bytes
 from colddiff_core.text import counted
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
@@ -255,7 +255,7 @@ def _chunks(entries: Iterator[Entry], request: DatasetRequest) -> Iterator[list[
         chunk.append(entry)
         size += len(entry.content or b"")
         if request.crop:  # of what is scaled only the small picture stays in memory
-            size += pixels_of(entry.path, entry.content) * _channels(request)
+            size += count_pixels(entry.path, entry.content) * _channels(request)
         if len(chunk) == cache.CHUNK or size > LARGEST_CHUNK:
             yield chunk
             chunk, size = [], 0

@@ -111,7 +111,7 @@ def test_ctrl_c_tells_once_how_to_go_on_and_is_heard_by_who_waits(place):
     time.sleep(0.2)  # the first process has done its share
     job.interrupt()
     assert job.wait() == [130, 130]
-    what, how = job.told("err").splitlines()
+    what, how = job.output("err").splitlines()
     assert what == "colddiff: Interrupted: 1 of 2 images is in long."
     assert "--resume" in how
 
@@ -123,7 +123,7 @@ def test_a_named_picture_that_is_broken_ends_all(place):
     ):
         job = launches.start([*command, "--out-dir", "named"], place, 2)
         assert 2 in job.wait()
-        what, how = job.told("err").splitlines()
+        what, how = job.output("err").splitlines()
         assert "in/3.png is not an image that can be read" in what
         assert how.startswith("  ")
 
@@ -139,8 +139,8 @@ def test_refusals_are_told_once_and_nothing_is_made(place):
     ):
         job = launches.start(command, place, 2)
         assert 2 in job.wait()
-        assert len(job.told("err").splitlines()) == 2, job.told("err")
-        assert words in job.told("err")
+        assert len(job.output("err").splitlines()) == 2, job.output("err")
+        assert words in job.output("err")
     assert left_behind(place / "taken") == ["000001.png"]
     assert not (place / "fresh").exists()
 
