@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cost
+import cost_model
 
-sys.path.insert(0, str(cost.ROOT / "tests" / "faults"))
+sys.path.insert(0, str(cost_model.ROOT / "tests" / "faults"))
 import hosts
 
 BATCH, STEPS, WARMUP_STEPS = 16, 16, 4  # images per process; the first steps are not timed
@@ -68,7 +68,7 @@ def alone(folder: Path) -> float:
 
     Both hosts are this machine, so their processes share its memory bandwidth.
     """
-    environment = os.environ | {"PYTHONPATH": str(cost.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(cost_model.ROOT), "OMP_NUM_THREADS": "1"}
     found = [folder / f"alone-{number}" for number in range(2)]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = [subprocess.Popen([sys.executable, *words(run, 1)], env=environment, **quiet) for run in found]
@@ -138,8 +138,10 @@ def measure(pair: hosts.Hosts, folder: Path, megabits: int, number: int) -> dict
 
 def predicted(parameters: int, found: dict[str, Any]) -> float:
     """Return the predicted seconds of a step of two processes, which sum the loss in one more small message."""
-    gradient = cost.FLOAT_BYTES * parameters
-    waiting = cost.exposed(2, gradient, found["bandwidth"], cost.BACKWARD * found["single"], found["agreement"] / 2)
+    gradient = cost_model.FLOAT_BYTES * parameters
+    waiting = cost_model.exposed(
+        2, gradient, found["bandwidth"], cost_model.BACKWARD * found["single"], found["agreement"] / 2
+    )
     return found["single"] + waiting + 2 * found["agreement"]
 
 
@@ -152,7 +154,7 @@ def report(rates: list[int], rounds: int, path: Path | None) -> int:
     if missing := hosts.missing():
         print(missing, file=sys.stderr)
         return 1
-    work = cost.count_work("digits-mask")
+    work = cost_model.count_work("digits-mask")
     print(f"digits-mask: {work.parameters:,} parameters, {BATCH} images a process; medians of {rounds}")
     print(LINE.format(*TITLES))
     rows, number = [], 0
@@ -169,7 +171,7 @@ def report(rates: list[int], rounds: int, path: Path | None) -> int:
             "megabits": megabits,
             "found": found,
             "predicted": predictions,
-            "sent": cost.ring_bytes(2, work.gradient),
+            "sent": cost_model.ring_bytes(2, work.gradient),
         }
         rows.append(row)
         carried = statistics.median(8 * one["bandwidth"] / 1e6 for one in found)

@@ -15,10 +15,11 @@ from colddiff_cli.__main__ import run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import cost
+import cost_model
 
-PAGE = (cost.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-RATES = cost.Rates()
-WORK = cost.WorkCost(
+PAGE = (cost_model.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+RATES = cost_model.Rates()
+WORK = cost_model.WorkCost(
     "made-up", 128, parameters=10**7, flops=1e11, launches=1000, passed=32, severities=200,
     checkpoint_every=1000, sample_every=1000,
 )  # fmt: skip
@@ -91,50 +92,50 @@ def test_the_tables_are_what_the_command_prints(capsys):
 
 
 def test_a_ring_sends_all_but_one_chunk_twice():
-    assert cost.ring_bytes(1, 100) == 0
-    assert cost.ring_bytes(2, 100) == 100
-    assert cost.ring_bytes(4, 100) == 150
-    assert cost.ring_bytes(512, 100) == pytest.approx(200, rel=0.01)
+    assert cost_model.ring_bytes(1, 100) == 0
+    assert cost_model.ring_bytes(2, 100) == 100
+    assert cost_model.ring_bytes(4, 100) == 150
+    assert cost_model.ring_bytes(512, 100) == pytest.approx(200, rel=0.01)
 
 
 @pytest.mark.parametrize("size", [1, 2**20, 2**20 + 1, 26 * 2**20, 226_479_472])
 def test_buckets_hold_all_gradients(size):
-    assert sum(cost.buckets(size)) == size
-    assert all(0 < part <= cost.BUCKET_BYTES for part in cost.buckets(size))
+    assert sum(cost_model.buckets(size)) == size
+    assert all(0 < part <= cost_model.BUCKET_BYTES for part in cost_model.buckets(size))
 
 
 def test_only_the_last_bucket_is_not_hidden_by_the_backward_pass():
     gradient = 226e6
-    whole = cost.ring_bytes(8, gradient) / 50e9
-    assert cost.exposed(1, gradient, 50e9, 1.0) == 0
-    assert cost.exposed(8, gradient, 50e9, 0.0) == pytest.approx(whole)
-    last = cost.ring_bytes(8, cost.buckets(gradient)[-1]) / 50e9
-    assert cost.exposed(8, gradient, 50e9, 10.0) == pytest.approx(last)
-    between = [cost.exposed(8, gradient, 50e9, whole * part) for part in (0, 0.5, 1, 2, 4)]
+    whole = cost_model.ring_bytes(8, gradient) / 50e9
+    assert cost_model.exposed(1, gradient, 50e9, 1.0) == 0
+    assert cost_model.exposed(8, gradient, 50e9, 0.0) == pytest.approx(whole)
+    last = cost_model.ring_bytes(8, cost_model.buckets(gradient)[-1]) / 50e9
+    assert cost_model.exposed(8, gradient, 50e9, 10.0) == pytest.approx(last)
+    between = [cost_model.exposed(8, gradient, 50e9, whole * part) for part in (0, 0.5, 1, 2, 4)]
     assert between == sorted(between, reverse=True)
 
 
 def test_a_step_on_one_gpu_has_no_waiting():
-    alone = cost.step(WORK, RATES, 1, 64)
+    alone = cost_model.step(WORK, RATES, 1, 64)
     assert alone.waiting == alone.agreeing == alone.sent == 0
     assert alone.compute == pytest.approx(64 * 1e11 / (989e12 * 0.35), rel=0.01)
-    assert cost.step(WORK, RATES, 1, 128).total == pytest.approx(2 * alone.total, rel=0.05)
+    assert cost_model.step(WORK, RATES, 1, 128).total == pytest.approx(2 * alone.total, rel=0.05)
 
 
 def test_speedup_is_at_most_linear():
-    alone = cost.step(WORK, RATES, 1, 2048)
-    for count in cost.GPU_COUNTS[1:]:
-        assert cost.step(WORK, RATES, count, 2048).rate < count * alone.rate
+    alone = cost_model.step(WORK, RATES, 1, 2048)
+    for count in cost_model.GPU_COUNTS[1:]:
+        assert cost_model.step(WORK, RATES, count, 2048).rate < count * alone.rate
 
 
 def test_large_steps_gain_less():
-    assert cost.useful(4096, 4096) == 0.5
-    assert cost.useful(1, 4096) == pytest.approx(1, abs=1e-3)
+    assert cost_model.useful(4096, 4096) == 0.5
+    assert cost_model.useful(1, 4096) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_work_matches_the_performance_page():
     """4.21 GFLOP per forward image at 32 pixels, 56.6 M parameters, 16 checkpoint bytes per parameter."""
-    work = cost.count_work("mnist-blur")
+    work = cost_model.count_work("mnist-blur")
     assert work.parameters == pytest.approx(56.6e6, rel=1e-3)
     assert work.flops / 3 == pytest.approx(4.21e9, rel=0.03)
     assert work.checkpoint == 16 * work.parameters
