@@ -32,7 +32,7 @@ def kept(tmp_path, monkeypatch) -> Path:
     """The folder that decoded images are kept in, of this test alone; sets of more than eight images are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "CHUNK", 8)
-    monkeypatch.setattr(cache, "RESERVE", 0)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     return tmp_path / "cache" / "colddiff" / "decoded"
 
 

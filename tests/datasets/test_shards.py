@@ -35,7 +35,7 @@ SIDE = 4
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "RESERVE", 0)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     return tmp_path / "cache" / "colddiff"
 
 
@@ -694,10 +694,10 @@ def test_a_held_set_that_a_shard_is_missing_from_is_told_and_not_kept(tmp_path, 
 def test_a_full_disk_is_no_broken_shard(tmp_path, monkeypatch):
     root = listed(write(tmp_path / "data"), "pipe:cat train-001.tar")
     found = opened(root)
-    monkeypatch.setattr(cache, "RESERVE", 2**80)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 2**80)
     with pytest.raises(MachineError, match="Cannot write"):
         found.rows(torch.tensor([0]))
-    monkeypatch.setattr(cache, "RESERVE", 0)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     assert shades(found.rows(torch.tensor([0]))) == [5]
 
 

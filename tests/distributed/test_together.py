@@ -180,7 +180,7 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for name, value in (told | more).items():
             monkeypatch.setenv(name, value)
 
-    monkeypatch.setattr(__main__, "PATIENCE", 0)
+    monkeypatch.setattr(__main__, "PATIENCE_SECONDS", 0)
     return become
 
 
