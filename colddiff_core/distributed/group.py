@@ -231,7 +231,7 @@ class Group:
         """Return whether no other process has reported this message yet; if so, no other will."""
         if self._store is None:
             return process_info().is_first
-        key = f"told/{hashlib.blake2b(message.encode(), digest_size=16).hexdigest()}"
+        key = f"reported/{hashlib.blake2b(message.encode(), digest_size=16).hexdigest()}"
         with contextlib.suppress(RuntimeError):
             return self._store.add(key, 1) == 1
         return self.is_first

@@ -31,7 +31,7 @@ CLASSES = {"cat": 20, "dog": 9, "owl": 14}
 def kept(tmp_path, monkeypatch) -> Path:
     """The folder that decoded images are kept in, of this test alone; sets of more than eight images are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
     monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     return tmp_path / "cache" / "colddiff" / "decoded"
 
@@ -108,10 +108,10 @@ def test_images_are_the_same_without_a_cache_and_from_it(tmp_path, kept, monkeyp
         pack(root, outer=form != "archives")
     for split in ("train", "test"):
         pixels, labels = wanted[split]
-        monkeypatch.setattr(cache, "CHUNK", 10_000)
+        monkeypatch.setattr(cache, "CHUNK_IMAGES", 10_000)
         plain = ask(root, split, channels)
         assert len(list(kept.glob("*"))) == (0 if split == "train" else 2)
-        monkeypatch.setattr(cache, "CHUNK", 8)
+        monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
         assert torch.equal(plain.pixels, pixels)
         assert plain.pixels.dtype == torch.uint8
         assert plain.labels.tolist() == labels
@@ -225,9 +225,9 @@ def test_any_change_of_a_file_has_all_decoded_anew(tmp_path, kept, monkeypatch, 
     decoded.clear()
     after = ask(root)
     assert len(decoded) == len(list((root / "train").rglob("*.*")))
-    monkeypatch.setattr(cache, "CHUNK", 10_000)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 10_000)
     assert same(after, ask(root))
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
     decoded.clear()
     assert same(after, ask(root))
     assert decoded == []

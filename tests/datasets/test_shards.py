@@ -130,7 +130,7 @@ def test_shards_and_image_sets_are_training_sets(tmp_path):
 
 def test_held_images_are_those_of_the_shards_and_kept(tmp_path, monkeypatch):
     root = write(tmp_path / "data", classes=3)
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
     found = datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
     assert sorted(shades(found.pixels)) == list(range(18))
     assert found.labels.tolist() == [n % 3 for n in shades(found.pixels)]
@@ -674,7 +674,7 @@ def test_a_pipe_that_fails_later_is_skipped_and_told(tmp_path):
 
 
 def test_a_held_set_that_a_shard_is_missing_from_is_told_and_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 2)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 2)
     root = listed(write(tmp_path / "data"), "train-000.tar", "pipe:test -e ../ok && cat train-001.tar")
     (tmp_path / "ok").touch()
     request = DatasetRequest("train", SIDE, 0, root)
