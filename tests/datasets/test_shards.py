@@ -541,7 +541,7 @@ def told(root: Path, **changes) -> dict:
 def test_counts_are_told_by_a_list_beside_the_shards(tmp_path, monkeypatch):
     root = write(tmp_path / "data", classes=3)
     told(root)
-    monkeypatch.setattr(counts, "Opener", None)
+    monkeypatch.setattr(counts, "ShardOpener", None)
     found = opened(root)
     assert (len(found), found.class_count, found.classes, found.suffixes) == (18, 3, ("a", "b", "c"), {".png"})
     assert every(found) == list(range(18))
@@ -636,7 +636,7 @@ def test_a_shard_that_takes_long_to_open_is_told(tmp_path, monkeypatch):
 def test_of_what_processes_have_met_the_most_is_told():
     events: list[str] = []
     met = SimpleNamespace(skipped=300)
-    ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, highest=lambda *values: values)
+    ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, all_max=lambda *values: values)
     trainer = SimpleNamespace(ranks=ranks, train_set=met, _left_out_before=0, _left_out=0, _note=events.append)
     Trainer._tell_left_out(trainer)
     assert events == ["300 training images could not be read so far; others stand in for them"]
