@@ -51,6 +51,6 @@ class SlotGenerators:
 
     def draw(self, one: Callable[[torch.Generator, int], Tensor]) -> Tensor:
         """Return numbers (B, ...) for these slots; `one(generator, count)` draws (count, ...)."""
-        drawn = torch.cat([one(generator, GRAIN_IMAGES) for generator in self._generators])
+        drawn = torch.cat([one(keyed, GRAIN_IMAGES) for keyed in self._generators])
         first = self._slots.start % GRAIN_IMAGES
         return drawn[first : first + len(self._slots)]

@@ -19,15 +19,17 @@ class DataConfig:
     dataset: str = setting("digits", "name of the data set")
     size: int = setting(32, "side of the images, in pixels", minimum=1, maximum=MOST_SIDE_PIXELS)
     margin: int = setting(
-        0, "extra pixels per side, for a random crop in training", minimum=0, maximum=MOST_SIDE_PIXELS
+        0, "extra pixels of width and height, for a random crop in training", minimum=0, maximum=MOST_SIDE_PIXELS
     )
     crop: int = setting(
         0,
-        "most windows cut from each image at full resolution; 0 scales the whole image instead",
+        "maximum number of windows cut from each image at full resolution; 0 scales the whole image instead",
         minimum=0,
         maximum=100_000,
     )
-    lanes: int = setting(32, "most shards read at the same time; more mix the images better", minimum=1, maximum=4096)
+    lanes: int = setting(
+        32, "maximum number of shards read at the same time; more mix the images better", minimum=1, maximum=4096
+    )
     channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for color, 0 for the data set's own")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
     directory: str = setting("", "folder of the files; the user's cache folder if empty")
@@ -63,7 +65,7 @@ class ModelConfig:
     floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0, maximum=1000)
     consistent: bool = setting(False, "take what x_t determines exactly from x_t, and the rest from the network")
     block: Literal["convnext", "resnet", "local"] = setting(
-        "convnext", "the paper's block, a faster one, or the faster one without a global view, for photographs"
+        "convnext", "the paper's block, a faster one, or one without global statistics, for photographs"
     )
     width: int = setting(64, "channels at the finest level", minimum=4, maximum=4096)
     multipliers: tuple[int, ...] = setting(
