@@ -1,4 +1,4 @@
-"""The program that tests/distributed/test_group.py runs on two processes: torchrun ... ranks_job.py FOLDER."""
+"""A job of two processes for tests/distributed/test_group.py: torchrun ... ranks_job.py FOLDER."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from colddiff_core.distributed import group
 from colddiff_core.runs import control
 from colddiff_core.training.trainer import Trainer
 
-# A blur's inverse amplifies rounding of x_t a thousand times: even one process differs with another batch size.
+# A blur's inverse amplifies rounding of x_t a thousandfold, so even one process with another batch would differ.
 PLAIN = ("model.inputs=plain", "model.consistent=false")
 FLOAT32 = ("train.precision=float32", "train.log_every=1")
 CASES = {
@@ -32,14 +32,25 @@ CASES = {
 }
 
 
+SMALL_TRAINING = ["train", "--preset", "digits-mask", *(word for key in TINY for word in ("--set", key))]
+STEPS = 6  # TINY's train.steps
+HERE = Path(__file__).parent
+
+
+def job_environment() -> dict[str, str]:
+    """Return the environment of a job's processes: one thread each, and this tree's modules."""
+    folders = (HERE.parent, HERE, HERE / "faults")
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
+
+
 def build(path: Path, preset: str, *overrides: str) -> Trainer:
-    """Return the trainer of the run at `path`, new or existing, as part of the current group."""
-    ranks = group.current()
+    """Return this process's trainer of the run at `path`, which is created if it does not exist."""
+    together = group.current()
     config = presets.load(preset, [*TINY, *FLOAT32, *overrides])
-    exists = ranks.broadcast_json((path / "run.toml").exists())
-    ranks.barrier()
+    exists = together.broadcast_json((path / "run.toml").exists())
+    together.barrier()
     run = runs.FollowerRun(path)
-    if ranks.is_first:
+    if together.is_first:
         run = runs.RunWriter(path) if exists else runs.create(path, config, {})
     sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
     trainer = Trainer(experiment.build(config, sets[0].channels, devices.choose("cpu")), *sets, run)
@@ -57,19 +68,19 @@ def finish(trainer: Trainer) -> Trainer:
 
 
 def spoil(trainer: Trainer, step: int) -> None:
-    """Replace the images by NaN in one step, on the second process only."""
+    """Replace the images of one step by NaN, in the second process only."""
     take = trainer.stepper.feed.take
 
     def spoiled(indices, views):
-        x = take(indices, views)
+        images = take(indices, views)
         is_now = trainer.step == step and trainer.ranks.index == 1
-        return x * math.nan if is_now else x
+        return images * math.nan if is_now else images
 
     trainer.stepper.feed.take = spoiled
 
 
 def request_changes(path: Path, trainer: Trainer) -> None:
-    """Request a pause at once and, a moment later, a sheet, the end of the pause and a stop."""
+    """Request a pause now, and a sample sheet, the end of the pause and a stop a little later."""
 
     def later() -> None:
         time.sleep(0.3)
@@ -81,31 +92,31 @@ def request_changes(path: Path, trainer: Trainer) -> None:
         threading.Thread(target=later).start()
 
 
-def words(ranks: group.Group) -> dict:
-    """Return the results of the group's communication."""
-    mine = ranks.index
+def words(together: group.Group) -> dict:
+    """Return the results of every call of a group."""
+    mine = together.index
     return {
-        "highest": ranks.all_max(mine, -mine, False),
-        "heard": ranks.broadcast_json({"from": mine}),
-        "bytes": ranks.broadcast(b"" if mine == 0 else b"unheard").decode(),
-        "collected": ranks.gather_json([mine] * (mine + 1)),
-        "tensors": [one["x"].tolist() for one in ranks.gather_tensors({"x": torch.arange(mine)})],
-        "sum": ranks.sum(torch.tensor([1.0, mine])).tolist(),
-        "share": [list(ranks.slice_of(7)), list(ranks.slice_of(1))],
-        "turn": ranks.one_process_first(time.monotonic),
-        "news": [ranks.is_news("a"), ranks.is_news("b")],
-        "dealt": list(ranks.next_tasks(5)),
+        "highest": together.all_max(mine, -mine, False),
+        "heard": together.broadcast_json({"from": mine}),
+        "bytes": together.broadcast(b"" if mine == 0 else b"unheard").decode(),
+        "collected": together.gather_json([mine] * (mine + 1)),
+        "tensors": [one["x"].tolist() for one in together.gather_tensors({"x": torch.arange(mine)})],
+        "sum": together.sum(torch.tensor([1.0, mine])).tolist(),
+        "share": [list(together.slice_of(7)), list(together.slice_of(1))],
+        "turn": together.one_process_first(time.monotonic),
+        "news": [together.is_news("a"), together.is_news("b")],
+        "dealt": list(together.next_tasks(5)),
     }
 
 
 def main(folder: Path) -> None:
-    """Train all cases and write the results to `folder`."""
-    ranks = group.join(torch.device("cpu"))
-    results = {"words": words(ranks)}
+    """Run every training of the test and write the results into `folder`."""
+    together = group.join(torch.device("cpu"))
+    results = {"words": words(together)}
     for name, (preset, overrides) in CASES.items():
         finish(build(folder / name, preset, *overrides))
-    ranks.barrier()
-    finish(build(folder / "resumed", "digits-mask"))  # started by one process
+    together.barrier()
+    finish(build(folder / "resumed", "digits-mask"))  # begun by one process
     spoiled = build(folder / "spoiled", "digits-mask")
     spoil(spoiled, 1)
     finish(spoiled)
@@ -114,10 +125,10 @@ def main(folder: Path) -> None:
     finish(asked)
     results["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
     results["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
-    (folder / f"results-{ranks.index}.json").write_text(json.dumps(results))
+    (folder / f"told-{together.index}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     group.leave()
-    os._exit(0)  # as the program itself does
+    os._exit(0)  # as colddiff itself does

@@ -12,7 +12,7 @@ from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import series
-from colddiff_core.config.schema import LARGEST_SIDE
+from colddiff_core.config.schema import MOST_SIDE_PIXELS
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
 
@@ -40,7 +40,7 @@ def pack(
             "--size",
             help="Scale and crop to squares of this side, as PNG (files as they are).",
             min=0,
-            max=LARGEST_SIDE,
+            max=MOST_SIDE_PIXELS,
         ),
     ] = 0,
     channels: Annotated[int, typer.Option("--channels", help="1 for gray, 3 for color, as PNG.", min=0, max=3)] = 0,

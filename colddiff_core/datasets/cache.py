@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,25 +17,25 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 import PIL
-import platformdirs
 import torch
 from torch import Tensor
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.errors import MachineError
-from colddiff_core.files import parse_json, whole
+from colddiff_core.files import FileLock, parse_json, whole
+from colddiff_core.paths import cache_folder
 
 DECODING = 1  # to be raised where the same file comes to other pixels
-CHUNK = 256  # images decoded at a time; a set that fits into one chunk is soon decoded, and not kept
-RESERVE = 2**30  # bytes of the disk that are left to others
-STALE = 3600.0  # seconds after which nobody writes to a draft any more
+CHUNK_IMAGES = 256  # decoded at a time; a set of one chunk decodes so fast that it is not kept
+RESERVE_BYTES = 2**30  # of the disk, left free
+STALE_SECONDS = 3600.0  # age of a draft that nobody writes to any more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +51,12 @@ class CacheKey:
         return self.pixels.with_suffix(".json")
 
 
-def folder() -> Path:
-    """Return the user's cache folder for decoded images; it is not created by asking."""
-    return Path(platformdirs.user_cache_dir("colddiff")) / "decoded"
-
-
 def key(where: Path, request: DatasetRequest, channels: int, stamps: Sequence[object]) -> CacheKey:
     """Return the key of a split of the images at `where`; `stamps` are its files' and whatever else it depends on."""
     named: tuple[object, ...] = (os.path.abspath(where), request.split, request.size, channels)
     if request.crop:  # a margin alone makes no other pixels: it is part of the size
         named += (request.crop, request.margin)
-    path = folder() / f"{_hash(named, 16)}.npy"
+    path = cache_folder("decoded") / f"{_hash(named, 16)}.npy"
     return CacheKey(path, _hash((DECODING, PIL.__version__, stamps), 32), (channels, request.size, request.size))
 
 
@@ -139,7 +133,7 @@ class CacheDraft:
         stack = self._stack()
         rows = np.arange(len(stack)) if order is None else np.asarray(order)
         if self._key is not None and self._file is not None and not self._is_refused:
-            with contextlib.suppress(OSError, MachineError), alone(self._key.pixels.parent):
+            with contextlib.suppress(OSError, MachineError), lock(self._key.pixels.parent):
                 # Processes that begin together finish together: one of them writes.
                 return load(self._key) or dataclasses.replace(rest, pixels=_store(self._key, stack, rows, rest))
         return dataclasses.replace(rest, pixels=torch.from_numpy(stack[rows]))
@@ -173,8 +167,8 @@ def _store(key: CacheKey, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -
             shape = (len(rows), *key.shape)
             header = {"descr": np.lib.format.dtype_to_descr(stack.dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(rows), CHUNK):
-                _write(file, stack[rows[start : start + CHUNK]])
+            for start in range(0, len(rows), CHUNK_IMAGES):
+                _write(file, stack[rows[start : start + CHUNK_IMAGES]])
         identity = _identity(draft)
         pixels = _mapped(draft)  # before it has the name: another process may have given that to its own
     described: dict[str, Any] = {
@@ -190,16 +184,14 @@ def _store(key: CacheKey, stack: np.ndarray, rows: np.ndarray, rest: ImageSet) -
     return pixels
 
 
-@contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Have no other process store in a folder meanwhile; raises OSError where that cannot be had."""
-    # A file beside it, open for writing: on NFS a folder cannot be locked.
-    descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def lock(place: Path) -> FileLock:
+    """Wait until no other process stores in a folder or file, and lock it.
+
+    Raises:
+        OSError: the lock file cannot be opened, or its file system has no locks.
+        MachineError: Python has no file locks here.
+    """
+    return FileLock.wait(place.with_suffix(".lock"))  # a file beside it: on NFS a folder cannot be locked
 
 
 def _mapped(path: Path) -> Tensor:
@@ -229,7 +221,7 @@ def _write(file: IO[bytes], pixels: np.ndarray) -> None:
 
 def check_room(place: Path, size: int) -> None:
     """Raise OSError where a disk would be all but full after `size` more bytes."""
-    if shutil.disk_usage(place).free < size + RESERVE:
+    if shutil.disk_usage(place).free < size + RESERVE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
 
 
@@ -237,7 +229,7 @@ def _sweep(place: Path) -> None:
     """Remove the drafts that killed processes left behind."""
     for draft in place.glob(".*"):
         with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > STALE:
+            if time.time() - draft.stat().st_mtime > STALE_SECONDS:
                 draft.unlink()
 
 

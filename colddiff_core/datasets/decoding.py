@@ -111,7 +111,7 @@ def decode_entries(
 def _decode_files(
     paths: Sequence[Path], inner: Sequence[str], request: DatasetRequest, where: Path, folders: set[str]
 ) -> ImageSet:
-    if len(paths) * max(1, request.crop) <= cache.CHUNK:
+    if len(paths) * max(1, request.crop) <= cache.CHUNK_IMAGES:
         key = None
     else:
         stamps = [(folder, path.name, cache.stamp(path)) for path, folder in zip(paths, inner, strict=True)]
@@ -186,7 +186,9 @@ def _decode(
     is_whole: Callable[[], bool],
 ) -> ImageSet:
     size = 0 if request.crop else request.size
-    most = max(1, min(cache.CHUNK, LARGEST_CHUNK // (_channels(request) * request.size**2)))  # images of a portion
+    most = max(
+        1, min(cache.CHUNK_IMAGES, LARGEST_CHUNK // (_channels(request) * request.size**2))
+    )  # images of a portion
 
     def one(entry: Entry) -> np.ndarray | None:
         try:
@@ -256,7 +258,7 @@ def _chunks(entries: Iterator[Entry], request: DatasetRequest) -> Iterator[list[
         size += len(entry.content or b"")
         if request.crop:  # of what is scaled only the small picture stays in memory
             size += count_pixels(entry.path, entry.content) * _channels(request)
-        if len(chunk) == cache.CHUNK or size > LARGEST_CHUNK:
+        if len(chunk) == cache.CHUNK_IMAGES or size > LARGEST_CHUNK:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.datasets.decoding import find_split
-from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import UsageError
+from colddiff_core.paths import cache_folder
 
 
 def _root(request: DatasetRequest) -> Path:
-    return request.directory or default_directory()
+    return request.directory or cache_folder("data")
 
 
 def _split(

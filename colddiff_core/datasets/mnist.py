@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register
-from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.paths import cache_folder
 
 
 @register("mnist")
@@ -15,7 +15,7 @@ def load(request: DatasetRequest) -> ImageSet:
     """
     from torchvision.datasets import MNIST  # noqa: PLC0415 - a second that other data sets need not pay
 
-    directory = request.directory or default_directory()
+    directory = request.directory or cache_folder("data")
     is_train = request.split == "train"
     remedy = (
         f"Put its four idx files into {directory / 'MNIST' / 'raw'}, or name the folder above MNIST with --data-dir."

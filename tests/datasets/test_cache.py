@@ -31,8 +31,8 @@ CLASSES = {"cat": 20, "dog": 9, "owl": 14}
 def kept(tmp_path, monkeypatch) -> Path:
     """The folder that decoded images are kept in, of this test alone; sets of more than eight images are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "CHUNK", 8)
-    monkeypatch.setattr(cache, "RESERVE", 0)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     return tmp_path / "cache" / "colddiff" / "decoded"
 
 
@@ -108,10 +108,10 @@ def test_images_are_the_same_without_a_cache_and_from_it(tmp_path, kept, monkeyp
         pack(root, outer=form != "archives")
     for split in ("train", "test"):
         pixels, labels = wanted[split]
-        monkeypatch.setattr(cache, "CHUNK", 10_000)
+        monkeypatch.setattr(cache, "CHUNK_IMAGES", 10_000)
         plain = ask(root, split, channels)
         assert len(list(kept.glob("*"))) == (0 if split == "train" else 2)
-        monkeypatch.setattr(cache, "CHUNK", 8)
+        monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
         assert torch.equal(plain.pixels, pixels)
         assert plain.pixels.dtype == torch.uint8
         assert plain.labels.tolist() == labels
@@ -225,9 +225,9 @@ def test_any_change_of_a_file_has_all_decoded_anew(tmp_path, kept, monkeypatch, 
     decoded.clear()
     after = ask(root)
     assert len(decoded) == len(list((root / "train").rglob("*.*")))
-    monkeypatch.setattr(cache, "CHUNK", 10_000)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 10_000)
     assert same(after, ask(root))
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
     decoded.clear()
     assert same(after, ask(root))
     assert decoded == []
@@ -355,7 +355,7 @@ def test_where_nothing_can_be_kept_images_are_held_in_memory(tmp_path, kept, mon
     if trouble == "a file in the way":
         (tmp_path / "cache").write_text("not a folder")
     elif trouble == "no room":
-        monkeypatch.setattr(cache, "RESERVE", 2**80)
+        monkeypatch.setattr(cache, "RESERVE_BYTES", 2**80)
     elif trouble == "no rest":
         monkeypatch.setattr(cache.json, "dumps", refuse)
     else:
@@ -452,7 +452,7 @@ def test_drafts_of_the_killed_are_swept_and_those_at_work_are_not(tmp_path, kept
     old, new = kept / ".0123-dead.npy", kept / ".4567-live.npy"
     for path in (old, new):
         path.write_bytes(b"half")
-    then = time.time() - 2 * cache.STALE
+    then = time.time() - 2 * cache.STALE_SECONDS
     os.utime(old, (then, then))
     ask(write_images(tmp_path / "data"))
     assert (old.exists(), new.exists()) == (False, True)

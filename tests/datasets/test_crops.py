@@ -31,8 +31,8 @@ SIZE = 16
 def kept(tmp_path, monkeypatch) -> Path:
     """The folder that decoded images are kept in, of this test alone; sets of more than eight images are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "CHUNK", 8)
-    monkeypatch.setattr(cache, "RESERVE", 0)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     return tmp_path / "cache" / "colddiff" / "decoded"
 
 
@@ -191,7 +191,7 @@ def test_pictures_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
     for number in range(12):
         write(tmp_path / "train" / f"{number}.png", 300, 400, number)
     write(tmp_path / "test" / "0.png", 20, 20)
-    monkeypatch.setattr(cache, "CHUNK", 256)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 256)
     each = 300 * 400 * 3
     monkeypatch.setattr(decoding, "LARGEST_CHUNK", 2 * each)
     paths = decoding.list_images(tmp_path / "train")

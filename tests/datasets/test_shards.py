@@ -35,7 +35,7 @@ SIDE = 4
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "RESERVE", 0)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     return tmp_path / "cache" / "colddiff"
 
 
@@ -130,7 +130,7 @@ def test_shards_and_image_sets_are_training_sets(tmp_path):
 
 def test_held_images_are_those_of_the_shards_and_kept(tmp_path, monkeypatch):
     root = write(tmp_path / "data", classes=3)
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 8)
     found = datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
     assert sorted(shades(found.pixels)) == list(range(18))
     assert found.labels.tolist() == [n % 3 for n in shades(found.pixels)]
@@ -541,7 +541,7 @@ def told(root: Path, **changes) -> dict:
 def test_counts_are_told_by_a_list_beside_the_shards(tmp_path, monkeypatch):
     root = write(tmp_path / "data", classes=3)
     told(root)
-    monkeypatch.setattr(counts, "Opener", None)
+    monkeypatch.setattr(counts, "ShardOpener", None)
     found = opened(root)
     assert (len(found), found.class_count, found.classes, found.suffixes) == (18, 3, ("a", "b", "c"), {".png"})
     assert every(found) == list(range(18))
@@ -636,7 +636,7 @@ def test_a_shard_that_takes_long_to_open_is_told(tmp_path, monkeypatch):
 def test_of_what_processes_have_met_the_most_is_told():
     events: list[str] = []
     met = SimpleNamespace(skipped=300)
-    ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, highest=lambda *values: values)
+    ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, all_max=lambda *values: values)
     trainer = SimpleNamespace(ranks=ranks, train_set=met, _left_out_before=0, _left_out=0, _note=events.append)
     Trainer._tell_left_out(trainer)
     assert events == ["300 training images could not be read so far; others stand in for them"]
@@ -674,7 +674,7 @@ def test_a_pipe_that_fails_later_is_skipped_and_told(tmp_path):
 
 
 def test_a_held_set_that_a_shard_is_missing_from_is_told_and_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 2)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 2)
     root = listed(write(tmp_path / "data"), "train-000.tar", "pipe:test -e ../ok && cat train-001.tar")
     (tmp_path / "ok").touch()
     request = DatasetRequest("train", SIDE, 0, root)
@@ -694,10 +694,10 @@ def test_a_held_set_that_a_shard_is_missing_from_is_told_and_not_kept(tmp_path, 
 def test_a_full_disk_is_no_broken_shard(tmp_path, monkeypatch):
     root = listed(write(tmp_path / "data"), "pipe:cat train-001.tar")
     found = opened(root)
-    monkeypatch.setattr(cache, "RESERVE", 2**80)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 2**80)
     with pytest.raises(MachineError, match="Cannot write"):
         found.rows(torch.tensor([0]))
-    monkeypatch.setattr(cache, "RESERVE", 0)
+    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
     assert shades(found.rows(torch.tensor([0]))) == [5]
 
 

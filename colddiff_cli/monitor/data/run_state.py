@@ -14,7 +14,7 @@ from colddiff_cli.monitor.data.jsonl import JsonLines, newest
 from colddiff_cli.monitor.data.metrics_history import LARGEST, NUMBERS, MetricsHistory, is_step
 from colddiff_cli.monitor.data.sample_sheets import SampleSheets
 from colddiff_core.errors import UsageError
-from colddiff_core.runs import BEAT, Run
+from colddiff_core.runs import HEARTBEAT_SECONDS, Run
 
 STALLED_AFTER = 20.0  # seconds without a sign of life
 HUNG_AFTER = 60.0  # the same, where the process is there
@@ -140,7 +140,7 @@ class RunState:
         is_known = holder is not None and holder.is_here and not is_gone
         limit = max(HUNG_AFTER if is_known else STALLED_AFTER, SLOW_STEPS * self.step_seconds)
         # A process of another namespace may seem gone while it beats.
-        if is_gone and not (self._has_beaten and silent < 3 * BEAT):
+        if is_gone and not (self._has_beaten and silent < 3 * HEARTBEAT_SECONDS):
             self.state, self.has_trainer = "stalled", False
             self.reason = f"process {holder.pid if holder else 0} is gone without a last word"
         elif silent > limit:

@@ -33,6 +33,7 @@ from colddiff_core.distributed import environment
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import refusals
 from colddiff_core.images import SUFFIXES
+from colddiff_core.paths import cache_folder
 from colddiff_core.text import beginning, harmless
 
 PART = 1 << 20  # bytes read from a pipe or a compressed file at a time
@@ -214,7 +215,7 @@ def _decompressed(packed: IO[bytes]) -> Iterator[bytes]:
 @contextlib.contextmanager
 def _spool(place: ShardLocation) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
     """Yield a file without a name, which no kill can leave behind, and what writes to it as long as there is room."""
-    folder = cache.folder().with_name("spool")
+    folder = cache_folder("spool")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         spool = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed on leaving

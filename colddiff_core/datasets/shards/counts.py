@@ -20,6 +20,7 @@ from colddiff_core.datasets.shards.listing import LARGEST_LIST, ShardLocation
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.images import SUFFIXES
+from colddiff_core.paths import cache_folder
 
 LIST = "shards.json"
 MOST_RECORDS = 10**9  # of a shard
@@ -99,7 +100,7 @@ def _listed(path: Path) -> tuple[dict[str, tuple[int, ShardCount]], tuple[str, .
 def forget(place: ShardLocation, root: Path, split: str) -> str:
     """Drop what is kept of a shard that holds something else by now; return what has it counted anew."""
     path = _kept_at(root, split)
-    with contextlib.suppress(OSError), cache.alone(path):
+    with contextlib.suppress(OSError, MachineError), cache.lock(path):
         kept = _kept(path)
         if kept.pop(place.name, None):
             _keep(path, ((name, *found) for name, found in kept.items()))
@@ -108,7 +109,7 @@ def forget(place: ShardLocation, root: Path, split: str) -> str:
 
 def _kept_at(root: Path, split: str) -> Path:
     name = hashlib.blake2b(repr((os.path.abspath(root), split)).encode(), digest_size=16).hexdigest()
-    return cache.folder().with_name("shards") / f"{name}.json"
+    return cache_folder("shards") / f"{name}.json"
 
 
 def _kept_or_scanned(
@@ -116,9 +117,9 @@ def _kept_or_scanned(
 ) -> dict[str, ShardCount]:
     path = _kept_at(root, split)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # processes that begin together have one of them count
+        with contextlib.suppress(OSError, MachineError):  # of processes that start together, one counts
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(cache.alone(path))
+            stack.enter_context(cache.lock(path))
         kept = {name: count for name, (stamp, count) in _kept(path).items() if stamp == stamps.get(name, ())}
         missing = [place for place in places if place.name not in kept]
         found = {place.name: kept[place.name] for place in places if place.name in kept}
