@@ -52,7 +52,7 @@ def test_a_resumed_run_gives_the_same_bytes(images, monkeypatch, capsys, at, end
     assert {name: (Path("out") / name).stat().st_mtime_ns for name in whole} == states
     assert [name for name in left_behind(Path("out")) if "0123abcd" in name] == []
     run_pack(images, "--out-dir", "out", "--records", "6", "--resume")
-    assert "Nothing is missing" in capsys.readouterr().out
+    assert "Nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("left", [None, 0, 1000, 2048 * 6, "garbage"])
@@ -67,7 +67,7 @@ def test_a_lost_or_truncated_shard_is_packed_again(images, capsys, left):
     capsys.readouterr()
     run_pack(images, "--out-dir", "out", "--records", "6", "--resume")
     output = capsys.readouterr().out
-    assert "Nothing is missing" not in output
+    assert "Nothing to do" not in output
     assert "train: 23 images in 4 shards; left out 1 file" in output
     assert bytes_in(Path("out")) == expected
 
