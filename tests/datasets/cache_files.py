@@ -40,7 +40,7 @@ def record_decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def write_images(root: Path, *, classes=CLASSES, splits=("train", "test"), broken: bool = True) -> Path:
-    """Write noise of all sizes in folders that are classes, some files of it broken."""
+    """Write noise images of several sizes, with a folder per class and one broken file per split."""
     numbers = np.random.default_rng(0)
     for split in splits:
         for name, count in classes.items():
@@ -58,7 +58,7 @@ def load(root: Path, split: str = "train", channels: int = 0, size: int = 8) -> 
 
 
 def decode_literally(root: Path, split: str, channels: int) -> tuple[torch.Tensor, list[int]]:
-    """Return pixels and labels, put together literally: a class after the other, then sorted into turns."""
+    """Return pixels and labels, decoded class after class and then sorted so that the classes take turns."""
     turns: collections.Counter[str] = collections.Counter()
     rows = []
     for path in sorted((root / split).rglob("*.*g")):

@@ -14,7 +14,7 @@ CLASSES = ("cat", "dog", "owl")
 
 
 def write_tree(root: Path, each: int = 8, splits: tuple[str, ...] = ("train", "test")) -> Path:
-    """Write folders of classes, every image of a shade of its own; one file of each split is broken."""
+    """Write a folder per class, in which every image has its own color; one file per split is broken."""
     for s, split in enumerate(splits):
         for label, name in enumerate(CLASSES):
             (root / split / name).mkdir(parents=True)

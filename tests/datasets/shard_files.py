@@ -41,7 +41,7 @@ def tar(members: list[tuple[str, bytes]], **values) -> bytes:
 
 
 def members_of(first: int, count: int, classes: int = 0) -> list[tuple[str, bytes]]:
-    """The members of a shard whose images are of the shades first, first + 1, ..."""
+    """Return the members of a shard with images of the shades first, first + 1, ..."""
     members = []
     for number in range(first, first + count):
         members.append((f"{number:06}.png", png(number)))
@@ -51,7 +51,7 @@ def members_of(first: int, count: int, classes: int = 0) -> list[tuple[str, byte
 
 
 def write_shards(root: Path, sizes=(5, 7, 6), classes: int = 0, split: str = "train") -> Path:
-    """Write shards of these sizes, image after image one shade up, and one to test on."""
+    """Write shards of the given sizes, each image one shade brighter than the last, and one test shard."""
     root.mkdir(parents=True, exist_ok=True)
     first = 0
     for number, size in enumerate(sizes):

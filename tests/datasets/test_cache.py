@@ -74,7 +74,7 @@ def test_splits_sizes_and_channels_have_entries_of_their_own(tmp_path, kept, dec
     loaded = [load(root, *one) for one in requests]
     decoded.clear()
     assert all(are_equal(load(root, *one), before) for one, before in zip(requests, loaded, strict=True))
-    assert are_equal(load(root, "train", 3), loaded[0])  # 0 is color, of files
+    assert are_equal(load(root, "train", 3), loaded[0])  # for files, 0 means color
     assert decoded == []
     assert len(list(kept.glob("*.npy"))) == len(list(kept.glob("*.json"))) == len(requests)
 
@@ -85,7 +85,7 @@ def test_hashed_splits_are_cached_and_number_classes_over_all_files(tmp_path, de
     decoded.clear()
     assert are_equal(load(root), before)
     assert decoded == []
-    (root / "aa").mkdir()  # a class more, whose one image is a test image: the numbers move all the same
+    (root / "aa").mkdir()  # a new class with a single test image renumbers the training classes too
     for number in range(1000):
         path = root / "aa" / f"{number}.png"
         if files_rank(path, root) < 0.1:
@@ -135,7 +135,7 @@ def test_memory_is_bounded_by_the_chunk(tmp_path, form):
 
 
 def test_images_are_listed_in_the_order_of_their_paths(tmp_path):
-    """As `sorted(root.rglob("*"))` has it: folders by parts of the path, links to folders not followed."""
+    """Same order as `sorted(root.rglob("*"))`; links to folders are not followed."""
     for name in (
         "b/2.png",
         "b-1.png",

@@ -59,7 +59,7 @@ def test_without_a_writable_cache_images_stay_in_memory(tmp_path, kept, monkeypa
     pixels, labels = decode_literally(root, "train", 3)
     assert torch.equal(loaded.pixels, pixels)
     assert loaded.labels.tolist() == labels
-    assert len(decoded) == 43  # once: what was decoded is not lost where it cannot be written
+    assert len(decoded) == 43  # once: a failed write loses nothing
     assert [path.suffix for path in tmp_path.glob("cache/colddiff/decoded/*")] == [".npy"] * (trouble == "no rest")
     monkeypatch.undo()
 
@@ -100,7 +100,7 @@ def test_concurrent_writers_all_get_the_right_images(tmp_path, kept, monkeypatch
 
     dumps, waits = json.dumps, iter((0.6, 0.4, 0.2, 0.0))
 
-    def slowly(metadata):  # who writes the pixels first writes the rest last
+    def slowly(metadata):  # the first to write pixels is the last to write metadata
         time.sleep(next(waits))
         return dumps(metadata)
 
@@ -113,7 +113,7 @@ def test_concurrent_writers_all_get_the_right_images(tmp_path, kept, monkeypatch
     assert [torch.equal(one.pixels, expected) for one in loaded] == [True] * 4
     decoded.clear()
     assert torch.equal(load(root).pixels, expected)
-    assert decoded == []  # the pixels of one and the rest of another would be none
+    assert decoded == []  # pixels and metadata of different writers would not match
     assert sorted(path.suffix for path in kept.iterdir()) == [".json", ".npy"]
 
 

@@ -85,8 +85,8 @@ def test_any_change_of_a_file_rebuilds_the_entry(tmp_path, kept, monkeypatch, de
     decoded.clear()
     assert are_equal(after, load(root))
     assert decoded == []
-    assert torch.equal(before.pixels, pixels)  # who holds the old ones keeps them
-    assert sorted(path.suffix for path in kept.iterdir()) == [".json", ".npy"]  # and the cache has not grown
+    assert torch.equal(before.pixels, pixels)  # a mapped old version survives
+    assert sorted(path.suffix for path in kept.iterdir()) == [".json", ".npy"]  # the cache does not grow
 
 
 def test_a_changed_archive_is_decoded_again(tmp_path, kept, decoded):
@@ -130,29 +130,29 @@ def rewrite(path: Path, change) -> None:
 
 
 def keep_times(path: Path, data: bytes) -> None:
-    """Write other bytes into a file so that its size and time tell nothing of it."""
+    """Overwrite a file without changing its size and modification time."""
     before = path.stat()
     path.write_bytes(data.ljust(before.st_size, b"\0")[: before.st_size])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 DAMAGE = {
-    "pixels cut short": lambda npy, rest: npy.write_bytes(npy.read_bytes()[:-1]),
+    "pixels truncated": lambda npy, rest: npy.write_bytes(npy.read_bytes()[:-1]),
     "pixels empty": lambda npy, rest: npy.write_bytes(b""),
     "pixels gone": lambda npy, rest: npy.unlink(),
-    "pixels written over": lambda npy, rest: npy.write_bytes(npy.read_bytes()[:-9] + b"!" * 9),
-    "pixels no array": lambda npy, rest: keep_times(npy, b"PK\x03\x04"),
+    "pixels overwritten": lambda npy, rest: npy.write_bytes(npy.read_bytes()[:-9] + b"!" * 9),
+    "pixels not an array": lambda npy, rest: keep_times(npy, b"PK\x03\x04"),
     "pixels of another shape": lambda npy, rest: keep_times(npy, npy.read_bytes().replace(b"3, 8, 8", b"8, 3, 8")),
     "pixels of another type": lambda npy, rest: keep_times(npy, npy.read_bytes().replace(b"|u1", b"|i1")),
     "pixels pickled": lambda npy, rest: keep_times(npy, npy.read_bytes().replace(b"'|u1'", b"'|O' ")),
-    "rest gone": lambda npy, rest: rest.unlink(),
-    "rest empty": lambda npy, rest: rest.write_bytes(b""),
-    "rest no text": lambda npy, rest: rest.write_bytes(b"\xff\xfe"),
-    "rest cut short": lambda npy, rest: rest.write_text(rest.read_text()[:-5]),
-    "rest a list": lambda npy, rest: rest.write_text("[]"),
-    "rest without classes": lambda npy, rest: rewrite(rest, lambda metadata: metadata.pop("classes")),
+    "metadata gone": lambda npy, rest: rest.unlink(),
+    "metadata empty": lambda npy, rest: rest.write_bytes(b""),
+    "metadata not text": lambda npy, rest: rest.write_bytes(b"\xff\xfe"),
+    "metadata truncated": lambda npy, rest: rest.write_text(rest.read_text()[:-5]),
+    "metadata a list": lambda npy, rest: rest.write_text("[]"),
+    "metadata without classes": lambda npy, rest: rewrite(rest, lambda metadata: metadata.pop("classes")),
     "labels too few": lambda npy, rest: rewrite(rest, lambda metadata: metadata["labels"].pop()),
-    "labels no numbers": lambda npy, rest: rewrite(rest, lambda metadata: metadata.update(labels=["a"])),
+    "labels not numbers": lambda npy, rest: rewrite(rest, lambda metadata: metadata.update(labels=["a"])),
     "labels too large": lambda npy, rest: rewrite(rest, lambda metadata: metadata.update(labels=[2**70])),
 }
 
@@ -163,7 +163,7 @@ def test_a_damaged_entry_is_rebuilt(tmp_path, kept, decoded, damage):
     before = load(root)
     before = datasets.ImageSet(before.pixels.clone(), before.labels, before.classes, before.skipped, before.suffixes)
     (npy,), (rest,) = kept.glob("*.npy"), kept.glob("*.json")
-    copy = tmp_path / "copy.npy"  # a map of what is cut short underneath it would end the process
+    copy = tmp_path / "copy.npy"  # truncating a mapped file would kill the process
     shutil.copy2(npy, copy)
     copy.replace(npy)
     DAMAGE[damage](npy, rest)
@@ -181,7 +181,7 @@ def test_pixels_and_metadata_of_two_writers_do_not_match(tmp_path, kept, decoded
     (npy,) = kept.glob("*.npy")
     pixels = npy.read_bytes()
     npy.unlink()
-    npy.write_bytes(pixels)  # as another process would have: of the same size, at another time
+    npy.write_bytes(pixels)  # as another process would: same size, another time
     decoded.clear()
     load(root)
     assert len(decoded) == 43

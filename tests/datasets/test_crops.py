@@ -53,7 +53,7 @@ def ask(root: Path, split="train", *, size: int = SIZE, crop: int = 5, **values)
 
 
 def photographs(root: Path, *, splits=("train", "test"), classes=("cat", "dog"), count: int = 3) -> Path:
-    """Write pictures of 40 to 60 pixels in folders that are classes, each like no other."""
+    """Write distinct pictures of 40 to 60 pixels, with a folder per class."""
     for number, (split, name, i) in enumerate(itertools.product(splits, classes, range(count))):
         write(root / split / name / f"{i}.png", 40 + 7 * i, 60 - 5 * i, number)
     return root
@@ -66,7 +66,7 @@ def matches(picture: np.ndarray, tile: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def places(picture: np.ndarray, tiles: torch.Tensor) -> list[tuple[int, int]]:
-    """Return where in a picture (H, W, C) tiles (N, C, S, S) were cut out of; raises IndexError where one was not."""
+    """Return where in a picture (H, W, C) tiles (N, C, S, S) appear first; raises IndexError if one does not."""
     return [matches(picture, tile)[0] for tile in tiles]
 
 
@@ -159,7 +159,7 @@ def test_each_crop_and_margin_has_its_own_cache_entry(tmp_path, kept, decoded):
     tiles = [ask(root, **one) for one in requests]
     assert len({one.digest() for one in tiles}) == 4
     assert len(decoded) == 4 * 6
-    assert len(list(kept.glob("*.npy"))) == 3  # six whole pictures are not worth it
+    assert len(list(kept.glob("*.npy"))) == 3  # six whole pictures are too few to cache
     decoded.clear()
     for one, before in zip(requests[:3], tiles, strict=False):
         again = ask(root, **one)
@@ -190,13 +190,13 @@ def test_pictures_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
     assert [
         len(chunk) for chunk in decoding._chunks(map(decoding.Entry, paths, "." * 12), DatasetRequest("train", SIZE))
     ] == [12]
-    ask(tmp_path, "test", crop=1)  # what is loaded but once
+    ask(tmp_path, "test", crop=1)  # imports and first-call costs
     tracemalloc.start()
     tiles = ask(tmp_path, crop=50)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(tiles) == 12 * 50
-    assert peak < 8 * each  # of twelve pictures, which would be decoded in copies
+    assert peak < 8 * each  # decoding all twelve pictures at once would take more
 
 
 def test_many_tiles_of_one_picture_are_written_in_portions(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_many_tiles_of_one_picture_are_written_in_portions(tmp_path, monkeypatch
     there = places(noise(150, 150), tiles.pixels)
     expected = crops.corners((150, 150), DatasetRequest("train", SIZE, crop=23), "0.png")
     assert sorted(there) == expected
-    assert there != expected  # mixed: the first images are not all of a corner
+    assert there != expected  # shuffled: the first images are not all of one corner
 
 
 def test_pictures_that_are_too_small_are_left_out_and_counted(tmp_path):

@@ -12,7 +12,7 @@ COUNTS = (7, 12, 1, 0, 30, 9, 13)  # 72 records
 
 
 def epoch_of(counts: tuple[int, ...], lanes: int, size: int, epoch: int, seed: int = 3) -> list[int]:
-    """The numbers of one epoch, where steps and epochs end together."""
+    """Return the indices of one epoch, for sizes at which steps and epochs end together."""
     steps = sum(counts) // size
     taken = [epoch_order.in_lanes(counts, lanes, seed, epoch * steps + step, size) for step in range(steps)]
     return torch.cat(taken).tolist()

@@ -44,7 +44,7 @@ def test_a_record_is_the_files_with_one_path_up_to_the_first_dot(tmp_path):
         ("__key__", b"none"),
         (".hidden.png", png(99)),
         ("a/1.json", b"{}"),
-        ("a/1.seg.png", png(98)),  # another file of the record, as webdataset has it
+        ("a/1.seg.png", png(98)),  # another file of the record, as in webdataset
         ("a/1.PNG", png(1)),
         ("a/1.jpg", png(97)),  # the second image of a record is not read
         ("b/1.png", png(2)),

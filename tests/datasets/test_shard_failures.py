@@ -50,7 +50,7 @@ BROKEN = {
 def test_the_next_readable_record_replaces_a_broken_one(tmp_path, kind):
     root = write_shards(tmp_path / "data", classes=2)
     members = members_of(0, 5, 2)
-    for broken in (2, 3, 4):  # the last ones: the first of the shard come in their place
+    for broken in (2, 3, 4):  # the last ones, so that the search wraps around
         members[2 * broken] = (f"{broken:06}.{'png' if BROKEN[kind] is not None else 'txt'}", BROKEN[kind] or b"")
     (root / "train-000.tar").write_bytes(tar(members))
     shards = open_split(root)
@@ -110,7 +110,7 @@ def test_a_shard_is_skipped_only_while_it_is_missing(tmp_path):
     assert shards.skipped == 7
     assert shards.rows(torch.tensor([5])) is not None
     (root / "train-001.tar").write_bytes(content)
-    shards._open.clear()  # when it is opened again
+    shards._open.clear()  # so that it is opened again
     assert all_shades(shards) == list(range(18))
     assert shards.skipped == 0
 

@@ -56,7 +56,7 @@ def locations(root: Path, request: DatasetRequest) -> list[ShardLocation]:
 
     Raises:
         UsageError: The split has no shards, a list cannot be read, or there are commands and `request.download` is
-            off. Commands may come from whoever made the folder, so they never run without the user's consent.
+            off. Commands may come from someone else, so they never run without the user's consent.
     """
     train, test = (_listed(root, split) for split in ("train", "test"))
     if not train:
