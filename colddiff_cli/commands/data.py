@@ -18,7 +18,8 @@ from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.datasets.base import Split
-    from colddiff_core.datasets.shards.pack import PackedSplit, ShardLimits, Splits
+    from colddiff_core.datasets.shards.pack import PackedSplit, ShardLimits
+    from colddiff_core.datasets.shards.sources import Splits
 
 COMMAND = "data pack"
 
@@ -130,7 +131,7 @@ def _splits(
 ) -> tuple[Splits, dict[str, Any]]:
     """Return the images to pack, and settings that identify them."""
     from colddiff_core.datasets import DatasetRequest
-    from colddiff_core.datasets.shards.pack import from_dataset, from_files, from_folder
+    from colddiff_core.datasets.shards.sources import from_dataset, from_files, from_folder
 
     if bool(sources) == bool(dataset):
         raise UsageError(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from colddiff_core import datasets
 from colddiff_core.datasets import DatasetRequest, open_shards
-from colddiff_core.datasets.shards import archive, counts, pack
+from colddiff_core.datasets.shards import archive, counts, pack, sources
 from colddiff_core.datasets.shards.listing import ShardLocation
 from colddiff_core.errors import UsageError
 
@@ -145,7 +145,7 @@ def test_other_formats_are_stored_as_png(in_folder, capsys):
 
 def test_a_file_named_twice_is_packed_once(images):
     folder = images / "train" / "dog"
-    packed = pack.from_files([folder / "01.png", folder / ".." / "dog" / "01.png", folder / "02.png"])
+    packed = sources.from_files([folder / "01.png", folder / ".." / "dog" / "01.png", folder / "02.png"])
     assert sum(map(len, packed.sources.values())) == 2
 
 
@@ -208,7 +208,7 @@ def test_packing_needs_little_memory(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     for number in range(200):
         Image.fromarray(numbers.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "in" / f"{number}.png")
-    splits = pack.from_folder(tmp_path / "in")
+    splits = sources.from_folder(tmp_path / "in")
     total = sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
     tracemalloc.start()
     pack.pack_split(splits.sources["train"], "train", tmp_path, pack.ShardLimits(1000, 10**9), 0, lambda done: None)
@@ -244,4 +244,4 @@ def test_webdataset_reads_packed_shards(images):
 
 def test_a_data_set_needs_its_files(tmp_path):
     with pytest.raises(UsageError, match="CIFAR-10 is not in"):
-        pack.from_dataset("cifar10", DatasetRequest("train", 8, 0, tmp_path))
+        sources.from_dataset("cifar10", DatasetRequest("train", 8, 0, tmp_path))

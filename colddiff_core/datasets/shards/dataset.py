@@ -102,10 +102,8 @@ class Shards:
         self.shape = (self.channels, request.size, request.size)
         self.note = ""
         stamps = [cache.stamp(shard.path) if shard.path else None for shard in locations]
-        self._fingerprint = [
-            (shard.name, stamp, count.to_json())
-            for shard, stamp, count in zip(locations, stamps, shard_counts, strict=True)
-        ]
+        rows = zip(locations, stamps, shard_counts, strict=True)
+        self._fingerprint = [(shard.name, stamp, count.to_json()) for shard, stamp, count in rows]
         self._opener = ShardOpener()
         self._opening = threading.Semaphore(OPENING_SHARDS)
         self._pool = ThreadPoolExecutor(devices.processors(), thread_name_prefix="shards")
@@ -154,9 +152,7 @@ class Shards:
         """Return the labels (B,) int64 of the images that `rows` returns; free for records that it returned recently.
 
         Raises:
-            ValueError: The records have no labels.
-            UsageError: See `rows`.
-            MachineError: See `rows`.
+            ValueError: The records have no labels. Other errors are those of `rows`.
         """
         if not self.has_labels:
             raise ValueError("these images have no labels")
@@ -171,8 +167,7 @@ class Shards:
         """Return up to `max_records` evenly spaced records as one tensor, (N, C, H, W) uint8.
 
         Raises:
-            UsageError: No record can be read.
-            MachineError: See `rows`.
+            UsageError: No record can be read. Other errors are those of `rows`.
         """
         root, count = self._request.directory, min(max_records, len(self))
         assert root is not None
@@ -233,11 +228,8 @@ class Shards:
         return torch.from_numpy(pixels)
 
     def _by_shard(self, indices: Tensor) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """Yield each shard that the indices fall in, with pairs of a slot in the batch and a record in the shard.
-
-        Open shards come first, so that opening others does not close them before use. The next few shards start
-        opening while the current one is read.
-        """
+        """Yield each shard that the indices fall in, with pairs (slot in the batch, record in the shard)."""
+        # Open shards first, or opening others would close them before use; the next ones open during the read.
         slots: dict[int, list[tuple[int, int]]] = {}
         for slot, index in enumerate(indices.tolist()):
             shard, record = self._locate(index)
@@ -318,10 +310,7 @@ class Shards:
             warnings.warn(ColddiffWarning(f"{why}; {outcome}"), stacklevel=4)
 
     def _read(self, shard: int, record: int, opened_shard: Shard | None = None) -> tuple[np.ndarray, int]:
-        """Return the pixels (C, H, W) and the label of a record, or of the next readable one.
-
-        `opened_shard` is the shard, if the caller has it open.
-        """
+        """Return the pixels (C, H, W) and the label of a record, or of the next readable one."""
         for candidate_shard in itertools.chain(range(shard, len(self._record_counts)), range(shard)):
             opened, count = opened_shard if candidate_shard == shard else None, self._record_counts[candidate_shard]
             if opened is None and count:
