@@ -54,8 +54,10 @@ def open_shards(request: DatasetRequest, lanes: int) -> Shards:
         raise UsageError(what, "Check that they are tar archives of images.")
     empty = [shard.name for shard, count in zip(locations, shard_counts, strict=True) if not count.records]
     if empty:
-        what = f"{len(empty)} of {counted(len(locations), 'shard')} in {root} without records, such as"
-        warnings.warn(ColddiffWarning(f"{what} {shown(empty[0])}"), stacklevel=2)
+        what = (
+            f"{len(empty)} of {counted(len(locations), 'shard')} in {root} without records, such as {shown(empty[0])}"
+        )
+        warnings.warn(ColddiffWarning(what), stacklevel=2)
     return Shards(locations, shard_counts, classes, request, lanes)
 
 
@@ -76,9 +78,8 @@ def load(request: DatasetRequest) -> ImageSet:
 class Shards:
     """Records of shards, indexed through all of them: a `TrainingSet` of any length.
 
-    A shard is opened when one of its records is first needed, and stays open while it is among the most recently used.
-    An unreadable record is replaced by the next readable one in its shard, wrapping around. A shard that cannot be
-    opened, or holds something else than was counted, is replaced by the next shard.
+    A shard is opened when first needed, and stays open while it is among the most recently used. The next readable
+    record of its shard, wrapping around, replaces an unreadable one; the next shard replaces one that fails to open.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class Shards:
         self._record_counts = tuple(count.records for count in shard_counts)
         self._starts = epoch_order.starts(self._record_counts)
         self._max_open = min(lanes, len(locations)) + SPARE_SHARDS
-        full = [count for count in shard_counts if count.records]
-        self.class_count = max(count.classes for count in full) if all(count.classes for count in full) else 0
+        class_counts = [count.classes for count in shard_counts if count.records]
+        self.class_count = max(class_counts) if all(class_counts) else 0
         self.classes = classes if 0 < self.class_count <= len(classes) else ()
         self.class_count = max(self.class_count, len(self.classes))  # a split may lack the last classes
         self.suffixes = frozenset[str]().union(*(count.suffixes for count in shard_counts))
