@@ -68,8 +68,7 @@ def load(request: DatasetRequest) -> ImageSet:
     Unreadable records are skipped and counted.
 
     Raises:
-        UsageError: See `open_shards`; or no record can be read.
-        MachineError: See `open_shards`.
+        UsageError: No record can be read. Other errors are those of `open_shards`.
     """
     with contextlib.closing(open_shards(request, 1)) as shards:
         return shards.load_images(MAX_HELD_RECORDS)
@@ -209,8 +208,7 @@ class Shards:
         pending: collections.deque[Future[None]] = collections.deque()
         for shard, slots in self._by_shard(indices):
             opened = self._wait_for(shard)
-            records = [record for _, record in slots]
-            is_small = opened is not None and opened.index.sizes[records].mean() < SMALL_FILE_BYTES
+            is_small = opened is not None and opened.index.sizes[[r for _, r in slots]].mean() < SMALL_FILE_BYTES
             for slot, record in slots:
                 if is_small:  # threads would wait for each other, as in `decoding`
                     read_into(slot, shard, record, opened)
