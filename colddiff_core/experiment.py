@@ -201,7 +201,8 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
         )
     unet = unet.to(device).lay_out(config.data.size)
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)
-    return Experiment(config, operator, restorer, channels, device, load_second(config, operator, split, channels))
+    second = load_second(config, split, channels, operator.name) if operator.second_field else None
+    return Experiment(config, operator, restorer, channels, device, second)
 
 
 def versions() -> dict[str, str]:

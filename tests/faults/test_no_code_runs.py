@@ -47,7 +47,7 @@ def test_a_run_file_cannot_bring_in_a_shard_command(tmp_path, capsys):
     for command in (["eval", "--n", "2"], ["sample"], ["train", "--resume"]):
         words = [*command, str(tmp_path / "run")] + (["--set", "train.steps=9"] if command[0] == "train" else [])
         assert run(words) == 2
-        assert "not run unasked" in capsys.readouterr().err
+        assert "commands need your consent" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
     assert run(["eval", str(tmp_path / "run"), "--data-dir", str(tmp_path / "shards")]) == 2
     assert "exit code 0" in capsys.readouterr().err
