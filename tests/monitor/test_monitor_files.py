@@ -13,12 +13,12 @@ import pytest
 from golden_runs import NOW, append, metrics, touch, write_run, write_runs, write_sheet
 from PIL import Image
 
+from colddiff_cli.console import chart
 from colddiff_cli.monitor.data.machine import MachineReadings
 from colddiff_cli.monitor.data.metrics_history import MetricsHistory, points
 from colddiff_cli.monitor.data.requests import LONG, PendingRequests
 from colddiff_cli.monitor.data.run_state import HUNG_AFTER, STALLED_AFTER, RunState, WallClock, duration
 from colddiff_cli.monitor.data.sample_sheets import SampleSheets, arrange
-from colddiff_cli.monitor.render import chart
 from colddiff_cli.monitor.render import frame as paper
 from colddiff_core import runs
 

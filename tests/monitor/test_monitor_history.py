@@ -10,10 +10,10 @@ import time
 import pytest
 from golden_runs import append, metrics
 
+from colddiff_cli.console import chart
 from colddiff_cli.monitor.data import metrics_history
 from colddiff_cli.monitor.data.jsonl import JsonLines, newest
 from colddiff_cli.monitor.data.metrics_history import MOST_BINS, TAIL, MetricsHistory, MetricsPoint, points, smoothed
-from colddiff_cli.monitor.render import chart
 
 
 def test_a_feed_takes_whole_lines_only_and_counts_what_is_none(tmp_path):

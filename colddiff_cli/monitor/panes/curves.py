@@ -13,10 +13,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widget import Widget
 
+from colddiff_cli.console import chart
 from colddiff_cli.monitor.data import metrics_history
 from colddiff_cli.monitor.data.run_state import RunState
 from colddiff_cli.monitor.panes.text import LiveText, entitle
-from colddiff_cli.monitor.render import chart
 
 TITLES = {
     "loss": "loss",

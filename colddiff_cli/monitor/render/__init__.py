@@ -1,1 +1,1 @@
-"""Charts, text and frames, drawn without a screen."""
+"""Text and frames, drawn without a screen."""

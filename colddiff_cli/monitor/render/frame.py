@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.text import Text
 
+from colddiff_cli.console import chart
 from colddiff_cli.monitor.data.metrics_history import MetricsHistory, points
 from colddiff_cli.monitor.data.run_state import RunState
-from colddiff_cli.monitor.render import chart, text
+from colddiff_cli.monitor.render import text
 
 LINES = 14  # of the curve
 EVENTS = 8

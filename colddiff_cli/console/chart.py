@@ -7,10 +7,9 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
 from rich.text import Text
-
-from colddiff_cli.monitor.data.metrics_history import MetricsPoint
 
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # braille bits, by column and row
 BRAILLE = 0x2800
@@ -18,11 +17,29 @@ AXIS = 8  # cells to the left of the curves
 LEAST_WIDTH, LEAST_HEIGHT = AXIS + 8, 4
 
 
+class ChartPoint(Protocol):
+    """One stretch of a series, from x = `first` to `last`: its smallest, largest and mean value."""
+
+    @property
+    def first(self) -> float: ...
+    @property
+    def last(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def mean(self) -> float: ...
+
+
+PointT = TypeVar("PointT", bound=ChartPoint)
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     """A series to draw: its points in order, a Rich style, and a mark for its end where colors are not enough."""
 
-    points: Sequence[MetricsPoint]
+    points: Sequence[ChartPoint]
     style: str
     mark: str = ""
 
@@ -123,7 +140,7 @@ def _span(lines: Sequence[Line], view: View) -> tuple[float, float] | None:
 
 
 def _columns(
-    points: Sequence[MetricsPoint], view: View, span: tuple[float, float], across: int, down: int
+    points: Sequence[ChartPoint], view: View, span: tuple[float, float], across: int, down: int
 ) -> list[tuple[int, int] | None]:
     """Return the uppermost and the lowest dot of a series in each column of dots, joined into a line."""
     reach: list[tuple[float, float] | None] = [None] * across
@@ -232,7 +249,7 @@ def short(value: float) -> str:
     return f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
 
 
-def nearest(points: Sequence[MetricsPoint], step: float) -> MetricsPoint | None:
+def nearest(points: Sequence[PointT], step: float) -> PointT | None:
     """Return the point of a series at a step, or the one closest to it."""
     if not points:
         return None
