@@ -1,4 +1,4 @@
-"""Curves in braille: two dots across and four down a cell, with axes, a cursor and the extremes of every column."""
+"""Line charts in braille, 2 x 4 dots a cell, with axes, a cursor and the extremes of every column."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from rich.text import Text
 
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # braille bits, by column and row
 BRAILLE = 0x2800
-AXIS = 8  # cells to the left of the curves
-LEAST_WIDTH, LEAST_HEIGHT = AXIS + 8, 4
+AXIS = 8  # cells left of the plot: labels and the vertical axis
+MIN_WIDTH, MIN_HEIGHT = AXIS + 8, 4
 
 
 class ChartPoint(Protocol):
@@ -35,9 +35,36 @@ class ChartPoint(Protocol):
 PointT = TypeVar("PointT", bound=ChartPoint)
 
 
+class Sample(NamedTuple):
+    """A point of a series with one value: `ChartPoint` for data that is not binned."""
+
+    x: float
+    y: float
+
+    @property
+    def first(self) -> float:
+        return self.x
+
+    @property
+    def last(self) -> float:
+        return self.x
+
+    @property
+    def low(self) -> float:
+        return self.y
+
+    @property
+    def high(self) -> float:
+        return self.y
+
+    @property
+    def mean(self) -> float:
+        return self.y
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A series to draw: its points in order, a Rich style, and a mark for its end where colors are not enough."""
+    """A series to draw: its points in order, a Rich style, and a one-cell mark that names it without color."""
 
     points: Sequence[ChartPoint]
     style: str
@@ -46,72 +73,97 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The steps on the horizontal axis, and whether the vertical one is logarithmic."""
+    """The range of both axes. `values` is the vertical range, fitted to the data if None."""
 
     first: float
     last: float
     is_log: bool = False
+    values: tuple[float, float] | None = None
 
-    def step_at(self, cell: int, cells: int) -> float:
-        """Return the step in the middle of a cell of the plot."""
+    def x_at(self, cell: int, cells: int) -> float:
+        """Return x at the center of a plot cell."""
         return self.first + (cell + 0.5) / cells * (self.last - self.first)
 
-    def cell_of(self, step: float, cells: int) -> int:
-        """Return the cell of the plot that a step falls into."""
-        return int((step - self.first) / max(self.last - self.first, 1e-9) * cells)
+    def cell_of(self, x: float, cells: int) -> int:
+        """Return the plot cell that x falls into."""
+        return int((x - self.first) / max(self.last - self.first, 1e-9) * cells)
 
 
 def draw(
-    lines: Sequence[Line], view: View, width: int, height: int, *, cursor: float | None = None, axis_style: str = "dim"
+    lines: Sequence[Line],
+    view: View,
+    width: int,
+    height: int,
+    *,
+    cursor: float | None = None,
+    axis_style: str = "dim",
+    x_label: str = "",
 ) -> Text:
-    """Return a chart of `width` by `height` cells; `cursor` is a step to mark."""
-    if width < LEAST_WIDTH or height < LEAST_HEIGHT:
+    """Return a chart of `width` by `height` cells, the x label included; `cursor` is the x to mark."""
+    if width < MIN_WIDTH or height < MIN_HEIGHT:
         return Text("too small")
-    cells_x, cells_y = width - AXIS, height - 1
-    span = _span(lines, view)
-    if span is None:
-        middle = "nothing logged in these steps".center(cells_x)
+    cells_x, cells_y = width - AXIS, height - (2 if x_label else 1)
+    value_range = view.values or _value_range(lines, view)
+    if value_range is None:
+        message = "nothing logged in these steps".center(cells_x)
         rows = [
-            Text(" " * AXIS) + Text(middle if row == cells_y // 2 else "", style=axis_style) for row in range(cells_y)
+            Text(" " * AXIS) + Text(message if row == cells_y // 2 else "", style=axis_style) for row in range(cells_y)
         ]
         return Text("\n").join([*rows, Text("")])
     canvas = _Canvas(cells_x, cells_y)
     for line in lines:
-        canvas.add(line, _columns(line.points, view, span, cells_x * 2, cells_y * 4))
-    labels = _labels(span, view.is_log, cells_y)
-    at = min(view.cell_of(cursor, cells_x), cells_x - 1) if cursor is not None else -1
+        canvas.add(line, _columns(line.points, view, value_range, cells_x * 2, cells_y * 4))
+    labels = _y_labels(value_range, view.is_log, cells_y)
+    cursor_cell = min(view.cell_of(cursor, cells_x), cells_x - 1) if cursor is not None else -1
     rows = []
     for row in range(cells_y):
         text = Text.assemble((f"{labels.get(row, ''):>{AXIS - 1}}" + ("┤" if row in labels else "│"), axis_style))
-        # Neighbors of one style are one piece: a terminal at the end of a slow line gets few bytes.
-        for style, cells in itertools.groupby(canvas.row(row, at, axis_style), key=lambda cell: cell[1]):
-            text.append("".join(sign for sign, _ in cells), style=style)
+        # Runs of one style become one span, which keeps the output small for slow terminals.
+        for style, cells in itertools.groupby(canvas.row(row, cursor_cell, axis_style), key=lambda cell: cell[1]):
+            text.append("".join(character for character, _ in cells), style=style)
         rows.append(text)
-    rows.append(Text(_steps(view, cells_x), style=axis_style))
+    rows.append(Text(_x_ticks(view, cells_x), style=axis_style))
+    if x_label:
+        rows.append(Text(" " * AXIS + x_label.center(cells_x).rstrip(), style=axis_style))
     return Text("\n").join(rows)
 
 
-class _Canvas:
-    """Cells of braille, each in the style of the line drawn last."""
+def legend(lines: Sequence[Line], names: Sequence[str]) -> Text:
+    """Return the marks and names of lines, each in the style of its line."""
+    entries = [Text(f"{line.mark} {name}".strip(), style=line.style) for line, name in zip(lines, names, strict=True)]
+    return Text("   ").join(entries)
 
-    def __init__(self, across: int, down: int) -> None:
-        self.bits = [[0] * across for _ in range(down)]
-        self.styles = [[""] * across for _ in range(down)]
+
+class _Canvas:
+    """Braille cells, each in the style of the line drawn last."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.bits = [[0] * width for _ in range(height)]
+        self.styles = [[""] * width for _ in range(height)]
         self.marks: dict[tuple[int, int], tuple[str, str]] = {}
 
     def add(self, line: Line, columns: Sequence[tuple[int, int] | None]) -> None:
-        """Draw a line from its uppermost and lowest dot in each column, with its mark behind the last one."""
-        for x, reach in enumerate(columns):
-            for y in range(reach[0], reach[1] + 1) if reach else ():
+        """Draw a line from its top and bottom dot in each column of dots, and its mark at the end."""
+        for x, extent in enumerate(columns):
+            for y in range(extent[0], extent[1] + 1) if extent else ():
                 self.bits[y // 4][x // 2] |= DOTS[x % 2][y % 4]
                 self.styles[y // 4][x // 2] = line.style
-            if reach and line.mark:
-                place = reach[0] // 4, min(len(self.bits[0]) - 1, x // 2 + 1)
-        if line.mark and any(columns):
-            self.marks[place] = line.mark, f"bold {line.style}"
+        if line.mark:
+            self._mark(line, columns)
+
+    def _mark(self, line: Line, columns: Sequence[tuple[int, int] | None]) -> None:
+        """Put a line's mark behind its last dot, or further left on the line if a mark is there."""
+        for x in reversed(range(len(columns))):
+            extent = columns[x]
+            if extent is None:
+                continue
+            row, column = extent[0] // 4, min(len(self.bits[0]) - 1, x // 2 + 1)
+            if not any((row, column + offset) in self.marks for offset in (-1, 0, 1)):  # 4 and 1 must not read as 41
+                self.marks[row, column] = line.mark, f"bold {line.style}"
+                return
 
     def row(self, row: int, cursor: int, axis_style: str) -> Iterator[tuple[str, str]]:
-        """Yield the signs and styles of a row of cells."""
+        """Yield the character and style of each cell in a row."""
         for column, bits in enumerate(self.bits[row]):
             if (row, column) in self.marks:
                 yield self.marks[row, column]
@@ -121,8 +173,8 @@ class _Canvas:
                 yield ("│", axis_style) if column == cursor else (" ", "")
 
 
-def _span(lines: Sequence[Line], view: View) -> tuple[float, float] | None:
-    """Return the least and the greatest value in view, widened where they are one."""
+def _value_range(lines: Sequence[Line], view: View) -> tuple[float, float] | None:
+    """Return the smallest and largest value in view, widened if they are equal; None if there is none."""
     low, high = math.inf, -math.inf
     for line in lines:
         for point in line.points:
@@ -140,12 +192,12 @@ def _span(lines: Sequence[Line], view: View) -> tuple[float, float] | None:
 
 
 def _columns(
-    points: Sequence[ChartPoint], view: View, span: tuple[float, float], across: int, down: int
+    points: Sequence[ChartPoint], view: View, value_range: tuple[float, float], width: int, height: int
 ) -> list[tuple[int, int] | None]:
-    """Return the uppermost and the lowest dot of a series in each column of dots, joined into a line."""
-    reach: list[tuple[float, float] | None] = [None] * across
-    low, high = (math.log(value) for value in span) if view.is_log else span
-    scale_y, scale_x = (down - 1) / (high - low), (across - 1) / max(view.last - view.first, 1e-9)
+    """Return the top and bottom dot of a series in each column of dots, joined into a line."""
+    extents: list[tuple[float, float] | None] = [None] * width
+    low, high = (math.log(value) for value in value_range) if view.is_log else value_range
+    scale_y, scale_x = (height - 1) / (high - low), (width - 1) / max(view.last - view.first, 1e-9)
 
     def dot(value: float) -> float:
         if view.is_log:
@@ -153,75 +205,80 @@ def _columns(
         return (high - value) * scale_y
 
     def extend(x: int, top: float, bottom: float) -> None:
-        if 0 <= x < across:
-            old = reach[x]
-            reach[x] = (top, bottom) if old is None else (min(old[0], top), max(old[1], bottom))
+        if 0 <= x < width:
+            old = extents[x]
+            extents[x] = (top, bottom) if old is None else (min(old[0], top), max(old[1], bottom))
 
-    before: tuple[float, float] | None = None
+    previous: tuple[float, float] | None = None
     for point in points:
         begin, end = (point.first - view.first) * scale_x, (point.last - view.first) * scale_x
         top, bottom, middle = dot(point.high), dot(point.low), dot(point.mean)
-        if before is not None and begin - before[0] > 0.5 and begin >= 0 and before[0] <= across:
-            for x in range(max(0, math.ceil(before[0])), min(across - 1, math.floor(begin)) + 1):
-                share = (x - before[0]) / (begin - before[0])
-                y = before[1] + share * (middle - before[1])
+        if previous is not None and begin - previous[0] > 0.5 and begin >= 0 and previous[0] <= width:
+            for x in range(max(0, math.ceil(previous[0])), min(width - 1, math.floor(begin)) + 1):
+                share = (x - previous[0]) / (begin - previous[0])
+                y = previous[1] + share * (middle - previous[1])
                 extend(x, y, y)
-        for x in range(max(0, round(begin)), min(across - 1, round(end)) + 1):
+        for x in range(max(0, round(begin)), min(width - 1, round(end)) + 1):
             extend(x, top, bottom)
-        before = end, middle
-    return _joined([None if y is None else (round(y[0]), round(y[1])) for y in reach], down)
+        previous = end, middle
+    return _joined([None if y is None else (round(y[0]), round(y[1])) for y in extents], height)
 
 
-def _joined(reach: list[tuple[int, int] | None], down: int) -> list[tuple[int, int] | None]:
+def _joined(extents: list[tuple[int, int] | None], height: int) -> list[tuple[int, int] | None]:
     """Lengthen columns until neighbors touch."""
     joined: list[tuple[int, int] | None] = []
-    before: tuple[int, int] | None = None
-    for now in reach:
-        if now is not None:
-            top, bottom = now
-            if before is not None:
-                top, bottom = min(top, before[1] + 1), max(bottom, before[0] - 1)
-            joined.append((max(0, top), min(down - 1, bottom)))
+    previous: tuple[int, int] | None = None
+    for extent in extents:
+        if extent is not None:
+            top, bottom = extent
+            if previous is not None:
+                top, bottom = min(top, previous[1] + 1), max(bottom, previous[0] - 1)
+            joined.append((max(0, top), min(height - 1, bottom)))
         else:
             joined.append(None)
-        before = now
+        previous = extent
     return joined
 
 
-def _labels(span: tuple[float, float], is_log: bool, cells: int) -> dict[int, str]:
-    """Return the values beside the vertical axis, by row."""
-    low, high = (math.log10(value) for value in span) if is_log else span
-    ticks: Sequence[float]
-    if is_log:
-        decades = range(math.floor(low), math.ceil(high) + 1)
-        choices = ([1, 2, 5], [1, 3], [1])
-        ticks = [math.log10(digit) + decade for decade in decades for digit in choices[0]]
-        for digits in choices[1:]:
-            if len([tick for tick in ticks if low <= tick <= high]) <= max(2, cells // 2):
-                break
-            ticks = [math.log10(digit) + decade for decade in decades for digit in digits]
-    else:
-        gap = nice((high - low) / max(1, cells / 3))
-        ticks = [gap * number for number in range(math.ceil(low / gap), math.floor(high / gap) + 1)]
-    if is_log and len([tick for tick in ticks if low <= tick <= high]) < 2:  # less than an octave
-        gap = nice((10**high - 10**low) / max(1, cells / 3))
-        ticks = [math.log10(gap * n) for n in range(max(1, math.ceil(10**low / gap)), math.floor(10**high / gap) + 1)]
+def _y_labels(value_range: tuple[float, float], is_log: bool, cells: int) -> dict[int, str]:
+    """Return the labels of the vertical axis by row."""
+    low, high = (math.log10(value) for value in value_range) if is_log else value_range
     labels: dict[int, str] = {}
-    for tick in ticks:
+    for tick in _log_ticks(low, high, cells) if is_log else _linear_ticks(low, high, cells):
         if low <= tick <= high:
             row = int((high - tick) / (high - low) * (cells * 4 - 1)) // 4
             labels.setdefault(row, short(10**tick if is_log else tick))
     return labels
 
 
-def _steps(view: View, cells: int) -> str:
-    """Return the line of steps under the plot."""
+def _linear_ticks(low: float, high: float, cells: int) -> list[float]:
+    gap = nice((high - low) / max(1, cells / 3))
+    return [gap * number for number in range(math.ceil(low / gap), math.floor(high / gap) + 1)]
+
+
+def _log_ticks(low: float, high: float, cells: int) -> list[float]:
+    """Return the ticks from log10 `low` to `high`: 1, 2, 5 of each decade, or fewer if there are too many rows."""
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    ticks: list[float] = []
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [tick for decade in decades for digit in digits if low <= (tick := math.log10(digit) + decade) <= high]
+        if len(ticks) <= max(2, cells // 2):
+            break
+    if len(ticks) >= 2:
+        return ticks
+    # Less than an octave: ticks that are evenly spaced in value.
+    gap = nice((10**high - 10**low) / max(1, cells / 3))
+    return [math.log10(gap * n) for n in range(max(1, math.ceil(10**low / gap)), math.floor(10**high / gap) + 1)]
+
+
+def _x_ticks(view: View, cells: int) -> str:
+    """Return the line of numbers under the plot."""
     gap = max(1.0, nice((view.last - view.first) / max(1, cells / 12)))
     line = [" "] * (cells + AXIS)
     tick = math.ceil(view.first / gap) * gap
     while tick <= view.last:
-        label, middle = short(tick), AXIS + view.cell_of(tick, cells)
-        start = min(max(AXIS - 1, middle - len(label) // 2), cells + AXIS - len(label))
+        label, center = short(tick), AXIS + view.cell_of(tick, cells)
+        start = min(max(AXIS - 1, center - len(label) // 2), cells + AXIS - len(label))
         if all(cell == " " for cell in line[max(0, start - 1) : start + len(label) + 1]):
             line[start : start + len(label)] = label
         tick += gap
@@ -229,7 +286,7 @@ def _steps(view: View, cells: int) -> str:
 
 
 def nice(gap: float) -> float:
-    """Return the next of 1, 2, 5, 10, ... that is not less."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     if gap <= 0 or not math.isfinite(gap):
         return 1.0
     power = 10.0 ** math.floor(math.log10(gap))
@@ -249,10 +306,10 @@ def short(value: float) -> str:
     return f"{value:.3g}" if size < 0.01 else f"{value:.4g}"
 
 
-def nearest(points: Sequence[PointT], step: float) -> PointT | None:
-    """Return the point of a series at a step, or the one closest to it."""
+def nearest(points: Sequence[PointT], x: float) -> PointT | None:
+    """Return the point at x, or the closest one; None if there are no points."""
     if not points:
         return None
-    place = bisect.bisect_left(points, step, key=lambda point: point.last)
-    around = points[max(0, place - 1) : place + 1]
-    return min(around, key=lambda point: max(point.first - step, step - point.last, 0))
+    index = bisect.bisect_left(points, x, key=lambda point: point.last)
+    around = points[max(0, index - 1) : index + 1]
+    return min(around, key=lambda point: max(point.first - x, x - point.last, 0))

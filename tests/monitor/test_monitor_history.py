@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 
 import pytest
 from golden_runs import append, metrics
 
-from colddiff_cli.console import chart
 from colddiff_cli.monitor.data import metrics_history
 from colddiff_cli.monitor.data.jsonl import JsonLines, newest
 from colddiff_cli.monitor.data.metrics_history import MOST_BINS, TAIL, MetricsHistory, MetricsPoint, points, smoothed
@@ -155,49 +153,6 @@ def test_smoothing_is_the_debiased_average():
     assert [point.mean for point in smoothed(series, 0.0)] == [1.0, 3.0, 5.0]
 
 
-def dots(text):
-    return [
-        [ord(sign) - chart.BRAILLE if ord(sign) >= chart.BRAILLE else 0 for sign in row]
-        for row in text.plain.split("\n")
-    ]
-
-
-@pytest.mark.parametrize(("width", "height"), [(17, 5), (80, 12), (300, 60)])
-@pytest.mark.parametrize("is_log", [False, True])
-def test_a_chart_fills_its_space_and_shows_every_spike(width, height, is_log):
-    numbers = random.Random(0)
-    series = [
-        MetricsPoint(n, n, v, v, v, 1) for n in range(5000) for v in [9.0 if n == 3210 else 0.1 + numbers.random() / 50]
-    ]
-    text = chart.draw([chart.Line(series, "red", "1")], chart.View(0, 4999, is_log), width, height)
-    rows = text.plain.split("\n")
-    assert len(rows) == height
-    assert all(len(row) <= width for row in rows)
-    top = dots(text)[0]
-    assert [place for place, bits in enumerate(top) if bits] == pytest.approx(
-        [chart.AXIS + 3210 / 5000 * (width - chart.AXIS)], abs=1
-    )
-
-
-def test_a_chart_of_nothing_and_of_one_point_stands():
-    assert "nothing logged" in chart.draw([], chart.View(0, 10), 60, 8).plain
-    one = [MetricsPoint(5, 5, 0.5, 0.5, 0.5, 1)]
-    assert any(any(row) for row in dots(chart.draw([chart.Line(one, "red")], chart.View(0, 10), 60, 8)))
-    assert (
-        "nothing"
-        in chart.draw([chart.Line([MetricsPoint(5, 5, 0, 0, 0, 1)], "red")], chart.View(0, 10, True), 60, 8).plain
-    )
-    chart.draw([chart.Line(one, "red")], chart.View(0, 10), 3, 2)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (0.05, "0.05"), (1234, "1234"), (12345, "12.35k"), (2.5e6, "2.5M"), (1e-5, "1e-5"), (3e9, "3e9")],
-)
-def test_short_numbers(value, text):
-    assert chart.short(value) == text
-
-
 def test_what_is_drawn_does_not_hang_on_the_newest_line(tmp_path):
     long_file(tmp_path / "m", 20)
     append(tmp_path / "m", metrics(21) | {"loss_by_severity": [1.0, None, 3.0, 4.0], "grad_norm": None}, "rubbish\n")
@@ -229,16 +184,6 @@ def test_a_history_stays_when_its_file_goes(tmp_path):
     (tmp_path / "m").unlink()
     assert not found.advance(1)
     assert found.lines == 20
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0052, 0.0097), (0.05, 0.3), (1e-5, 1e3), (0.0611, 0.0612)])
-@pytest.mark.parametrize("is_log", [True, False])
-def test_the_axis_tells_at_least_two_values(low, high, is_log):
-    series = [MetricsPoint(0, 0, low, low, low, 1), MetricsPoint(9, 9, high, high, high, 1)]
-    rows = chart.draw([chart.Line(series, "red")], chart.View(0, 9, is_log), 60, 16).plain.split("\n")
-    labels = [row[: chart.AXIS - 1].strip() for row in rows[:-1] if row[chart.AXIS - 1] == "┤"]
-    assert len(set(labels)) >= 2
-    assert all(len(label) <= 7 for label in labels)
 
 
 def test_a_line_without_end_costs_little(tmp_path):

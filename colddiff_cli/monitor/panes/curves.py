@@ -65,7 +65,7 @@ class Plot(Widget, can_focus=True):
     def on_mouse_move(self, event: events.MouseMove) -> None:
         cells = self.size.width - chart.AXIS
         if cells > 0 and event.x >= chart.AXIS:
-            self.pane.point_at(self.pane.view.step_at(event.x - chart.AXIS, cells))
+            self.pane.point_at(self.pane.view.x_at(event.x - chart.AXIS, cells))
 
     def on_leave(self) -> None:
         self.pane.point_at(None)
