@@ -35,7 +35,7 @@ def test_a_chart_fills_its_space_and_shows_every_spike(width, height, is_log):
     )
 
 
-def test_a_chart_of_nothing_and_of_one_point_stands():
+def test_no_points_and_one_point_can_be_drawn():
     assert "nothing logged" in chart.draw([], chart.View(0, 10), 60, 8).plain
     one = [MetricsPoint(5, 5, 0.5, 0.5, 0.5, 1)]
     assert any(any(row) for row in dots(chart.draw([chart.Line(one, "red")], chart.View(0, 10), 60, 8)))
@@ -56,7 +56,7 @@ def test_short_numbers(value, text):
 
 @pytest.mark.parametrize(("low", "high"), [(0.0052, 0.0097), (0.05, 0.3), (1e-5, 1e3), (0.0611, 0.0612)])
 @pytest.mark.parametrize("is_log", [True, False])
-def test_the_axis_tells_at_least_two_values(low, high, is_log):
+def test_the_axis_has_at_least_two_labels(low, high, is_log):
     series = [MetricsPoint(0, 0, low, low, low, 1), MetricsPoint(9, 9, high, high, high, 1)]
     rows = chart.draw([chart.Line(series, "red")], chart.View(0, 9, is_log), 60, 16).plain.split("\n")
     labels = [row[: chart.AXIS - 1].strip() for row in rows[:-1] if row[chart.AXIS - 1] == "┤"]
