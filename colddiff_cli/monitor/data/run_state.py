@@ -65,7 +65,7 @@ class RunState:
     def poll(self) -> None:
         """Read all new data except the metrics history, which `MetricsHistory.advance` reads."""
         if not self.path.is_dir():
-            self.state, self.reason = "gone", "its folder was deleted; this is the data read before"
+            self.state, self.reason = "gone", "its folder is gone; this is what was read before"
             self.has_trainer = False
             return
         # Look at the process before the events: a trainer that has ended has written its last event.
