@@ -48,7 +48,7 @@ BAD = [
     (["train"], "--preset"),
     (
         ["train", "--preset", "digits-blur", "--set", "degradation.name=desaturate", "--set", "model.inputs=plain"],
-        "colour",
+        "color",
     ),
     (
         ["train", "--preset", "digits-blur", "--set", "degradation.name=pixelate", "--set", "degradation.steps=5"],
