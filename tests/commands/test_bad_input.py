@@ -43,8 +43,8 @@ BAD = [
     (["monitor", "nothing"], "No such run"),
     (["monitor", "empty"], "is not a run"),
     (["monitor", "RUN"], "needs a terminal"),
-    (["monitor", "RUN", "--filter", "x*"], "No run is named like x*"),
-    (["monitor", "RUN", "--once", "--filter", "x*"], "No run is named like x*"),
+    (["monitor", "RUN", "--filter", "x*"], "No run matches x*"),
+    (["monitor", "RUN", "--once", "--filter", "x*"], "No run matches x*"),
     (["train"], "--preset"),
     (
         ["train", "--preset", "digits-blur", "--set", "degradation.name=desaturate", "--set", "model.inputs=plain"],
