@@ -6,7 +6,6 @@ Needs no torch, so that listing presets and reading a run's configuration are in
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from colddiff_core.text import CONTROLS, beginning, nearest, shown
 
 
 def restrict_downloads(config: Config, overrides: Iterable[str]) -> Config:
-    """Return a configuration that a file gave without its leave to download into folders, and to run commands in them,
-    that the file names and the user, by the overrides, does not: it may be anyone's.
+    """Return the configuration of a file that may be anyone's: it may not download into folders, or run commands in
+    them, that only the file names. Folders that the overrides name are the user's choice.
     """
     named = {text.partition("=")[0].strip() for text in overrides}
     places = {"data.directory": config.data.directory, "data.second_directory": config.data.second_directory}
     if "data.download" in named or all(key in named for key, place in places.items() if place):
         return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, download=False))
+    return config.without_downloads()
 
 
 def directory() -> Path:
@@ -54,7 +53,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> Config:
         if "extends" in base_table:
             raise UsageError(f"{path}: extends '{base}', which itself extends another.", f"Write {base_path} out.")
         table = _merged(_without_foreign_parameters(base_table, table.get("degradation", {})), table)
-    return from_table({"name": path.stem} | table, str(path), overrides)
+    overrides = list(overrides)
+    return restrict_downloads(from_table({"name": path.stem} | table, str(path), overrides), overrides)
 
 
 def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = ()) -> Config:

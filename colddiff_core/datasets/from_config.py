@@ -21,7 +21,7 @@ def load_images(
     has_margin: with the `data.margin` pixels around them that a random crop is taken from.
     """
     data = config.data
-    request = _request(data, data.directory, split, channels or data.channels)
+    request = _request(config, data.directory, split, channels or data.channels)
     request = dataclasses.replace(request, size=data.size + data.margin, crop=data.crop, margin=data.margin)
     found = datasets.load(data.dataset, request)
     return found if has_margin else found.center(data.size)
@@ -37,7 +37,7 @@ def load_training(config: Config) -> datasets.TrainingSet:
         return load_images(config, "train", has_margin=True)
     if data.crop:
         raise datasets.base.uncropped(data.dataset)
-    request = _request(data, data.directory, "train", data.channels)
+    request = _request(config, data.directory, "train", data.channels)
     return datasets.open_shards(dataclasses.replace(request, size=data.size + data.margin), data.lanes)
 
 
@@ -54,7 +54,7 @@ def load_second(
     if not data.second:
         names = ", ".join(datasets.names())
         raise UsageError(f"{operator.name} mixes in images of a second data set.", f"Name it: data.second={names}.")
-    request = _request(data, data.second_directory or data.directory, split, channels)
+    request = _request(config, data.second_directory or data.directory, split, channels)
     found = datasets.load(data.second, request)
     if found.channels != channels:
         raise UsageError(
@@ -64,8 +64,10 @@ def load_second(
     return found
 
 
-def _request(data: DataConfig, place: str, split: datasets.base.Split, channels: int) -> datasets.DatasetRequest:
-    return datasets.DatasetRequest(split, data.size, channels, Path(place) if place else None, data.download)
+def _request(config: Config, place: str, split: datasets.base.Split, channels: int) -> datasets.DatasetRequest:
+    directory = Path(place) if place else None
+    may_download = config.data.download and config.may_download
+    return datasets.DatasetRequest(split, config.data.size, channels, directory, may_download)
 
 
 def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:

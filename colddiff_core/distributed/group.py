@@ -228,6 +228,20 @@ class Group:
                 raise LostError("Another process of this job could not prepare what all of them need.")
         return work()
 
+    def check_alike(self, settings: Mapping[str, Any]) -> None:
+        """Check that all processes have the same settings: another machine may have another torch, or no bfloat16.
+
+        Raises:
+            UsageError: This process differs from rank 0.
+        """
+        settings = json.loads(json.dumps(settings))
+        for key, first in self.broadcast_json(settings).items():
+            if settings[key] != first:
+                what = f"Process {self.index} differs from the first one in {key}: {settings[key]}, not {first}."
+                raise UsageError(
+                    what, "Have the same program, run and files on all machines, one device and precision."
+                )
+
     def leave(self) -> None:
         """Say that this process is done; the first one then waits for the others to say so, up to PARTING seconds."""
         if self._store is None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from conftest import make_trainer
 from safetensors.torch import load_file
 
-from colddiff_cli import __main__, trainings
+from colddiff_cli import __main__
 from colddiff_cli.__main__ import run as colddiff
 from colddiff_cli.jobs import launch
 from colddiff_core import devices, runs, seeds
@@ -27,6 +27,7 @@ from colddiff_core.distributed import environment as job
 from colddiff_core.distributed import group
 from colddiff_core.errors import LostError, MachineError, UsageError
 from colddiff_core.runs import checkpoint
+from colddiff_core.training import start
 
 STEPS = 6
 TOLERANCE = 1e-5  # relative, of losses in float32: sums are made in another order
@@ -299,10 +300,10 @@ def test_a_process_that_would_train_otherwise_than_the_first_is_told(tmp_path, m
 
     trainer = make_trainer(tmp_path / "run")
     trainer.run.close()
-    trainings._check_alike(trainer)
+    start.check_alike(trainer)
     monkeypatch.setattr(group, "_joined", Second(job.ProcessInfo(1, 2)))
     with pytest.raises(UsageError, match=f"Process 1 differs from the first one in {key}: .*, not other"):
-        trainings._check_alike(trainer)
+        start.check_alike(trainer)
 
 
 TRAIN = ["train", "--preset", "digits-mask", *(word for key in ranks_job.TINY for word in ("--set", key))]
