@@ -136,7 +136,7 @@ def compare(
         screen.say(f"paper: {source}")
     outcome = {
         "runs": [str(run.path) for run in found],
-        "steps": [step for _, step in opened],
+        "steps": [trained.step for trained in opened],
         "kind": kind,
         "precision": ", ".join(dict.fromkeys(built.precision for built in experiments)),
         "n": count,
