@@ -295,7 +295,7 @@ def test_what_torch_says_of_others_is_told_apart_from_what_went_wrong_here(monke
 @pytest.mark.parametrize("key", ["training images", "torch", "precision"])
 def test_a_process_that_would_train_otherwise_than_the_first_is_told(tmp_path, monkeypatch, key):
     class Second(group.Group):
-        def hear_json(self, value):
+        def broadcast_json(self, value):
             return value | {key: "other"}
 
     trainer = make_trainer(tmp_path / "run")
