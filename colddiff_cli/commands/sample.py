@@ -157,7 +157,8 @@ def sample(
     from colddiff_core import sampling
     from colddiff_core.inference import restore
 
-    built, step = open_run.open_run(screen, found, device, overrides)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     severity = built.operator.steps if t is None else sample_photographs.whole(t, is_degraded=False)
     name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
     sampling.check(name, built.operator, pace, severity)

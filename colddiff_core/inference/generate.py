@@ -20,6 +20,7 @@ from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
+from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.runs import Run
 from colddiff_core.sampling import Step, priors
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
@@ -187,3 +188,32 @@ def _source(built: Experiment) -> PriorSource:
 
     side = built.config.data.size
     return PriorSource(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)
+
+
+def generate(
+    trained: TrainedRun,
+    count: int,
+    *,
+    seed: int = 0,
+    prior: str | None = None,
+    sampler: str | None = None,
+    stride: int | None = None,
+    label: int | None = None,
+) -> torch.Tensor:
+    """Generate images (count, C, H, W), float32 in [-1, 1], on the CPU: those of `colddiff generate --seed`.
+
+    Args:
+        prior: What x_T is drawn from; None for the operator's default.
+        sampler: None for the run's own, as for `stride`.
+        label: The class of all images, for a conditional network.
+
+    Raises:
+        UsageError: The count, prior, sampler, stride or label does not fit the run.
+    """
+    if count < 1:
+        raise UsageError(f"count = {count}: nothing to generate.", "Use 1 or more.")
+    built, settings = trained.experiment, trained.experiment.config.sample
+    pace = settings.stride if stride is None else stride
+    generator = prepare(trained.run, built, prior)
+    made = generator.generate(count, seed=seed, sampler=sampler or settings.sampler, stride=pace, label=label)
+    return torch.cat([sampling.final(batch.steps)[: batch.count].clamp(-1, 1).cpu() for batch in made])

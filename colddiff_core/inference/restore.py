@@ -10,9 +10,11 @@ from torch import Tensor
 
 from colddiff_core import sampling, seeds
 from colddiff_core.degradations import Frozen
+from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
+from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.sampling import Step
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
@@ -82,3 +84,40 @@ def degraded(
         x0 = x0.to(built.device)
         x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
         yield DegradedBatch(built, numbers.start, there, x0, x_t, frozen, t, seed)
+
+
+def restore(
+    trained: TrainedRun,
+    x_t: Tensor,
+    *,
+    t: int | None = None,
+    frozen: Frozen | None = None,
+    sampler: str | None = None,
+    stride: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Restore degraded images x_t (B, C, H, W), float32 in [-1, 1]; return x_0 of the same shape, on the CPU.
+
+    Args:
+        t: Severity of x_t; None for T.
+        frozen: What the operator drew for these images; None to draw it from `seed`.
+        sampler: None for the run's own, as for `stride`.
+
+    Raises:
+        UsageError: x_t has another shape or dtype than the run's images, or t, sampler or stride do not fit.
+    """
+    built, config = trained.experiment, trained.experiment.config
+    shape = (built.channels, config.data.size, config.data.size)
+    if x_t.ndim != 4 or tuple(x_t.shape[1:]) != shape or x_t.dtype != torch.float32:
+        what = f"x_t is {tuple(x_t.shape)} {str(x_t.dtype).removeprefix('torch.')}."
+        raise UsageError(what, f"This run takes (B, {', '.join(map(str, shape))}) float32 in [-1, 1].")
+    severity = built.operator.steps if t is None else t
+    name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
+    sampling.check(name, built.operator, pace, severity)
+    if not len(x_t):
+        return x_t.cpu()
+    x_t, numbers = x_t.to(built.device), range(len(x_t))
+    if frozen is None:
+        frozen = built.freeze(x_t, seeds.image_generators(seed, numbers))
+    steps = built.restore(x_t, severity, frozen, sampler=name, stride=pace, seed=seed, numbers=numbers, bits=built.bits)
+    return sampling.final(steps).cpu()
