@@ -29,10 +29,11 @@ LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 def check_names(config: schema.Config) -> None:
     """Refuse what would be refused once the data are read."""
-    from colddiff_core import datasets, degradations, sampling
+    from colddiff_core import datasets, degradations
+    from colddiff_core.sampling import Sampling
 
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
-    sampling.check(config.sample.sampler, operator, config.sample.stride)
+    Sampling.of(config).check(operator)
     datasets.find(config.data.dataset, crop=config.data.crop)
 
 

@@ -43,7 +43,7 @@ def describe(
     """
     frozen = freeze(x0)
     height, width = x0.shape[-2:]
-    waves = {"gain_low": _wave(x0, 1, 1), "gain_mid": _wave(x0, max(height // 4, 1), max(width // 4, 1))}
+    waves = (_wave(x0, 1, 1), _wave(x0, max(height // 4, 1), max(width // 4, 1)))
     nothing, constant = torch.zeros_like(x0), torch.full_like(x0, AMPLITUDE)
     made = []
     for t in severities:
@@ -51,11 +51,11 @@ def describe(
         fidelity = Fidelity()
         fidelity.update(x_t, x0)
         found = fidelity.result()
-        gains = {name: _share(op(wave, t, frozen) - dark, wave) for name, wave in waves.items()}
+        gain_low, gain_mid = (_share(op(wave, t, frozen) - dark, wave) for wave in waves)
         follows = (op(constant, t, frozen) - dark).abs() > AMPLITUDE / 2
         assert found["rmse"] is not None
         made.append(
-            Remains(t, found["rmse"], found["ssim"], kept=follows.float().mean().item(), color=_color(x_t, x0), **gains)
+            Remains(t, found["rmse"], found["ssim"], gain_low, gain_mid, follows.float().mean().item(), _color(x_t, x0))
         )
     return made
 

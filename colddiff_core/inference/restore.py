@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from colddiff_core import sampling, seeds
+from colddiff_core import seeds
 from colddiff_core.degradations import Frozen
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
-from colddiff_core.sampling import Step
+from colddiff_core.sampling import DegradedImages, Sampling, Step, final
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
 MOST = {"cpu": 16, "cuda": 256}
@@ -34,18 +34,16 @@ class DegradedBatch:
     x_t: Tensor
     frozen: Frozen
     t: int
-    seed: int
 
-    def restore(self, sampler: str, stride: int) -> Iterator[Step]:
+    def restore(self, sampling: Sampling) -> Iterator[Step]:
         """Take the whole batch back to x_0, step by step; errors as `Experiment.restore`."""
         numbers = range(self.first, self.first + len(self.x_t))
-        bits = self.experiment.bits
-        way = {"sampler": sampler, "stride": stride, "seed": self.seed, "numbers": numbers, "bits": bits}
-        return self.experiment.restore(self.x_t, self.t, self.frozen, **way)  # type: ignore[arg-type]
+        return self.experiment.restore(DegradedImages(self.x_t, self.t, self.frozen, numbers), sampling)
 
     def direct(self) -> Tensor:
         """Return R(x_t, t) of the whole batch, (B, C, H, W)."""
-        return sampling.final(self.restore("direct", 1))
+        sampling = Sampling.of(self.experiment.config, sampler="direct", stride=1)
+        return final(self.restore(sampling))
 
     def of(self, x: Tensor, numbers: range) -> Tensor:
         """Return those of (B, C, H, W) whose numbers are in a range, without what fills the batch up; on the CPU."""
@@ -61,15 +59,15 @@ def degraded(
     t: int,
     seed: int,
     size: int,
-    wanted: BatchFilter = every_batch,
+    accepts: BatchFilter = every_batch,
 ) -> Iterator[DegradedBatch]:
     """Return images 0..count - 1 degraded, `size` at a time as `experiment.batches` has them.
 
     load: returns an image (C, H, W) by its number, None where it cannot be had; what it raises goes through.
-    Batches without a `wanted` image, and those of which none can be loaded, are left out.
+    Batches that are not accepted, and those of which no image can be loaded, are left out.
     """
     side = built.config.data.size
-    for numbers in batches.batches(count, size, wanted):
+    for numbers in batches.batches(count, size, accepts):
         loaded = {number: load(number) for number in numbers if number < count}
         there = tuple(number for number, image in loaded.items() if image is not None)
         if not there:
@@ -81,4 +79,4 @@ def degraded(
             x0[number - numbers.start] = image
         x0 = x0.to(built.device)
         x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
-        yield DegradedBatch(built, numbers.start, there, x0, x_t, frozen, t, seed)
+        yield DegradedBatch(built, numbers.start, there, x0, x_t, frozen, t)
