@@ -164,7 +164,7 @@ def _perceptual(screen: Screen, built: Experiment) -> PerceptualDistance | None:
     from colddiff_core.evaluation import lpips, published_weights
 
     path = published_weights.find(published_weights.ALEXNET, _cache("weights"))
-    if path is None or built.config.data.size < lpips.LEAST_SIDE:
+    if path is None or built.config.data.size < lpips.MIN_SIDE_PIXELS:
         return None
     try:
         return lpips.Lpips(published_weights.read(published_weights.ALEXNET, path), built.device)

@@ -17,7 +17,7 @@ from colddiff_core.datasets.from_config import load_second
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import UsageError
-from colddiff_core.images import compressed, quantize
+from colddiff_core.images import jpeg_round_trip, quantize
 from colddiff_core.models import Restorer, UNet, compiling, memory
 from colddiff_core.sampling import DegradedImages, Sampling, Step, sample
 from colddiff_core.text import counted
@@ -78,7 +78,7 @@ class Experiment:
         x_t = quantize(x_t, settings.quantize)
         if settings.jpeg:
             drawn = draw_integers(x_t, generator, BEST_JPEG + 1 - settings.jpeg) + settings.jpeg
-            x_t = compressed(x_t, drawn.tolist())
+            x_t = jpeg_round_trip(x_t, drawn.tolist())
         return x_t
 
     def degrade_variously(self, x0: Tensor, t: Tensor, frozen: Frozen, generator: Generators) -> Tensor:
@@ -190,7 +190,8 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
         )
     unet = unet.to(device).lay_out(config.data.size)
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)
-    return Experiment(config, operator, restorer, channels, device, load_second(config, operator, split, channels))
+    second = load_second(config, split, channels, operator.name) if operator.second_field else None
+    return Experiment(config, operator, restorer, channels, device, second)
 
 
 def versions() -> dict[str, str]:

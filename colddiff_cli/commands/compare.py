@@ -237,7 +237,7 @@ def _draw(path: Path, outcomes: Mapping[str, EvaluationResult], originals: Image
 
     shown = {label: outcome.shown for label, outcome in outcomes.items()}
     if originals is None:
-        images.write(images.album(shown, across=ACROSS), path)
+        images.write(images.image_grid(shown, across=ACROSS), path)
         return
     first = next(iter(outcomes.values()))
     columns = {"degraded": first.degraded} if is_alone and first.degraded is not None else {}

@@ -217,7 +217,7 @@ def _show(
     """Write the grid of those shown, of `count`, and their film, and draw the grid on a terminal."""
     from colddiff_core import images
 
-    images.write(images.album({"": shown}, across=ACROSS), grid_path)
+    images.write(images.image_grid({"": shown}, across=ACROSS), grid_path)
     if film_path:
         images.write_animation(films.frames(trajectory), film_path)
         screen.say(f"trajectory: {film_path}")

@@ -366,7 +366,7 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> SampleSource:
     together = group.current()
 
     def unlike() -> int:
-        own = [images.channels_of(file) for file, _ in files]
+        own = [images.count_channels(file) for file, _ in files]
         return sum(channels not in (0, built.channels) for channels in own)
 
     if others := together.on_first(unlike):

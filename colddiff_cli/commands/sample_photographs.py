@@ -158,7 +158,7 @@ class PhotographJob:
             is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
             both = None
             if self.asked.is_compared or is_shown:
-                both = photographs.beside(photograph, given.picture, restored)
+                both = photographs.side_by_side(photograph, given.picture, restored)
             if both is not None and self.asked.is_compared:
                 photographs.write(both, both.pixels, self.own.place(number + len(self.paths)))
             for note in photographs.write(photograph, restored, self.own.place(number)):
@@ -182,7 +182,7 @@ class PhotographJob:
         height, width = photograph.pixels.shape[-2:]
         images.check_sides((width, height), self.own.targets[number])
         if self.asked.is_compared:
-            both = photographs.size_beside(photograph)
+            both = photographs.side_by_side_size(photograph)
             images.check_sides(both, self.own.targets[number + len(self.paths)])
 
     def sweep(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:

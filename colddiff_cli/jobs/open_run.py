@@ -72,6 +72,6 @@ def check_data_dir(config: schema.Config) -> None:
     from colddiff_core import datasets
 
     sets = [name for name in (config.data.dataset, config.data.second) if name]
-    if all(datasets.package_of(name) for name in sets):
-        what = f"--data-dir has no use: {sets[0]} comes with {datasets.package_of(sets[0])}."
+    if all(datasets.required_package(name) for name in sets):
+        what = f"--data-dir has no use: {sets[0]} comes with {datasets.required_package(sets[0])}."
         raise UsageError(what, "Leave it out.")

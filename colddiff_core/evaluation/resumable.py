@@ -8,7 +8,6 @@ however often that was interrupted.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from colddiff_core.evaluation.evaluate import (
     SamplingTimer,
 )
 from colddiff_core.experiment import Experiment
-from colddiff_core.files import locked, read_ordinary, refusals, whole
+from colddiff_core.files import FileLock, read_ordinary, refusals, whole
 
 LEAST, SHARES, MOST_PORTIONS = 256, 8, 512  # images of a portion, at least, unless a column has few; and portions then
 LOCK = ".lock"  # beside a folder, of whoever is at work on it
@@ -52,13 +51,13 @@ class PartialResults:
         of the job.
         """
         self.path = path
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         if not is_first:
             return
         with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = locked(path.with_suffix(LOCK))
+            self._lock = FileLock.take(path.with_suffix(LOCK))
         except BlockingIOError:
             what = "Another process is at this very evaluation."
             raise MachineError(what, "Wait for it, or stop it first.") from None
@@ -94,7 +93,7 @@ class PartialResults:
             with contextlib.suppress(OSError):  # others' portions are there
                 self.path.with_suffix(LOCK).unlink(missing_ok=True)
                 self.path.parent.rmdir()
-        os.close(self._lock)
+        self._lock.release()
         self._lock = None
 
     def _file(self, name: str) -> Path:

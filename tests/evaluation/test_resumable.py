@@ -229,7 +229,7 @@ def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, mo
 
     monkeypatch.setattr(evaluate.MetricAccumulator, "look", failing)
     assert run(ASKED) == 1
-    monkeypatch.setattr(commands, "place", lambda: ProcessInfo(restarts=1))
+    monkeypatch.setattr(commands, "process_info", lambda: ProcessInfo(restarts=1))
     left[0] = 4 * math.ceil(COUNT / SIZE) - 5 // EACH * EACH
     assert run(ASKED) == 0
     assert left[0] == 0

@@ -119,8 +119,8 @@ def test_what_changes_nothing_asks_nothing(own):
 
 
 def test_an_operator_that_computes_otherwise_is_told(own, monkeypatch, capsys):
-    degrade = Blur.degrade
-    monkeypatch.setattr(Blur, "degrade", lambda self, *rest: degrade(self, *rest) * 0.9)
+    degrade = Blur._degrade
+    monkeypatch.setattr(Blur, "_degrade", lambda self, *rest: degrade(self, *rest) * 0.9)
     assert command(["train", "--resume", str(own)]) == 2
     assert "the operator computes otherwise" in capsys.readouterr().err
 
