@@ -155,8 +155,8 @@ def sample_ours(job: BenchmarkJob) -> Rows:
     x_t, frozen = built.degrade(x0, t, seeds.image_generators(0, numbers))
 
     def restore(sampler: str, stride: int) -> Tensor:
-        options = {"sampler": sampler, "stride": stride, "seed": 0, "numbers": numbers, "bits": built.bits}
-        return sampling.final(built.restore(x_t, t, frozen, **options))
+        degraded = sampling.DegradedImages(x_t, t, frozen, numbers)
+        return sampling.final(built.restore(degraded, sampling.Sampling(sampler, stride, bits=built.bits)))
 
     return _samplings(job, restore, len(x0))
 
@@ -199,6 +199,7 @@ def steps_plain(job: BenchmarkJob) -> Rows:
 
 def steps_ours(job: BenchmarkJob) -> Rows:
     from colddiff_core import seeds
+    from colddiff_core.sampling import DegradedImages, Sampling
 
     built = _experiment(job)
     x = _noise(job, job.pick(1, 2, 64))
@@ -207,8 +208,7 @@ def steps_ours(job: BenchmarkJob) -> Rows:
         built.operator(x, s, frozen)
 
     def step(x: Tensor, s: int) -> object:
-        options = {"sampler": "tacos", "stride": 1, "seed": 0, "numbers": range(len(x)), "bits": 0}
-        return next(built.restore(x, s, frozen, **options))
+        return next(built.restore(DegradedImages(x, s, frozen), Sampling("tacos")))
 
     with torch.no_grad():
         return _single_steps(job, step, lambda x, s: built.operator(x, s, frozen), x)

@@ -27,6 +27,7 @@ from colddiff_core.datasets.decoding import list_images
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize, read, to_bytes
 from colddiff_core.inference import open_run, photograph
+from colddiff_core.sampling import Sampling
 
 BALANCES = [10**power for power in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1)]
 AMOUNTS = [(radius, amount) for radius in (1, 2, 3, 5) for amount in (0.5, 1, 1.5, 2, 3, 5)]
@@ -55,9 +56,8 @@ def main() -> None:
         columns |= {name: _best(filters, degraded, originals) for name, filters in _baselines(op, t).items()}
         for sampler in chosen.samplers.split(","):
             for is_consistent in (False, True) if op.is_linear else (False,):
-                worker = photograph.PhotographRestorer(
-                    built, sampler, max(1, t // 8) if sampler == "tacos" else 1, is_consistent
-                )
+                sampling = Sampling(sampler, max(1, t // 8) if sampler == "tacos" else 1)
+                worker = photograph.PhotographRestorer(built, sampling, is_consistent)
                 name = sampler + (", consistent" if is_consistent else "")
                 columns[name] = _score((worker.restore(worker.look(x_t, t)) for x_t in degraded), originals)
                 if sampler == built.config.sample.sampler and op.has_estimate:

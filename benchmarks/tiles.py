@@ -24,6 +24,7 @@ from torch import Tensor
 from colddiff_core import images, runs
 from colddiff_core.inference import open_run, photograph
 from colddiff_core.models import memory
+from colddiff_core.sampling import Sampling
 
 LARGE_PIXELS = (6000, 4000)
 COMMAND = "import sys; from colddiff_cli.__main__ import run; sys.exit(run(sys.argv[1:]))"
@@ -39,7 +40,7 @@ def main() -> None:
     t = chosen.t or -(-built.operator.steps // 2)
     x0 = images.read(chosen.photo, channels=built.channels)
     x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), photograph.BITS)[0]
-    worker = photograph.PhotographRestorer(built, "direct", 1, built.operator.is_linear)
+    worker = photograph.PhotographRestorer(built, Sampling("direct"), built.operator.is_linear)
     whole = _restored(worker, x_t, t, 1 << 15)
     print(f"{chosen.photo.name}, {x0.shape[-1]} x {x0.shape[-2]} pixels, t = {t}, {built.precision}")
     for side in (256, 320, 512):

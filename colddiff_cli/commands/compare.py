@@ -107,7 +107,7 @@ def compare(
         fitting = [name for name in asked if name in sampling.names(built.operator) or name not in sampling.SAMPLERS]
         ways = list(itertools.product(fitting if len(found) > 1 and fitting else asked, _strides(strides, built)))
         for name, stride in ways:
-            sampling.check(name, built.operator, stride, t)
+            sampling.Sampling(name, stride).check(built.operator, t)
         generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
         contenders += _contenders(label if len(found) > 1 else "", built, ways, t, generators or [None])
     with explain.advancing(screen) as progress:
@@ -217,11 +217,20 @@ def _measure(
 
         for contender in contenders:
             progress.update(task, description=contender.label)
-            common: dict[str, Any] = {"count": count, "seed": seed, "progress": advance}
             if contender.generator is None:
-                outcome = comparison.restore(contender, reference, batch_size=batch_size, shown=SHOWN_ROWS, **common)
+                outcome = comparison.restore(
+                    contender,
+                    reference,
+                    count=count,
+                    seed=seed,
+                    shown=SHOWN_ROWS,
+                    batch_size=batch_size,
+                    progress=advance,
+                )
             else:
-                outcome = comparison.generate(contender, reference, shown=SHOWN_GRID, **common)
+                outcome = comparison.generate(
+                    contender, reference, count=count, seed=seed, shown=SHOWN_GRID, progress=advance
+                )
             outcomes[contender.label] = outcome
     return outcomes
 

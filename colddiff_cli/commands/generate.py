@@ -88,30 +88,29 @@ def generate(
     _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
 
-    from colddiff_core import sampling
     from colddiff_core.distributed import group
     from colddiff_core.evaluation import reference as references
     from colddiff_core.inference import batches
     from colddiff_core.inference import generate as generation
+    from colddiff_core.sampling import Sampling
 
     trained = open_run.open_run(found, device, overrides)
     built, step = trained.experiment, trained.step
-    name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
-    sampling.check(name, built.operator, pace)
+    sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
+    sampling.check(built.operator)
     generation.check_label(built, label)
-    chosen_seed = config.train.seed if seed is None else seed
     asked = {
         "prior": prior or built.operator.priors[0],
         "components": components,
         "noise": noise,
         "class": label,
         "n" if interpolate is None else "interpolate": count,
-        "sampler": name,
-        "stride": pace,
-        "seed": chosen_seed,
+        "sampler": sampling.sampler,
+        "stride": sampling.stride,
+        "seed": sampling.seed,
         "batch": built.batch_size(generation.MOST),
     }
-    default = found.path / "generated" / f"{asked['prior']}-{name}.png"
+    default = found.path / "generated" / f"{asked['prior']}-{sampling.sampler}.png"
     grid_path, film_path, neighbors_path = outputs.agreed(
         lambda: _places(out, default, animate=animate, force=force, keep=resume)
     )
@@ -131,13 +130,13 @@ def generate(
             with group.alone(), explain.advancing(screen) as progress:  # the other ranks start generating
                 reference = references.load(built, references.FeatureChoice(), progress)
 
-        def wanted(numbers: range) -> bool:
+        def is_needed(numbers: range) -> bool:
             on_grid = grid_path is not None and numbers.start < SHOWN
             return not singles or own.lacks(numbers) or on_grid or diversity
 
-        mine = batches.round_robin(together, count, generator.batch_size, wanted)
+        mine = batches.round_robin(together, count, generator.batch_size, is_needed)
         draw = generator.generate if interpolate is None else generator.interpolate
-        drawn = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=mine)
+        drawn = draw(count, sampling, label=label, accepts=mine)
         total = sum(1 for _ in batches.batches(count, generator.batch_size, mine))
         held = _run(screen, drawn, total, own, is_all=diversity, is_film=film_path is not None)
     made = held.gather(together)
@@ -148,10 +147,10 @@ def generate(
         "step": step,
         "prior": generator.prior.name,
         "noise": generator.noise,
-        "sampler": name,
-        "stride": pace,
+        "sampler": sampling.sampler,
+        "stride": sampling.stride,
         "precision": built.precision,
-        "seed": chosen_seed,
+        "seed": sampling.seed,
         "n": count,
         "picture": str(grid_path) if grid_path else None,
         "animation": str(film_path) if film_path else None,

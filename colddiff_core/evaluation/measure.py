@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from colddiff_core import sampling
 from colddiff_core.evaluation import evaluate as evaluation
 from colddiff_core.evaluation import reference as references
 from colddiff_core.inference.open_run import TrainedRun
+from colddiff_core.sampling import Sampling
 
 
 def evaluate(
@@ -33,15 +33,12 @@ def evaluate(
     """
     built, config = trained.experiment, trained.experiment.config
     severity = built.operator.steps if t is None else t
-    pace = config.sample.stride if stride is None else stride
-    sampling.check(config.sample.sampler, built.operator, pace, severity)
+    sampling = Sampling.of(config, stride=stride, seed=seed)
+    sampling.check(built.operator, severity)
     reference = references.load(built, references.prepare(features, None, str(built.device)))
-    results = evaluation.evaluate(
-        built,
-        reference,
-        count=len(reference.test) if count is None else min(count, len(reference.test)),
-        t=severity,
-        seed=config.train.seed if seed is None else seed,
-        stride=pace,
+    every = len(reference.test)
+    settings = evaluation.EvaluationSettings(
+        severity, every if count is None else min(count, every), sampling.seed, sampling.stride
     )
+    results = evaluation.evaluate(built, reference, settings)
     return {column: result.figures for column, result in results.items()}

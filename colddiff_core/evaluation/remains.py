@@ -47,7 +47,7 @@ def describe(
     """
     frozen = freeze(x0)
     height, width = x0.shape[-2:]
-    waves = {"gain_low": _wave(x0, 1, 1), "gain_mid": _wave(x0, max(height // 4, 1), max(width // 4, 1))}
+    waves = (_wave(x0, 1, 1), _wave(x0, max(height // 4, 1), max(width // 4, 1)))
     zeros, constant = torch.zeros_like(x0), torch.full_like(x0, AMPLITUDE)
     results = []
     for t in severities:
@@ -55,14 +55,10 @@ def describe(
         fidelity = Fidelity()
         fidelity.update(x_t, x0)
         metrics = fidelity.result()
-        gains = {name: _share(op(wave, t, frozen) - offset, wave) for name, wave in waves.items()}
-        follows = (op(constant, t, frozen) - offset).abs() > AMPLITUDE / 2
+        gain_low, gain_mid = (_share(op(wave, t, frozen) - offset, wave) for wave in waves)
+        kept = ((op(constant, t, frozen) - offset).abs() > AMPLITUDE / 2).float().mean().item()
         assert metrics["rmse"] is not None
-        results.append(
-            Remains(
-                t, metrics["rmse"], metrics["ssim"], kept=follows.float().mean().item(), color=_color(x_t, x0), **gains
-            )
-        )
+        results.append(Remains(t, metrics["rmse"], metrics["ssim"], gain_low, gain_mid, kept, _color(x_t, x0)))
     return results
 
 

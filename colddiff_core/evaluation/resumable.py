@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -23,7 +22,9 @@ from colddiff_core.distributed.group import ALONE, Group
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import evaluate as evaluation
 from colddiff_core.evaluation.evaluate import (
+    COLUMNS,
     EvaluationResult,
+    EvaluationSettings,
     ImageMeasurements,
     MetricAccumulator,
     Reference,
@@ -103,25 +104,23 @@ def evaluate(
     experiment: Experiment,
     reference: Reference,
     folder: PartialResults,
+    settings: EvaluationSettings,
+    columns: Sequence[str] = COLUMNS,
     *,
-    columns: Sequence[str],
-    t: int,
-    count: int,
-    batch_size: int,
     ranks: Group = ALONE,
     progress: Heard = lambda images: None,
-    **way: Any,
 ) -> dict[str, EvaluationResult]:
     """Return what `evaluation.evaluate` does, without pictures, to the first process, and nothing to the others.
 
-    They share the portions that `folder` lacks; t and `way` are as `evaluation.make` takes them. `progress` is told of
-    every batch's images that this process makes, and of those it finds there.
+    They share the portions that `folder` lacks. `progress` is called with the number of images of every batch that
+    this process makes, and of those it finds there.
     """
+    count, batch_size = settings.count, settings.batch_size or experiment.batch_size(evaluation.MOST)
     parts, size = evaluation.batches(experiment, reference, count, batch_size), evaluation.filled(count, batch_size)
     least = max(min(LEAST, count // SHARES), count // MOST_PORTIONS)
     each = max(1, least // batch_size)  # batches of a portion
     pieces = [(column, first) for column in columns for first in range(0, len(parts), each)]
-    named = {(column, first): f"t{t:04d}-{column}-{first // each:06d}" for column, first in pieces}
+    named = {(column, first): f"t{settings.t:04d}-{column}-{first // each:06d}" for column, first in pieces}
     clocks = {column: SamplingTimer(experiment.device) for column in columns}
     missing = [piece for piece in pieces if not folder.has(named[piece])] if ranks.is_first else []
     missing = [(column, first) for column, first in ranks.broadcast_json(missing)]
@@ -133,7 +132,7 @@ def evaluate(
         seen: list[ImageMeasurements] = []
         sampler = evaluation.sampler(experiment, column)
         some = parts[first : first + each]
-        for batch in evaluation.make(experiment, reference, some, own, size=size, sampler=sampler, t=t, **way):
+        for batch in evaluation.make(experiment, reference, some, own, settings, sampler, size):
             seen.append(found.look(batch.x, batch.numbers).first(batch.count))
             progress(batch.count)
         spent = [after - earlier for after, earlier in zip(own.told()[:2], before[:2], strict=True)]

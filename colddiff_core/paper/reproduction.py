@@ -26,7 +26,7 @@ from colddiff_core.config.version import __version__
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import comparison, evaluate
 from colddiff_core.evaluation.comparison import Contender
-from colddiff_core.evaluation.evaluate import EvaluationResult, Reference
+from colddiff_core.evaluation.evaluate import EvaluationResult, EvaluationSettings, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
 from colddiff_core.inference import generate
@@ -141,19 +141,16 @@ class RunMeasurer:
     def _restored(self, kind: str, progress: Callable[[int], None]) -> tuple[EvaluationResult, Record]:
         how, config = self.how, self.built.config
         named: dict[str, str | None] = {"degraded": None, "sampled": config.sample.sampler}
-        outcome = evaluate.restore(
-            self.built,
-            self.reference,
-            sampler=named.get(kind, kind),
-            t=self.built.operator.steps,
-            stride=config.sample.stride,
-            count=self.count(kind),
-            seed=config.train.seed,
-            is_8bit=how.is_8bit,
-            batch_size=how.batch_size,
-            shown=SHOWN_IMAGES,
-            progress=progress,
+        settings = EvaluationSettings(
+            self.built.operator.steps,
+            self.count(kind),
+            config.train.seed,
+            config.sample.stride,
+            how.is_8bit,
+            how.batch_size,
         )
+        sampler = named.get(kind, kind)
+        outcome = evaluate.restore(self.built, self.reference, settings, sampler, shown=SHOWN_IMAGES, progress=progress)
         return outcome, {}
 
     def _generated(self, kind: str, progress: Callable[[int], None]) -> tuple[EvaluationResult, Record]:
@@ -162,13 +159,15 @@ class RunMeasurer:
         source = generate.prepare(self.run, self.built, None, None, width)
         sampler = "fixed-noise" if kind == "fixed noise" else config.sample.sampler
         contender = Contender(kind, self.built, sampler, config.sample.stride, self.built.operator.steps, source)
-        common: dict[str, Any] = {
-            "count": self.count(kind),
-            "seed": config.train.seed,
-            "shown": SHOWN_IMAGES,
-            "described": 0,
-        }
-        outcome = comparison.generate(contender, self.reference, progress=progress, **common)
+        outcome = comparison.generate(
+            contender,
+            self.reference,
+            count=self.count(kind),
+            seed=config.train.seed,
+            shown=SHOWN_IMAGES,
+            described=0,
+            progress=progress,
+        )
         return outcome, {"noise": source.noise}
 
     def _key(self, kind: str) -> str:

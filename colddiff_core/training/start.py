@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from colddiff_core import datasets, degradations, devices, experiment, runs, sampling
+from colddiff_core import datasets, degradations, devices, experiment, runs
 from colddiff_core.config import presets, schema
 from colddiff_core.datasets import ImageSet, TrainingSet, from_config
 from colddiff_core.distributed import environment, group
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.runs import Run, checkpoint
+from colddiff_core.sampling import Sampling
 from colddiff_core.training import step as stepping
 from colddiff_core.training.trainer import Tick, Trainer
 
@@ -52,7 +53,7 @@ def check_names(config: schema.Config) -> None:
         UsageError: One of them is unknown, or they do not fit together.
     """
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
-    sampling.check(config.sample.sampler, operator, config.sample.stride)
+    Sampling.of(config).check(operator)
     datasets.find(config.data.dataset, crop=config.data.crop)
 
 

@@ -19,7 +19,7 @@ from colddiff_core import datasets, runs
 from colddiff_core.distributed.environment import ProcessInfo
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import classifier, distances, evaluate, resumable
-from colddiff_core.evaluation.evaluate import Reference
+from colddiff_core.evaluation.evaluate import EvaluationSettings, Reference
 from colddiff_core.inference import open_run
 
 COLUMNS = ("degraded", "sampled")
@@ -55,13 +55,13 @@ def plain(outcomes):
 
 
 def measure(made, reference, folder, **options):
-    way = {"columns": COLUMNS, "t": T, "count": COUNT, "batch_size": SIZE}
-    return resumable.evaluate(made, reference, folder, **way | options)
+    settings = EvaluationSettings(T, COUNT, batch_size=SIZE)
+    return resumable.evaluate(made, reference, folder, settings, COLUMNS, **options)
 
 
 @pytest.fixture(scope="module")
 def wanted(made, reference):
-    return plain(evaluate.evaluate(made, reference, columns=COLUMNS, t=T, count=COUNT, batch_size=SIZE))
+    return plain(evaluate.evaluate(made, reference, EvaluationSettings(T, COUNT, batch_size=SIZE), COLUMNS))
 
 
 def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wanted, tmp_path):

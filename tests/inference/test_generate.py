@@ -15,6 +15,7 @@ from colddiff_core.config import presets
 from colddiff_core.datasets import from_config
 from colddiff_core.errors import UsageError
 from colddiff_core.inference import generate, open_run
+from colddiff_core.sampling import Sampling
 
 CPU = torch.device("cpu")
 BLUR = ("degradation.schedule=exponential", "degradation.final_mean=true", "degradation.dither=0.01")
@@ -25,10 +26,9 @@ def run(tmp_path_factory):
     return finish(make_trainer(tmp_path_factory.mktemp("generation") / "run", *BLUR)).run
 
 
-def images(generator: generate.Generator, count: int, **values) -> torch.Tensor:
-    request = {"seed": 3, "sampler": "tacos"} | values
+def images(generator: generate.Generator, count: int, *, label: int | None = None, **values) -> torch.Tensor:
     made = []
-    for batch in generator.generate(count, **request):
+    for batch in generator.generate(count, Sampling(**{"seed": 3} | values), label=label):
         *_, last = batch.steps
         made.append(last.x[: batch.count])
     return torch.cat(made)
@@ -70,7 +70,7 @@ def test_interpolation_begins_and_ends_with_images_0_and_1(run):
     generator = generate.prepare(run, built, None)
     count = generator.batch_size + 3
     made = []
-    for batch in generator.interpolate(count, seed=3, sampler="tacos"):
+    for batch in generator.interpolate(count, Sampling(seed=3)):
         *_, last = batch.steps
         made.append(last.x[: batch.count])
     way = torch.cat(made)
@@ -84,7 +84,7 @@ def test_a_sampler_that_draws_noise_takes_image_0s_all_the_way(tmp_path):
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset="digits-noise"))
     built = open_run.open_run(trainer.run, device=CPU).experiment
     generator = generate.prepare(trainer.run, built, None)
-    (batch,) = generator.interpolate(3, seed=3, sampler="ddpm")
+    (batch,) = generator.interpolate(3, Sampling("ddpm", seed=3))
     *_, last = batch.steps
     wanted = images(generator, 2, sampler="ddpm")
     torch.testing.assert_close(last.x[0], wanted[0], rtol=0, atol=0.02)

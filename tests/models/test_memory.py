@@ -27,6 +27,7 @@ from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.evaluation import evaluate
 from colddiff_core.inference import generate, open_run
 from colddiff_core.models import UNet, memory
+from colddiff_core.sampling import DegradedImages, Sampling
 
 CPU = torch.device("cpu")
 PAPER = ModelConfig()
@@ -145,17 +146,17 @@ def test_sampling_in_pieces_comes_to_the_same_and_remembers(masked, sampler, mon
     built = open_run.open_run(masked, device=CPU).experiment
     x0 = torch.rand(10, built.channels, 12, 12, generator=seeds.generator(1)) * 2 - 1
     x_t, frozen = built.degrade(x0, 5, seeds.image_generators(0, range(10)))
-    way = {"sampler": sampler, "stride": 1, "seed": 0, "numbers": range(10), "bits": 0, "labels": torch.arange(10)}
-    whole = sampling.final(built.restore(x_t, 5, frozen, **way))
+    request = (DegradedImages(x_t, 5, frozen), Sampling(sampler), torch.arange(10))
+    whole = sampling.final(built.restore(*request))
     with small_machine(monkeypatch, 3) as machine:
         with pytest.warns(ColddiffWarning) as told:
-            made = sampling.final(built.restore(x_t, 5, frozen, **way))
+            made = sampling.final(built.restore(*request))
         assert len(told) == 2
         assert machine.seen[:2] == [10, 5]
         assert max(machine.seen[2:]) == built.pieces.size == 2
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            sampling.final(built.with_network(built.restorer.unet).restore(x_t, 5, frozen, **way))
+            sampling.final(built.with_network(built.restorer.unet).restore(*request))
     torch.testing.assert_close(made, whole, rtol=0, atol=1e-5)
 
 
@@ -282,7 +283,7 @@ def test_a_run_takes_as_many_as_fit_and_image_k_stays_the_same(masked, monkeypat
     made = {}
     with small_machine(monkeypatch, 4) as machine:
         for count in (2, 7):
-            batches = generator.generate(count, seed=1, sampler="tacos")
+            batches = generator.generate(count, Sampling(seed=1))
             made[count] = torch.cat([sampling.final(batch.steps)[: batch.count] for batch in batches])
     assert set(machine.seen) == {4}
     assert torch.equal(made[2], made[7][:2])

@@ -21,6 +21,7 @@ from colddiff_core.config import presets
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.inference import open_run
 from colddiff_core.runs import control
+from colddiff_core.sampling import DegradedImages, Sampling
 from colddiff_core.training.trainer import Trainer
 
 
@@ -245,7 +246,7 @@ def test_what_the_network_sees_carries_the_dither_and_what_comes_back_does_not(t
             return x0
 
     perfect = dataclasses.replace(built, restorer=PerfectNetwork())
-    steps = list(perfect.restore(x_t, 3, frozen, sampler="tacos", stride=1, seed=1, numbers=range(50), bits=0))
+    steps = list(perfect.restore(DegradedImages(x_t, 3, frozen), Sampling(seed=1)))
     assert torch.equal(steps[-1].x, x0)
     torch.testing.assert_close(steps[0].x - built.operator(x0, 2, frozen), on_top, rtol=0, atol=1e-5)
     plain = make_trainer(tmp_path / "plain").experiment
