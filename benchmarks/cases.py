@@ -1,6 +1,6 @@
-"""What benchmarks/speed.py measures: each case has a plain side (benchmarks/plain.py) and ours.
+"""The cases of benchmarks/speed.py; each has a plain side (benchmarks/plain.py) and ours.
 
-A side imports its own code alone: nothing of colddiff_core is loaded where the plain side is timed.
+A side imports only its own code: colddiff_core is not loaded while the plain side is timed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SAMPLINGS = (("tacos", 1), ("tacos", 5), ("naive", 5), ("direct", 1))
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkCase:
-    """Something measured: its preset, the two sides, and how many rounds of it are enough.
+    """A measurement: its preset, the two sides, and the largest useful number of rounds.
 
-    A case that takes both sides in one process has `both`, whose rows hold `plain` and `ours`.
+    A case that measures both sides in one process has `both`, whose rows have `plain` and `ours`.
     """
 
     preset: str
@@ -40,7 +40,7 @@ class BenchmarkCase:
 
 
 def _steps_timed(job: BenchmarkJob, steps: Iterator[object]) -> Rows:
-    """Time optimizer steps after the first ones: blocks of them on a GPU, which works on behind Python."""
+    """Time optimizer steps after a warm-up, in blocks on a GPU, which runs asynchronously."""
     block, training = job.pick(1, 1, 20), job.settings["train"]
     for _ in itertools.islice(steps, job.pick(1, 1, 10)):
         pass
@@ -58,7 +58,7 @@ def train_plain(job: BenchmarkJob) -> Rows:
 
 
 def train_ours(job: BenchmarkJob) -> Rows:
-    """The Trainer's own loop in a run directory: its log, its signs of life, its average."""
+    """Time the Trainer's own loop in a run directory, with log, heartbeat and weight average."""
     from colddiff_core import experiment, runs
     from colddiff_core.config import presets
     from colddiff_core.datasets import from_config
@@ -78,7 +78,7 @@ def train_ours(job: BenchmarkJob) -> Rows:
 
 
 def training_flops(job: BenchmarkJob) -> int:
-    """Return the floating-point operations of an optimizer step: the forward passes', three times."""
+    """Return the floating-point operations of an optimizer step: three times those of the forward passes."""
     import plain
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -91,7 +91,7 @@ def training_flops(job: BenchmarkJob) -> int:
 
 
 def _chosen(job: BenchmarkJob) -> torch.device:
-    """Return the device, set up as the commands set it up."""
+    """Return the device, set up as by the commands."""
     from colddiff_core import devices
 
     return devices.choose(str(job.device))
@@ -118,15 +118,15 @@ def _experiment(job: BenchmarkJob) -> Any:
     from colddiff_core.models import compiling
 
     built = experiment.build(presets.from_table(job.settings, "settings"), job.channels, _chosen(job))
-    built.restorer.unet.prepare_for_inference()  # as a run's network is when it is opened
+    built.restorer.unet.prepare_for_inference()  # as when a run is opened
     mode = compiling.mode(job.compile, job.device, compiling.MIN_EVALUATIONS, job.settings["data"]["size"])
     compiling.compile_network(built.restorer.unet, mode)
     return built
 
 
 def _samplings(job: BenchmarkJob, restore: Callable[[str, int], object], images: int) -> Rows:
-    """Time every sampler, the short ones more often."""
-    for _ in range(job.pick(1, 2, 3)):  # a compiled network records its graphs at the second call
+    """Time every sampler, with more repeats for short ones."""
+    for _ in range(job.pick(1, 2, 3)):  # a compiled network records its graphs in the second call
         restore("direct", 1)
     rows, steps = {}, job.settings["degradation"]["steps"]
     for sampler, stride in SAMPLINGS:
@@ -155,8 +155,8 @@ def sample_ours(job: BenchmarkJob) -> Rows:
     x_t, frozen = built.degrade(x0, t, seeds.image_generators(0, numbers))
 
     def restore(sampler: str, stride: int) -> Tensor:
-        way = {"sampler": sampler, "stride": stride, "seed": 0, "numbers": numbers, "bits": built.bits}
-        return sampling.final(built.restore(x_t, t, frozen, **way))
+        degraded = sampling.DegradedImages(x_t, t, frozen, numbers)
+        return sampling.final(built.restore(degraded, sampling.Sampling(sampler, stride, bits=built.bits)))
 
     return _samplings(job, restore, len(x0))
 
@@ -164,10 +164,9 @@ def sample_ours(job: BenchmarkJob) -> Rows:
 def _single_steps(
     job: BenchmarkJob, step: Callable[[Tensor, int], object], degrade: Callable[[Tensor, int], Tensor], x: Tensor
 ) -> Rows:
-    """Time TACoS steps across the severities, and what D alone takes of them.
+    """Time TACoS steps across the severities, and the share of D in them.
 
-    The severities lie evenly, so that the chain of a step is as long as over the whole way back, whose time is theirs
-    times T.
+    The severities are evenly spaced, so a step takes the mean time of a full sampling run, which is T times that.
     """
     steps = job.settings["degradation"]["steps"]
     severities = sorted({max(1, round(steps * share)) for share in (1 / 6, 1 / 2, 5 / 6)})
@@ -200,16 +199,16 @@ def steps_plain(job: BenchmarkJob) -> Rows:
 
 def steps_ours(job: BenchmarkJob) -> Rows:
     from colddiff_core import seeds
+    from colddiff_core.sampling import DegradedImages, Sampling
 
     built = _experiment(job)
     x = _noise(job, job.pick(1, 2, 64))
     frozen = built.freeze(x, seeds.image_generators(0, range(len(x))))
-    for s in range(built.operator.steps + 1):  # builds what tables there are, as a sampler does once
+    for s in range(built.operator.steps + 1):  # fill the operator's tables, which a sampler does once
         built.operator(x, s, frozen)
 
     def step(x: Tensor, s: int) -> object:
-        way = {"sampler": "tacos", "stride": 1, "seed": 0, "numbers": range(len(x)), "bits": 0}
-        return next(built.restore(x, s, frozen, **way))
+        return next(built.restore(DegradedImages(x, s, frozen), Sampling("tacos")))
 
     with torch.no_grad():
         return _single_steps(job, step, lambda x, s: built.operator(x, s, frozen), x)
@@ -219,15 +218,25 @@ def steps_ours(job: BenchmarkJob) -> Rows:
 
 
 def degradations_both(job: BenchmarkJob) -> Rows:
-    """Every operator against its literal form, both in one process, as benchmarks/degradations.py has it."""
+    """Time every operator against its literal form in one process, as in benchmarks/degradations.py."""
     import degradations
 
     rows = {}
     for label, name, parameters, shape in degradations.CASES[:1] if job.is_quick else degradations.CASES:
-        found = degradations.measure(label, name, parameters, shape, job.device)
+        result = degradations.measure(label, name, parameters, shape, job.device)
         key = f"{label}, {shape[-1]} px"
-        more = {"shape": shape, "difference": found["difference"], "flat": found["flat"], "mixed_ms": found["mixed_ms"]}
-        rows[key] = {"plain": found["literal_rounds"], "ours": found["closed_rounds"], "unit": "s", "images": 0} | more
+        more = {
+            "shape": shape,
+            "difference": result["difference"],
+            "flat": result["flat"],
+            "mixed_ms": result["mixed_ms"],
+        }
+        rows[key] = {
+            "plain": result["literal_rounds"],
+            "ours": result["closed_rounds"],
+            "unit": "s",
+            "images": 0,
+        } | more
     return rows
 
 
@@ -243,7 +252,7 @@ CASES = {
 
 
 def difference(job: BenchmarkJob) -> dict[str, float]:
-    """Return how far the plain network's output is from ours at the same weights in float32, and how large it is."""
+    """Return the largest difference of the plain network's output from ours in float32, and the largest output."""
     import plain
 
     from colddiff_core.models import UNet
@@ -261,7 +270,7 @@ def difference(job: BenchmarkJob) -> dict[str, float]:
 
 
 def run(name: str, side: str, job: BenchmarkJob) -> Mapping[str, Any]:
-    """Return the rows that a side of a case measures, and the most memory it held, in bytes."""
+    """Return the rows of one side of a case, and its peak memory in bytes."""
     if side == "difference":
         return difference(job)
     return {"rows": getattr(CASES[name], side)(job), "memory": job.memory()}

@@ -1,9 +1,9 @@
-"""What a step costs on many GPUs, on paper; and the same sums held to two hosts with a slow network between them.
+"""A cost model of a training step on many GPUs, and a check of it on two hosts with a slow network.
 
 Usage: python benchmarks/cost.py [--preset NAME] [--gpu H100] [--share 0.35] [--json FILE] ...
        python benchmarks/cost.py --check [--rates 50,200,1000] [--rounds 3] [--json FILE]
-The first prints tables, from parameters and operations counted and from rates that are assumed, each an option. The
-second needs root and `ip`: two network namespaces are two hosts, and the sums predict what a step between them takes.
+The first form prints tables from counted parameters and operations and from assumed rates, each an option. The second
+needs root and `ip`: two network namespaces act as hosts, and the model predicts the time of a step between them.
 """
 
 from __future__ import annotations
@@ -17,204 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
-
-FLOAT = 4  # bytes
-FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes of gradients that DistributedDataParallel sends at a time
-BACKWARD = 2 / 3  # of a pass; its gradients are ready in about the order of their sizes
-CROWDS = (1, 8, 64, 512)
-STRONG, WEAK = 2048, 64  # images of a step: of all processes, and of each
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkCost:
-    """What a preset asks for.
-
-    flops: floating-point operations of an image's training step, three forward passes'; launches: kernels of a pass,
-    forward and backward; passed: images of a pass at most.
-    """
-
-    name: str
-    side: int
-    parameters: int
-    flops: float
-    launches: int
-    passed: int
-    severities: int
-    checkpoint_every: int
-    sample_every: int
-
-    @property
-    def gradient(self) -> int:
-        """Return the bytes of the gradients, which are float32."""
-        return FLOAT * self.parameters
-
-    @property
-    def checkpoint(self) -> int:
-        """Return the bytes of weights, average and the optimizer's two moments."""
-        return 4 * FLOAT * self.parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """What is assumed of the machines; the defaults are the page's."""
-
-    peak: float = 989e12  # FLOP/s, dense bf16
-    share: float = 0.35  # of the peak, in passes of many images
-    launch: float = 8e-6  # seconds of the CPU for a kernel
-    memory: float = 3.35e12  # bytes/s of the GPU's own
-    node: int = 8  # GPUs of a machine
-    inside: float = 450e9  # bytes/s of a GPU, each way, to those of its machine
-    between: float = 50e9  # bytes/s of a GPU, each way, to other machines
-    hop: float = 30e-6  # seconds of a small message between CPUs
-    disk: float = 1e9  # bytes/s that a checkpoint is hashed and written with
-    file: float = 11_165.0  # bytes of a JPEG of 128 pixels: the mean of AFHQ's cats
-    decode: float = 3100.0  # of these a second that a core decodes
-    critical: float = 4096.0  # images beyond which a step's gains fall
-
-
-def ring_bytes(count: int, size: float) -> float:
-    """Return the bytes that each of `count` processes sends to add up `size` bytes: 2 (N - 1) / N of them.
-
-    Source: Patarasuk and Yuan 2009, section 3.
-    """
-    return 2 * (count - 1) / count * size
-
-
-def buckets(gradient: float) -> list[float]:
-    """Return the bytes of gradients that are sent at a time, in their order."""
-    first = min(float(FIRST_BUCKET), gradient)
-    rest = gradient - first
-    return [first, *[float(BUCKET)] * int(rest // BUCKET), *([rest % BUCKET] if rest % BUCKET else [])]
-
-
-def exposed(count: int, gradient: float, bandwidth: float, backward: float, latency: float = 0.0) -> float:
-    """Return how many seconds a step waits for gradients that are sent while the backward pass goes on.
-
-    A bucket leaves when all in it are ready, and not before the one ahead of it has arrived.
-    """
-    if count == 1:
-        return 0.0
-    ready, arrived = 0.0, 0.0
-    for size in buckets(gradient):
-        ready += size / gradient * backward
-        arrived = max(ready, arrived) + ring_bytes(count, size) / bandwidth + 2 * (count - 1) * latency
-    return arrived - backward
-
-
-def agreement(count: int, hop: float) -> float:
-    """Return the seconds of a small all-reduce by Gloo: a ring, around twice."""
-    return 2 * (count - 1) * hop
-
-
-def useful(images: float, critical: float) -> float:
-    """Return what a step of so many images gains, of what its images gain in steps of few.
-
-    Source: McCandlish et al. 2018, An Empirical Model of Large-Batch Training, equation 2.11.
-    """
-    return 1 / (1 + images / critical)
-
-
-@dataclasses.dataclass(frozen=True)
-class StepCost:
-    """What a step of `images` on `count` GPUs takes, in seconds where nothing else is said."""
-
-    count: int
-    images: int
-    compute: float  # of the GPU: passes and the optimizer
-    launching: float  # of the CPU, beside it
-    sent: float  # bytes, by each GPU
-    sending: float
-    waiting: float  # for gradients, once the backward pass is over
-    agreeing: float
-    saving: float  # a step's part of the checkpoints
-    sheets: float  # a step's part of the sheets
-
-    @property
-    def total(self) -> float:
-        """The GPU works on while the CPUs agree, which has the CPU come to the next launch so much later."""
-        return max(self.compute + self.waiting, self.launching + self.agreeing) + self.saving + self.sheets
-
-    @property
-    def rate(self) -> float:
-        return self.images / self.total
-
-
-def step(work: WorkCost, rates: Rates, count: int, images: int) -> StepCost:
-    """Return what a step costs where `count` GPUs share its images."""
-    own = math.ceil(images / count)
-    speed = rates.peak * rates.share
-    passes = math.ceil(own / work.passed)
-    last = own - (passes - 1) * work.passed
-    updating = 7 * FLOAT * work.parameters / rates.memory  # AdamW reads four values a parameter and writes three
-    bandwidth = rates.inside if count <= rates.node else rates.between
-    sample = 16 * (work.severities + 1) * work.flops / 3
-    floor = (work.severities + 1) * work.launches / 3 * rates.launch
-    return StepCost(
-        count=count,
-        images=images,
-        compute=own * work.flops / speed + updating,
-        launching=passes * work.launches * rates.launch,
-        sent=ring_bytes(count, work.gradient),
-        sending=ring_bytes(count, work.gradient) / bandwidth,
-        waiting=exposed(count, work.gradient, bandwidth, BACKWARD * last * work.flops / speed),
-        agreeing=agreement(count, rates.hop),
-        saving=work.checkpoint / rates.disk / work.checkpoint_every,
-        sheets=max(sample / speed, floor) / work.sample_every if work.sample_every else 0.0,
-    )
-
-
-def why(at: StepCost) -> str:
-    """Return what most of a step goes to."""
-    if at.launching + at.agreeing > at.compute + at.waiting:
-        return "agreeing" if at.agreeing > at.launching else "launching kernels"
-    return "gradients" if at.waiting > at.compute else "computing"
-
-
-def count_work(name: str) -> WorkCost:
-    """Count a preset's parameters, operations and kernels, by one image there and back."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from colddiff_core.config import presets
-    from colddiff_core.models import UNet
-
-    config = presets.load(name)
-    model, train = config.model, config.train
-    channels = config.data.channels or (1 if config.data.dataset in ("mnist", "digits") else 3)
-    settings: dict[str, Any] = {key: getattr(model, key) for key in ("width", "multipliers", "block", "attention")}
-    shown = channels * (2 if model.inputs == "inverse" else 1)
-    launched = 0
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, call: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-            nonlocal launched
-            launched += call.namespace == "aten" and not call.is_view
-            return call(*arguments, **(options or {}))
-
-    network = UNet(shown, channels, body_dtype=torch.bfloat16, **settings)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    x, t = torch.zeros(1, shown, config.data.size, config.data.size), torch.zeros(1, dtype=torch.int64)
-    with Counting():
-        with FlopCounterMode(display=False) as counter:
-            found = network(x, t)
-        found.abs().mean().backward()
-    return WorkCost(
-        name=name,
-        side=config.data.size,
-        parameters=parameters,
-        flops=3.0 * counter.get_total_flops(),
-        launches=launched,
-        passed=train.batch_size,
-        severities=int(config.degradation.parameters["steps"]),
-        checkpoint_every=train.checkpoint_every,
-        sample_every=train.sample_every,
-    )
-
-
-# The tables
+from cost_model import GPU_COUNTS, STRONG, WEAK, Rates, StepCost, WorkCost, count_work, step, useful, why
 
 LINE = "{:>5} {:>7} {:>7} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>10} {:>10}  {}"
 TITLES = ("GPUs", "images", "own", "compute", "launch", "all-red.", "waits", "agree", "step", "images/s", "efficiency")
@@ -228,7 +31,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def line(at: StepCost, alone: StepCost) -> str:
-    """Return a row: times in ms; efficiency against so many times one GPU's rate."""
+    """Return a row of the table: times in ms, efficiency relative to one GPU."""
     times = (at.compute, at.launching, at.sending, at.waiting, at.agreeing, at.total)
     efficiency = f"{100 * at.rate / alone.rate / at.count:.0f} %"
     own = math.ceil(at.images / at.count)
@@ -237,20 +40,20 @@ def line(at: StepCost, alone: StepCost) -> str:
 
 
 def data_line(at: StepCost, work: WorkCost, rates: Rates) -> str:
-    """Return a row: what the images ask of disks and CPUs, and the share of the time that the first alone works."""
+    """Return a row of the table: load on disks and CPUs, and the share of time in which only process 0 works."""
     pixels = 3 * work.side**2
-    told = (at.rate * rates.file / 1e6, at.rate * pixels / 1e6)
+    loads = (at.rate * rates.file / 1e6, at.rate * pixels / 1e6)
     cores = at.rate / rates.decode / at.count
     shares = [f"{100 * part / at.total:.2g} %" for part in (at.saving, at.sheets)]
-    return DATA.format(at.count, f"{at.rate:,.0f}", *(f"{value:,.0f}" for value in told), f"{cores:.2f}", *shares)
+    return DATA.format(at.count, f"{at.rate:,.0f}", *(f"{value:,.0f}" for value in loads), f"{cores:.2f}", *shares)
 
 
 def tables(work: WorkCost, rates: Rates) -> list[str]:
-    """Return the model on paper as lines of text."""
-    strong = [step(work, rates, count, STRONG) for count in CROWDS]
-    weak = [step(work, rates, count, WEAK * count) for count in CROWDS]
+    """Return the tables of the cost model as lines of text."""
+    strong = [step(work, rates, count, STRONG) for count in GPU_COUNTS]
+    weak = [step(work, rates, count, WEAK * count) for count in GPU_COUNTS]
     sheet = weak[0].sheets * work.sample_every
-    said = [
+    lines = [
         f"{work.name}, {work.side} px: {work.parameters:,} parameters, {work.flops / 1e9:,.0f} GFLOP an image "
         f"(3 x forward), {work.launches:,} kernels a pass",
         f"assumed: {rates.peak / 1e12:,.0f} TFLOP/s of which {100 * rates.share:.0f} %, {rates.launch * 1e6:.0f} µs a "
@@ -262,13 +65,13 @@ def tables(work: WorkCost, rates: Rates) -> list[str]:
         f"{work.checkpoint_every:,} steps; sheet {sheet:.2g} s, every {work.sample_every:,}",
     ]
     for title, rows in ((f"{STRONG:,} images a step, times in ms", strong), (f"{WEAK} images a step and GPU", weak)):
-        said += ["", title, LINE.format(*TITLES, "most of it").rstrip()]
-        said += [line(at, rows[0]) for at in rows]
-    said += ["", "the same: what the images ask for, and what the first process does alone"]
-    said += [DATA.format(*DATA_TITLES), *(data_line(at, work, rates) for at in weak)]
-    said += ["", f"images of a step that are useful, where the critical batch is {rates.critical:,.0f}: "]
-    said[-1] += ", ".join(f"{100 * useful(at.images, rates.critical):.0f} % of {at.images:,}" for at in weak)
-    return said
+        lines += ["", title, LINE.format(*TITLES, "most of it").rstrip()]
+        lines += [line(at, rows[0]) for at in rows]
+    lines += ["", "the same: what the images ask for, and what the first process does alone"]
+    lines += [DATA.format(*DATA_TITLES), *(data_line(at, work, rates) for at in weak)]
+    lines += ["", f"images of a step that are useful, where the critical batch is {rates.critical:,.0f}: "]
+    lines[-1] += ", ".join(f"{100 * useful(at.images, rates.critical):.0f} % of {at.images:,}" for at in weak)
+    return lines
 
 
 def chosen_rates(options: argparse.Namespace) -> Rates:
@@ -283,15 +86,15 @@ def chosen_rates(options: argparse.Namespace) -> Rates:
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="celeba-blur", help="whose model")
-    parser.add_argument("--gpu", default="H100", help="whose published bf16 peak, as benchmarks/jobs.py lists them")
+    parser.add_argument("--preset", default="celeba-blur", help="preset of the model")
+    parser.add_argument("--gpu", default="H100", help="GPU whose published bf16 peak to use; see benchmarks/jobs.py")
     for field in dataclasses.fields(Rates):
         if field.name != "peak":
             kind: Callable[[str], Any] = type(field.default)
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"({field.default:g})")
-    parser.add_argument("--check", action="store_true", help="predict and measure steps of two hosts")
+    parser.add_argument("--check", action="store_true", help="predict and measure steps on two hosts")
     parser.add_argument("--rates", default="50,200,1000", help="with --check: Mbit/s between the hosts")
-    parser.add_argument("--rounds", type=int, default=3, help="with --check: how often each is measured")
+    parser.add_argument("--rounds", type=int, default=3, help="with --check: measurements of each rate")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     options = parser.parse_args(words)
     if options.check:
@@ -301,9 +104,9 @@ def main(words: list[str] | None = None) -> int:
     work, rates = count_work(options.preset), chosen_rates(options)
     print("\n".join(tables(work, rates)))
     if options.json:
-        steps = [step(work, rates, count, images) for count in CROWDS for images in (STRONG, WEAK * count)]
-        told = {"work": work, "rates": rates, "steps": steps}
-        plain = json.loads(json.dumps(told, default=dataclasses.asdict))
+        steps = [step(work, rates, count, images) for count in GPU_COUNTS for images in (STRONG, WEAK * count)]
+        results = {"work": work, "rates": rates, "steps": steps}
+        plain = json.loads(json.dumps(results, default=dataclasses.asdict))
         options.json.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     return 0
 

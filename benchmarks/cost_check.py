@@ -1,7 +1,7 @@
-"""The sums of cost.py held to two hosts: network namespaces with a network between them that is as slow as one likes.
+"""Check the cost model of cost.py on two hosts: network namespaces with a rate-limited network between them.
 
-What goes into a prediction is measured apart: a step of one process on its own half of the images, what the network
-carries, and how long a small message takes, by plain messages. Nothing is fitted to the steps predicted.
+The inputs of a prediction are measured separately: a step of one process on its half of the images, the bandwidth, and
+the latency of a small message. Nothing is fitted to the predicted steps.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cost
+import cost_model
 
-sys.path.insert(0, str(cost.ROOT / "tests" / "faults"))
+sys.path.insert(0, str(cost_model.ROOT / "tests" / "faults"))
 import hosts
 
-BATCH, STEPS, WARM = 16, 16, 4  # images of a process, steps, and how many of them are not timed
+BATCH, STEPS, WARMUP_STEPS = 16, 16, 4  # images per process; the first steps are not timed
 SETTINGS = (
     "train.precision=float32",
     f"train.batch_size={BATCH}",
@@ -30,7 +30,7 @@ SETTINGS = (
     "train.sample_every=0",
     "train.log_every=1",
 )
-SENT, ASKED = 2**22, 50  # bytes that are timed, small messages that are
+MESSAGE_BYTES, MESSAGES = 2**22, 50  # size of a timed large message, number of timed small ones
 PORT = 29600
 LINE = "{:>7} {:>8} {:>9} {:>22} {:>22} {:>7} {:>12} {:>12} {:>7}"
 TITLES = (
@@ -47,9 +47,9 @@ TITLES = (
 
 
 def place(rank: int, count: int, port: int) -> dict[str, str]:
-    """Return the environment of a process of a job, as torchrun gives it."""
-    told = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
-    return told | {"MASTER_ADDR": hosts.ADDRESSES[0], "MASTER_PORT": str(port)}
+    """Return the environment variables that torchrun sets for a process."""
+    variables = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0", "GROUP_RANK": str(rank)}
+    return variables | {"MASTER_ADDR": hosts.ADDRESSES[0], "MASTER_PORT": str(port)}
 
 
 def words(run: Path, accumulate: int) -> list[str]:
@@ -58,27 +58,27 @@ def words(run: Path, accumulate: int) -> list[str]:
 
 
 def step_seconds(run: Path) -> float:
-    """Return the mean time of the steps after the first ones, by what the run logged."""
+    """Return the mean seconds of a step after the warm-up, from the run's log."""
     elapsed = [json.loads(line)["elapsed"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return (elapsed[-1] - elapsed[WARM - 1]) / (STEPS - WARM)
+    return (elapsed[-1] - elapsed[WARMUP_STEPS - 1]) / (STEPS - WARMUP_STEPS)
 
 
 def alone(folder: Path) -> float:
     """Return the seconds of a step of one process on its half of the images, while another does the same.
 
-    Both hosts are this machine: their processes share its memory's bandwidth, whether they meet or not.
+    Both hosts are this machine, so their processes share its memory bandwidth.
     """
-    told = os.environ | {"PYTHONPATH": str(cost.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(cost_model.ROOT), "OMP_NUM_THREADS": "1"}
     found = [folder / f"alone-{number}" for number in range(2)]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen([sys.executable, *words(run, 1)], env=told, **quiet) for run in found]
+    running = [subprocess.Popen([sys.executable, *words(run, 1)], env=environment, **quiet) for run in found]
     if any(process.wait() for process in running):
         raise RuntimeError("one process alone could not train")
     return statistics.mean(map(step_seconds, found))
 
 
 def both(pair: hosts.Hosts, folder: Path, name: str, command: list[str], port: int) -> str:
-    """Run a program on both hosts to its end; returns what was said."""
+    """Run a program on both hosts to its end; return their output."""
     logs = [folder / f"{name}-{host}" for host in range(2)]
     for log in logs:
         log.unlink(missing_ok=True)
@@ -86,22 +86,22 @@ def both(pair: hosts.Hosts, folder: Path, name: str, command: list[str], port: i
     for host, log in enumerate(logs):
         card = {"GLOO_SOCKET_IFNAME": f"{hosts.CABLE}{host}"}
         running.append(pair.start(host, command, log, **place(host, 2, port), **card))
-    codes = hosts.end(*running, patience=300)
-    said = "".join(log.read_text(errors="replace") for log in logs)
+    codes = hosts.end(*running, timeout=300)
+    output = "".join(log.read_text(errors="replace") for log in logs)
     if any(codes):
-        raise RuntimeError(f"{name}: {codes}: {said[-2000:]}")
-    return said
+        raise RuntimeError(f"{name}: {codes}: {output[-2000:]}")
+    return output
 
 
 def try_link() -> None:
-    """As one of two processes, measure the network by plain messages; the second tells."""
+    """As one of two processes, measure the network with plain messages; the second prints the result."""
     import torch
     import torch.distributed as dist
 
     from colddiff_core.distributed import group
 
     job = group.join(torch.device("cpu"))
-    content = torch.zeros(SENT, dtype=torch.uint8)
+    content = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
     times = []
     for _ in range(3):
         job.barrier()
@@ -109,21 +109,23 @@ def try_link() -> None:
         dist.recv(content, 0) if job.index else dist.send(content, 1)
         times.append(time.perf_counter() - began)
     small = []
-    for _ in range(ASKED):
+    for _ in range(MESSAGES):
         began = time.perf_counter()
         job.barrier()
         small.append(time.perf_counter() - began)
     if job.index:
-        print(json.dumps({"bandwidth": SENT / statistics.median(times), "agreement": statistics.median(small)}))
+        print(
+            json.dumps({"bandwidth": MESSAGE_BYTES / statistics.median(times), "agreement": statistics.median(small)})
+        )
     group.leave()
 
 
 def measure(pair: hosts.Hosts, folder: Path, megabits: int, number: int) -> dict[str, Any]:
-    """Measure one rate once: the network, a step of one process, and what is to be predicted."""
+    """Measure at one rate: the network, a step of one process, and a step of two."""
     pair.slow(megabits)
     port = PORT + 2 * number
-    said = both(pair, folder, "link", [str(Path(__file__).resolve())], port)
-    link = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    output = both(pair, folder, "link", [str(Path(__file__).resolve())], port)
+    link = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     single = alone(folder / str(number))
     before = pair.sent(1)
     run = folder / str(number) / "run"
@@ -135,9 +137,11 @@ def measure(pair: hosts.Hosts, folder: Path, megabits: int, number: int) -> dict
 
 
 def predicted(parameters: int, found: dict[str, Any]) -> float:
-    """Return the seconds of a step of two processes; the loss is added up as the agreement is reached."""
-    gradient = cost.FLOAT * parameters
-    waiting = cost.exposed(2, gradient, found["bandwidth"], cost.BACKWARD * found["single"], found["agreement"] / 2)
+    """Return the predicted seconds of a step of two processes, which sum the loss in one more small message."""
+    gradient = cost_model.FLOAT_BYTES * parameters
+    waiting = cost_model.exposed(
+        2, gradient, found["bandwidth"], cost_model.BACKWARD * found["single"], found["agreement"] / 2
+    )
     return found["single"] + waiting + 2 * found["agreement"]
 
 
@@ -146,11 +150,11 @@ def spread(values: list[float]) -> str:
 
 
 def report(rates: list[int], rounds: int, path: Path | None) -> int:
-    """Measure, print and write down; returns the exit status."""
+    """Measure, print and save; return the exit status."""
     if missing := hosts.missing():
         print(missing, file=sys.stderr)
         return 1
-    work = cost.count_work("digits-mask")
+    work = cost_model.count_work("digits-mask")
     print(f"digits-mask: {work.parameters:,} parameters, {BATCH} images a process; medians of {rounds}")
     print(LINE.format(*TITLES))
     rows, number = [], 0
@@ -161,18 +165,23 @@ def report(rates: list[int], rounds: int, path: Path | None) -> int:
                 (Path(place) / str(number)).mkdir()
                 found.append(measure(pair, Path(place), megabits, number))
             number += 1
-        told = [predicted(work.parameters, one) for one in found]
+        predictions = [predicted(work.parameters, one) for one in found]
         steps, sent = [one["step"] for one in found], statistics.median(one["sent"] for one in found)
-        row = {"megabits": megabits, "found": found, "predicted": told, "sent": cost.ring_bytes(2, work.gradient)}
+        row = {
+            "megabits": megabits,
+            "found": found,
+            "predicted": predictions,
+            "sent": cost_model.ring_bytes(2, work.gradient),
+        }
         rows.append(row)
         carried = statistics.median(8 * one["bandwidth"] / 1e6 for one in found)
         message = 1000 * statistics.median(one["agreement"] for one in found)
-        error = statistics.median(told) / statistics.median(steps) - 1
+        error = statistics.median(predictions) / statistics.median(steps) - 1
         columns = (
             megabits,
             f"{carried:.0f}",
             f"{message:.2f} ms",
-            spread(told),
+            spread(predictions),
             spread(steps),
             f"{100 * error:+.0f} %",
         )
@@ -182,14 +191,14 @@ def report(rates: list[int], rounds: int, path: Path | None) -> int:
     error = 100 * (work.checkpoint / saved - 1)
     print(f"checkpoint: predicted {work.checkpoint:,} bytes, written {saved:,} ({error:+.2f} %)")
     if path:
-        told = {
+        results = {
             "parameters": work.parameters,
             "batch": BATCH,
             "steps": STEPS,
             "rows": rows,
             "checkpoint": work.checkpoint,
         }
-        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

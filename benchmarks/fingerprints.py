@@ -1,4 +1,4 @@
-"""SHA-256 of what the main commands write for fixed seeds, to show that a change of structure changed no bytes.
+"""Hash what the main commands write for fixed seeds, to check that a refactoring changes no bytes.
 
 `python benchmarks/fingerprints.py [FILE.json]` trains 60 steps, samples, generates, degrades by every operator and
 evaluates, all through the command line, and prints one JSON object. Compare two versions on one machine with one
@@ -31,14 +31,14 @@ TRAIN = (
 )
 GENERATE_TRAIN = ("--set", "train.steps=60", "--seed", "1", "--device", "cpu", "--out", "generating")
 OPERATORS = ("noise", "blur", "mask", "holes", "pixelate", "desaturate", "snow", "animorph", "blur+snow")
-TIMING = "milliseconds"  # the one figure of `eval --json` that no seed fixes
+TIMING = "milliseconds"  # the only value of `eval --json` that a seed does not fix
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = fingerprints(folder)
-    text = json.dumps({"machine": platform.processor() or platform.machine(), "sha256": found}, indent=2)
+        hashes = fingerprints(folder)
+    text = json.dumps({"machine": platform.processor() or platform.machine(), "sha256": hashes}, indent=2)
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -46,30 +46,30 @@ def main() -> int:
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """Return a name and a SHA-256 for every output, made in `folder`."""
+    """Run the commands in `folder`; return the SHA-256 of every output by name."""
     _call(folder, *TRAIN)
-    found = {
+    hashes = {
         f"train {path.name}": _sha(path.read_bytes())
         for path in sorted((folder / "run/checkpoints/step-000060").glob("*.safetensors"))
     }
     _call(folder, "sample", "run", "--n", "8", "--seed", "2", "--out-dir", "sampled")
-    found["sample --out-dir"] = _folder_sha(folder / "sampled")
+    hashes["sample --out-dir"] = _folder_sha(folder / "sampled")
     _call(folder, "train", "--preset", "digits-blur-generate", *GENERATE_TRAIN)
     _call(folder, "generate", "generating", "--n", "8", "--seed", "3", "--out-dir", "generated")
-    found["generate --n 8"] = _folder_sha(folder / "generated")
+    hashes["generate --n 8"] = _folder_sha(folder / "generated")
     picture, second = _picture(folder / "picture.png", 4), _picture(folder / "second.png", 7)
     for operator in OPERATORS:
         out = folder / f"{operator}.png"
         mixed = ("--second", str(second)) if "animorph" in operator else ()
         _call(folder, "degrade", str(picture), "--op", operator, "--t", "3", "--seed", "4", *mixed, "--out", str(out))
-        found[f"degrade {operator}"] = _sha(out.read_bytes())
+        hashes[f"degrade {operator}"] = _sha(out.read_bytes())
     figures = _call(folder, "eval", "run", "--n", "64", "--seed", "5", "--json")
-    found["eval --json"] = _sha(json.dumps(_untimed(json.loads(figures)), sort_keys=True).encode())
-    return found
+    hashes["eval --json"] = _sha(json.dumps(_untimed(json.loads(figures)), sort_keys=True).encode())
+    return hashes
 
 
 def _picture(path: Path, factor: int) -> Path:
-    """Write a color picture with edges and gradients, the same everywhere."""
+    """Write a fixed color picture with edges and gradients."""
     from PIL import Image
 
     side = 64

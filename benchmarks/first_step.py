@@ -1,7 +1,7 @@
-"""The wait between a training's launch and the end of its first optimizer step.
+"""Time from the launch of a training to the end of its first optimizer step.
 
-Plain: `python benchmarks/plain.py`, until it prints its first loss. Ours: `colddiff train`, until its run's metrics
-hold the first line, with everything that the command does before. Both are ended then.
+Plain: `python benchmarks/plain.py`, until it prints its first loss. Ours: `colddiff train` with all its setup, until
+the run has its first line of metrics. Both are killed then.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from pathlib import Path
 
 from jobs import BenchmarkJob, Rows, row
 
-POLL = 0.002  # seconds
-PATIENCE = 900.0
+POLL_SECONDS = 0.002
+TIMEOUT_SECONDS = 900.0
 
 
 def _launched(command: list[str], folder: str, has_stepped: Callable[[str], bool]) -> float:
-    """Return the seconds until a step is told; raises RuntimeError with the last line said where none ever is."""
+    """Return the seconds until the first step; raise RuntimeError with the last line of stderr if there is none."""
     output, errors = Path(folder) / "output", Path(folder) / "errors"
     with output.open("wb") as out, errors.open("wb") as err:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder)
         try:
-            while time.perf_counter() - began < PATIENCE:
+            while time.perf_counter() - began < TIMEOUT_SECONDS:
                 if has_stepped(folder):
                     return time.perf_counter() - began
                 if process.poll() is not None:
                     break
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
         finally:
             process.kill()
             process.wait()
-    said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise RuntimeError(said[-1] if said else "ended without a step")
+    lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise RuntimeError(lines[-1] if lines else "ended without a step")
 
 
 def _repeated(job: BenchmarkJob, command: Callable[[str], list[str]], has_stepped: Callable[[str], bool]) -> Rows:

@@ -1,6 +1,6 @@
-"""What it costs to feed images to a training: seconds of a million pixels, batch by batch, onto the device.
+"""The cost of feeding images to training: seconds per million pixels, in batches, onto the device.
 
-The folder holds images of CIFAR-10 (JPEG) where the data directory has them, else JPEGs made up here.
+The folder holds CIFAR-10 as JPEG if the data directory has it, otherwise synthetic JPEGs.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ if TYPE_CHECKING:
     from colddiff_core.training.loader import BatchLoader
 
 BATCH = 64
-MADE_SIZE, TAKEN_SIZE = 128, 32  # pixels a side
+SYNTHETIC_SIZE, CIFAR_SIZE = 128, 32  # pixels a side
 
 
 @contextmanager
-def _unpacked(job: BenchmarkJob) -> Iterable[tuple[Path, int]]:
-    """Yield a folder of JPEGs and their side in pixels; its files are fresh from the disk's cache."""
-    with tempfile.TemporaryDirectory() as place:
+def _jpeg_folder(job: BenchmarkJob) -> Iterable[tuple[Path, int]]:
+    """Yield a folder of JPEGs and their side in pixels; the files were just written, so they are in the page cache."""
+    with tempfile.TemporaryDirectory() as folder:
         archive = job.directory / "cifar10-jpeg" / "train.tar.gz" if job.directory else None
         if archive and archive.is_file():
-            _take(archive, Path(place), job.pick(20, 5000, 20_000))
-            yield Path(place), TAKEN_SIZE
+            _extract(archive, Path(folder), job.pick(20, 5000, 20_000))
+            yield Path(folder), CIFAR_SIZE
         else:
-            _make(Path(place), job.pick(20, 500, 2000))
-            yield Path(place), MADE_SIZE
+            _write_synthetic(Path(folder), job.pick(20, 500, 2000))
+            yield Path(folder), SYNTHETIC_SIZE
 
 
-def _take(archive: Path, place: Path, count: int) -> None:
+def _extract(archive: Path, folder: Path, count: int) -> None:
     with tarfile.open(archive, "r|gz") as members:
         pictures = (m for m in members if m.isfile() and m.name.lower().endswith((".jpg", ".jpeg")))
         for number, member in zip(range(count), pictures, strict=False):
             source = members.extractfile(member)
             assert source is not None
-            (place / f"{number:06d}.jpg").write_bytes(source.read())
+            (folder / f"{number:06d}.jpg").write_bytes(source.read())
 
 
-def _make(place: Path, count: int) -> None:
-    numbers = torch.Generator().manual_seed(0)
+def _write_synthetic(folder: Path, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
     for number in range(count):
-        coarse = torch.randint(0, 256, (8, 8, 3), generator=numbers, dtype=torch.uint8)
-        picture = Image.fromarray(coarse.numpy()).resize((MADE_SIZE, MADE_SIZE), Image.Resampling.BICUBIC)
+        coarse = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+        picture = Image.fromarray(coarse.numpy()).resize((SYNTHETIC_SIZE, SYNTHETIC_SIZE), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=90)
-        (place / f"{number:06d}.jpg").write_bytes(buffer.getvalue())
+        (folder / f"{number:06d}.jpg").write_bytes(buffer.getvalue())
 
 
 def _epoch(job: BenchmarkJob, batches: Iterable[Tensor]) -> tuple[float, float]:
-    """Return the seconds that an epoch took, and its pixels in millions."""
+    """Return the seconds and the millions of pixels of an epoch."""
     start, pixels = job.now(), 0
     for batch in batches:
         x0 = batch.to(job.device)
@@ -69,7 +69,7 @@ def _epoch(job: BenchmarkJob, batches: Iterable[Tensor]) -> tuple[float, float]:
 
 
 def _import_readers() -> None:
-    """Load what both sides read MNIST and the digits with."""
+    """Import the packages with which both sides read MNIST and the digits."""
     import sklearn.datasets  # noqa: F401
     import torchvision.datasets  # noqa: F401
 
@@ -81,11 +81,11 @@ def _rate(times: Iterable[tuple[float, float]]) -> dict:
 def plain_side(job: BenchmarkJob) -> Rows:
     import plain
 
-    plain.transform(1, False)  # its imports are not the feed's time
+    plain.transform(1, False)  # its imports should not count
     _import_readers()
     rows = {}
-    with _unpacked(job) as (place, size):
-        paths = sorted(place.iterdir())
+    with _jpeg_folder(job) as (folder, size):
+        paths = sorted(folder.iterdir())
         rows["JPEGs, first epoch"] = _rate([_epoch(job, plain.decode_folder(paths, size, BATCH))])
         later = [_epoch(job, plain.decode_folder(paths, size, BATCH)) for _ in range(job.pick(1, 2, 2))]
         rows["JPEGs, later epochs"] = _rate(later)
@@ -97,7 +97,7 @@ def plain_side(job: BenchmarkJob) -> Rows:
     for label in (f"{name}, first epoch", f"{name}, later epochs"):
         feed = plain.batches(pictures, BATCH)
         seconds, pixels = _epoch(job, (next(feed) for _ in range(share // BATCH)))
-        whole = pixels * len(pictures) / (share // BATCH * BATCH)  # a part of the epoch stands for all of it
+        whole = pixels * len(pictures) / (share // BATCH * BATCH)  # extrapolated to a whole epoch
         rows[label] = _rate([(opening + seconds * whole / pixels, whole)])
         opening = 0.0
     return rows
@@ -109,21 +109,21 @@ def ours_side(job: BenchmarkJob) -> Rows:
     _import_readers()
     data = job.settings["data"]
     directory = Path(data["directory"]) if data["directory"] else None
-    with _unpacked(job) as (place, size), tempfile.TemporaryDirectory() as cache:
-        os.environ["XDG_CACHE_HOME"] = cache  # decoded anew, and nothing left in the user's own
-        request = datasets.DatasetRequest("train", size, 3, place)
+    with _jpeg_folder(job) as (folder, size), tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache  # an empty cache, so that files are decoded
+        request = datasets.DatasetRequest("train", size, 3, folder)
         rows = _ours(job, "JPEGs", "folder", request)
     request = datasets.DatasetRequest("train", data["size"], data["channels"], directory, download=False)
     return rows | _ours(job, data["dataset"], data["dataset"], request)
 
 
-def _fed(feed: BatchLoader, order: Sequence[Tensor], numbers: torch.Generator) -> Iterator[Tensor]:
-    """Take batches as training does: the next one is told of first."""
-    feed.ahead(order[0])
+def _batches(loader: BatchLoader, order: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+    """Take batches as training does, announcing the next one first."""
+    loader.ahead(order[0])
     for part, following in itertools.zip_longest(order, order[1:]):
         if following is not None:
-            feed.ahead(following)
-        yield feed.take(part, feed.draw(len(part), numbers))
+            loader.ahead(following)
+        yield loader.take(part, loader.draw(len(part), generator))
 
 
 def _ours(job: BenchmarkJob, label: str, name: str, request: object) -> Rows:
@@ -132,13 +132,13 @@ def _ours(job: BenchmarkJob, label: str, name: str, request: object) -> Rows:
 
     start = job.now()
     images = datasets.load(name, request)
-    feed = BatchLoader(images, job.device, size=images.pixels.shape[-1], flip=False)
+    loader = BatchLoader(images, job.device, size=images.pixels.shape[-1], flip=False)
     opening = job.now() - start
-    numbers = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def epoch() -> tuple[float, float]:
-        order = torch.randperm(len(images), generator=numbers).split(BATCH)
-        return _epoch(job, _fed(feed, order, numbers))
+        order = torch.randperm(len(images), generator=generator).split(BATCH)
+        return _epoch(job, _batches(loader, order, generator))
 
     seconds, pixels = epoch()
     later = [epoch() for _ in range(job.pick(1, 3, 3))]

@@ -1,4 +1,4 @@
-"""Earlier measurements of this machine, one JSON object a line, and what became slower since."""
+"""A log of measurements, one JSON object per line, to find what became slower on the same machine."""
 
 from __future__ import annotations
 
@@ -7,32 +7,26 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
-SAME = (
-    "device",
-    "threads",
-    "torch",
-    "quick",
-    "data",
-    "compile",
-)  # entries that differ in one of these are of another machine
+SAME_MACHINE = ("device", "threads", "torch", "quick", "data", "compile")  # entries that differ here are not comparable
 
 
 def read(path: Path) -> list[Entry]:
-    """Return the entries, oldest first; none where there is no file."""
+    """Return the entries, oldest first; an empty list if there is no file."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def append(path: Path, entry: Entry) -> None:
+    """Add an entry at the end of the log."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def before(entries: list[Entry], machine: Entry, case: str, label: str) -> Entry | None:
-    """Return the newest measurement of a row on the same machine and torch."""
+    """Return the newest measurement of a row on the same machine with the same torch, or None."""
     for entry in reversed(entries):
-        if all(entry.get(key) == machine[key] for key in SAME):
+        if all(entry.get(key) == machine[key] for key in SAME_MACHINE):
             for row in entry["cases"].get(case, {}).get("rows", []):
                 if row["row"] == label:
                     return row
@@ -40,7 +34,7 @@ def before(entries: list[Entry], machine: Entry, case: str, label: str) -> Entry
 
 
 def is_slower(now: Entry, then: Entry) -> bool:
-    """Tell whether our side became slower by more than the spread of either measurement; one repeat has none."""
+    """Return whether our side became slower by more than the spread of both measurements; False for single repeats."""
     if now["unit"] == "%" or min(row["ours"]["n"] for row in (now, then)) < 2:
         return False
     spreads = [row["ours"]["high"] - row["ours"]["low"] for row in (now, then)]

@@ -1,4 +1,4 @@
-"""What a measurement is given and what it tells: one side of a case, in a process of its own."""
+"""The input and output of one measurement: one side of a case, in its own process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 Rows = dict[str, dict[str, Any]]
-# Dense bf16 on the tensor cores, FLOP/s: NVIDIA's data sheets. A name's first match counts.
+# Dense bf16 FLOP/s on the tensor cores, from NVIDIA's data sheets. The first match with a name counts.
 PEAKS = (
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -31,10 +31,10 @@ PEAKS = (
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkJob:
-    """What a side is given.
+    """The input of one side.
 
-    settings: a resolved preset as plain tables; directory: of the data sets, None for what is built in; compile: our
-    network's mode when sampling, as `colddiff_core.models.compiling.mode` takes it.
+    settings: a resolved preset as plain tables; directory: the data sets, None for the built-in ones; compile: the
+    compile mode of our network for sampling, as in `colddiff_core.models.compiling.mode`.
     """
 
     settings: Mapping[str, Any]
@@ -49,22 +49,22 @@ class BenchmarkJob:
 
     @property
     def channels(self) -> int:
-        """Return the channels of the images: gray where the preset leaves it to MNIST."""
+        """Return the number of image channels: the preset's, or the data set's."""
         data = self.settings["data"]
         return data["channels"] or (1 if data["dataset"] in ("mnist", "digits") else 3)
 
     def pick(self, quick: int, cpu: int, cuda: int) -> int:
-        """Return the count that suits the machine."""
+        """Return the count for this kind of job and device."""
         return quick if self.is_quick else cuda if self.is_cuda else cpu
 
     def now(self) -> float:
-        """Return the time, in seconds, once the device has done what it was given."""
+        """Return the time in seconds, after the device has finished its work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def seconds(self, work: Callable[[], object], repeats: int) -> list[float]:
-        """Return the time of each repeat."""
+        """Return the seconds of each repeat."""
         times = []
         for _ in range(repeats):
             start = self.now()
@@ -73,30 +73,30 @@ class BenchmarkJob:
         return times
 
     def memory(self) -> int:
-        """Return the most memory that this process held, in bytes: resident, or the allocator's on a GPU."""
+        """Return the peak memory of this process in bytes: resident, or the allocator's on a GPU."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def row(values: list[float], unit: str = "s", images: int = 0, **more: Any) -> dict[str, Any]:
-    """Return a measured row: a value for each repeat, less being better.
+    """Return a measured row: a value per repeat, lower is better.
 
-    `images`, of each repeat, has seconds shown as images per second.
+    With `images` per repeat, seconds are shown as images per second.
     """
     return {"values": values, "unit": unit, "images": images} | more
 
 
 def machine(job: BenchmarkJob) -> dict[str, Any]:
-    """Return the device in words, its threads and its bf16 peak in FLOP/s (0 where it is not known), and how so."""
+    """Return the device name, its threads, its bf16 peak in FLOP/s (0 if unknown) and the source of that."""
     if job.is_cuda:
         name = torch.cuda.get_device_name(job.device)
         peak, source = next((flops for part, flops in PEAKS if part in name), 0.0), "published, dense"
     else:
         name, source = _processor(), "measured: the faster of a matrix product and a 3x3 convolution"
         peak = _measured_peak(job)
-    found = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return found | {"peak": peak, "peak_source": source}
+    info = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return info | {"peak": peak, "peak_source": source}
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
-"""What memory a command takes while it goes on: python benchmarks/memory.py [--every S] -- colddiff train ...
+"""Measure the memory of a running command: python benchmarks/memory.py [--every S] -- colddiff train ...
 
-Prints a line every so often: seconds, and MiB of the command and what it started, of its own (anonymous) and of files
-that it has mapped, which the system takes back when others need the room.
+Prints a line at intervals: seconds, and MiB of the command and its children, both their own (anonymous) memory and
+mapped files, which the system reclaims when it needs the memory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import psutil
 MIB = 2**20
 
 
-def held(root: psutil.Process) -> tuple[float, float]:
-    """Return the MiB that a process and its children have of their own, and of files."""
+def memory_of(root: psutil.Process) -> tuple[float, float]:
+    """Return the MiB of own memory and of mapped files of a process and its children."""
     own = mapped = 0
     for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -30,24 +30,24 @@ def held(root: psutil.Process) -> tuple[float, float]:
     return own / MIB, mapped / MIB
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the command to its end; return its exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """Run the command until it ends and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=float, default=60, help="seconds (60)")
-    parser.add_argument("--json", action="store_true", help="one JSON object at the end")
+    parser.add_argument("--every", type=float, default=60, help="seconds between two lines (60)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead")
     parser.add_argument("command", nargs="+")
-    asked = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     started, rows = time.monotonic(), []
-    process = subprocess.Popen(asked.command, stdout=sys.stderr)
+    process = subprocess.Popen(options.command, stdout=sys.stderr)
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            rows.append((round(time.monotonic() - started), *map(round, held(psutil.Process(process.pid)))))
-            if not asked.json:
+            rows.append((round(time.monotonic() - started), *map(round, memory_of(psutil.Process(process.pid)))))
+            if not options.json:
                 print("{:6} s {:7} MiB own {:7} MiB mapped".format(*rows[-1]), flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(asked.every)
-    if asked.json:
-        print(json.dumps({"command": asked.command, "seconds_own_mapped": rows}))
+            process.wait(options.every)
+    if options.json:
+        print(json.dumps({"command": options.command, "seconds_own_mapped": rows}))
     return process.returncode
 
 

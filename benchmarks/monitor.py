@@ -1,11 +1,11 @@
-"""The dashboard in a terminal of its own: how fast it opens, what following costs, what training loses by it.
+"""Measure the dashboard in its own terminal: time to open, cost of following a run, slowdown of training.
 
 Usage: python benchmarks/monitor.py open [LINES] | follow [LINES] | training [SECONDS] | sheet
-open: seconds until the screen stands and until the newest step is on it, for a run of 400 lines and one of
-LINES (1,000,000), and until all of the curve is read; medians of 5. follow: the dashboard's processor time in
-percent of one core while lines are added to a run of LINES. training: steps per second of digits-blur with the
-dashboard at work and stopped, in turn, and the 95 % interval of the mean ratio. sheet: seconds from a sample
-sheet's event to its step on the screen.
+open: seconds until the screen is up, until it shows the newest step and until the whole curve is read, for a run
+of 400 lines and one of LINES (1,000,000); medians of 5. follow: CPU time of the dashboard in percent of one core
+while lines are added to a run of LINES. training: steps per second of digits-blur with the dashboard running and
+stopped, alternating, and the 95 % interval of the mean ratio. sheet: seconds from a sample sheet's event to its
+step on the screen.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from golden_runs import metrics, write_run, write_sheet
 
 REPEATS = 5
 ROWS, COLUMNS = 48, 160
-FOLLOWED = 20.0  # seconds
-TURNS = 40  # pairs of spells with the dashboard at work and stopped
+FOLLOW_SECONDS = 20.0
+TURNS = 40  # pairs of periods with the dashboard running and stopped
 
 
 class Terminal:
-    """A dashboard in a terminal that nobody looks at; `screen` is all that was written to it."""
+    """A dashboard in a pseudo-terminal; `screen` is everything written to it."""
 
     def __init__(self, folder: Path) -> None:
         self.screen = b""
@@ -53,11 +53,11 @@ class Terminal:
         fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
 
     def read(self, seconds: float) -> bytes:
-        """Take what is written within that time, or the first of it."""
+        """Return the first output within that time, empty if there is none."""
         if not select.select([self.file], [], [], seconds)[0]:
             return b""
         data = os.read(self.file, 1 << 16)
-        # A terminal answers what it is asked: that it is plain, and how large a cell is.
+        # Answer the queries for the terminal type and the cell size.
         for question, answer in ((b"\x1b[c", b"\x1b[?62;22c"), (b"\x1b[16t", b"\x1b[6;20;10t")):
             if question in data:
                 os.write(self.file, answer)
@@ -65,7 +65,7 @@ class Terminal:
         return data
 
     def until(self, text: bytes, limit: float = 30.0) -> float:
-        """Return the seconds since the start at which that text was written."""
+        """Wait for a text; return the seconds since the start."""
         start = max(0, len(self.screen) - 200)
         while text not in self.screen[start:]:
             self.read(0.01)
@@ -74,7 +74,7 @@ class Terminal:
         return time.perf_counter() - self.began
 
     def wait(self, seconds: float) -> None:
-        """Let it run, reading along."""
+        """Let it run and read its output."""
         end = time.perf_counter() + seconds
         while (left := end - time.perf_counter()) > 0:
             self.read(left)
@@ -86,7 +86,7 @@ class Terminal:
 
 
 def make_run(root: Path, lines: int) -> Path:
-    """Write a run of that many lines of metrics."""
+    """Write a run with that many lines of metrics."""
     path = write_run(root / "runs", "long", steps=2 * lines, step=10)
     with (path / "metrics.jsonl").open("w") as file:
         file.writelines(json.dumps(metrics(step)) + "\n" for step in range(1, lines + 1))
@@ -112,20 +112,20 @@ def opening(root: Path, lines: int) -> None:
                     break
             read.append(max(last, newest[-1]))
             terminal.close()
-        said = f"{count:>9,} lines ({size / 1e6:.0f} MB): screen {statistics.median(stands):.2f} s"
-        print(f"{said}, newest step {statistics.median(newest):.2f} s, whole curve {statistics.median(read):.1f} s")
+        summary = f"{count:>9,} lines ({size / 1e6:.0f} MB): screen {statistics.median(stands):.2f} s"
+        print(f"{summary}, newest step {statistics.median(newest):.2f} s, whole curve {statistics.median(read):.1f} s")
 
 
 def following(root: Path, lines: int) -> None:
     path = make_run(root, lines)
     terminal = Terminal(root)
     terminal.until(f"step {lines:,}".encode())
-    terminal.wait(15)  # until all of the curve is read
+    terminal.wait(15)  # until the whole curve is read
     process = psutil.Process(terminal.pid)
     step = lines
     for per_second in (0, 2, 50):
         before, began = process.cpu_times(), time.perf_counter()
-        while time.perf_counter() - began < FOLLOWED:
+        while time.perf_counter() - began < FOLLOW_SECONDS:
             if per_second:
                 with (path / "metrics.jsonl").open("a") as file:
                     for _ in range(max(1, per_second // 2)):
@@ -155,7 +155,7 @@ def training(root: Path, seconds: float) -> None:
     path = root / "runs" / "digits-blur" / "metrics.jsonl"
 
     def pace() -> float:
-        """Return steps per second over the next seconds, by the trainer's own clock."""
+        """Return steps per second over the next seconds, by the trainer's clock."""
         ends = []
         for wait in (0.0, seconds):
             terminal.wait(wait)
@@ -167,19 +167,19 @@ def training(root: Path, seconds: float) -> None:
     try:
         terminal.wait(10)
         for turn in range(TURNS):
-            found = {}
-            # Stopped, it costs nothing; in turns, for this machine's own pace wanders by a tenth.
+            paces = {}
+            # A stopped dashboard costs nothing; alternate, because the machine's own speed drifts by a tenth.
             for sign in (signal.SIGCONT, signal.SIGSTOP) if turn % 2 else (signal.SIGSTOP, signal.SIGCONT):
                 os.kill(terminal.pid, sign)
-                found[sign] = pace()
-            ratios.append(found[signal.SIGCONT] / found[signal.SIGSTOP])
+                paces[sign] = pace()
+            ratios.append(paces[signal.SIGCONT] / paces[signal.SIGSTOP])
     finally:
         terminal.close()
         trainer.kill()
     numbers = random.Random(0)
     means = sorted(statistics.mean(numbers.choices(ratios, k=len(ratios))) for _ in range(2000))
-    said = f"{statistics.mean(ratios):.3f} ({means[50]:.3f} to {means[-51]:.3f}, {TURNS} pairs)"
-    print(f"training's pace with the dashboard at work over its pace with it stopped: {said}")
+    summary = f"{statistics.mean(ratios):.3f} ({means[50]:.3f} to {means[-51]:.3f}, {TURNS} pairs)"
+    print(f"training speed with the dashboard running, relative to stopped: {summary}")
 
 
 def sheet(root: Path) -> None:
@@ -195,24 +195,22 @@ def sheet(root: Path) -> None:
         terminal.until(f"step {step:,}".encode(), limit=90)
         delays.append(time.perf_counter() - written)
     terminal.close()
-    print(
-        f"a sheet is on the screen {statistics.median(delays):.2f} s after it was written, at most {max(delays):.2f} s"
-    )
+    print(f"a sheet is on the screen after {statistics.median(delays):.2f} s (median), {max(delays):.2f} s at most")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["open", "follow", "training", "sheet"])
     parser.add_argument("values", nargs="*")
-    given = parser.parse_args()
+    options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="colddiff-bench-"))
-    number = float(given.values[0]) if given.values else None
+    number = float(options.values[0]) if options.values else None
     try:
-        if given.what == "open":
+        if options.what == "open":
             opening(root, int(number or 1_000_000))
-        elif given.what == "follow":
+        elif options.what == "follow":
             following(root, int(number or 1_000_000))
-        elif given.what == "training":
+        elif options.what == "training":
             training(root, number or 5.0)
         else:
             sheet(root)

@@ -1,10 +1,10 @@
-"""What a run makes of photographs it has never seen, against what needs no training: PSNR in dB, as a table.
+"""Compare a run with training-free baselines on photographs it has never seen: a table of PSNR in dB.
 
 python benchmarks/photographs.py RUN FOLDER [--t 2,8,18,32]
 
-Every photograph is degraded at its own size and rounded to 8 bits. The baselines are scikit-image's, told the true
-severity, their free parameter chosen with the originals at hand: the best they could do on these photographs. The run
-is told the severity, or has to find it (auto).
+Every photograph is degraded at its own size and rounded to 8 bits. The baselines are scikit-image's with the true
+severity and the free parameter that is best against the originals: an upper bound for them. The run gets the severity
+or estimates it (auto).
 """
 
 from __future__ import annotations
@@ -22,46 +22,47 @@ from skimage.restoration import wiener
 from skimage.transform import resize
 from torch import Tensor
 
-from colddiff_core import devices, experiment, runs, seeds
+from colddiff_core import experiment, runs, seeds
 from colddiff_core.datasets.decoding import list_images
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize, read, to_bytes
 from colddiff_core.inference import open_run, photograph
+from colddiff_core.sampling import Sampling
 
 BALANCES = [10**power for power in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1)]
 AMOUNTS = [(radius, amount) for radius in (1, 2, 3, 5) for amount in (0.5, 1, 1.5, 2, 3, 5)]
-BORDER = 48  # pixels by which a picture is mirrored around, for a filter that takes it to be periodic
-Filter = Callable[[np.ndarray], np.ndarray]  # of a channel in [0, 1]
+BORDER_PIXELS = 48  # mirrored padding, for a filter that assumes a periodic image
+Filter = Callable[[np.ndarray], np.ndarray]  # on a channel in [0, 1]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", type=Path)
     options.add_argument("folder", type=Path)
-    options.add_argument("--t", default="", help="severities, as 2,8,18; a few over all if left out")
-    options.add_argument("--samplers", default="direct,tacos", help="of the run")
+    options.add_argument("--t", default="", help="severities, such as 2,8,18; by default a few across the range")
+    options.add_argument("--samplers", default="direct,tacos", help="samplers of the run to compare")
     chosen = options.parse_args()
     run = runs.Run(chosen.run)
-    built, step = open_run.open_run(run, devices.choose("auto"))
+    trained = open_run.open_run(run, device="auto")
+    built, step = trained.experiment, trained.step
     op = built.operator
     severities = [int(t) for t in chosen.t.split(",") if t] or sorted({1, op.steps // 4 or 1, op.steps // 2, op.steps})
     files = list_images(chosen.folder)
     originals = [read(file, channels=built.channels) for file in files]
     rows: dict[str, list[float]] = {}
     for t in severities:
-        given = [_degraded(built, x0, t, number) for number, x0 in enumerate(originals)]
-        columns = {"degraded": _score(given, originals)}
-        columns |= {name: _best(filters, given, originals) for name, filters in _baselines(op, t).items()}
+        degraded = [_degraded(built, x0, t, number) for number, x0 in enumerate(originals)]
+        columns = {"degraded": _score(degraded, originals)}
+        columns |= {name: _best(filters, degraded, originals) for name, filters in _baselines(op, t).items()}
         for sampler in chosen.samplers.split(","):
             for is_consistent in (False, True) if op.is_linear else (False,):
-                worker = photograph.PhotographRestorer(
-                    built, sampler, max(1, t // 8) if sampler == "tacos" else 1, is_consistent
-                )
+                sampling = Sampling(sampler, max(1, t // 8) if sampler == "tacos" else 1)
+                worker = photograph.PhotographRestorer(built, sampling, is_consistent)
                 name = sampler + (", consistent" if is_consistent else "")
-                columns[name] = _score((worker.restore(worker.look(x_t, t)) for x_t in given), originals)
+                columns[name] = _score((worker.restore(worker.look(x_t, t)) for x_t in degraded), originals)
                 if sampler == built.config.sample.sampler and op.has_estimate:
                     columns[f"{name}, t = auto"] = _score(
-                        (worker.restore(worker.look(x_t, None)) for x_t in given), originals
+                        (worker.restore(worker.look(x_t, None)) for x_t in degraded), originals
                     )
         for name, value in columns.items():
             rows.setdefault(name, []).append(value)
@@ -79,14 +80,14 @@ def _degraded(built: experiment.Experiment, x0: Tensor, t: int, number: int) -> 
 
 
 def _baselines(op: Degradation, t: int) -> dict[str, list[Filter]]:
-    """Return what a severity can be undone by without training, each for all values of its free parameter."""
+    """Return training-free filters that undo a severity, one for each value of their free parameter."""
     if op.name == "blur":
-        point = torch.zeros(1, 1, 2 * BORDER + 1, 2 * BORDER + 1)
-        point[..., BORDER, BORDER] = 1
+        point = torch.zeros(1, 1, 2 * BORDER_PIXELS + 1, 2 * BORDER_PIXELS + 1)
+        point[..., BORDER_PIXELS, BORDER_PIXELS] = 1
         psf = op(point, t)[0, 0].double().numpy()
         return {
             "unsharp mask": [lambda x, by=by: unsharp_mask(x, radius=by[0], amount=by[1]) for by in AMOUNTS],
-            "Wiener": [lambda x, by=by: _inside(wiener(_around(x), psf, by, clip=False)) for by in BALANCES],
+            "Wiener": [lambda x, by=by: _crop(wiener(_pad(x), psf, by, clip=False)) for by in BALANCES],
         }
     if op.name == "pixelate":
         return {
@@ -101,25 +102,25 @@ def _enlarged(x: np.ndarray, block: int, order: int) -> np.ndarray:
     return resize(low, x.shape, order=order, mode="reflect")
 
 
-def _around(x: np.ndarray) -> np.ndarray:
-    return np.pad(x, BORDER, mode="reflect")
+def _pad(x: np.ndarray) -> np.ndarray:
+    return np.pad(x, BORDER_PIXELS, mode="reflect")
 
 
-def _inside(x: np.ndarray) -> np.ndarray:
-    return x[BORDER:-BORDER, BORDER:-BORDER]
+def _crop(x: np.ndarray) -> np.ndarray:
+    return x[BORDER_PIXELS:-BORDER_PIXELS, BORDER_PIXELS:-BORDER_PIXELS]
 
 
-def _best(filters: list[Filter], given: list[Tensor], originals: list[Tensor]) -> float:
-    return max(_score((_through(one, x_t) for x_t in given), originals) for one in filters)
+def _best(filters: list[Filter], degraded: list[Tensor], originals: list[Tensor]) -> float:
+    return max(_score((_apply(one, x_t) for x_t in degraded), originals) for one in filters)
 
 
-def _through(one: Filter, x_t: Tensor) -> Tensor:
+def _apply(one: Filter, x_t: Tensor) -> Tensor:
     channels = [one((channel.double().numpy() + 1) / 2) for channel in x_t]
     return torch.from_numpy(np.stack(channels)).float() * 2 - 1
 
 
 def _score(restored: Iterable[Tensor], originals: list[Tensor]) -> float:
-    """Return the mean PSNR of pictures, written with 8 bits."""
+    """Return the mean PSNR of images rounded to 8 bits."""
     pairs = zip(restored, originals, strict=True)
     return statistics.mean(
         peak_signal_noise_ratio(to_bytes(x0).numpy(), to_bytes(x).numpy(), data_range=255) for x, x0 in pairs

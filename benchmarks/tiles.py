@@ -1,10 +1,10 @@
-"""A photograph by tiles against the whole, and what one of 24 megapixels takes.
+"""Compare restoring a photograph in tiles with restoring it whole, and measure one of 24 megapixels.
 
 python benchmarks/tiles.py RUN PHOTO [--t T]
 
-Prints by how many levels of 255 the two restorations differ at most, for tiles of several sides, before they are
-rounded to 8 bits; then the peak memory and the seconds of `sample RUN --degraded` on 6000 x 4000 pixels, made of copies
-of the photograph, in a process of its own.
+Prints the largest difference of the two restorations in levels of 255, for several tile sizes, before rounding to 8
+bits; then the peak memory and the seconds of `sample RUN --degraded` on 6000 x 4000 pixels, made of copies of the
+photograph, in its own process.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from unittest import mock
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import devices, images, runs
+from colddiff_core import images, runs
 from colddiff_core.inference import open_run, photograph
 from colddiff_core.models import memory
+from colddiff_core.sampling import Sampling
 
-LARGE = (6000, 4000)
+LARGE_PIXELS = (6000, 4000)
 COMMAND = "import sys; from colddiff_cli.__main__ import run; sys.exit(run(sys.argv[1:]))"
 
 
@@ -33,13 +34,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", type=Path)
     options.add_argument("photo", type=Path)
-    options.add_argument("--t", type=int, default=0, help="severity, half of the operator's if left out")
+    options.add_argument("--t", type=int, default=0, help="severity; half of the operator's by default")
     chosen = options.parse_args()
-    built, _ = open_run.open_run(runs.Run(chosen.run), devices.choose("cpu"))
+    built = open_run.open_run(runs.Run(chosen.run), device="cpu").experiment
     t = chosen.t or -(-built.operator.steps // 2)
     x0 = images.read(chosen.photo, channels=built.channels)
     x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), photograph.BITS)[0]
-    worker = photograph.PhotographRestorer(built, "direct", 1, built.operator.is_linear)
+    worker = photograph.PhotographRestorer(built, Sampling("direct"), built.operator.is_linear)
     whole = _restored(worker, x_t, t, 1 << 15)
     print(f"{chosen.photo.name}, {x0.shape[-1]} x {x0.shape[-2]} pixels, t = {t}, {built.precision}")
     for side in (256, 320, 512):
@@ -55,7 +56,7 @@ def main() -> None:
         )
         seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{LARGE[0]} x {LARGE[1]} pixels: {peak:.2f} GiB at its peak, {seconds:.0f} s")
+    print(f"{LARGE_PIXELS[0]} x {LARGE_PIXELS[1]} pixels: {peak:.2f} GiB peak, {seconds:.0f} s")
 
 
 def _restored(worker: photograph.PhotographRestorer, x_t: Tensor, t: int, side: int) -> Tensor:
@@ -64,9 +65,9 @@ def _restored(worker: photograph.PhotographRestorer, x_t: Tensor, t: int, side: 
 
 
 def _copies(picture: Image.Image) -> Image.Image:
-    canvas = Image.new(picture.mode, LARGE)
-    for top in range(0, LARGE[1], picture.height):
-        for left in range(0, LARGE[0], picture.width):
+    canvas = Image.new(picture.mode, LARGE_PIXELS)
+    for top in range(0, LARGE_PIXELS[1], picture.height):
+        for left in range(0, LARGE_PIXELS[0], picture.width):
             canvas.paste(picture, (left, top))
     return canvas
 

@@ -1,4 +1,4 @@
-"""Where the work runs, and in what precision."""
+"""Choose the device and the precision."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
 
 NAMES = ("auto", "cpu", "cuda")
-# mallopt's names for what it sets, and the most that the first one takes (malloc.h of glibc)
-TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_MMAP_THRESHOLD = -1, -3, 2**25
+# mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
+TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES = -1, -3, 2**25
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose(name: str) -> torch.device:
-    """Return the device of a `--device` value, set up for exact and fast work; "auto" is a GPU where there is one.
+    """Return the device for a `--device` value, set up for exact and fast work.
 
-    Of the processes of a job on one machine each has a GPU of its own. Raises UsageError for an unknown name and for a
-    GPU that is not there.
+    "auto" is a GPU if there is one. Each process of a job gets its own GPU.
+
+    Raises:
+        UsageError: the name is unknown, or there is no such GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    here = environment.process_info()
-    if (
-        name == "cuda" and not here.is_alone and torch.cuda.device_count() != 1
-    ):  # some launchers show each its own alone
-        name = f"cuda:{here.local}"
+    process = environment.process_info()
+    # Some launchers show each process only its own GPU.
+    if name == "cuda" and not process.is_alone and torch.cuda.device_count() != 1:
+        name = f"cuda:{process.local}"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in NAMES:
         raise UsageError(f"Unknown device '{name}'.", f"Use one of {', '.join(NAMES)}.")
-    _share_out_threads()
+    _limit_threads()
     if device.type == "cpu":
         _keep_memory()
     if device.type == "cuda":
-        # TF32 keeps ten bits, and convolutions run in it unless told otherwise: the stem is to see float32.
+        # Convolutions use TF32 by default, which keeps ten bits; the stem needs float32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -56,7 +57,7 @@ def choose(name: str) -> torch.device:
 
 
 def body_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of the network's body: bfloat16 where asked for, or where it is fast under "auto"."""
+    """Return the dtype of the network's body; "auto" is bfloat16 if the device is fast at it."""
     if precision == "float32":
         return torch.float32
     if precision == "bf16" or _is_bf16_fast(device):
@@ -67,7 +68,7 @@ def body_dtype(precision: str, device: torch.device) -> torch.dtype:
 def _is_bf16_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:  # Without the instructions torch emulates bfloat16, slower than float32.
+    try:  # Without these instructions torch emulates bfloat16, slower than float32.
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:
         return False
@@ -75,24 +76,24 @@ def _is_bf16_fast(device: torch.device) -> bool:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on `device`, without waiting for what a GPU is at."""
+    """Return a CPU tensor of any shape and dtype on `device`, without waiting for a GPU's pending work."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def describe(device: torch.device) -> str:
-    """Return the device in words."""
+    """Return the device's name for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
-def _share_out_threads() -> None:
-    """Have no more threads than processors to run them, where a container has fewer than the machine.
+def _limit_threads() -> None:
+    """Limit torch to as many threads as a container has processors.
 
-    Threads that take turns on a processor wait for each other at every operation: ten times as slow, not half.
-    OMP_NUM_THREADS, where it is set, is taken at its word.
+    Threads that share a processor wait for each other at every operation, which is ten times slower, not
+    twice. OMP_NUM_THREADS takes precedence.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
@@ -101,7 +102,7 @@ def _share_out_threads() -> None:
 
 
 def units(name: str) -> tuple[int, str]:
-    """Return how many processes of a `--device` value can each have a part of this machine, and what a part is."""
+    """Return how many processes a `--device` value has room for on this machine, and the unit: "GPU" or "processor"."""
     gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     return (gpus, "GPU") if gpus or name == "cuda" else (processors(), "processor")
 
@@ -113,7 +114,7 @@ def processors() -> int:
 
 
 def _quota(cgroup: Path) -> int:
-    """Return how many processors' worth of time this container is given, at least one; a large number for no limit."""
+    """Return the CPU quota of this container, at least 1; a large number if there is none."""
     unlimited = 2**16
     try:
         limit, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
@@ -123,11 +124,11 @@ def _quota(cgroup: Path) -> int:
 
 
 def _keep_memory() -> None:
-    """Have freed memory stay with the process, where the C library is glibc.
+    """Keep freed memory in the process, if the C library is glibc.
 
-    It gives large blocks back to the system, which clears them page by page when the next step asks for them again: up
-    to a tenth of a training step, and on a virtual machine that hands its memory back in turn, several times a
-    convolution's own work (docs/performance.md).
+    By default large blocks go back to the system, which clears them page by page when the next step asks for
+    them: up to a tenth of a training step, and several times a convolution's own work on a virtual machine
+    that returns its memory in turn (docs/performance.md).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
@@ -135,5 +136,5 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):  # another C library
         return
-    mallopt(MMAP_THRESHOLD, MOST_MMAP_THRESHOLD)
+    mallopt(MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES)
     mallopt(TRIM_THRESHOLD, -1)

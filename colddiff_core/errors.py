@@ -1,15 +1,15 @@
-"""What went wrong in the user's words, and what to do about it.
+"""Errors in the user's words: what happened, and what to do next.
 
-The floor below everything: no imports, so that any module may raise these.
+Imports nothing, so that every module may raise them.
 """
 
 from __future__ import annotations
 
 
 class ColddiffError(Exception):
-    """A failure told in one or two lines: what happened and where, then what to do.
+    """A failure in one or two lines: what happened and where, then what to do.
 
-    `exit_code` is what the command line ends with: 1 where the machine failed.
+    `exit_code` is the exit code of the command line: 1 if the machine failed, 2 for wrong use.
     """
 
     exit_code = 1
@@ -24,35 +24,35 @@ class ColddiffError(Exception):
 
 
 class UsageError(ColddiffError):
-    """The request itself cannot be met: a wrong name, value, path or combination."""
+    """The request is wrong: a name, value, path or combination."""
 
     exit_code = 2
 
 
 class MachineError(ColddiffError):
-    """The request was sound and the machine could not serve it: disk, network, driver."""
+    """The request was fine, but the machine failed: disk, network, driver."""
 
 
 class LostError(MachineError):
-    """Another process of the job has ended, or cannot be reached any more."""
+    """Another process of the job has ended or cannot be reached."""
 
 
 class ColddiffWarning(UserWarning):
-    """What work goes on in spite of, told in a line."""
+    """A one-line warning; the work continues."""
 
 
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "STATUS_ALLOC_FAILED")  # of torch's plain errors
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "STATUS_ALLOC_FAILED")  # in torch's RuntimeErrors
 
-# All that oneDNN says where it cannot have the memory for its code; a descriptor that it cannot make is something else.
+# oneDNN's whole message if it cannot allocate its code; "could not create a descriptor" means something else.
 ONEDNN_FAILED = ("could not create a primitive", "could not execute a primitive")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on the CPU or on a GPU."""
-    told = str(error)
-    return isinstance(error, MemoryError) or told in ONEDNN_FAILED or any(sign in told for sign in OUT_OF_MEMORY)
+    """Return whether memory ran out, on the CPU or on a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or text in ONEDNN_FAILED or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def reason(error: BaseException) -> str:
-    """Return what went wrong, for a record: the user's words where there are some."""
+    """Return an error's message for a log, without the remedy."""
     return error.what if isinstance(error, ColddiffError) else f"{type(error).__name__}: {error}"

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import __version__, datasets, degradations, devices, sampling, seeds
+from colddiff_core import datasets, degradations, devices, seeds
 from colddiff_core.config.schema import Config
+from colddiff_core.config.version import __version__
 from colddiff_core.datasets.from_config import load_second
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import UsageError
-from colddiff_core.images import compressed, quantize
+from colddiff_core.images import jpeg_round_trip, quantize
 from colddiff_core.models import Restorer, UNet, compiling, memory
-from colddiff_core.sampling import Step
+from colddiff_core.sampling import DegradedImages, Sampling, Step, sample
 from colddiff_core.text import counted
 
 BEST_JPEG = 100  # quality
@@ -78,7 +79,7 @@ class Experiment:
         x_t = quantize(x_t, settings.quantize)
         if settings.jpeg:
             drawn = draw_integers(x_t, generator, BEST_JPEG + 1 - settings.jpeg) + settings.jpeg
-            x_t = compressed(x_t, drawn.tolist())
+            x_t = jpeg_round_trip(x_t, drawn.tolist())
         return x_t
 
     def degrade_variously(self, x0: Tensor, t: Tensor, frozen: Frozen, generator: Generators) -> Tensor:
@@ -101,33 +102,22 @@ class Experiment:
         fields = {self.operator.second_field: self.second.images(picked).to(x0.device)}
         return self.operator.freeze(x0, generator=generator, **fields)
 
-    def restore(
-        self,
-        x_t: Tensor,
-        t: int,
-        frozen: Frozen,
-        *,
-        sampler: str,
-        stride: int,
-        seed: int,
-        numbers: Iterable[int],
-        bits: int,
-        labels: Tensor | None = None,
-    ) -> Iterator[Step]:
-        """Take images x_t back to x_0, step by step; `numbers` are theirs, for samplers that draw.
+    def restore(self, images: DegradedImages, sampling: Sampling, labels: Tensor | None = None) -> Iterator[Step]:
+        """Take x_t back to x_0 and yield every step.
 
-        bits: what x_t was rounded to, as `sampling.sample` takes it: this experiment's `bits` where `degrade` made x_t.
-        labels: (B,) int64 for a conditional network, None for no known class. White noise that x_t carries by
-        `degradation.dither` is carried through by the steps and left out of the last one, for it is not of x_0.
-        Where memory runs out the network is given fewer images at a time, with a ColddiffWarning.
-        Raises UsageError as `sampling.sample` does, and on the way MachineError where one image is too many.
+        White noise that x_t carries by `degradation.dither` stays in every step but the last: x_0 has none. Where
+        memory runs out the network gets fewer images at a time, with a ColddiffWarning.
+
+        Args:
+            labels: (B,) int64, the classes for a conditional network; None for no known class.
+
+        Raises:
+            UsageError: as `sampling.sample` does.
+            MachineError: on the way, where memory has no room for a single image.
         """
         is_compiled = self.config.sample.compile != compiling.OFF
         restorer = functools.partial(compiling.evaluate, self.restorer) if is_compiled else self.restorer
-        restore = functools.partial(self.pieces, restorer, labels=labels)
-        noise = seeds.image_generators(seed, numbers, "sampler")
-        way: dict[str, Any] = {"sampler": sampler, "stride": stride, "generator": noise, "bits": bits}
-        steps = sampling.sample(restore, self.operator, x_t, t, frozen, **way)
+        steps = sample(functools.partial(self.pieces, restorer, labels=labels), self.operator, images, sampling)
         return _without_dither(steps) if self.config.degradation.dither else steps
 
     def with_network(self, unet: nn.Module) -> Experiment:
@@ -174,7 +164,7 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
     that the network cannot take.
     """
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
-    sampling.check(config.sample.sampler, operator)
+    Sampling(config.sample.sampler).check(operator)
     if config.degradation.jitter and len(operator.variants(config.degradation.jitter)) == 1:
         what = f"degradation.jitter = {config.degradation.jitter}: {operator.name} has no kernels to vary."
         raise UsageError(what, "Use degradation.jitter=0.")
@@ -201,7 +191,8 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
         )
     unet = unet.to(device).lay_out(config.data.size)
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)
-    return Experiment(config, operator, restorer, channels, device, load_second(config, operator, split, channels))
+    second = load_second(config, split, channels, operator.name) if operator.second_field else None
+    return Experiment(config, operator, restorer, channels, device, second)
 
 
 def versions() -> dict[str, str]:

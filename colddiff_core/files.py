@@ -1,10 +1,9 @@
-"""Files written whole or not at all, and JSON that may be anything."""
+"""Files written whole or not at all, the one file lock, and JSON from anywhere."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -12,7 +11,8 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from colddiff_core.errors import MachineError
 
@@ -21,9 +21,12 @@ _DRAFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)?")
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the name of `path` once written and flushed.
+    """Yield a draft path to write to; it is flushed and renamed to `path` at the end.
 
-    Raises MachineError where the file system refuses; nothing half-written stays behind.
+    Nothing half-written stays behind.
+
+    Raises:
+        MachineError: the file system refused.
     """
     draft = beside(path)
     try:
@@ -39,19 +42,19 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def beside(path: Path) -> Path:
-    """Return a hidden name beside `path`, of its suffix, for what is to take its name when it is whole."""
-    # The suffix is kept: writers of images choose their format by it.
+    """Return a hidden, unique draft name in the same folder, with the same suffix."""
+    # Image writers choose their format by the suffix.
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
 
 
 def drafted(name: str) -> str | None:
-    """Return the name that a file is a draft for, as `beside` names them; None for one that is no draft."""
-    found = _DRAFT.fullmatch(name)
-    return found[1] + (found[2] or "") if found else None
+    """Return the final name of a draft made by `beside`, or None for any other file."""
+    match = _DRAFT.fullmatch(name)
+    return match[1] + (match[2] or "") if match else None
 
 
 def sweep(folder: Path) -> None:
-    """Remove the drafts of files that killed processes left in a folder which no living one writes to."""
+    """Remove drafts left by killed processes; call it only when no other process writes there."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if drafted(name):
@@ -61,58 +64,157 @@ def sweep(folder: Path) -> None:
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Tell an OSError about `path` in the user's words."""
+    """Turn an OSError about `path` into a MachineError with a remedy."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        remedy = "Check the disk's room and the folder's permissions."
+        remedy = "Check free disk space and the folder's permissions."
         if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
-            remedy = "A file is in the way of a folder, or a folder of the file: move it, or name another place."
+            remedy = "A file is where a folder should be, or the reverse: move it, or choose another path."
         raise MachineError(f"Cannot write {path}: {reason}.", remedy) from error
 
 
-def locked(path: Path) -> int:
-    """Lock a file, made empty where it is absent, for this process; return its descriptor, which holds the lock.
+class FileLock:
+    """An exclusive lock on a file, held until `release` or until this process ends, however it ends."""
 
-    The lock goes with the process, however that ends. Where the file system has no locks, nothing is locked. Raises
-    BlockingIOError where another process holds it, MachineError where the file cannot be made.
-    """
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Wrap a descriptor that is already locked; use `take` or `wait` to lock a file."""
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, path: Path, *, flags: int = os.O_CREAT, about: Path | None = None) -> Self:
+        """Lock a file now. A file system without locks grants every request.
+
+        Args:
+            path: the file to lock.
+            flags: `os.open` flags added to O_RDWR; without O_CREAT the file must exist.
+            about: the path that errors name, if not `path`.
+
+        Raises:
+            BlockingIOError: another process holds the lock.
+            MachineError: the file cannot be opened, or Python has no file locks here.
+        """
+        fcntl = _fcntl()
+
+        def lock(descriptor: int) -> None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass  # a file system without locks
+
+        def opened() -> int:
+            with refusals(about or path):
+                return os.open(path, os.O_RDWR | flags, 0o644)
+
+        return cls(path, _locked(path, opened, lock))
+
+    @classmethod
+    def wait(cls, path: Path) -> Self:
+        """Lock a file, created private to this user, once no other process holds it.
+
+        Raises:
+            OSError: the file cannot be opened, or its file system has no locks.
+            MachineError: Python has no file locks here.
+        """
+        fcntl = _fcntl()
+        return cls(
+            path,
+            _locked(
+                path,
+                lambda: os.open(path, os.O_RDWR | os.O_CREAT, 0o600),
+                lambda descriptor: fcntl.flock(descriptor, fcntl.LOCK_EX),
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    @property
+    def is_held(self) -> bool:
+        return self._descriptor >= 0
+
+    @property
+    def size(self) -> int:
+        """The size of the locked file in bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, content: bytes) -> None:
+        """Replace the content in place: a renamed draft would be another file, without the lock."""
+        os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        with open(self._descriptor, "wb", closefd=False) as file:
+            file.write(content)
+
+    def touch(self) -> None:
+        """Set the file's modification time to now."""
+        os.utime(self._descriptor)
+
+    def release(self) -> None:
+        """Release the lock and keep the file; a second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1  # the number may soon belong to another file
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _fcntl() -> Any:
+    try:
+        import fcntl  # noqa: PLC0415 - absent on Windows, where everything that takes no lock still works
+    except ImportError:
+        what = "This needs file locks, and Python's fcntl module is missing on this system."
+        raise MachineError(what, "Use Linux, macOS or WSL.") from None
+    return fcntl
+
+
+def _locked(path: Path, opened: Callable[[], int], lock: Callable[[int], None]) -> int:
+    """Return a locked descriptor of the file that has the name `path` now."""
     while True:
-        with refusals(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = opened()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BaseException:
             os.close(descriptor)
             raise
-        except OSError:
-            pass  # a file system without locks
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # it was removed before it was locked
+        os.close(descriptor)  # removed or replaced before it was locked
 
 
 def read_ordinary(path: Path, most: int | None = None) -> bytes:
-    """Return the bytes of an ordinary file; raises OSError for any other kind, and above `most` bytes.
+    """Return the bytes of a regular file of at most `most` bytes.
 
-    A pipe among the files of someone's run would be waited for, and a device read, without end.
+    Reading a pipe or a device that someone put into a run would never end.
+
+    Raises:
+        OSError: the file is missing, not a regular file, or too large.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not an ordinary file", str(path))
-        if most is not None and found.st_size > most:
+        if most is not None and status.st_size > most:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         return file.read()
 
 
 def parse_json(text: str | bytes, *, constant: Callable[[str], Any] = float) -> Any:
-    """Return what a JSON text says; `constant` is given the words NaN, Infinity and -Infinity.
+    """Parse JSON; `constant` converts the words NaN, Infinity and -Infinity.
 
-    Raises ValueError where it is none, tables within tables beyond all use among it.
+    Raises:
+        ValueError: the text is not JSON, or nested too deep.
     """
     try:
         return json.loads(text, parse_constant=constant)
@@ -121,7 +223,7 @@ def parse_json(text: str | bytes, *, constant: Callable[[str], Any] = float) -> 
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold a file, or a folder's list of names, before anything that relies on it."""
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, written whole or not at all."""
+"""Write tensors to safetensors files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from colddiff_core.files import flush
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """Write tensors as safetensors, flushed to the disk, and return the SHA-256 of the file; raises OSError.
+    """Write tensors of any shape and dtype, flush them to the disk and return the file's SHA-256; raises OSError.
 
-    Not by the format's own writer: its error for a full disk is of its own kind, and others may not read its files.
+    safetensors' own `save_file` reports a full disk as another error, and makes files that other users cannot read.
     """
-    # Channels-last weights are brought to the plain layout, which is all that the format knows.
+    # safetensors only stores the contiguous layout, not channels-last.
     content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     path.write_bytes(content)
     flush(path)

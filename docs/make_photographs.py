@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from colddiff_core import devices, images, runs, seeds
+from colddiff_core import images, runs, seeds
 from colddiff_core.datasets import photos
 from colddiff_core.inference import open_run, photograph
+from colddiff_core.sampling import Sampling
 
 SIDE = 256
 # The run, the severity, which of the test photographs, and the window's upper left corner.
@@ -28,11 +29,11 @@ def main() -> None:
     place = Path(sys.argv[1])
     columns: dict[str, list[torch.Tensor]] = {"given": [], "restored": [], "original": []}
     for name, t, file, (top, left) in ROWS:
-        built, _ = open_run.open_run(runs.Run(place / f"photos-{name}-small"), devices.choose("cpu"))
+        built = open_run.open_run(runs.Run(place / f"photos-{name}-small"), device="cpu").experiment
         x0 = images.read(_photograph(file), channels=3)[:, top : top + SIDE, left : left + SIDE]
         frozen = built.operator.freeze(x0[None], generator=seeds.image_generators(1, [0]))
         x_t = images.quantize(built.operator(x0[None], t, frozen), photograph.BITS)[0]
-        worker = photograph.PhotographRestorer(built, built.config.sample.sampler, 1, built.operator.is_linear)
+        worker = photograph.PhotographRestorer(built, Sampling(built.config.sample.sampler), built.operator.is_linear)
         restored = worker.restore(worker.look(x_t, None))
         for column, picture in (("given", x_t), ("restored", restored), ("original", x0)):
             columns[column].append(picture)

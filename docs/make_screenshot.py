@@ -1,6 +1,6 @@
-"""The dashboard's picture in the README: python docs/make_screenshot.py RUNS [KEY...]
+"""Take the screenshot of the dashboard for the README: python docs/make_screenshot.py RUNS [KEY...]
 
-RUNS is a folder of runs, the newest of them live; the keys are pressed before the picture is taken.
+RUNS is a folder of runs, the newest of them live. The keys are pressed before the screenshot is taken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ FONT = "DejaVu Sans Mono"
 
 
 async def shoot(root: Path, keys: list[str]) -> str:
-    app = Monitor(root, drawing=terminal_images.half_blocks(), machine=MachineReadings())
+    """Return an SVG of the dashboard after the keys."""
+    app = Monitor(root, image_backend=terminal_images.half_blocks(), machine=MachineReadings())
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause(2)
         for key in keys:
@@ -31,9 +32,9 @@ async def shoot(root: Path, keys: list[str]) -> str:
 
 
 def main() -> None:
-    picture = asyncio.run(shoot(Path(sys.argv[1]), sys.argv[2:])).replace("Fira Code", FONT)
+    svg = asyncio.run(shoot(Path(sys.argv[1]), sys.argv[2:])).replace("Fira Code", FONT)
     path = Path(__file__).parent / "images" / "monitor.png"
-    path.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=picture, width=WIDTH)))
+    path.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=WIDTH)))
     print(path)
 
 

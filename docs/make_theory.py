@@ -15,6 +15,7 @@ from torch import Tensor
 
 from colddiff_core import datasets, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
+from colddiff_core.sampling import DegradedImages, Sampling
 
 SIDE, IMAGES, MISTAKE = 16, 64, 0.05
 COLORS = {"naive": "#c0392b", "tacos": "#2471a3"}
@@ -91,11 +92,12 @@ def appendix_a9(
     for sampler in SAMPLERS:
         step, formula = [], []
         for t in range(op.steps, 0, -1):
-            only = sampling.sample(restore, op, op(x0, t), t, Frozen(), sampler=sampler)
-            step.append(norm(next(only).x - op(x0, t - 1)))
+            one_step = sampling.sample(restore, op, DegradedImages(op(x0, t), t, Frozen()), Sampling(sampler))
+            step.append(norm(next(one_step).x - op(x0, t - 1)))
             mistake = restore(op(x0, t), t, Frozen()) - x0
             formula.append(norm(op(mistake, t - 1) - (op(mistake, t) if sampler == "tacos" else 0)))
-        taken = sampling.sample(restore, op, op(x0, op.steps), op.steps, Frozen(), sampler=sampler)
+        most_degraded = DegradedImages(op(x0, op.steps), op.steps, Frozen())
+        taken = sampling.sample(restore, op, most_degraded, Sampling(sampler))
         iterates = [norm(each.x - op(x0, each.severity)) for each in taken]
         errors[sampler] = {"step": step, "formula": formula, "iterates": iterates}
     return errors
@@ -106,9 +108,8 @@ def section_33(x0: Tensor) -> dict[str, float]:
     op = LinearDrift(steps=20)
     found = {}
     for sampler in SAMPLERS:
-        steps = sampling.sample(
-            lambda x, s, f: 0.3 * x.flip(-1) + 0.1 * s, op, op(x0, 20), 20, Frozen(), sampler=sampler
-        )
+        drifted = DegradedImages(op(x0, 20), 20, Frozen())
+        steps = sampling.sample(lambda x, s, f: 0.3 * x.flip(-1) + 0.1 * s, op, drifted, Sampling(sampler))
         found[sampler] = float((sampling.final(steps) - x0).abs().max())
     return found
 

@@ -1,4 +1,4 @@
-"""Checkpoints read and compared."""
+"""Read and compare checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WEIGHTS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 def read_tensors(path):
-    return load(path.read_bytes())  # not mapped: the tests cut files short
+    return load(path.read_bytes())  # not mapped: the tests truncate files
 
 
 def assert_same_checkpoint(a, b):

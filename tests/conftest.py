@@ -87,11 +87,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> trainings.Left:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> trainings.RunFiles:
     """What a training leaves that nothing happens to."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     trainings.finish(run)
-    return trainings.left_by(run)
+    return trainings.read_files(run)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Runs as their trainers leave them, the same every time: what the dashboard is shown in its tests."""
+"""Write deterministic runs, as their trainers leave them, for the tests of the dashboard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_run(
     events: tuple[dict[str, object], ...] = (),
     age: float = 1.0,
 ) -> Path:
-    """Write a run that logged every 10 steps to `step`, its files last touched `age` seconds before `NOW`."""
+    """Write a run that logged every 10 steps up to `step`, its files last touched `age` seconds before `NOW`."""
     path = folder / name
     config = presets.load("digits-blur", [f"train.steps={steps}"])
     text = toml.dump(config.to_table() | {"name": name, "versions": {"colddiff": "0.1.0"}})
@@ -37,8 +37,8 @@ def write_run(
     phase = sum(name.encode())
     lines = [metrics(at, phase) for at in range(10, step + 1, 10)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = [{"event": "started", "time": NOW - 100, "device": "cpu (2 threads)", "images": 1497}, *events]
-    (path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in told))
+    all_events = [{"event": "started", "time": NOW - 100, "device": "cpu (2 threads)", "images": 1497}, *events]
+    (path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in all_events))
     (path / "lock").write_text(json.dumps({"pid": 4242, "host": "elsewhere"}))
     touch(path, age)
     return path
@@ -51,7 +51,7 @@ def touch(path: Path, age: float) -> None:
 
 
 def metrics(step: int, phase: int = 0) -> dict[str, object]:
-    """Return a line of metrics that falls as a loss does."""
+    """Return a line of metrics with a falling loss."""
     loss = 0.03 + 0.25 * math.exp(-step / 150) + 0.01 * math.sin(step * 12.9898 + phase) ** 2
     return {
         "step": step,
@@ -92,7 +92,7 @@ def write_sheet(path: Path, step: int) -> None:
 
 
 def write_runs(folder: Path) -> Path:
-    """Write one run of every state; returns the folder that holds them."""
+    """Write one run in every state; return their folder."""
     live = write_run(
         folder,
         "digits-blur",
@@ -116,6 +116,6 @@ def write_runs(folder: Path) -> Path:
 
 
 def append(path: Path, *lines: object) -> None:
-    """Add lines to a file: texts as they are, anything else as a line of JSON."""
+    """Append lines to a file: strings unchanged, anything else as a line of JSON."""
     with path.open("a") as file:
         file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)

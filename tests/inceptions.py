@@ -9,7 +9,7 @@ from torch import nn
 
 
 def random_inception():
-    """Return a state of Inception-v3 whose features are of the size of real ones."""
+    """Return the state of a random Inception-v3 whose features have a realistic scale."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Blank(FeatureExtractorInceptionV3):

@@ -1,4 +1,4 @@
-"""What tests/distributed/test_group.py has two processes do together: torchrun ... ranks_job.py FOLDER."""
+"""A job of two processes for tests/distributed/test_group.py: torchrun ... ranks_job.py FOLDER."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from colddiff_core.distributed import group
 from colddiff_core.runs import control
 from colddiff_core.training.trainer import Trainer
 
-# A blur's inverse makes rounding of x_t a thousand times larger: there one process with another batch differs as well.
+# A blur's inverse amplifies rounding of x_t a thousandfold, so even one process with another batch would differ.
 PLAIN = ("model.inputs=plain", "model.consistent=false")
 FLOAT32 = ("train.precision=float32", "train.log_every=1")
 CASES = {
@@ -28,28 +28,39 @@ CASES = {
     "uneven": ("digits-blur", ("train.batch_size=7", "data.margin=2", "data.flip=true", *PLAIN)),
     "passes": ("digits-mask", ("train.batch_size=4", "train.accumulate=2")),
     "noise": ("digits-noise", ("train.batch_size=40",)),
-    "classes": ("digits-blur", ("model.classes=10", "train.clip=0", *PLAIN)),
+    "classes": ("digits-mask", ("model.classes=10", "train.clip=0")),
 }
 
 
+SMALL_TRAINING = ["train", "--preset", "digits-mask", *(word for key in TINY for word in ("--set", key))]
+STEPS = 6  # TINY's train.steps
+HERE = Path(__file__).parent
+
+
+def job_environment() -> dict[str, str]:
+    """Return the environment of a job's processes: one thread each, and this tree's modules."""
+    folders = (HERE.parent, HERE, HERE / "faults")
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
+
+
 def build(path: Path, preset: str, *overrides: str) -> Trainer:
-    """Return the trainer of a run at `path`, one of a job's where this is one: a new run, or that which is there."""
+    """Return this process's trainer of the run at `path`, which is created if it does not exist."""
     together = group.current()
     config = presets.load(preset, [*TINY, *FLOAT32, *overrides])
-    is_there = together.broadcast_json((path / "run.toml").exists())
+    exists = together.broadcast_json((path / "run.toml").exists())
     together.barrier()
     run = runs.FollowerRun(path)
     if together.is_first:
-        run = runs.RunWriter(path) if is_there else runs.create(path, config, {})
+        run = runs.RunWriter(path) if exists else runs.create(path, config, {})
     sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
     trainer = Trainer(experiment.build(config, sets[0].channels, devices.choose("cpu")), *sets, run)
-    if is_there:
+    if exists:
         trainer.resume()
     return trainer
 
 
 def finish(trainer: Trainer) -> Trainer:
-    """Train to the end and let go of the run."""
+    """Train to the end and release the run."""
     for _ in trainer.steps():
         pass
     trainer.run.close()
@@ -57,19 +68,19 @@ def finish(trainer: Trainer) -> Trainer:
 
 
 def spoil(trainer: Trainer, step: int) -> None:
-    """Have the second process alone meet images of NaN in one step."""
+    """Replace the images of one step by NaN, in the second process only."""
     take = trainer.stepper.feed.take
 
     def spoiled(indices, views):
-        found = take(indices, views)
+        images = take(indices, views)
         is_now = trainer.step == step and trainer.ranks.index == 1
-        return found * math.nan if is_now else found
+        return images * math.nan if is_now else images
 
     trainer.stepper.feed.take = spoiled
 
 
-def answer(path: Path, trainer: Trainer) -> None:
-    """Ask for a pause at once, for a sheet and an end to the pause a while later, and then for an end."""
+def request_changes(path: Path, trainer: Trainer) -> None:
+    """Request a pause now, and a sample sheet, the end of the pause and a stop a little later."""
 
     def later() -> None:
         time.sleep(0.3)
@@ -82,7 +93,7 @@ def answer(path: Path, trainer: Trainer) -> None:
 
 
 def words(together: group.Group) -> dict:
-    """Return what processes tell each other."""
+    """Return the results of every call of a group."""
     mine = together.index
     return {
         "highest": together.all_max(mine, -mine, False),
@@ -99,25 +110,25 @@ def words(together: group.Group) -> dict:
 
 
 def main(folder: Path) -> None:
-    """Train what there is to train and leave what was found in `folder`."""
+    """Run every training of the test and write the results into `folder`."""
     together = group.join(torch.device("cpu"))
-    found = {"words": words(together)}
+    results = {"words": words(together)}
     for name, (preset, overrides) in CASES.items():
         finish(build(folder / name, preset, *overrides))
     together.barrier()
-    finish(build(folder / "resumed", "digits-mask"))  # what one process has begun
+    finish(build(folder / "resumed", "digits-mask"))  # begun by one process
     spoiled = build(folder / "spoiled", "digits-mask")
     spoil(spoiled, 1)
     finish(spoiled)
     asked = build(folder / "asked", "digits-mask", "train.steps=500", "sample.stride=1")
-    answer(folder / "asked", asked)
+    request_changes(folder / "asked", asked)
     finish(asked)
-    found["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
-    found["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
-    (folder / f"told-{together.index}.json").write_text(json.dumps(found))
+    results["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
+    results["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
+    (folder / f"told-{together.index}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     group.leave()
-    os._exit(0)  # as the program itself ends its processes
+    os._exit(0)  # as colddiff itself does

@@ -95,7 +95,7 @@ def degrade(
         "device": chosen.type,
         "versions": versions(),
     }
-    launch.check_alike(settings)
+    together.check_alike(settings)
     if resume:
         files = series.without_own(files, folder, "degrade", settings)
     paths = [file for file, _ in files]
@@ -123,7 +123,7 @@ def degrade(
                 if animate:
                     images.write_animation(pictures, own.place(number))
                 else:
-                    picture = images.beside(pictures)
+                    picture = images.side_by_side(pictures)
                     images.write(picture, own.place(number))
                     if len(files) <= series.MANY:
                         screen.picture(picture)
@@ -206,7 +206,7 @@ def _drawing(operator: Degradation, pool: list[Path], seed: int) -> Callable[[Te
     def draw(x0: Tensor, index: int) -> Frozen:
         fields = {}
         if pool:
-            other = images.read_as(pool[(seed + index) % len(pool)], x0[0])
+            other = images.read_like(pool[(seed + index) % len(pool)], x0[0])
             fields[operator.second_field] = other.unsqueeze(0).to(x0.device)
         return operator.freeze(x0, generator=seeds.image_generators(seed, [index]), **fields)
 
@@ -271,4 +271,4 @@ def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
 
     photo = torch.from_numpy(load_sample_image(SAMPLE_PHOTO).copy()).permute(2, 0, 1)
     side = size or min(photo.shape[-2:])
-    return images.covering(images.to_floats(photo), side, side).unsqueeze(0).to(device)
+    return images.resize_and_crop(images.to_floats(photo), side, side).unsqueeze(0).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json as json_
@@ -14,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import references
 from colddiff_cli.arguments import options
-from colddiff_cli.console import plots
+from colddiff_cli.console import explain, plots
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_cli.jobs import launch, open_run
@@ -29,7 +29,7 @@ from colddiff_core.text import counted
 
 if TYPE_CHECKING:
     from colddiff_core.config.schema import Config
-    from colddiff_core.evaluation.evaluate import EvaluationResult, Reference
+    from colddiff_core.evaluation.evaluate import EvaluationResult, EvaluationSettings, Reference
     from colddiff_core.evaluation.resumable import PartialResults
     from colddiff_core.experiment import Experiment
 
@@ -69,6 +69,11 @@ def evaluate(
     screen = Screen(json)
     if by_severity and t is not None:
         raise UsageError("--by-severity measures at many t.", "Leave --t out, or --by-severity.")
+
+    from colddiff_core.evaluation import evaluate as evaluation
+    from colddiff_core.evaluation import reference as references
+    from colddiff_core.sampling import Sampling
+
     references.check(features)
     if by_severity and (features == "inception" or weights is not None):
         raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
@@ -76,35 +81,34 @@ def evaluate(
     found = open_run.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
-    means = references.prepare(screen, "none" if by_severity else features, weights, device)
-
-    from colddiff_core import sampling
-    from colddiff_core.evaluation import evaluate as evaluation
-
-    built, step = open_run.open_run(screen, found, device, overrides)
+    with explain.advancing(screen) as progress:
+        choice = references.prepare("none" if by_severity else features, weights, device, progress)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     last = built.operator.steps
     severity = last if t is None else t
-    pace = config.sample.stride if stride is None else stride
-    sampling.check(config.sample.sampler, built.operator, pace, severity)
-    reference = references.load(screen, built, means)
+    sampling = Sampling.of(config, stride=stride, seed=seed)
+    sampling.check(built.operator, severity)
+    pace = sampling.stride
+    with explain.advancing(screen) as progress:
+        reference = references.load(built, choice, progress)
     count = min(n, len(reference.test))
-    common: dict[str, Any] = {"count": count, "seed": config.train.seed if seed is None else seed}
     size = together.broadcast_json(batch_size or built.batch_size(evaluation.MOST))
-    common |= {"stride": pace, "batch_size": size, "is_8bit": uint8}
+    settings = evaluation.EvaluationSettings(severity, count, sampling.seed, pace, uint8, size)
     at_stride = "" if pace == config.sample.stride else f", stride {pace}"
     rounded = ", degraded images rounded to 8 bits" if uint8 else ""
     data = reference.title(config.data.dataset)
     what = f"{found.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
-    told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": common["seed"]}
+    told = {"run": str(found.path), "step": step, "n": count, "stride": pace, "seed": sampling.seed}
     told |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
-    asked = common | {"t": None if by_severity else severity, **reference.metadata()}
+    asked = dataclasses.asdict(settings) | {"t": None if by_severity else severity, **reference.metadata()}
     with _portions(open_run.described(found, built, step) | asked, found, is_resumed=resume) as folder:
         if by_severity:
-            curve = _curve(screen, built, reference, folder, common)
+            curve = _curve(screen, built, reference, folder, settings)
             if together.is_first:
                 _show_curve(screen, what, told, curve)
             return
-        outcomes = _measure(screen, built, reference, folder, severity, common)
+        outcomes = _measure(screen, built, reference, folder, settings)
         if together.is_first:
             told |= {"t": severity, **reference.metadata(), "is_scarce": outcomes["degraded"].has_too_few_images}
             is_papers = severity == last and pace == 1 and not uint8
@@ -132,7 +136,9 @@ def _show(
         kind: Row(kind, outcome.figures, outcome.intervals, outcome.has_too_few_images, paper.get(kind, {}))
         for kind, outcome in outcomes.items()
     }
-    screen.show(evaluation_table(title, rows, EVALUATED, references.labels(reference)))
+    from colddiff_core.evaluation.reference import labels
+
+    screen.show(evaluation_table(title, rows, EVALUATED, labels(reference)))
     _explain(screen, reference, outcomes, config.paper if config and any(paper.values()) else {})
     metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
     intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
@@ -146,7 +152,7 @@ def _explain(
     figures = measured({kind: outcome.figures for kind, outcome in outcomes.items()}, EVALUATED)
     if any(ends for outcome in outcomes.values() for ends in outcome.intervals.values()):
         screen.explain("±: half of the 95 % bootstrap interval over the images")
-    references.explain(screen, reference, figures, has_too_few_images=outcomes["degraded"].has_too_few_images)
+    explain.explain(screen, reference, figures, has_too_few_images=outcomes["degraded"].has_too_few_images)
     for kind, outcome in outcomes.items():
         if outcome.figures["rmse"] is None:
             screen.warn(f"{kind}: not all pixels are numbers; the network has diverged")
@@ -208,27 +214,27 @@ def _taken(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> Part
 
 
 def _measure(
-    screen: Screen, built: Experiment, reference: Reference, folder: PartialResults, t: int, common: dict[str, Any]
-) -> dict[str, Any]:
+    screen: Screen, built: Experiment, reference: Reference, folder: PartialResults, settings: EvaluationSettings
+) -> dict[str, EvaluationResult]:
     from colddiff_core.distributed import group
     from colddiff_core.evaluation import evaluate as evaluation
     from colddiff_core.evaluation import resumable
 
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(f"restoring from t = {t}", total=common["count"] * len(evaluation.COLUMNS))
-        way = common | {"columns": evaluation.COLUMNS, "ranks": group.current()}
+        total = settings.count * len(evaluation.COLUMNS)
+        task = progress.add_task(f"restoring from t = {settings.t}", total=total)
         advance = functools.partial(progress.advance, task)
-        return resumable.evaluate(built, reference, folder, t=t, progress=advance, **way)
+        return resumable.evaluate(built, reference, folder, settings, ranks=group.current(), progress=advance)
 
 
 def _curve(
-    screen: Screen, built: Experiment, reference: Reference, folder: PartialResults, common: dict[str, Any]
+    screen: Screen, built: Experiment, reference: Reference, folder: PartialResults, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
     """Return the figures at severities spread evenly up to the last."""
     last, rows = built.operator.steps, []
     for t in sorted({max(1, round(last * part / SEVERITIES)) for part in range(1, SEVERITIES + 1)}):
-        pace = min(common["stride"], t)
-        outcomes = _measure(screen, built, reference, folder, t, common | {"stride": pace})
+        at_t = dataclasses.replace(settings, t=t, stride=min(settings.stride, t))
+        outcomes = _measure(screen, built, reference, folder, at_t)
         metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
         intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
         rows.append({"t": t, "metrics": metrics, "intervals": intervals})

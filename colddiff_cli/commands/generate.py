@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import references
 from colddiff_cli.arguments import options, outputs
+from colddiff_cli.console import explain
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
 from colddiff_cli.jobs import launch, open_run
@@ -88,28 +88,29 @@ def generate(
     _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
 
-    from colddiff_core import sampling
     from colddiff_core.distributed import group
+    from colddiff_core.evaluation import reference as references
     from colddiff_core.inference import batches
     from colddiff_core.inference import generate as generation
+    from colddiff_core.sampling import Sampling
 
-    built, step = open_run.open_run(screen, found, device, overrides)
-    name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
-    sampling.check(name, built.operator, pace)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
+    sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
+    sampling.check(built.operator)
     generation.check_label(built, label)
-    chosen_seed = config.train.seed if seed is None else seed
     asked = {
         "prior": prior or built.operator.priors[0],
         "components": components,
         "noise": noise,
         "class": label,
         "n" if interpolate is None else "interpolate": count,
-        "sampler": name,
-        "stride": pace,
-        "seed": chosen_seed,
+        "sampler": sampling.sampler,
+        "stride": sampling.stride,
+        "seed": sampling.seed,
         "batch": built.batch_size(generation.MOST),
     }
-    default = found.path / "generated" / f"{asked['prior']}-{name}.png"
+    default = found.path / "generated" / f"{asked['prior']}-{sampling.sampler}.png"
     grid_path, film_path, neighbors_path = outputs.agreed(
         lambda: _places(out, default, animate=animate, force=force, keep=resume)
     )
@@ -124,18 +125,18 @@ def generate(
                 grid_path, film_path = None, None
         generator = generation.prepare(found, built, prior, components, noise)
         own.begin()
-        with group.alone():  # the others go ahead
-            reference = (
-                references.load(screen, built, references.FeatureChoice()) if diversity and together.is_first else None
-            )
+        reference = None
+        if diversity and together.is_first:
+            with group.alone(), explain.advancing(screen) as progress:  # the other ranks start generating
+                reference = references.load(built, references.FeatureChoice(), progress)
 
-        def wanted(numbers: range) -> bool:
+        def is_needed(numbers: range) -> bool:
             on_grid = grid_path is not None and numbers.start < SHOWN
             return not singles or own.lacks(numbers) or on_grid or diversity
 
-        mine = batches.round_robin(together, count, generator.batch_size, wanted)
+        mine = batches.round_robin(together, count, generator.batch_size, is_needed)
         draw = generator.generate if interpolate is None else generator.interpolate
-        drawn = draw(count, seed=chosen_seed, sampler=name, stride=pace, label=label, wanted=mine)
+        drawn = draw(count, sampling, label=label, accepts=mine)
         total = sum(1 for _ in batches.batches(count, generator.batch_size, mine))
         held = _run(screen, drawn, total, own, is_all=diversity, is_film=film_path is not None)
     made = held.gather(together)
@@ -146,10 +147,10 @@ def generate(
         "step": step,
         "prior": generator.prior.name,
         "noise": generator.noise,
-        "sampler": name,
-        "stride": pace,
+        "sampler": sampling.sampler,
+        "stride": sampling.stride,
         "precision": built.precision,
-        "seed": chosen_seed,
+        "seed": sampling.seed,
         "n": count,
         "picture": str(grid_path) if grid_path else None,
         "animation": str(film_path) if film_path else None,
@@ -218,7 +219,7 @@ def _show(
     """Write the grid of those shown, of `count`, and their film, and draw the grid on a terminal."""
     from colddiff_core import images
 
-    images.write(images.album({"": shown}, across=ACROSS), grid_path)
+    images.write(images.image_grid({"": shown}, across=ACROSS), grid_path)
     if film_path:
         images.write_animation(films.frames(trajectory), film_path)
         screen.say(f"trajectory: {film_path}")
@@ -235,8 +236,10 @@ def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, nei
     figures = described.figures
     _show_neighbors(made, reference, neighbors)
     real = comparison.describe_real(len(made), reference).figures
-    screen.show(diversity_table(title, {"generated": figures, "real": real}, references.labels(reference)))
-    references.explain(
+    from colddiff_core.evaluation.reference import labels
+
+    screen.show(diversity_table(title, {"generated": figures, "real": real}, labels(reference)))
+    explain.explain(
         screen, reference, measured({"": figures}, DIVERSITY), has_too_few_images=described.has_too_few_images
     )
     screen.say(f"nearest training images: {neighbors}")

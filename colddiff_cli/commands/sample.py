@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from colddiff_core.experiment import Experiment
     from colddiff_core.inference.restore import DegradedBatch
+    from colddiff_core.sampling import Sampling
 
 SHOWN = 64  # images on a sheet that stands beside --out-dir
 COLUMNS = ("degraded", "direct", "sampled", "original")
@@ -154,22 +155,23 @@ def sample(
     _check(out_dir, resume, len(files) or n or TEST_IMAGES)
     config = found.config(overrides)
 
-    from colddiff_core import sampling
     from colddiff_core.inference import restore
+    from colddiff_core.sampling import Sampling
 
-    built, step = open_run.open_run(screen, found, device, overrides)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     severity = built.operator.steps if t is None else sample_photographs.whole(t, is_degraded=False)
-    name, pace = sampler or config.sample.sampler, config.sample.stride if stride is None else stride
-    sampling.check(name, built.operator, pace, severity)
-    ending = f"{name}-t{severity:03d}.png"
+    sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
+    sampling.check(built.operator, severity)
+    ending = f"{sampling.sampler}-t{severity:03d}.png"
     default = found.path / "restored" / ending
     picture, film = outputs.agreed(lambda: films.outputs(out, default, animate=animate, force=force, keep=resume))
     size = together.broadcast_json(built.batch_size(restore.MOST))
     settings = open_run.described(found, built, step) | {
-        "sampler": name,
-        "stride": pace,
+        "sampler": sampling.sampler,
+        "stride": sampling.stride,
         "t": severity,
-        "seed": config.train.seed if seed is None else seed,
+        "seed": sampling.seed,
         "batch": size,
     }
     if resume and files and out_dir:
@@ -184,10 +186,10 @@ def sample(
         if own.is_complete and resume and out is None:
             picture, film = None, None  # of a series on which nothing is missing there is a sheet already
         shown = range((SHOWN if out_dir else source.count) if picture else 0)
-        work = SampleWork(screen, own, shown, name, pace, is_film=film is not None)
+        work = SampleWork(screen, own, shown, sampling, is_film=film is not None)
         own.begin()
         # A sheet alone need not pay for more images than it shows.
-        work.run(built, source, t=severity, seed=settings["seed"], size=size if out_dir else min(size, source.count))
+        work.run(built, source, t=severity, size=size if out_dir else min(size, source.count))
     work.gather(source)
     if not together.is_first:
         return
@@ -198,7 +200,8 @@ def sample(
         work.conclude(picture, film)
     if out_dir is not None:
         _summarize(screen, work, source.count if picture else 0, is_resumed=resume)
-    outcome = {"run": str(found.path), "step": step, "sampler": name, "t": severity, "stride": pace, "n": len(numbers)}
+    outcome = {"run": str(found.path), "step": step, "sampler": sampling.sampler, "t": severity}
+    outcome |= {"stride": sampling.stride, "n": len(numbers)}
     outcome |= {"precision": built.precision, "picture": picture and str(picture), "animation": film and str(film)}
     outcome |= {"files": [str(targets[number]) for number in numbers] if out_dir else [], "kept": len(own.kept)}
     screen.result(outcome, picture)
@@ -215,8 +218,7 @@ class SampleWork:
     screen: Screen
     own: series.Series
     shown: range
-    sampler: str
-    stride: int
+    sampling: Sampling
     is_film: bool
     restored: list[int] = dataclasses.field(default_factory=list)
     made: int = 0
@@ -227,19 +229,21 @@ class SampleWork:
     def written(self) -> list[int]:
         return sorted(self.own.kept.union(self.restored))
 
-    def run(self, built: Experiment, source: SampleSource, *, size: int, **common: int) -> None:
+    def run(self, built: Experiment, source: SampleSource, *, t: int, size: int) -> None:
         """Restore all batches, of `size` images, that a picture of the series or of the sheet is in."""
         from colddiff_core.inference import batches, restore
 
-        def wanted(numbers: range) -> bool:
+        def is_needed(numbers: range) -> bool:
             return self.own.lacks(numbers) or numbers.start < self.shown.stop
 
-        mine = batches.round_robin(self.own.together, source.count, size, wanted)
+        mine = batches.round_robin(self.own.together, source.count, size, is_needed)
         total = sum(1 for _ in batches.batches(source.count, size, mine))
         console = self.screen.console
         with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
-            task = progress.add_task(self.sampler, total=total)
-            degraded = restore.degraded(built, source.load, source.count, size=size, wanted=mine, **common)
+            task = progress.add_task(self.sampling.sampler, total=total)
+            degraded = restore.degraded(
+                built, source.load, source.count, t=t, seed=self.sampling.seed, size=size, accepts=mine
+            )
             for batch in degraded:
                 self._restore(batch, lambda share: progress.advance(task, share))
 
@@ -273,7 +277,7 @@ class SampleWork:
         is_shown = batch.first < self.shown.stop
         way = [batch.of(batch.x_t, self.shown)]
         x = batch.x_t
-        for step in batch.restore(self.sampler, self.stride):
+        for step in batch.restore(self.sampling):
             x = step.x
             progress(1 / step.count)
             if self.is_film and is_shown:
@@ -363,7 +367,7 @@ def _pictures(screen: Screen, built: Experiment, files: Given) -> SampleSource:
     together = group.current()
 
     def unlike() -> int:
-        own = [images.channels_of(file) for file, _ in files]
+        own = [images.count_channels(file) for file, _ in files]
         return sum(channels not in (0, built.channels) for channels in own)
 
     if others := together.on_first(unlike):

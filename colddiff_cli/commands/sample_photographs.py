@@ -70,7 +70,8 @@ def restore(
 
     if asked.mask is not None:
         photographs.read(asked.mask)  # before the run is opened: it is for all pictures
-    built, step = open_run.open_run(screen, found, device, overrides)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     tile = together.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
     worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:
@@ -80,8 +81,8 @@ def restore(
     settings = open_run.described(found, built, step) | {
         "degraded": True,
         "t": asked.t or AUTO,
-        "sampler": worker.sampler,
-        "stride": worker.stride,
+        "sampler": worker.sampling.sampler,
+        "stride": worker.sampling.stride,
         "consistent": worker.is_consistent,
         "colour": asked.color,
         "compared": asked.is_compared,
@@ -112,7 +113,8 @@ def restore(
     told = {n: metadata for every in together.gather_json(list(job.told.items())) for n, metadata in every}
     if not together.is_first:
         return
-    result = {"run": str(found.path), "step": step, "sampler": worker.sampler, "stride": worker.stride}
+    result = {"run": str(found.path), "step": step}
+    result |= {"sampler": worker.sampling.sampler, "stride": worker.sampling.stride}
     result |= {"consistent": worker.is_consistent, "precision": built.precision, "steps": built.operator.steps}
     result |= {"n": len(done), "kept": kept}
     result |= {"files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | told.get(n, {}) for n in done]}
@@ -150,14 +152,14 @@ class PhotographJob:
         given = self._look(path, photograph)
         worker = self._worker_for(given)
         restored = worker.restore(given, at_share)
-        own = {"sampler": worker.sampler, "consistent": worker.is_consistent}
+        own = {"sampler": worker.sampling.sampler, "consistent": worker.is_consistent}
         self.told[number] = self._told(given) | own
 
         def write() -> None:
             is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
             both = None
             if self.asked.is_compared or is_shown:
-                both = photographs.beside(photograph, given.picture, restored)
+                both = photographs.side_by_side(photograph, given.picture, restored)
             if both is not None and self.asked.is_compared:
                 photographs.write(both, both.pixels, self.own.place(number + len(self.paths)))
             for note in photographs.write(photograph, restored, self.own.place(number)):
@@ -181,7 +183,7 @@ class PhotographJob:
         height, width = photograph.pixels.shape[-2:]
         images.check_sides((width, height), self.own.targets[number])
         if self.asked.is_compared:
-            both = photographs.size_beside(photograph)
+            both = photographs.side_by_side_size(photograph)
             images.check_sides(both, self.own.targets[number + len(self.paths)])
 
     def sweep(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
@@ -251,7 +253,9 @@ class PhotographJob:
         """Return what restores a picture: with the run's own sampler, unless that needs what nobody knows of it."""
         if given.is_known or self.asked.sampler is not None:
             return self.worker
-        return dataclasses.replace(self.worker, sampler="direct", stride=1)
+        return dataclasses.replace(
+            self.worker, sampling=dataclasses.replace(self.worker.sampling, sampler="direct", stride=1)
+        )
 
     def _told(self, given: DegradedPhotograph) -> dict[str, Any]:
         told: dict[str, Any] = {"t": given.t}
@@ -280,20 +284,20 @@ def _check(asked: RestoreOptions, files: list[tuple[Path, bool]]) -> None:
 
 
 def _worker(built: Experiment, asked: RestoreOptions) -> PhotographRestorer:
-    from colddiff_core import sampling
     from colddiff_core.inference import photograph as blind
+    from colddiff_core.sampling import Sampling
 
-    op, config = built.operator, built.config.sample
+    op = built.operator
     if op.second_field:
         what = f"{op.name} mixes in a second picture, and nobody knows which one is in yours."
         raise UsageError(what, "Use a run of another operator.")
     can_project = op.is_linear and op.has_inverse
     if asked.is_consistent and not can_project:
         raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave it out.")
-    sampler, stride = asked.sampler or config.sampler, config.stride if asked.stride is None else asked.stride
-    sampling.check(sampler, op, min(stride, op.steps))
+    sampling = Sampling.of(built.config, sampler=asked.sampler, stride=asked.stride, seed=asked.seed)
+    dataclasses.replace(sampling, stride=min(sampling.stride, op.steps)).check(op)
     is_consistent = can_project if asked.is_consistent is None else asked.is_consistent
-    return blind.PhotographRestorer(built, sampler, stride, is_consistent, asked.color, asked.seed)  # type: ignore[arg-type]
+    return blind.PhotographRestorer(built, sampling, is_consistent, asked.color)  # type: ignore[arg-type]
 
 
 def _severity(text: str | None, operator: Degradation) -> int | None:

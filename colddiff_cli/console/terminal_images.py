@@ -1,4 +1,4 @@
-"""How this terminal draws pictures: Kitty, Sixel, else half-blocks."""
+"""Pick how to draw images in this terminal: Kitty, Sixel or half-blocks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import sys
 from typing import Any
 
-HALF_BLOCK = (1, 2)  # pixels that a cell shows, across and down
-CELL = (10, 20)  # pixels of a cell, about, where the terminal draws pixels itself
+HALF_BLOCK = (1, 2)  # pixels per cell, width and height
+CELL = (10, 20)  # about the pixels per cell in terminals that draw real pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
-    """A Textual widget that is made with a picture, and the pixels that a cell of it shows."""
+class ImageBackend:
+    """A Textual widget class that draws an image, and the pixels per cell of the terminal."""
 
     widget: type[Any]
     cell: tuple[int, int]
@@ -23,30 +23,31 @@ class Drawing:
         return self.cell == HALF_BLOCK
 
 
-def half_blocks() -> Drawing:
-    """Return the way that any terminal with colors knows."""
+def half_blocks() -> ImageBackend:
+    """Return the backend that works in every color terminal."""
     from textual_image.widget import HalfcellImage
 
-    return Drawing(HalfcellImage, HALF_BLOCK)
+    return ImageBackend(HalfcellImage, HALF_BLOCK)
 
 
-def best() -> Drawing:
-    """Return the best way of this terminal; asks it, so this comes before the dashboard takes it."""
+def detect() -> ImageBackend:
+    """Return the best backend for this terminal. It queries the terminal, so call it before the dashboard starts."""
     chosen = renderable()
-    from textual_image import renderable as known
+    from textual_image import renderable as renderables
     from textual_image import widget
 
-    return Drawing(widget.Image, CELL) if chosen in (known.SixelImage, known.TGPImage) else half_blocks()
+    has_pixels = chosen in (renderables.SixelImage, renderables.TGPImage)
+    return ImageBackend(widget.Image, CELL) if has_pixels else half_blocks()
 
 
 def renderable() -> type[Any]:
-    """Return what Rich prints a picture with on this terminal."""
-    is_shared = bool(os.environ.get("TMUX") or os.environ.get("STY"))
-    if not is_shared:
+    """Return the Rich renderable that draws an image in this terminal."""
+    is_multiplexed = bool(os.environ.get("TMUX") or os.environ.get("STY"))
+    if not is_multiplexed:
         from textual_image.renderable import Image
 
         return Image
-    # The import asks the terminal, and tmux and screen take the question for a new title of the window.
+    # The import queries the terminal, and tmux and screen would show the query as a window title.
     stdout, sys.__stdout__ = sys.__stdout__, None  # type: ignore[misc]
     try:
         from textual_image.renderable import HalfcellImage

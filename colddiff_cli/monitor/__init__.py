@@ -1,1 +1,1 @@
-"""The dashboard: run directories watched from the terminal. It reads files and needs no torch."""
+"""The dashboard: watch run directories from the terminal. It only reads files and does not load torch."""

@@ -21,7 +21,7 @@ from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.jobs import launch
 from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, MachineError, UsageError
-from colddiff_core.files import drafted, flush, locked, parse_json, read_ordinary, refusals
+from colddiff_core.files import FileLock, drafted, flush, parse_json, read_ordinary, refusals
 from colddiff_core.text import counted
 
 LARGEST_MARK = 1 << 30  # bytes: ten million pictures
@@ -97,7 +97,7 @@ class Series:
         self.folder = targets[0].parent if targets else Path()
         self.kept: frozenset[int] = frozenset()
         self.made = 0
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         self._mark: SeriesManifest | None = None
         self._is_begun = False
         if self.together.is_first:
@@ -206,9 +206,8 @@ class Series:
         names = set(self._mark.pictures)
         for other in others:
             if not names.isdisjoint(other.pictures):  # from now on what bears these names is not of that call
-                descriptor = _locked(other.path)
-                other.path.unlink(missing_ok=True)
-                os.close(descriptor)
+                with _locked(other.path):
+                    other.path.unlink(missing_ok=True)
         if self.is_forced:
             # Now, and not one by one: what --resume finds after a kill must be this call's.
             for target in self.targets:
@@ -220,9 +219,7 @@ class Series:
         assert self._lock is not None
         with refusals(self._mark.path):
             # In place, not by a draft: whoever holds the lock holds this very file. Half of it counts for no mark.
-            os.ftruncate(self._lock, 0)
-            with open(self._lock, "wb", closefd=False) as file:
-                file.write(self._mark.text().encode())
+            self._lock.write(self._mark.text().encode())
             os.fsync(self._lock)
             flush(self.folder)
 
@@ -233,9 +230,9 @@ class Series:
     def _release(self) -> None:
         if self._lock is None:
             return
-        if self._mark is not None and not os.fstat(self._lock).st_size:  # refused before anything was written
+        if self._mark is not None and not self._lock.size:  # refused before anything was written
             self._mark.path.unlink(missing_ok=True)
-        os.close(self._lock)
+        self._lock.release()
         self._lock = None
 
     def _drop_drafts(self) -> None:
@@ -310,10 +307,10 @@ def summary(folder: Path, count: int, kept: int) -> str:
     return f"{counted(count, 'image')}{told}: {folder}"
 
 
-def _locked(path: Path) -> int:
-    """Lock a mark, as `files.locked` does; raises MachineError where another process holds it."""
+def _locked(path: Path) -> FileLock:
+    """Lock a mark; raises MachineError if another process holds it."""
     try:
-        return locked(path)
+        return FileLock.take(path)
     except BlockingIOError:
         what = f"Another process is writing these pictures into {path.parent}."
         raise MachineError(what, "Wait for it or stop it first, or give another --out-dir.") from None

@@ -1,1 +1,1 @@
-"""Configurations: declared values, sections, presets in TOML. Free of torch."""
+"""Configurations: declared values, sections and TOML presets; free of torch."""

@@ -1,4 +1,4 @@
-"""Declared values: a default, a help text and the values admitted, checked in one place.
+"""Declared values: a default, a help text and the allowed values, checked in one place.
 
 Operators and presets declare their fields with `setting`; commands and error messages read them.
 """
@@ -14,9 +14,9 @@ from typing import Any, Literal
 from colddiff_core.errors import UsageError
 from colddiff_core.text import CONTROLS, nearest, shown
 
-LARGEST = 10**9  # of numbers that say nothing else: what is larger is a slip, and would run for ever or out of memory
-LONGEST_TEXT = 10_000  # characters
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+LARGEST = 10**9  # unless a field sets its own maximum: more is a typo that would run forever or out of memory
+MOST_TEXT_CHARACTERS = 10_000
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def setting(
@@ -28,33 +28,38 @@ def setting(
     maximum: float | None = None,
     longest: int | None = None,
 ) -> Any:
-    """Declare a dataclass field: its default, its help text and the values it admits.
+    """Declare a dataclass field: its default, help text and allowed values.
 
-    A number without a `maximum` may be up to LARGEST; `longest` is how many entries a list may have.
+    A number without a `maximum` may be up to LARGEST; a list may have up to `longest` entries.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "longest": longest}
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 def settings_of(owner: type) -> list[dataclasses.Field[Any]]:
-    """Return the fields of a dataclass that a user may set, in the order of declaration."""
+    """Return the dataclass fields that a user may set, in order of declaration."""
     return [field for field in dataclasses.fields(owner) if field.init]
 
 
 def validate(owner: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return `values` checked against the settings of `owner`, whole numbers made float where that is asked.
+    """Return `values` checked against the settings of `owner`; whole numbers become floats for float fields.
 
-    `where` begins every message: a file, an operator. Raises UsageError for an unknown key (with the
-    nearest known one) and for a value of the wrong type or out of range.
+    Args:
+        owner: the dataclass that declares the settings.
+        values: the values by name.
+        where: the start of every error message, such as a file or an operator.
+
+    Raises:
+        UsageError: a key is unknown (with the nearest known one), or a value has the wrong type or is out of range.
     """
     fields = {field.name: field for field in settings_of(owner)}
     hints = _hints(owner)
-    taken = {}
+    checked = {}
     for key, value in values.items():
         if key not in fields:
             raise UsageError(f"{where}: unknown key {shown(key)}.", nearest(key, fields))
-        taken[key] = _checked(f"{where}: {key} = {shown(value)}", fields[key], hints[key], value)
-    return taken
+        checked[key] = _checked(f"{where}: {key} = {shown(value)}", fields[key], hints[key], value)
+    return checked
 
 
 @functools.cache
@@ -65,7 +70,7 @@ def _hints(owner: type) -> dict[str, Any]:
 def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     help_text = field.metadata["help"]
     if typing.get_origin(hint) is Literal:
-        # By type as well: True is 1 to `in`.
+        # Compare types too: True == 1.
         if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             raise UsageError(f"{what} is not a choice.", f"Choices: {', '.join(map(str, typing.get_args(hint)))}.")
         return value
@@ -73,8 +78,8 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
         if not isinstance(value, (list, tuple)) or not value:
             raise UsageError(f"{what} is not a list of whole numbers.", f"Meaning: {help_text}.")
         if field.metadata["longest"] is not None and len(value) > field.metadata["longest"]:
-            most = f"it has at most {field.metadata['longest']} entries"
-            raise UsageError(f"{what} is too long: {most}.", f"Meaning: {help_text}.")
+            what = f"{what} is too long: at most {field.metadata['longest']} entries."
+            raise UsageError(what, f"Meaning: {help_text}.")
         return tuple(_checked(what, field, typing.get_args(hint)[0], entry) for entry in value)
     is_whole = hint is float and isinstance(value, int)
     if not (is_whole or isinstance(value, hint)) or (isinstance(value, bool) and hint is not bool):
@@ -88,21 +93,21 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
 
 def _check_text(what: str, value: str) -> None:
     if CONTROLS.search(value):
-        raise UsageError(f"{what} holds control characters.", "Leave them out.")
-    if len(value) > LONGEST_TEXT:
-        raise UsageError(f"{what} is too long: it has at most {LONGEST_TEXT:,} characters.", "Shorten it.")
+        raise UsageError(f"{what} contains control characters.", "Remove them.")
+    if len(value) > MOST_TEXT_CHARACTERS:
+        raise UsageError(f"{what} is too long: at most {MOST_TEXT_CHARACTERS:,} characters.", "Shorten it.")
 
 
 def _check_range(what: str, field: dataclasses.Field[Any], value: float) -> None:
-    """Refuse a number out of range; whole ones may have any number of digits and are not made float before."""
+    """Refuse a number out of range; whole numbers may be too large for a float, so they are compared as they are."""
     remedy = f"Meaning: {field.metadata['help']}."
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{what} is not finite.", remedy)
     minimum, above, maximum = (field.metadata[limit] for limit in ("minimum", "above", "maximum"))
     if above is not None and value <= above:
-        raise UsageError(f"{what} is too small: it is above {above}.", remedy)
+        raise UsageError(f"{what} is too small: it must be above {above}.", remedy)
     least, most = -LARGEST if minimum is None else minimum, LARGEST if maximum is None else maximum
     if value < least:
-        raise UsageError(f"{what} is too small: it is at least {least}.", remedy)
+        raise UsageError(f"{what} is too small: it must be at least {least}.", remedy)
     if value > most:
-        raise UsageError(f"{what} is too large: it is at most {most}.", remedy)
+        raise UsageError(f"{what} is too large: it must be at most {most}.", remedy)

@@ -1,36 +1,36 @@
-"""Typed configuration: presets in TOML, one level of `extends`, `--set key=value`.
+"""Load configurations: TOML presets, one level of `extends`, `--set key=value`.
 
-Needs no torch, so that listing presets and reading a run's configuration are instant.
+Imports no torch, so listing presets and reading a run's configuration are instant.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from colddiff_core.config.fields import LARGEST, validate
 from colddiff_core.config.schema import OWN, SECTIONS, Config, DegradationConfig
-from colddiff_core.config.toml import LONGEST_LINE, parse_toml, read_toml
+from colddiff_core.config.toml import MOST_LINE_CHARACTERS, parse_toml, read_toml
 from colddiff_core.errors import UsageError
 from colddiff_core.text import CONTROLS, beginning, nearest, shown
 
 
 def restrict_downloads(config: Config, overrides: Iterable[str]) -> Config:
-    """Return a configuration that a file gave without its leave to download into folders, and to run commands in them,
-    that the file names and the user, by the overrides, does not: it may be anyone's.
+    """Turn off downloads, and commands that shards are read from, for folders that only the file names.
+
+    The file may come from anyone; the user allows a folder by naming it, or the download, in the overrides.
     """
     named = {text.partition("=")[0].strip() for text in overrides}
     places = {"data.directory": config.data.directory, "data.second_directory": config.data.second_directory}
     if "data.download" in named or all(key in named for key, place in places.items() if place):
         return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, download=False))
+    return config.without_downloads()
 
 
 def directory() -> Path:
-    """Return the folder of the presets: beside the package's code, or the source tree's."""
+    """Return the folder of the presets: in the installed package, or in the source tree."""
     installed = Path(__file__).parents[1] / "_presets"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "presets"
 
@@ -43,7 +43,8 @@ def names() -> list[str]:
 def load(name: str, overrides: Iterable[str] = ()) -> Config:
     """Return the preset `name` (or a path ending in .toml) with `key=value` overrides.
 
-    Raises UsageError that names the file, the key and the nearest known one.
+    Raises:
+        UsageError: the preset is unknown or invalid; names the file, the key and the nearest known one.
     """
     path, table = _read_preset(name)
     base = table.pop("extends", None)
@@ -52,13 +53,16 @@ def load(name: str, overrides: Iterable[str] = ()) -> Config:
             raise UsageError(f"{path}: extends = {shown(base)} is not a preset's name.", nearest(str(base), names()))
         base_path, base_table = _read_preset(base, beside=path)
         if "extends" in base_table:
-            raise UsageError(f"{path}: extends '{base}', which itself extends another.", f"Write {base_path} out.")
+            raise UsageError(
+                f"{path}: extends '{base}', which itself extends another.", f"Copy the settings of {base_path} instead."
+            )
         table = _merged(_without_foreign_parameters(base_table, table.get("degradation", {})), table)
-    return from_table({"name": path.stem} | table, str(path), overrides)
+    overrides = list(overrides)
+    return restrict_downloads(from_table({"name": path.stem} | table, str(path), overrides), overrides)
 
 
 def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = ()) -> Config:
-    """Return a Config from plain tables; errors begin with `where` or with the override at fault."""
+    """Return a Config from plain tables; errors start with `where`, or with the override that is wrong."""
     sections = {key: value for key, value in table.items() if key in SECTIONS}
     parts = {section: _take_section(section, sections.get(section, {}), where) for section in SECTIONS}
     for key in table:
@@ -66,7 +70,7 @@ def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = 
             raise UsageError(
                 f"{where}: unknown key {shown(key)}.", nearest(key, [*SECTIONS, "description", "paper", "extends"])
             )
-    # The operator's name first: it takes away the parameters of the one before.
+    # The operator's name first: a new operator drops the parameters of the old one.
     for override in sorted(overrides, key=lambda text: not text.strip().startswith("degradation.name")):
         section, key, value = _parse(override)
         checked = _take_section(section, {key: value}, f"--set {beginning(override)}")
@@ -76,21 +80,21 @@ def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = 
     name, description = (_text(key, table.get(key, ""), where) for key in ("name", "description"))
     if name != Path(name).name:
         raise UsageError(
-            f"{where}: name = '{name}' is not a plain name.", "Leave slashes out: runs are named after it."
+            f"{where}: name = '{name}' is not a plain name.", "Remove the slashes: runs are named after it."
         )
     return Config(name=name, description=description, paper=_published(table.get("paper", {}), where), **made)
 
 
 def _text(key: str, value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{where}: {key} = {shown(value)} is not a text.", "Put it in quotation marks.")
-    if len(value) > LONGEST_LINE or CONTROLS.search(value.replace("\n", "") if key == "description" else value):
-        raise UsageError(f"{where}: {key} is too long or holds control characters.", "Write a plain text.")
+        raise UsageError(f"{where}: {key} = {shown(value)} is not text.", "Put it in quotation marks.")
+    if len(value) > MOST_LINE_CHARACTERS or CONTROLS.search(value.replace("\n", "") if key == "description" else value):
+        raise UsageError(f"{where}: {key} is too long or contains control characters.", "Write a short plain text.")
     return value
 
 
 def _published(paper: Any, where: str) -> Mapping[str, Any]:
-    """Return the published figures, checked: a source, perhaps a note on them, and tables of numbers."""
+    """Return the published figures, checked: a source, an optional note, and tables of numbers."""
     fits = isinstance(paper, Mapping) and all(
         isinstance(value, str)
         if key in ("source", "note")
@@ -118,7 +122,7 @@ def _read_preset(name: str, beside: Path | None = None) -> tuple[Path, dict[str,
 
 
 def _parse(override: str) -> tuple[str, str, Any]:
-    """Return (section, key, value) of `section.key=value`; a value that is not TOML is a text."""
+    """Return (section, key, value) of `section.key=value`; a value that is not TOML is text."""
     dotted, equals, text = override.partition("=")
     section, dot, key = dotted.strip().partition(".")
     if not (equals and dot and key):
@@ -129,7 +133,7 @@ def _parse(override: str) -> tuple[str, str, Any]:
         raise UsageError(f"--set {beginning(override)}: unknown section {shown(section)}.", nearest(section, SECTIONS))
     with contextlib.suppress(ValueError):
         table = parse_toml(f"value = {text}")
-        if list(table) == ["value"]:  # and nothing smuggled in on a second line
+        if list(table) == ["value"]:  # and no second line adds another key
             return section, key, table["value"]
     return section, key, text
 
@@ -138,7 +142,7 @@ def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise UsageError(f"{where}: '{section}' is not a table.", f"Write [{section}] above its keys.")
     if section == "degradation":
-        # The operators are above this floor: their parameters are checked when one is built.
+        # Operators are a layer above: their parameters are checked when one is built.
         own = {key: value for key, value in values.items() if key in OWN}
         return dict(values) | validate(DegradationConfig, own, f"{where}: [degradation]")
     return validate(SECTIONS[section], dict(values), f"{where}: [{section}]")
@@ -154,7 +158,7 @@ def _make(section: str, values: dict[str, Any]) -> Any:
 
 
 def _without_foreign_parameters(below: Mapping[str, Any], degradation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with its operator's parameters left out where `degradation` names another operator."""
+    """Return `below` without its operator's parameters if `degradation` names another operator."""
     old = below.get("degradation", {})
     if "name" not in degradation or degradation["name"] == old.get("name"):
         return dict(below)
@@ -162,7 +166,7 @@ def _without_foreign_parameters(below: Mapping[str, Any], degradation: Mapping[s
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with the keys of `above`, tables merged key by key."""
+    """Return `below` updated with `above`, tables merged key by key."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)

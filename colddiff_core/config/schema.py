@@ -9,35 +9,33 @@ from typing import Any, Literal
 from colddiff_core.config.fields import setting, settings_of
 
 LARGEST_SEED = 2**63 - 1
-
-
-LARGEST_SIDE = 16_384  # pixels
+MOST_SIDE_PIXELS = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, and at what size."""
+    """Which images, and their size."""
 
     dataset: str = setting("digits", "name of the data set")
-    size: int = setting(32, "side of the images, in pixels", minimum=1, maximum=LARGEST_SIDE)
+    size: int = setting(32, "side of the images, in pixels", minimum=1, maximum=MOST_SIDE_PIXELS)
     margin: int = setting(
-        0, "pixels that images are loaded larger, for a random crop in training", minimum=0, maximum=LARGEST_SIDE
+        0, "extra pixels of width and height, for a random crop in training", minimum=0, maximum=MOST_SIDE_PIXELS
     )
     crop: int = setting(
         0,
-        "windows taken from each image at its own resolution, at most so many; 0 scales the whole image",
+        "maximum number of windows cut from each image at full resolution; 0 scales the whole image instead",
         minimum=0,
         maximum=100_000,
     )
     lanes: int = setting(
-        32, "shards that are read side by side, at most so many; more of them mix better", minimum=1, maximum=4096
+        32, "maximum number of shards read at the same time; more mix the images better", minimum=1, maximum=4096
     )
-    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for color, 0 for what the data set has")
+    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for color, 0 for the data set's own")
     flip: bool = setting(False, "mirror half of the training images; wrong for digits and letters")
-    directory: str = setting("", "where the files lie; the user's cache folder if empty")
-    second: str = setting("", "data set whose images an operator such as animorph mixes in")
-    second_directory: str = setting("", "where the second data set's files lie; as the first's if empty")
-    download: bool = setting(True, "fetch the files where they are absent")
+    directory: str = setting("", "folder of the files; the user's cache folder if empty")
+    second: str = setting("", "data set whose images operators such as animorph mix in")
+    second_directory: str = setting("", "folder of the second data set; the first's if empty")
+    download: bool = setting(True, "download missing files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +43,14 @@ class DegradationConfig:
     """The operator D; every other key of the table is a parameter of that operator."""
 
     name: str = setting("blur", "name of the operator")
-    quantize: int = setting(0, "round what the network sees to this many bits; 0 for not at all", minimum=0, maximum=16)
+    quantize: int = setting(0, "round the network's input to this many bits; 0 for off", minimum=0, maximum=16)
     dither: float = setting(
-        0.0, "width of the white noise on what the network sees; pictures span 2", minimum=0, maximum=1000
+        0.0, "width of white noise added to the network's input; pixels span 2", minimum=0, maximum=1000
     )
-    jitter: float = setting(
-        0.0, "share by which kernels in training are wider or narrower than the operator's", minimum=0, maximum=0.9
-    )
+    jitter: float = setting(0.0, "largest share by which kernels vary in width during training", minimum=0, maximum=0.9)
     jpeg: int = setting(
         0,
-        "compress what the network sees as JPEG of a quality from this one to 100; 0 for not at all",
+        "compress the network's input as JPEG, quality from this to 100; 0 for off",
         minimum=0,
         maximum=100,
     )
@@ -65,20 +61,18 @@ class DegradationConfig:
 class ModelConfig:
     """The restorer R."""
 
-    inputs: Literal["plain", "inverse"] = setting("plain", "show the network x_t, or x_t and its linear inverse")
+    inputs: Literal["plain", "inverse"] = setting("plain", "the network's input: x_t, or x_t and its linear inverse")
     floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0, maximum=1000)
-    consistent: bool = setting(False, "take what x_t tells beyond doubt from x_t itself, the rest from the network")
+    consistent: bool = setting(False, "take what x_t determines exactly from x_t, and the rest from the network")
     block: Literal["convnext", "resnet", "local"] = setting(
-        "convnext", "the paper's block, a faster one, or that without a look at the whole picture, for photographs"
+        "convnext", "the paper's block, a faster one, or one without global statistics, for photographs"
     )
     width: int = setting(64, "channels at the finest level", minimum=4, maximum=4096)
     multipliers: tuple[int, ...] = setting(
-        (1, 2, 4, 8), "channels of each level over width", minimum=1, maximum=64, longest=LARGEST_SIDE.bit_length()
+        (1, 2, 4, 8), "channels of each level over width", minimum=1, maximum=64, longest=MOST_SIDE_PIXELS.bit_length()
     )
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
-    classes: int = setting(
-        0, "tell the network which of so many classes an image is of; 0 for not at all", minimum=0, maximum=100_000
-    )
+    classes: int = setting(0, "number of classes the network is conditioned on; 0 for none", minimum=0, maximum=100_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +82,9 @@ class TrainConfig:
     steps: int = setting(700_000, "optimizer steps", minimum=1)
     batch_size: int = setting(32, "images per forward pass", minimum=1, maximum=1_000_000)
     accumulate: int = setting(2, "forward passes per optimizer step", minimum=1, maximum=1_000_000)
-    loss: Literal["l1", "l2"] = setting("l1", "absolute error, as the paper, or squared: x0_hat is a median or a mean")
+    loss: Literal["l1", "l2"] = setting(
+        "l1", "absolute error, as in the paper, or squared: x0_hat is a median or a mean"
+    )
     lr: float = setting(2e-5, "learning rate", above=0)
     warmup: int = setting(0, "steps over which the rate rises linearly from 0", minimum=0)
     schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up; cosine ends at 0")
@@ -97,37 +93,38 @@ class TrainConfig:
     ema_decay: float = setting(0.995, "decay of the exponential moving average of the weights", minimum=0, maximum=1)
     ema_every: int = setting(10, "steps between updates of the average", minimum=1)
     precision: Literal["auto", "bf16", "float32"] = setting(
-        "auto", "of the network's body; auto is bf16 where it is fast"
+        "auto", "dtype of the network's body; auto is bf16 if that is fast"
     )
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = setting(
-        "auto", "torch.compile's mode for the network; auto compiles on a GPU, for runs long enough to win that back"
+        "auto", "torch.compile's mode for the network; auto compiles on a GPU if the run is long enough"
     )
-    seed: int = setting(0, "everything random follows from it", minimum=0, maximum=LARGEST_SEED)
+    seed: int = setting(0, "seed of everything random", minimum=0, maximum=LARGEST_SEED)
     log_every: int = setting(50, "steps between lines of metrics", minimum=1)
-    sample_every: int = setting(1000, "steps between sample sheets; 0 for the last one alone", minimum=0)
+    sample_every: int = setting(1000, "steps between sample sheets; 0 for only the last", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
-    keep: int = setting(2, "how many of the newest checkpoints stay", minimum=1)
+    keep: int = setting(2, "how many of the newest checkpoints to keep", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """How the run's images are sampled unless a command says otherwise."""
+    """How the run's images are sampled by default."""
 
     sampler: str = setting("tacos", "name of the sampler")
     stride: int = setting(1, "severities per sampler step", minimum=1)
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = setting(
-        "off", "torch.compile's mode for the network: a minute or two, for thousands of evaluations on a GPU"
+        "off",
+        "torch.compile's mode for the network: takes a minute or two, pays off over thousands of evaluations on a GPU",
     )
 
 
-# What a run may change as it goes on: how long and how often, the rate, whether it compiles, where the images lie. The
-# rest would make another run of it.
+# What a run may change when it resumes: how long and how often, the rate, whether it compiles, where the images are.
+# Anything else would make it another run.
 CHANGEABLE = frozenset(
     f"train.{key}" for key in ("steps", "lr", "compile", "log_every", "sample_every", "checkpoint_every", "keep")
 ) | {"data.directory", "data.second_directory", "data.download"}
 
 
-OWN = tuple(field.name for field in settings_of(DegradationConfig))  # keys of the table that are not the operator's
+OWN = tuple(field.name for field in settings_of(DegradationConfig))  # the table's other keys are the operator's
 
 
 SECTIONS: dict[str, type] = {
@@ -143,8 +140,8 @@ SECTIONS: dict[str, type] = {
 class Config:
     """A resolved configuration: everything a run needs to be repeated.
 
-    paper: the published figures, `{"source": ..., "note": ..., "degraded": {"rmse": ...}, ...}`, empty where there are
-    none; the note, where there is one, says what readers must know of them.
+    paper: the published figures, `{"source": ..., "note": ..., "degraded": {"rmse": ...}, ...}`, or empty. The
+    optional note says what readers must know about them.
     """
 
     name: str
@@ -155,6 +152,11 @@ class Config:
     train: TrainConfig
     sample: SampleConfig
     paper: Mapping[str, Any]
+    may_download: bool = dataclasses.field(default=True, compare=False)  # trust in the file; never written to one
+
+    def without_downloads(self) -> Config:
+        """Return the configuration without permission to download files or run commands."""
+        return dataclasses.replace(self, may_download=False)
 
     def to_table(self) -> dict[str, Any]:
         """Return the configuration as plain tables, ready for TOML."""
@@ -167,11 +169,11 @@ class Config:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return in what two configurations' tables differ: {"train.lr": (0.5, 0.001)}; None is a key that is not there."""
-    found: dict[str, tuple[Any, Any]] = {}
+    """Return the differences of two tables: {"train.lr": (0.5, 0.001)}; None stands for a missing key."""
+    different: dict[str, tuple[Any, Any]] = {}
     for section in SECTIONS:
         one, other = (table.get(section) for table in (before, after))
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             keys = {f"{section}.{key}": (one.get(key), other.get(key)) for key in [*one, *other]}
-            found |= {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
-    return found
+            different |= {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+    return different

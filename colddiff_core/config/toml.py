@@ -1,4 +1,4 @@
-"""TOML files, read with limits that keep a bad file from taking minutes."""
+"""Read and write TOML, with limits so that a bad file cannot take minutes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ import tomli_w
 
 from colddiff_core.errors import UsageError
 
-LARGEST_FILE = 1 << 18  # bytes of TOML: a preset has a thousand or two
-
-
-LONGEST_LINE = 4096  # the reader takes the square of the length of a dotted key
-
-
-DEEPEST = 16  # tables within tables
+MOST_FILE_BYTES = 1 << 18  # a preset has a thousand or two
+MOST_LINE_CHARACTERS = 4096  # tomllib takes quadratic time for a dotted key
+MOST_LEVELS = 16  # tables within tables
 
 
 def dump(table: Mapping[str, Any]) -> str:
@@ -27,36 +23,36 @@ def dump(table: Mapping[str, Any]) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return a TOML file's tables; raises UsageError where it cannot be read, is not text or is not TOML."""
+    """Return a TOML file's tables; raises UsageError if it cannot be read, is not text or is not TOML."""
     try:
-        found = path.stat()
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # reading a pipe would wait for ever
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # reading a pipe would block
             raise UsageError(f"{path} is not an ordinary file.", "Check the path.")
-        if found.st_size > LARGEST_FILE:
+        if status.st_size > MOST_FILE_BYTES:
             raise UsageError(
-                f"{path} is larger than any preset or run.toml ({LARGEST_FILE:,} bytes).", "Check the path."
+                f"{path} is larger than any preset or run.toml ({MOST_FILE_BYTES:,} bytes).", "Check the path."
             )
         return parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from None
     except UnicodeDecodeError:
         raise UsageError(
-            f"{path} is not a text file.", "TOML is text in UTF-8; name another file, or write it anew."
+            f"{path} is not a text file.", "TOML is UTF-8 text: save it as UTF-8, or name another file."
         ) from None
     except ValueError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.", "Mend it there.") from None
+        raise UsageError(f"{path} is not valid TOML: {error}.", "Fix it there.") from None
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a TOML text; raises ValueError where it is none, and for lines and depths beyond all use."""
-    if max(map(len, text.split("\n"))) > LONGEST_LINE:
-        raise ValueError(f"a line has more than {LONGEST_LINE:,} characters")
+    """Parse TOML text; raises ValueError if it is invalid, has a longer line or is nested deeper than allowed."""
+    if max(map(len, text.split("\n"))) > MOST_LINE_CHARACTERS:
+        raise ValueError(f"a line has more than {MOST_LINE_CHARACTERS:,} characters")
     try:
         table = tomllib.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
     level: list[Any] = [table]
-    for _ in range(DEEPEST):
+    for _ in range(MOST_LEVELS):
         if any(type(value) is int and abs(value) >= 2**63 for value in level):
             raise ValueError("a whole number has more than 64 bits")
         level = [

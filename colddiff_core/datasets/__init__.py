@@ -1,4 +1,4 @@
-"""The data sets, by name."""
+"""Data sets: images to train and test on, loaded by name."""
 
 from colddiff_core.datasets import afhq as _afhq
 from colddiff_core.datasets import celeba as _celeba
@@ -7,7 +7,7 @@ from colddiff_core.datasets import digits as _digits
 from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
 from colddiff_core.datasets import photos as _photos
-from colddiff_core.datasets.base import DatasetRequest, ImageSet, TrainingSet, find, load, names, package_of
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, TrainingSet, find, load, names, required_package
 from colddiff_core.datasets.shards import dataset as _shards
 from colddiff_core.datasets.shards.dataset import Shards, open_shards
 
@@ -20,6 +20,6 @@ __all__ = [
     "load",
     "names",
     "open_shards",
-    "package_of",
+    "required_package",
 ]
 _REGISTERED = (_afhq, _celeba, _cifar10, _digits, _folder, _mnist, _photos, _shards)

@@ -1,4 +1,4 @@
-"""What a data set is, and the registry of them."""
+"""The interface of a data set, and the registry of data sets."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from colddiff_core.images import to_floats
 from colddiff_core.text import nearest, shown
 
 Split = Literal["train", "test"]
-DIGEST_PART = 1024  # images at a time
+DIGEST_CHUNK_IMAGES = 1024
+RESIZE_CHUNK_IMAGES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetRequest:
-    """What is wanted of a data set.
+    """Which split of a data set to load, and in what form.
 
-    `size` is the side in pixels; `channels` is 1, 3, or 0 for what the data set has; `directory` is
-    where its files lie or go; `download` allows fetching them. `crop` > 0 takes up to so many squares of that side from
-    each picture at its own resolution, so that each window `margin` pixels smaller lies within one, where they suffice.
+    Attributes:
+        split: "train" or "test".
+        size: Side of the images in pixels.
+        channels: 1, 3, or 0 for the channels of the data set.
+        directory: Where the files are or go; None for the default data folder.
+        download: Whether missing files may be downloaded.
+        crop: If above 0, take up to this many squares of `size` pixels from each picture at its own resolution.
+        margin: How much smaller than `size` the training windows are. Crops overlap so that every window lies within
+            one of them, unless `crop` is too low to cover the picture.
     """
 
     split: Split
@@ -41,49 +48,72 @@ class DatasetRequest:
 
 
 class TrainingSet(Protocol):
-    """What a training needs of its images, whether they lie in memory or are read while it goes on.
+    """Images to train on, held in memory or read during training.
 
-    shape: (C, H, W) of each; class_count: how many classes its labels tell apart, 0 where there are none; the rest as
-    in `ImageSet`. `rows` and `labels_of` may be called from two threads.
+    Images are (C, H, W) uint8 in 0..255 and are addressed by index, 0 to len - 1. `rows` and `labels_of` may be called
+    from two threads at once.
     """
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """Channels per image, 1 or 3."""
+        ...
+
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        ...
+
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """Class names; empty if the classes are unnamed."""
+        ...
+
     @property
-    def class_count(self) -> int: ...
+    def class_count(self) -> int:
+        """Number of classes; 0 without labels."""
+        ...
+
     @property
-    def has_labels(self) -> bool: ...
+    def has_labels(self) -> bool:
+        """Whether every image has a label."""
+        ...
+
     @property
-    def skipped(self) -> int: ...
+    def skipped(self) -> int:
+        """Number of files left out so far."""
+        ...
+
     @property
-    def suffixes(self) -> frozenset[str]: ...
+    def suffixes(self) -> frozenset[str]:
+        """Suffixes of the image files, such as ".png"; empty if there are no files."""
+        ...
+
     @property
-    def note(self) -> str: ...
+    def note(self) -> str:
+        """How the images differ from the published data set, such as "JPEG"."""
+        ...
 
     def __len__(self) -> int: ...
 
     def order(self, seed: int, step: int, size: int) -> Tensor:
-        """Return the numbers (size,) int64 of the images that a step takes, the same whenever it is asked."""
+        """Return the image indices (size,) int64 of a training step; same arguments, same indices."""
         ...
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Return images (B, C, H, W) uint8 by their numbers (B,) int64, in that order."""
+    def rows(self, indices: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) uint8 at the indices (B,) int64, in that order."""
         ...
 
-    def labels_of(self, numbers: Tensor) -> Tensor:
-        """Return the labels (B,) int64 of what `rows` gives for these numbers."""
+    def labels_of(self, indices: Tensor) -> Tensor:
+        """Return the labels (B,) int64 of the images that `rows` returns for the same indices."""
         ...
 
-    def digest(self, most: int | None = None) -> str:
-        """Return a short name of what the images are, looking at no more than `most` of them, if given."""
+    def digest(self, max_images: int | None = None) -> str:
+        """Return a short hex digest of the data, based on at most `max_images` images if given."""
         ...
 
     def close(self) -> None:
-        """Let go of files and processes; nothing can be read after that."""
+        """Release files and processes; the set cannot be read afterwards."""
         ...
 
 
@@ -91,9 +121,13 @@ class TrainingSet(Protocol):
 class ImageSet:
     """A split held as one tensor.
 
-    pixels: (N, C, H, W) uint8; labels: (N,) int64 or None; classes: their names where they have any; skipped: how many
-    files were left out, which could not be read or have no room for a crop; suffixes: of the image files, where it
-    comes from such; note: in what they differ from the data set as published, such as "JPEG".
+    Attributes:
+        pixels: (N, C, H, W) uint8 in 0..255.
+        labels: (N,) int64, or None.
+        classes: Class names; empty if the classes are unnamed.
+        skipped: Number of files left out because they are unreadable or too small for a crop.
+        suffixes: Suffixes of the image files; empty if the images do not come from files.
+        note: How the images differ from the published data set, such as "JPEG".
     """
 
     pixels: Tensor
@@ -108,61 +142,69 @@ class ImageSet:
 
     @property
     def channels(self) -> int:
+        """Channels per image, 1 or 3."""
         return self.pixels.shape[1]
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
     @property
     def has_labels(self) -> bool:
+        """Whether the images have labels."""
         return self.labels is not None
 
     @property
     def class_count(self) -> int:
+        """Number of classes; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def order(self, seed: int, step: int, size: int) -> Tensor:
-        """Return the numbers (size,) int64 of the images that a step takes: every epoch a new permutation."""
+        """Return the image indices (size,) int64 of a training step, from a new permutation every epoch."""
         return epoch_order.shuffled(len(self), seed, step, size)
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Return images (B, C, H, W) uint8 by their numbers (B,) int64, in that order."""
-        return self.pixels[numbers]
+    def rows(self, indices: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) uint8 at the indices (B,) int64, in that order."""
+        return self.pixels[indices]
 
-    def labels_of(self, numbers: Tensor) -> Tensor:
-        """Return the labels (B,) int64 of images; raises ValueError where there are none."""
+    def labels_of(self, indices: Tensor) -> Tensor:
+        """Return the labels (B,) int64 of the images at the indices (B,) int64.
+
+        Raises:
+            ValueError: The images have no labels.
+        """
         if self.labels is None:
             raise ValueError("these images have no labels")
-        return self.labels[numbers]
+        return self.labels[indices]
 
     def close(self) -> None:
-        """Let go of nothing: the pixels stay for as long as somebody has them."""
+        """No-op: the tensor owns no files."""
 
     def draw(self, count: int) -> Tensor:
-        """Return the numbers (count,) int64 of images drawn at random, the same every time; all where there are fewer.
+        """Return the indices (count,) int64 of a fixed random subset; all indices if there are fewer images.
 
-        The first images of a set may be of one class or of one source (those of MNIST's test set are the easier half),
-        and evenly spaced ones too, where classes take turns. A smaller draw is the beginning of a larger one.
+        The subset is random because neighboring images are often alike: of one class, or of one source (the first half
+        of the MNIST test set is easier). A smaller draw is the beginning of a larger one.
         """
         return torch.randperm(len(self), generator=seeds.generator("draw", len(self)))[:count]
 
     def center(self, size: int) -> ImageSet:
-        """Return the set with the middle of every image, size x size pixels: a view of these."""
+        """Return the set cropped to the central size x size pixels, as a view."""
         top, left = ((side - size) // 2 for side in self.pixels.shape[-2:])
         return dataclasses.replace(self, pixels=self.pixels[..., top : top + size, left : left + size])
 
-    def digest(self, most: int | None = None) -> str:
-        """Return a short name of these pixels, in hexadecimal; of at most `most` images, evenly spread, if given."""
-        step = 1 if most is None else max(1, -(-len(self) // most))
-        found = hashlib.blake2b(digest_size=8)
-        for part in self.pixels[::step].split(DIGEST_PART):
-            found.update(part.cpu().contiguous().numpy())  # part by part: the set may be as large as memory
-        return found.hexdigest()
+    def digest(self, max_images: int | None = None) -> str:
+        """Return a short hex digest of the pixels, or of at most `max_images` evenly spaced images."""
+        step = 1 if max_images is None else max(1, -(-len(self) // max_images))
+        pixel_hash = hashlib.blake2b(digest_size=8)
+        for chunk in self.pixels[::step].split(DIGEST_CHUNK_IMAGES):
+            pixel_hash.update(chunk.cpu().contiguous().numpy())  # in chunks: the set may be as large as memory
+        return pixel_hash.hexdigest()
 
     def images(self, indices: Tensor | slice) -> Tensor:
-        """Return some images as (B, C, H, W) float32 in [-1, 1], on the pixels' device."""
+        """Return the images at the indices as (B, C, H, W) float32 in [-1, 1], on the device of the pixels."""
         if isinstance(indices, Tensor):
             indices = indices.to(self.pixels.device)
         return to_floats(self.pixels[indices])
@@ -171,41 +213,44 @@ class ImageSet:
 Loader = Callable[[DatasetRequest], ImageSet]
 _REGISTRY: dict[str, Loader] = {}
 _PACKAGES: dict[str, str] = {}
-_CROPPED: set[str] = set()
+_CROPPABLE: set[str] = set()
 
 
 def register(name: str, *, package: str = "", has_crops: bool = False) -> Callable[[Loader], Loader]:
-    """Register the function that loads the data set `name`.
+    """Return a decorator that registers the loader of the data set `name`.
 
-    `package` is what installs it, where one does; `has_crops` tells that its images come in sizes of their own, so that
-    `Request.crop` has a meaning for it.
+    Args:
+        name: What users call the data set.
+        package: The package that contains the data set, if one does.
+        has_crops: Whether pictures come at their own resolutions, so that `DatasetRequest.crop` works.
     """
 
     def add(loader: Loader) -> Loader:
         _REGISTRY[name] = loader
         _PACKAGES[name] = package
         if has_crops:
-            _CROPPED.add(name)
+            _CROPPABLE.add(name)
         return loader
 
     return add
 
 
 def names() -> list[str]:
-    """Return every data set's name, sorted."""
+    """Return the names of all data sets, sorted."""
     return sorted(_REGISTRY)
 
 
-def package_of(name: str) -> str:
-    """Return the package that a data set comes with; empty where its files lie in a folder."""
+def required_package(name: str) -> str:
+    """Return the package that contains a data set; empty if the data set is read from a folder."""
     return _PACKAGES.get(name, "")
 
 
 def load(name: str, request: DatasetRequest) -> ImageSet:
-    """Return one split of the data set `name`.
+    """Load one split of the data set `name`.
 
-    Raises UsageError for an unknown name, for a crop of images that have none, and what the data set's loader says of
-    bad input, MachineError where files cannot be had.
+    Raises:
+        UsageError: The name is unknown, the data set cannot be cropped, or its files are missing or damaged.
+        MachineError: The files cannot be downloaded or written.
     """
     return find(name, crop=request.crop)(request)
 
@@ -213,31 +258,32 @@ def load(name: str, request: DatasetRequest) -> ImageSet:
 def find(name: str, *, crop: int = 0) -> Loader:
     """Return the loader of the data set `name`.
 
-    Raises UsageError with the nearest known name, and for a crop of images that have no sizes of their own.
+    Raises:
+        UsageError: The name is unknown, or `crop` is above 0 and the data set cannot be cropped.
     """
     if name not in _REGISTRY:
         raise UsageError(f"Unknown dataset {shown(name)}.", nearest(name, _REGISTRY))
-    if crop and name not in _CROPPED:
-        raise uncropped(name)
+    if crop and name not in _CROPPABLE:
+        raise crop_unsupported(name)
     return _REGISTRY[name]
 
 
-def uncropped(what: str) -> UsageError:
-    """Return what is told where a crop is asked of images that are all of one small size."""
-    known = ", ".join(sorted(_CROPPED))
-    return UsageError(f"data.crop: the images of {what} are all of one small size.", f"Leave it out; {known} know it.")
+def crop_unsupported(name: str) -> UsageError:
+    """Return the error for a crop of a data set whose images have one small size, or are shards."""
+    supported = ", ".join(sorted(_CROPPABLE))
+    return UsageError(f"data.crop does not work with {name}.", f"Use data.crop=0, or one of: {supported}.")
 
 
 def fit(pixels: Tensor, request: DatasetRequest) -> Tensor:
-    """Return (N, C, H, W) uint8 pixels at the size and channels asked for, bilinear with antialias."""
+    """Return (N, C, H, W) uint8 pixels at the requested size and channels; bilinear with antialias."""
     if pixels.shape[-1] != request.size or pixels.shape[-2] != request.size:
         size = (request.size, request.size)
         resized = [
-            F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)
+            F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True)
             .round()
             .clamp(0, 255)
             .to(torch.uint8)
-            for part in pixels.split(4096)
+            for chunk in pixels.split(RESIZE_CHUNK_IMAGES)
         ]
         pixels = torch.cat(resized)
     if request.channels == 3 and pixels.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""CelebA's aligned faces, from the published archive's folder or from folders of images."""
+"""The aligned faces of CelebA, from the published archive or from image folders."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from pathlib import Path
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
 from colddiff_core.datasets.decoding import decode, list_images
 from colddiff_core.datasets.folder import hashed_split
-from colddiff_core.datasets.layouts import _root, _split
+from colddiff_core.datasets.layouts import data_root, load_split
 
-CELEBA_SPLITS = {"train": "0", "test": "2"}
+CELEBA_SPLITS = {"train": "0", "test": "2"}  # as numbered in list_eval_partition.txt
 
 
 @register("celeba", has_crops=True)
 def load_celeba(request: DatasetRequest) -> ImageSet:
-    """Return CelebA's aligned faces, the center square. Source: Liu et al. 2015."""
-    root = _root(request)
+    """Return the aligned CelebA faces as (N, C, H, W) uint8, the center square of each.
+
+    Source: Liu et al. 2015.
+
+    Raises:
+        UsageError: The data set is not in the data folder or cannot be read.
+    """
+    root = data_root(request)
     aligned = root / "celeba" / "img_align_celeba"
     if aligned.is_dir():
         return decode(_celeba_paths(aligned, request.split), request, aligned)
     remedy = (
-        "Unpack img_align_celeba.zip of mmlab.ie.cuhk.edu.hk/projects/CelebA.html into "
-        f"{root / 'celeba'}, list_eval_partition.txt beside it; or name another folder with --data-dir."
+        "Unpack img_align_celeba.zip from mmlab.ie.cuhk.edu.hk/projects/CelebA.html into "
+        f"{root / 'celeba'}, next to list_eval_partition.txt, or name another folder with --data-dir."
     )
-    return _split("CelebA", root, ("celeba", "celeba-half"), request, remedy)
+    return load_split("CelebA", root, ("celeba", "celeba-half"), request, remedy)
 
 
 def _celeba_paths(aligned: Path, split: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Image files in folders and tar archives, decoded in parallel, broken ones skipped and counted."""
+"""Decode image files in folders and tar archives, in parallel; broken ones are skipped and counted."""
 
 from __future__ import annotations
 
@@ -21,20 +21,26 @@ from colddiff_core import devices
 from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.errors import ColddiffError, UsageError
-from colddiff_core.images import SUFFIXES, pixels_of, read_bytes
+from colddiff_core.images import SUFFIXES, count_pixels, read_bytes
 from colddiff_core.text import counted
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOR = 3
-SMALL_FILE = 8192  # bytes
-LARGEST_MEMBER = 1 << 26  # bytes of a file in an archive that are held in memory
-LARGEST_CHUNK = 1 << 28  # bytes of such files, of whole pictures and of tiles at a time
-Naming = Callable[[set[str]], dict[str, str]]  # what the folders of a place are called as classes
+SMALL_FILE_BYTES = 8192  # below this, threads cost more than they save
+MAX_MEMBER_BYTES = 1 << 26  # larger files in archives are not read
+MAX_CHUNK_BYTES = 1 << 28  # of file contents, pictures or tiles held at a time
+ClassNaming = Callable[[set[str]], dict[str, str]]  # maps folders to class names
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An image file: its path, the folder it lies in below the split's, and its content where it is in an archive."""
+    """An image file.
+
+    Attributes:
+        path: Its path, or its name in an archive.
+        folder: Its folder relative to the split.
+        content: Its bytes if it comes from an archive, else None.
+    """
 
     path: Path
     folder: str
@@ -42,22 +48,22 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Return its path below the split's folder or in the archive, which no other file there has."""
+        """Path relative to the split or archive, unique within it."""
         return PurePosixPath(self.folder, self.path.name).as_posix()
 
 
 def list_images(root: Path) -> list[Path]:
-    """Return the files under `root` that are named like images, sorted; hidden ones are left out.
+    """Return the files under `root` with image suffixes, sorted by path; hidden files are left out.
 
-    Links to files count as files; links to folders are not followed, and folders that cannot be read are passed over.
+    Links to files are followed, links to folders are not. Unreadable folders are skipped.
     """
-    found: list[Path] = []
-    _list(root, found)
-    return found
+    paths: list[Path] = []
+    _list(root, paths)
+    return paths
 
 
-def _list(folder: Path, found: list[Path]) -> None:
-    # Folder by folder in the order of names, which is the order of paths: half a million of those need not be sorted.
+def _list(folder: Path, paths: list[Path]) -> None:
+    # Walking folders in name order gives path order, which saves sorting half a million paths.
     try:
         with os.scandir(folder) as scanned:
             entries = sorted(scanned, key=lambda entry: entry.name)
@@ -66,61 +72,79 @@ def _list(folder: Path, found: list[Path]) -> None:
     for entry in entries:
         with contextlib.suppress(OSError):
             if entry.is_dir(follow_symlinks=False):
-                _list(folder / entry.name, found)
+                _list(folder / entry.name, paths)
             elif _is_image(entry.name) and entry.is_file():
-                found.append(folder / entry.name)
+                paths.append(folder / entry.name)
 
 
 def decode(
-    paths: Sequence[Path], request: DatasetRequest, where: Path, among: Sequence[Path] | None = None
+    paths: Sequence[Path], request: DatasetRequest, root: Path, all_paths: Sequence[Path] | None = None
 ) -> ImageSet:
-    """Return files under `where` as one set; raises UsageError where none of them can be read.
+    """Decode files under `root` into one set, (N, C, H, W) uint8.
 
-    Where every file lies in a folder, and there are several folders, those are the classes, in the order of their
-    names; `among` are all the files where `paths` is a part of them, so that every part numbers the classes alike.
+    If every file lies in one of several subfolders, these are the classes, sorted by name.
+
+    Args:
+        paths: The files to decode.
+        request: Size, channels and crop of the images.
+        root: The folder that they are in.
+        all_paths: The files of all splits, if `paths` is only a part, so that all splits number the classes alike.
+
+    Raises:
+        UsageError: None of the files can be read.
     """
-    inner = folders_of(paths, where)
-    return _decode_files(paths, inner, request, where, {*inner, *folders_of(among or [], where)})
+    folders = relative_folders(paths, root)
+    return _decode_files(paths, folders, request, root, {*folders, *relative_folders(all_paths or [], root)})
 
 
-def decode_apart(paths: Sequence[Path], request: DatasetRequest, where: Path) -> ImageSet:
-    """Return files that may lie anywhere as one set without classes, each known by its name alone; errors as `decode`.
+def decode_by_name(paths: Sequence[Path], request: DatasetRequest, source: Path) -> ImageSet:
+    """Decode files from anywhere, each identified by its file name, into one set without classes.
 
-    `where` stands for them all in messages and in the cache.
+    `source` stands for all of them in messages and as the cache key.
+
+    Raises:
+        UsageError: None of the files can be read.
     """
-    here = "."
-    return _decode_files(paths, [here] * len(paths), request, where, {here})
+    return _decode_files(paths, ["."] * len(paths), request, source, {"."})
 
 
 def decode_entries(
     entries: Iterator[Entry],
     request: DatasetRequest,
-    where: Path,
+    source: Path,
     stamps: Sequence[object],
-    is_whole: Callable[[], bool],
+    is_complete: Callable[[], bool],
 ) -> ImageSet:
-    """Return entries as one set, by the cache for as long as `stamps` are the same; errors as `decode`.
+    """Decode entries into one set, with their folders as classes; cached as long as `stamps` stay the same.
 
-    Their folders are the classes. `where` stands for them all in messages and in the cache, where they are kept if
-    `is_whole` says so once all were read.
+    Args:
+        entries: The images.
+        request: Size, channels and crop of the images.
+        source: Stands for all entries in messages and as the cache key.
+        stamps: What the pixels depend on.
+        is_complete: Called after the last entry; if it returns False, the images are not cached.
+
+    Raises:
+        UsageError: None of the entries can be read.
     """
-    key = cache.key(where, request, _channels(request), stamps)
-    return _load(entries, request, where, key, lambda folders: {folder: folder for folder in folders}, is_whole)
+    key = cache.key(source, request, _channels(request), stamps)
+    return _load(entries, request, source, key, lambda folders: {folder: folder for folder in folders}, is_complete)
 
 
 def _decode_files(
-    paths: Sequence[Path], inner: Sequence[str], request: DatasetRequest, where: Path, folders: set[str]
+    paths: Sequence[Path], folders: Sequence[str], request: DatasetRequest, source: Path, all_folders: set[str]
 ) -> ImageSet:
-    if len(paths) * max(1, request.crop) <= cache.CHUNK:
+    if len(paths) * max(1, request.crop) <= cache.CHUNK_IMAGES:
         key = None
     else:
-        stamps = [(folder, path.name, cache.stamp(path)) for path, folder in zip(paths, inner, strict=True)]
-        key = cache.key(where, request, _channels(request), (sorted(folders), stamps))
-    return _load(map(Entry, paths, inner), request, where, key, lambda _: {folder: folder for folder in folders})
+        stamps = [(folder, path.name, cache.stamp(path)) for path, folder in zip(paths, folders, strict=True)]
+        key = cache.key(source, request, _channels(request), (sorted(all_folders), stamps))
+    entries = map(Entry, paths, folders)
+    return _load(entries, request, source, key, lambda _: {folder: folder for folder in all_folders})
 
 
 def find_split(root: Path, names: Sequence[str]) -> Callable[[DatasetRequest], ImageSet] | None:
-    """Return what reads the first of `names` that is a folder or a tar archive in `root`, or None."""
+    """Return a loader for the first of `names` that is a folder or tar archive in `root`, or None."""
     for name in names:
         folder = root / name
         if folder.is_dir():
@@ -138,11 +162,11 @@ def _decode_folder(folder: Path, request: DatasetRequest) -> ImageSet:
 
 def _decode_archive(archive: Path, request: DatasetRequest) -> ImageSet:
     key = cache.key(archive, request, _channels(request), (cache.stamp(archive),))
-    return _load(_members(archive), request, archive, key, _inside)
+    return _load(_members(archive), request, archive, key, _without_split_folder)
 
 
-def _inside(folders: set[str]) -> dict[str, str]:
-    """Return folders of an archive by what they are called in it: it may be made with the split's around everything."""
+def _without_split_folder(folders: set[str]) -> dict[str, str]:
+    """Map the folders of an archive to class names, dropping a single outer folder if there is one."""
     outer = {PurePosixPath(folder).parts[:1] for folder in folders}
     if len(outer) != 1 or outer == {()}:
         return {folder: folder for folder in folders}
@@ -150,52 +174,54 @@ def _inside(folders: set[str]) -> dict[str, str]:
 
 
 def _members(archive: Path) -> Iterator[Entry]:
-    """Read an archive's images straight into memory: nothing is unpacked, so no name in it can do harm."""
+    """Yield the images of an archive, read into memory: nothing is unpacked, so no name in it can do harm."""
     try:
         with tarfile.open(archive) as opened:
             for member in opened:
                 inner = PurePosixPath(member.name)
                 path = archive / inner.name
                 if member.isfile() and _is_image(inner.name):
-                    # What declares to be larger may be a bomb: it is counted as a file that cannot be read.
-                    stream = opened.extractfile(member) if member.size <= LARGEST_MEMBER else None
+                    # A larger file may be a decompression bomb, so it counts as unreadable.
+                    stream = opened.extractfile(member) if member.size <= MAX_MEMBER_BYTES else None
                     yield Entry(path, inner.parent.as_posix(), stream.read() if stream else b"")
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError) as error:
-        raise UsageError(f"Cannot read {archive}: {error}.", "The archive may be cut short; fetch it again.") from None
+        raise UsageError(f"Cannot read {archive}: {error}.", "It may be truncated: download it again.") from None
 
 
 def _load(
     entries: Iterator[Entry],
     request: DatasetRequest,
-    where: Path,
+    source: Path,
     key: cache.CacheKey | None,
-    naming: Naming,
-    is_whole: Callable[[], bool] = lambda: True,
+    class_naming: ClassNaming,
+    is_complete: Callable[[], bool] = lambda: True,
 ) -> ImageSet:
-    """Return the images kept under a key, else decode them."""
-    found = cache.load(key) if key else None
-    return found or _decode(entries, request, where, key, naming, is_whole)
+    """Return the cached images, or decode the entries."""
+    cached = cache.load(key) if key else None
+    return cached or _decode(entries, request, source, key, class_naming, is_complete)
 
 
 def _decode(
     entries: Iterator[Entry],
     request: DatasetRequest,
-    where: Path,
+    source: Path,
     key: cache.CacheKey | None,
-    naming: Naming,
-    is_whole: Callable[[], bool],
+    class_naming: ClassNaming,
+    is_complete: Callable[[], bool],
 ) -> ImageSet:
     size = 0 if request.crop else request.size
-    most = max(1, min(cache.CHUNK, LARGEST_CHUNK // (_channels(request) * request.size**2)))  # images of a portion
+    max_images = max(
+        1, min(cache.CHUNK_IMAGES, MAX_CHUNK_BYTES // (_channels(request) * request.size**2))
+    )  # written at once
 
-    def one(entry: Entry) -> np.ndarray | None:
+    def read(entry: Entry) -> np.ndarray | None:
         try:
             return read_bytes(entry.path, size=size, channels=_channels(request), content=entry.content)
         except ColddiffError:
             return None
 
-    seen: set[str] = set()  # folders, those of broken files too
-    inner: list[str] = []  # the folder of each image
+    seen: set[str] = set()  # folders, including those of broken files
+    image_folders: list[str] = []  # one per image
     suffixes: set[str] = set()
     count = used = 0
     with cache.CacheDraft(key) as draft:
@@ -203,60 +229,60 @@ def _decode(
             for chunk in _chunks(entries, request):
                 count += len(chunk)
                 seen.update(entry.folder for entry in chunk)
-                kept: list[np.ndarray] = []
-                pictures = map(one, chunk) if _are_small(chunk) else pool.map(one, chunk)
+                tiles: list[np.ndarray] = []
+                pictures = map(read, chunk) if _are_small(chunk) else pool.map(read, chunk)
                 for entry, picture in zip(chunk, pictures, strict=True):
                     corners = [] if picture is None else _corners(picture, entry, request)
                     if picture is None or not corners:
                         continue
                     used += 1
                     suffixes.add(entry.path.suffix.lower())
-                    inner += [entry.folder] * len(corners)
+                    image_folders += [entry.folder] * len(corners)
                     for corner in corners:
-                        kept.append(crops.cut(picture, corner, request.size))
-                        if len(kept) == most:
-                            draft.add(np.stack(kept))
-                            kept = []
-                if kept:
-                    draft.add(np.stack(kept))
+                        tiles.append(crops.cut(picture, corner, request.size))
+                        if len(tiles) == max_images:
+                            draft.add(np.stack(tiles))
+                            tiles = []
+                if tiles:
+                    draft.add(np.stack(tiles))
         if not used:
-            raise _nothing(count, where, request)
-        if not is_whole():
-            draft.refuse()
-        rest = ImageSet(torch.empty(0), skipped=count - used, suffixes=frozenset(suffixes))
-        names = naming(seen)
+            raise _no_images(count, source, request)
+        if not is_complete():
+            draft.skip_cache()
+        metadata = ImageSet(torch.empty(0), skipped=count - used, suffixes=frozenset(suffixes))
+        names = class_naming(seen)
         classes = tuple(sorted(set(names.values())))
-        if len(classes) < 2 or "." in classes:  # folders do not sort the images
-            return draft.keep(crops.order(len(inner)) if request.crop else None, rest)
+        if len(classes) < 2 or "." in classes:  # the folders are not classes
+            return draft.finish(crops.order(len(image_folders)) if request.crop else None, metadata)
         numbers = {name: number for number, name in enumerate(classes)}
-        labels = [numbers[names[folder]] for folder in inner]
-        order = _in_turn(labels)
-        return draft.keep(order, dataclasses.replace(rest, labels=torch.tensor(labels)[order], classes=classes))
+        labels = [numbers[names[folder]] for folder in image_folders]
+        order = _interleaved(labels)
+        return draft.finish(order, dataclasses.replace(metadata, labels=torch.tensor(labels)[order], classes=classes))
 
 
 def _corners(picture: np.ndarray, entry: Entry, request: DatasetRequest) -> list[tuple[int, int]]:
-    """Return where in a picture (C, H, W) the images lie that it is to give: the whole of it unless it is cropped."""
+    """Return the corners of the images to cut from a picture (C, H, W): (0, 0), the whole of it, without a crop."""
     return crops.corners(picture.shape[-2:], request, entry.name) if request.crop else [(0, 0)]
 
 
-def _nothing(count: int, where: Path, request: DatasetRequest) -> UsageError:
-    found = f"None of {counted(count, 'image')} in {where} can be read"
+def _no_images(count: int, source: Path, request: DatasetRequest) -> UsageError:
+    what = f"None of {counted(count, 'image')} in {source} can be read"
     if not request.crop:
-        return UsageError(f"{found}.", "Check the files.")
-    what = f"{found} and has {request.size} x {request.size} pixels."
-    return UsageError(what, "Check the files; data.size and data.margin together are what a crop needs.")
+        return UsageError(f"{what}.", "Check the files.")
+    what = f"{what} and has {request.size} x {request.size} pixels."
+    return UsageError(what, "Check the files, or set a smaller data.size or data.margin.")
 
 
 def _chunks(entries: Iterator[Entry], request: DatasetRequest) -> Iterator[list[Entry]]:
-    """Yield entries by the chunk, smaller ones where their contents are large, or the pictures that are cropped."""
+    """Yield entries in chunks, smaller ones if the files are large or large pictures are cropped."""
     chunk: list[Entry] = []
     size = 0
     for entry in entries:
         chunk.append(entry)
         size += len(entry.content or b"")
-        if request.crop:  # of what is scaled only the small picture stays in memory
-            size += pixels_of(entry.path, entry.content) * _channels(request)
-        if len(chunk) == cache.CHUNK or size > LARGEST_CHUNK:
+        if request.crop:  # without a crop, only the scaled picture stays in memory
+            size += count_pixels(entry.path, entry.content) * _channels(request)
+        if len(chunk) == cache.CHUNK_IMAGES or size > MAX_CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
@@ -267,20 +293,20 @@ def _channels(request: DatasetRequest) -> int:
     return request.channels or COLOR
 
 
-def folders_of(paths: Sequence[Path], where: Path) -> list[str]:
-    """Return the folder of each path below `where`, worked out once for each folder."""
-    known: dict[str, str] = {}
-    found = []
+def relative_folders(paths: Sequence[Path], root: Path) -> list[str]:
+    """Return the folder of each path, relative to `root`."""
+    relative: dict[str, str] = {}  # computed once per folder
+    folders = []
     for path in paths:
         parent = os.path.dirname(path)
-        if parent not in known:
-            known[parent] = Path(parent).relative_to(where).as_posix()
-        found.append(known[parent])
-    return found
+        if parent not in relative:
+            relative[parent] = Path(parent).relative_to(root).as_posix()
+        folders.append(relative[parent])
+    return folders
 
 
-def _in_turn(labels: Sequence[int]) -> list[int]:
-    """Return an order in which the classes take turns: folder after folder, the first images would be of one class."""
+def _interleaved(labels: Sequence[int]) -> list[int]:
+    """Return an order in which the classes take turns, so that the first images are not all of one class."""
     seen: collections.Counter[int] = collections.Counter()
     turns = []
     for label in labels:
@@ -290,16 +316,16 @@ def _in_turn(labels: Sequence[int]) -> list[int]:
 
 
 def _are_small(entries: Sequence[Entry]) -> bool:
-    """Tell whether files are so small that threads would wait for Python, and for each other, longer than they decode.
+    """Return whether files are so small that one thread decodes them faster than several.
 
-    Measured on two cores: at .9 kB a file one thread takes .09 ms and six take .19, at 2.8 kB .20 and .23, at 11 kB .24
-    and .22.
+    Measured on two cores, one thread against six: .09 and .19 ms a file at .9 kB, .20 and .23 at 2.8 kB, .24 and .22 at
+    11 kB.
     """
     sizes = []
     for entry in entries[:: len(entries) // 16 + 1]:
         with contextlib.suppress(OSError):
             sizes.append(len(entry.content) if entry.content is not None else entry.path.stat().st_size)
-    return bool(sizes) and sum(sizes) < SMALL_FILE * len(sizes)
+    return bool(sizes) and sum(sizes) < SMALL_FILE_BYTES * len(sizes)
 
 
 def _is_image(name: str) -> bool:

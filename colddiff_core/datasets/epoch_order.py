@@ -1,4 +1,4 @@
-"""Which images a training step takes, from its number alone: a resumed run and any number of processes agree."""
+"""Which images a training step takes, from seed and step alone: stable across resumes and process counts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from torch import Tensor
 
 from colddiff_core import seeds
 
-SPARE = 4  # permutations kept beyond one for each lane
+SPARE_ORDERS = 4  # record orders cached beyond one per lane
 
-_kept: collections.OrderedDict[tuple[int, ...], Tensor] = collections.OrderedDict()
+_record_orders: collections.OrderedDict[tuple[int, ...], Tensor] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
 def shuffled(count: int, seed: int, step: int, size: int) -> Tensor:
-    """Return a step's numbers (size,) int64 below `count`: every epoch a new permutation, read on across its end.
+    """Return the indices (size,) int64 of a step, in 0..count - 1.
 
-    Raises ValueError where there are none to take.
+    Every epoch is a new permutation; a step that reaches the end of one continues in the next.
+
+    Raises:
+        ValueError: `count` is 0.
     """
     if count < 1:
         raise ValueError("no images to take")
@@ -44,72 +47,75 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def in_lanes(counts: tuple[int, ...], lanes: int, seed: int, step: int, size: int) -> Tensor:
-    """Return the numbers (size,) int64 of a step, out of shards that hold so many records each.
+    """Return the record indices (size,) int64 of a step over shards that hold `counts` records each.
 
-    Every epoch the shards come in a new order, one after the other, and the records of each in a new order. This
-    sequence is cut into V lanes of equal length, V the largest divisor of `size` that is at most `lanes`, the shards
-    that hold anything and the records; up to V - 1 records are left out of an epoch, others of the next. A step takes
-    the next size / V records of every lane, lane after lane: a part of a step lies in few shards, and an epoch reads
-    each shard in one go. Numbers count through all shards in the order of `counts`.
+    Every epoch shuffles the shards, and the records within each shard. The resulting sequence is cut into V lanes of
+    equal length, and a step takes the next size / V records of each lane, lane after lane. V is the largest divisor of
+    `size` that exceeds neither `lanes`, the number of shards that are not empty, nor the number of records. An epoch
+    leaves out up to V - 1 records, different ones each time. So a slice of a step touches few shards, and an epoch
+    reads each shard in one go. Indices count through all shards in the order of `counts`.
 
-    Memory is that of the shards being read, however many there are. Raises ValueError where there are none to take.
+    Memory grows with the shards being read, not with the number of shards.
+
+    Raises:
+        ValueError: No shard has records.
     """
-    held, total = _extent(counts)
+    shard_count, total = _extent(counts)
     if not total:
         raise ValueError("no images to take")
-    breadth = _breadth(size, min(lanes, held, total))
-    length, each = total // breadth, size // breadth
+    lane_count = _lane_count(size, min(lanes, shard_count, total))
+    length, per_lane = total // lane_count, size // lane_count
     picked: list[Tensor] = []
     layouts: dict[int, _Layout] = {}
-    for lane in range(breadth):
-        place, left = step * each, each
+    for lane in range(lane_count):
+        position, left = step * per_lane, per_lane
         while left:
-            epoch, offset = divmod(place, length)
+            epoch, offset = divmod(position, length)
             run = min(left, length - offset)
             if epoch not in layouts:
                 layouts[epoch] = _layout(counts, seed, epoch)
-            for shard, first, last in layouts[epoch].parts(lane * length + offset, run):
-                records = _records(counts[shard], seed, epoch, shard, breadth + SPARE)
+            for shard, first, last in layouts[epoch].slices(lane * length + offset, run):
+                records = _record_order(counts[shard], seed, epoch, shard, lane_count + SPARE_ORDERS)
                 picked.append(records[first:last].long() + int(layouts[epoch].bases[shard]))
-            place += run
+            position += run
             left -= run
     return torch.cat(picked)
 
 
 def starts(counts: tuple[int, ...]) -> np.ndarray:
-    """Return the number of each shard's first record, and how many there are in all: (len(counts) + 1,) int64."""
+    """Return the index of each shard's first record, then the total: (len(counts) + 1,) int64."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 @functools.lru_cache(maxsize=2)
 def _extent(counts: tuple[int, ...]) -> tuple[int, int]:
-    """Return how many shards hold anything, and how many records there are."""
+    """Return the number of shards that are not empty, and the number of records."""
     return sum(1 for count in counts if count), sum(counts)
 
 
-def _breadth(size: int, most: int) -> int:
-    return next(breadth for breadth in range(min(size, most), 0, -1) if size % breadth == 0)
+def _lane_count(size: int, limit: int) -> int:
+    return next(lanes for lanes in range(min(size, limit), 0, -1) if size % lanes == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """An epoch's sequence: its shards in their order, where each begins in it, and each shard's first number."""
+    """The sequence of an epoch: its shards in order, where each begins in it, and the first index of each shard."""
 
     order: np.ndarray
     begins: np.ndarray
     bases: np.ndarray
 
-    def parts(self, first: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Yield the shards of a stretch of the sequence, and from where to where in each."""
-        place = int(np.searchsorted(self.begins, first, side="right")) - 1
+    def slices(self, first: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (shard, start, end) for the shards that a stretch of the sequence covers."""
+        position = int(np.searchsorted(self.begins, first, side="right")) - 1
         while length:
-            offset = first - int(self.begins[place])
-            taken = min(length, int(self.begins[place + 1]) - first)
+            offset = first - int(self.begins[position])
+            taken = min(length, int(self.begins[position + 1]) - first)
             if taken:
-                yield int(self.order[place]), offset, offset + taken
+                yield int(self.order[position]), offset, offset + taken
             first += taken
             length -= taken
-            place += 1
+            position += 1
 
 
 @functools.lru_cache(maxsize=2)
@@ -118,15 +124,15 @@ def _layout(counts: tuple[int, ...], seed: int, epoch: int) -> _Layout:
     return _Layout(order, starts(tuple(np.asarray(counts, np.int64)[order].tolist())), starts(counts))
 
 
-def _records(count: int, seed: int, epoch: int, shard: int, kept: int) -> Tensor:
-    """Return a shard's records (count,) int32 in an epoch's order; the newest `kept` of such orders stay in memory."""
+def _record_order(count: int, seed: int, epoch: int, shard: int, cache_size: int) -> Tensor:
+    """Return the records (count,) int32 of a shard in an epoch's order, caching the `cache_size` newest orders."""
     key = (count, seed, epoch, shard)
     with _lock:
-        found = _kept.get(key)
-        if found is None:
-            numbers = seeds.generator(seed, "records", epoch, shard)
-            found = _kept[key] = torch.randperm(count, generator=numbers, dtype=torch.int32)
-        _kept.move_to_end(key)
-        while len(_kept) > kept:
-            _kept.popitem(last=False)
-        return found
+        order = _record_orders.get(key)
+        if order is None:
+            generator = seeds.generator(seed, "records", epoch, shard)
+            order = _record_orders[key] = torch.randperm(count, generator=generator, dtype=torch.int32)
+        _record_orders.move_to_end(key)
+        while len(_record_orders) > cache_size:
+            _record_orders.popitem(last=False)
+        return order

@@ -17,13 +17,15 @@ TEST_SHARE = 0.1
 
 @register("folder", has_crops=True)
 def load(request: DatasetRequest) -> ImageSet:
-    """Return the images under a folder, shorter side scaled and center cropped; RGB unless asked for gray.
+    """Return the images under a folder as (N, C, H, W) uint8, scaled and center-cropped.
 
-    With `train` and `test` in it (folders or tar archives) those are the splits; else a tenth of the files,
-    chosen by a hash of their path below the folder, is held out. Folders that sort all the images are their
-    classes. Files that cannot be read, or are too small for a crop, are skipped and counted.
+    RGB unless gray is requested. If the folder has `train` and `test` (folders or tar archives), those are the splits;
+    otherwise a tenth of the files is held out for testing, chosen by a hash of their relative paths. If every image
+    lies in one of several subfolders, these are the classes. Files that are unreadable or too small for a crop are
+    skipped and counted.
 
-    Raises UsageError where the folder is missing or holds no readable image of the split.
+    Raises:
+        UsageError: The folder is missing, or has no readable image in the split.
     """
     root = request.directory
     if root is None:
@@ -34,30 +36,34 @@ def load(request: DatasetRequest) -> ImageSet:
         split = find_split(root, [request.split])
         assert split is not None
         return split(request)
-    every = list_images(root)
-    return decode(hashed_split(every, root, request.split), request, root, every)
+    paths = list_images(root)
+    return decode(hashed_split(paths, root, request.split), request, root, paths)
 
 
 def hashed_split(paths: list[Path], root: Path, split: str) -> list[Path]:
-    """Return the paths of a split of files that come without one; raises UsageError for fewer than two."""
+    """Return the paths that belong to a split, chosen by a hash of each path relative to `root`.
+
+    Raises:
+        UsageError: There are fewer than two paths.
+    """
     if len(paths) < 2:
-        found = f"Only one image in {root}" if paths else f"No images in {root}"
-        remedy = f"A dataset needs one to train on and one to test on. Known: {', '.join(sorted(SUFFIXES))}."
-        raise UsageError(f"{found}.", remedy)
+        what = f"Only one image in {root}" if paths else f"No images in {root}"
+        remedy = f"Add images: a dataset needs at least two, one of them to test on ({', '.join(sorted(SUFFIXES))})."
+        raise UsageError(f"{what}.", remedy)
     names = [path.relative_to(root).as_posix() for path in paths]
-    chosen = held_out(names)
-    return [path for path, name in zip(paths, names, strict=True) if (name in chosen) == (split == "test")]
+    test_names = held_out(names)
+    return [path for path, name in zip(paths, names, strict=True) if (name in test_names) == (split == "test")]
 
 
 def held_out(names: Sequence[str]) -> set[str]:
-    """Return the tenth of at least two names that test images go by: at least one of them, and not all."""
+    """Return the names to test on, about a tenth of them: at least one, but never all. Needs two names or more."""
     ranks = sorted((rank(name), name) for name in names)
-    found = {name for place, name in ranks if place < TEST_SHARE} or {ranks[0][1]}
-    if len(found) == len(names):
-        found.discard(ranks[-1][1])
-    return found
+    chosen = {name for position, name in ranks if position < TEST_SHARE} or {ranks[0][1]}
+    if len(chosen) == len(names):
+        chosen.discard(ranks[-1][1])
+    return chosen
 
 
 def rank(name: str) -> float:
-    """Return a number in [0, 1) that depends on a name alone, so that new files move no old one."""
+    """Return a hash of the name in [0, 1); it depends on nothing else, so new files never move old ones."""
     return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=7).digest(), "big") / 2**56

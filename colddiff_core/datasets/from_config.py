@@ -1,4 +1,4 @@
-"""The images that a configuration names."""
+"""Load the data sets that a configuration names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from colddiff_core import datasets
 from colddiff_core.config.schema import Config, DataConfig
-from colddiff_core.degradations import Degradation
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
 
@@ -15,61 +14,77 @@ from colddiff_core.text import counted
 def load_images(
     config: Config, split: datasets.base.Split, channels: int = 0, *, has_margin: bool = False
 ) -> datasets.ImageSet:
-    """Return a split of the configured data set, the center of its images; errors as the data set says.
+    """Load a split of the configured data set as (N, C, size, size) uint8.
 
-    With `data.crop` they are the centers of windows of the pictures as they are.
-    has_margin: with the `data.margin` pixels around them that a random crop is taken from.
+    Args:
+        config: Its `data` section is used. With `data.crop`, images are tiles of the pictures at full resolution.
+        split: "train" or "test".
+        channels: 1 or 3; 0 for `data.channels`.
+        has_margin: Keep the `data.margin` pixels that random crops need, instead of the center only.
+
+    Raises:
+        UsageError: See `datasets.load`.
+        MachineError: See `datasets.load`.
     """
     data = config.data
-    request = _request(data, data.directory, split, channels or data.channels)
+    request = _request(config, data.directory, split, channels or data.channels)
     request = dataclasses.replace(request, size=data.size + data.margin, crop=data.crop, margin=data.margin)
-    found = datasets.load(data.dataset, request)
-    return found if has_margin else found.center(data.size)
+    images = datasets.load(data.dataset, request)
+    return images if has_margin else images.center(data.size)
 
 
 def load_training(config: Config) -> datasets.TrainingSet:
-    """Return the images to train on, with the margin that random crops are taken from; errors as the data set says.
+    """Load the training images, with the margin that random crops need.
 
-    Shards are read while they are trained on, everything else is held as one tensor.
+    Shards are read during training; any other data set is held as one tensor.
+
+    Raises:
+        UsageError: See `datasets.load`; or `data.crop` is set for shards.
+        MachineError: See `datasets.load`.
     """
     data = config.data
     if data.dataset != "shards":
         return load_images(config, "train", has_margin=True)
     if data.crop:
-        raise datasets.base.uncropped(data.dataset)
-    request = _request(data, data.directory, "train", data.channels)
+        raise datasets.base.crop_unsupported(data.dataset)
+    request = _request(config, data.directory, "train", data.channels)
     return datasets.open_shards(dataclasses.replace(request, size=data.size + data.margin), data.lanes)
 
 
-def load_second(
-    config: Config, operator: Degradation, split: datasets.base.Split, channels: int
-) -> datasets.ImageSet | None:
-    """Return a split of the second data set where the operator mixes one in, else None; scaled, never cropped.
+def load_second(config: Config, split: datasets.base.Split, channels: int, degradation: str) -> datasets.ImageSet:
+    """Load a split of the second data set, for a degradation that mixes one in; scaled, never cropped.
 
-    Raises UsageError where one is needed and none is configured.
+    Args:
+        config: Its `data` section is used.
+        split: "train" or "test".
+        channels: Channels of the first data set, which the second must match.
+        degradation: Name of the degradation, for messages.
+
+    Raises:
+        UsageError: No second data set is configured, its channels do not match, or it cannot be loaded.
     """
     data = config.data
-    if not operator.second_field:
-        return None
     if not data.second:
         names = ", ".join(datasets.names())
-        raise UsageError(f"{operator.name} mixes in images of a second data set.", f"Name it: data.second={names}.")
-    request = _request(data, data.second_directory or data.directory, split, channels)
-    found = datasets.load(data.second, request)
-    if found.channels != channels:
+        raise UsageError(f"{degradation} mixes in images of a second data set.", f"Set data.second to one of: {names}.")
+    request = _request(config, data.second_directory or data.directory, split, channels)
+    images = datasets.load(data.second, request)
+    if images.channels != channels:
         raise UsageError(
-            f"data.second = {data.second} has {counted(found.channels, 'channel')} and {data.dataset} has {channels}.",
+            f"data.second = {data.second} has {counted(images.channels, 'channel')} and {data.dataset} has {channels}.",
             "Set data.channels=3 to make both color, or 1 for gray.",
         )
-    return found
+    return images
 
 
-def _request(data: DataConfig, place: str, split: datasets.base.Split, channels: int) -> datasets.DatasetRequest:
-    return datasets.DatasetRequest(split, data.size, channels, Path(place) if place else None, data.download)
+def _request(config: Config, place: str, split: datasets.base.Split, channels: int) -> datasets.DatasetRequest:
+    directory = Path(place) if place else None
+    may_download = config.data.download and config.may_download
+    return datasets.DatasetRequest(split, config.data.size, channels, directory, may_download)
 
 
 def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:
-    """Return how many files of a split were left out, and why, in words; empty where none was."""
+    """Return a sentence on how many files of a split were left out and why; empty if none were."""
     if not images.skipped:
         return ""
     side = data.size + data.margin

@@ -1,4 +1,4 @@
-"""Where a data set's files lie: the folders and archives that sets are published in."""
+"""Folder and archive layouts in which data sets are published."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from pathlib import Path
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.datasets.decoding import find_split
-from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import UsageError
+from colddiff_core.paths import cache_folder
 
 
-def _root(request: DatasetRequest) -> Path:
-    return request.directory or default_directory()
+def data_root(request: DatasetRequest) -> Path:
+    """Return the folder given in the request, else the default data folder."""
+    return request.directory or cache_folder("data")
 
 
-def _split(
+def load_split(
     title: str, root: Path, folders: tuple[str, ...], request: DatasetRequest, remedy: str, *, inner: str = ""
 ) -> ImageSet:
-    """Return a split out of the first of `folders` that has it: train, and test or val, as folders or archives.
+    """Load a split from the first of `folders` under `root` that has it.
 
-    Raises UsageError with `remedy` where none has.
+    A split is a folder or tar archive named train, and test or val. With `inner`, a subfolder of that name is
+    tried first.
+
+    Raises:
+        UsageError: None of the folders has the split; `remedy` is the second line of the message.
     """
     names = ["train"] if request.split == "train" else ["test", "val"]
     if inner:

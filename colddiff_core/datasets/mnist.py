@@ -1,25 +1,25 @@
-"""MNIST through torchvision's own loader."""
+"""MNIST, through torchvision."""
 
 from __future__ import annotations
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register
-from colddiff_core.datasets.places import default_directory
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.paths import cache_folder
 
 
 @register("mnist")
 def load(request: DatasetRequest) -> ImageSet:
-    """Return 60,000 training or 10,000 test digits, 28 pixels scaled to the size asked for.
+    """Return 60,000 training or 10,000 test digits as (N, C, H, W) uint8, scaled from 28 x 28.
 
-    Raises MachineError where the files are absent and cannot be downloaded.
+    Raises:
+        UsageError: The files are damaged, or missing while downloads are off.
+        MachineError: The files are missing and the download failed.
     """
-    from torchvision.datasets import MNIST  # noqa: PLC0415 - a second that other data sets need not pay
+    from torchvision.datasets import MNIST  # noqa: PLC0415 - a second that other data sets should not pay
 
-    directory = request.directory or default_directory()
+    directory = request.directory or cache_folder("data")
     is_train = request.split == "train"
-    remedy = (
-        f"Put its four idx files into {directory / 'MNIST' / 'raw'}, or name the folder above MNIST with --data-dir."
-    )
+    remedy = f"Put its four idx files in {directory / 'MNIST' / 'raw'}, or name the folder above MNIST with --data-dir."
     try:
         data = MNIST(str(directory), train=is_train, download=False)
     except RuntimeError as missing:
@@ -37,5 +37,5 @@ def load(request: DatasetRequest) -> ImageSet:
 
 
 def _is_absent(error: RuntimeError) -> bool:
-    """Tell torchvision's "not found" from the same error over a file that is cut short."""
+    """Return whether torchvision found no files; it raises the same error for a truncated file."""
     return "not found" in str(error)

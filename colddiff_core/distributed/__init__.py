@@ -1,1 +1,1 @@
-"""Several processes: torchrun's variables, and what processes say to each other."""
+"""Several processes: torchrun's variables, how they meet, and what they say to each other."""

@@ -1,21 +1,25 @@
-"""Which process of a job this is, by the environment that torchrun gives each of its own."""
+"""Which process of a job this is, from torchrun's variables; free of torch.
+
+The group of processes registers itself here once it has met, so that code without torch can ask about it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Mapping
+from typing import Protocol
 
 ALWAYS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OTHERS = ("LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-    """Process `rank` of `count`, the `local`-th of this machine, which is the `node`-th; all from 0.
+    """Process `rank` of `count`, and process `local` of machine `node`; all start at 0.
 
-    restarts: how many times the job was started anew after a failure; most_restarts: how many are allowed; beside: how
-    many of the processes are on this machine, as far as is known.
+    restarts: how often the job was restarted after a failure; most_restarts: how often it may be.
+    local_count: how many of the processes run on this machine, as far as known.
     """
 
     rank: int = 0
@@ -24,11 +28,11 @@ class ProcessInfo:
     node: int = 0
     restarts: int = 0
     most_restarts: int = 0
-    beside: int = 1
+    local_count: int = 1
 
     @property
     def is_on_one_machine(self) -> bool:
-        return self.beside == self.count
+        return self.local_count == self.count
 
     @property
     def is_first(self) -> bool:
@@ -39,40 +43,67 @@ class ProcessInfo:
         return self.count == 1
 
 
+class JoinedGroup(Protocol):
+    """What code without torch may ask of a group of processes."""
+
+    @property
+    def is_alone(self) -> bool: ...
+
+    def is_news(self, message: str) -> bool: ...
+
+    def leave(self) -> None: ...
+
+
+_group: JoinedGroup | None = None
+
+
+def register(group: JoinedGroup) -> None:
+    """Remember the group that this process belongs to now; a group of one is none."""
+    global _group  # noqa: PLW0603 - a process has one group, as in torch
+    _group = None if group.is_alone else group
+
+
+def joined() -> JoinedGroup | None:
+    """Return the group that this process has joined, None before that or if it is alone."""
+    return _group
+
+
 def has_met() -> bool:
-    """Tell whether this process has met the others of its job."""
-    joined = sys.modules.get("colddiff_core.distributed.group")  # which takes torch: not to be imported for this
-    return joined is not None and not joined.current().is_alone
+    """Return whether this process has met the others of its job."""
+    return _group is not None
 
 
 def is_news(message: str) -> bool:
-    """Tell whether no other process of the job has told a message already; before they have met the first tells all."""
-    here = process_info()
-    if here.is_alone or not has_met():
-        return here.is_first
-    return bool(sys.modules["colddiff_core.distributed.group"].current().is_news(message))
+    """Return whether this process should report a message: no other process has, or it is the first and none met."""
+    process = process_info()
+    if process.is_alone or _group is None:
+        return process.is_first
+    return _group.is_news(message)
 
 
 def outside() -> dict[str, str]:
-    """Return the environment of a program that is no process of the job, whatever started it."""
-    own = {*ALWAYS, "LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"}
-    return {key: value for key, value in os.environ.items() if key not in own and not key.startswith("TORCHELASTIC_")}
+    """Return the environment without torchrun's variables, for programs that are not part of the job."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key not in (*ALWAYS, *OTHERS) and not key.startswith("TORCHELASTIC_")
+    }
 
 
 def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo:
-    """Return the place of this process; alone where the environment is not that of a job."""
+    """Return which process this is; the only one if the environment describes no job."""
     if not all(environment.get(name) for name in ALWAYS):
         return ProcessInfo()
 
-    def number(name: str, otherwise: int = 0) -> int:
-        return int(environment.get(name, otherwise))
+    def number(name: str, default: int = 0) -> int:
+        return int(environment.get(name, default))
 
     try:
         rank = number("RANK")
         return ProcessInfo(
             rank,
             number("WORLD_SIZE", 1),
-            number("LOCAL_RANK", rank),  # not every launcher tells it: as many processes as GPUs on one machine, then
+            number("LOCAL_RANK", rank),  # some launchers leave it out: then assume a single machine
             number("GROUP_RANK"),
             number("TORCHELASTIC_RESTART_COUNT"),
             number("TORCHELASTIC_MAX_RESTARTS"),

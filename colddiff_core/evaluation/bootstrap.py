@@ -1,4 +1,4 @@
-"""The uncertainty that a finite number of images leaves in a figure."""
+"""Bootstrap confidence intervals over images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ Interval = tuple[float, float]
 
 
 def intervals(values: Tensor, finish: Callable[[Tensor], Tensor]) -> list[Interval | None]:
-    """Return the bootstrap interval of each column's figure, None for all where there are fewer than two images.
+    """Return the 95 % bootstrap interval of each column's metric, all None for fewer than two images.
 
-    values: (N, M) float64, what each image contributes; finish: takes means (..., M) to figures (..., M). 95 %
-    percentile intervals of 1,000 resamples of the images, the same for every column and every call with N images.
+    They are percentile intervals of 1,000 resamples of the images, the same for every column and every call with N
+    images.
+
+    Args:
+        values: (N, M) float64, the contribution of each image to each metric.
+        finish: Turns means (..., M) into metrics (..., M).
 
     Source: Efron 1979.
     """

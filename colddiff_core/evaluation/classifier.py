@@ -1,7 +1,7 @@
-"""A small classifier trained on the data at hand: what class an image is of, and features to measure distances by.
+"""A small classifier trained on the data set itself, for class predictions and for features to measure distances on.
 
-It needs no download. Distances between its features are named after the data set (`FD-digits`), never FID. Images
-without labels get a task that needs none: by how many quarter turns one was turned (Gidaris et al. 2018).
+It needs no download. Distances on its features are named after the data set (`FD-digits`), never FID. Without labels it
+learns to predict by how many quarter turns an image was rotated (Gidaris et al. 2018).
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from colddiff_core.errors import MachineError
 from colddiff_core.files import whole
 from colddiff_core.tensor_files import write
 
-FEATURES = 48  # below the number of test digits, so that a covariance of theirs has full rank
+FEATURES = 48  # fewer than there are test digits, so that their covariance has full rank
 STEPS, BATCH, RATE = 1000, 128, 2e-3
-MOST_PIXELS = 32  # of a side: larger images are scaled down, so that a classifier takes a minute, not an hour
-SHIFT = 16  # training images are moved by up to side / SHIFT pixels
+MAX_SIDE_PIXELS = 32  # larger images are scaled down, so that training takes a minute, not an hour
+SIDES_PER_SHIFT = 16  # augmentation shifts images by up to side / 16 pixels
 TURNS = 4
-VERSION = 1  # of what a kept classifier is trained like
+VERSION = 1  # of the training; a cached classifier of another version is not used
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) float32 in [-1, 1] -> features (B, FEATURES), and class scores (B, classes).
+    """A convolutional classifier; `accuracy` is its share of correct test images, once trained.
 
-    accuracy: the share of held-out images it is right about, once trained.
+    Images are (B, C, H, W) float32 in [-1, 1].
     """
 
     accuracy: Tensor
 
     def __init__(self, channels: int, classes: int) -> None:
+        """Build an untrained network."""
         super().__init__()
         self.body = nn.Sequential(_block(channels, 32), _block(32, 64), _block(64, 128))
         self.squeeze = nn.Linear(128, FEATURES)
@@ -49,13 +50,14 @@ class Classifier(nn.Module):
         self.register_buffer("accuracy", torch.zeros(()))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return (B, FEATURES) float32; pictures are clamped to their range first."""
+        """Return features (B, FEATURES) float32; images are clamped to their range first."""
         x = x.clamp(-1, 1)
-        if max(x.shape[-2:]) > MOST_PIXELS:
-            x = F.interpolate(x, size=[min(n, MOST_PIXELS) for n in x.shape[-2:]], mode="area")
+        if max(x.shape[-2:]) > MAX_SIDE_PIXELS:
+            x = F.interpolate(x, size=[min(n, MAX_SIDE_PIXELS) for n in x.shape[-2:]], mode="area")
         return F.silu(self.squeeze(self.body(x).mean((2, 3))))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return class scores (B, classes) float32."""
         return self.head(self.features(x))
 
     def digest(self) -> str:
@@ -73,24 +75,26 @@ def _block(channels_in: int, channels_out: int) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFeatures:
-    """The classifier's features as `distribution.Features`, named after its data set."""
+    """The classifier's features as `distances.Features`, named after its data set."""
 
     network: Classifier
     name: str
-    task: str  # what it tells apart: "classes" or "quarter turns"
+    task: str  # "classes" or "quarter turns"
     size: int = FEATURES
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        """Return features (B, FEATURES) float32 on the CPU for images (B, C, H, W) float32 in [-1, 1]."""
         return self.network.features(images.to(self.network.accuracy.device)).float().cpu()
 
     def metadata(self) -> dict[str, Any]:
+        """Return what to record beside a result: task, accuracy and SHA-256 of the weights."""
         accuracy = float(self.network.accuracy)
         return {"kind": "classifier", "of": self.task, "accuracy": accuracy, "sha256": self.network.digest()}
 
 
 def turned(images: ImageSet) -> ImageSet:
-    """Return image k of a set turned by k mod 4 quarter turns, which is its label."""
+    """Rotate image k of a set by k mod 4 quarter turns, which becomes its label."""
     pixels = images.pixels.clone()
     for turns in range(TURNS):
         pixels[turns::TURNS] = pixels[turns::TURNS].rot90(turns, (2, 3))
@@ -106,10 +110,9 @@ def load_or_train(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Classifier:
-    """Return the classifier of a labeled data set, trained once and kept in `folder` with its accuracy.
+    """Return the classifier of a labeled data set, on `device`: from the cache in `folder`, or trained and cached.
 
-    `accuracy` is the share of the test images it is right about. `progress` is told (step, steps) while it trains.
-    Where it cannot be kept, it is trained anew every time.
+    If the cache cannot be written, it is trained every time. `progress` gets (step, steps) during training.
     """
     assert train.labels is not None
     assert test.labels is not None
@@ -120,7 +123,7 @@ def load_or_train(
     if not _read(path, network):
         _train(network, train, device, progress)
         network.accuracy.fill_(_accuracy(network, test, device))
-        with contextlib.suppress(MachineError), whole(path) as draft:  # it is of use without being kept
+        with contextlib.suppress(MachineError), whole(path) as draft:  # usable even if it cannot be cached
             write(network.cpu().state_dict(), draft)
     return network.to(device).eval()
 
@@ -136,7 +139,7 @@ def _train(network: Classifier, train: ImageSet, device: torch.device, progress:
     network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
-    reach = max(1, train.pixels.shape[-1] // SHIFT)
+    reach = max(1, train.pixels.shape[-1] // SIDES_PER_SHIFT)
     for step in range(STEPS):
         picked = torch.randint(len(train), (BATCH,), generator=numbers)
         down, right = (int(torch.randint(-reach, reach + 1, (), generator=numbers)) for _ in range(2))
@@ -153,15 +156,15 @@ def _train(network: Classifier, train: ImageSet, device: torch.device, progress:
 def _accuracy(network: Classifier, test: ImageSet, device: torch.device) -> float:
     assert test.labels is not None
     network.eval()
-    right = 0
+    correct = 0
     for first in range(0, len(test), BATCH):
-        part = slice(first, first + BATCH)
-        right += int((network(test.images(part).to(device)).argmax(1).cpu() == test.labels[part]).sum())
-    return right / len(test)
+        batch = slice(first, first + BATCH)
+        correct += int((network(test.images(batch).to(device)).argmax(1).cpu() == test.labels[batch]).sum())
+    return correct / len(test)
 
 
 def _digest(train: ImageSet) -> str:
-    """Return a short name of these images and labels and of how a classifier is trained on them."""
+    """Return a short hash of the images, the labels and the training settings."""
     assert train.labels is not None
     digest = hashlib.blake2b(f"{VERSION} {STEPS} {FEATURES}".encode(), digest_size=6)
     for tensor in (train.pixels, train.labels):
@@ -170,7 +173,7 @@ def _digest(train: ImageSet) -> str:
 
 
 def _read(path: Path, network: Classifier) -> bool:
-    """Fill a network from a kept file; False where there is none that fits."""
+    """Load a cached network; return False if there is none that fits."""
     try:
         network.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except (OSError, safetensors.SafetensorError, RuntimeError):

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from colddiff_core.evaluation import diversity, evaluate
-from colddiff_core.evaluation.evaluate import EvaluationResult, Figures, MetricAccumulator, Reference, SamplingTimer
+from colddiff_core.evaluation.evaluate import (
+    EvaluationResult,
+    EvaluationSettings,
+    Figures,
+    MetricAccumulator,
+    Reference,
+    SamplingTimer,
+)
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference.generate import Generator
+from colddiff_core.sampling import Sampling
 
 CHUNK = 500  # images measured at a time
 DESCRIBED = 1000  # images whose variety is measured: every pair of them is, and every training image
@@ -30,10 +37,20 @@ class Contender:
     generator: Generator | None = None
 
 
-def restore(contender: Contender, reference: Reference, **common: Any) -> EvaluationResult:
-    """Return how test images come back; `common` is as `evaluation.restore` takes it."""
-    sampler, stride = contender.sampler, contender.stride
-    return evaluate.restore(contender.experiment, reference, sampler=sampler, stride=stride, t=contender.t, **common)
+def restore(
+    contender: Contender,
+    reference: Reference,
+    *,
+    count: int,
+    seed: int,
+    shown: int,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> EvaluationResult:
+    """Return how `count` test images come back, as `evaluation.restore` does."""
+    settings = EvaluationSettings(contender.t, count, seed, contender.stride, batch_size=batch_size)
+    built, sampler = contender.experiment, contender.sampler
+    return evaluate.restore(built, reference, settings, sampler, shown=shown, progress=progress)
 
 
 def generate(
@@ -55,9 +72,9 @@ def generate(
     assert contender.generator is not None
     clock, meter = SamplingTimer(contender.experiment.device), MetricAccumulator(reference, has_originals=False)
     kept: list[Tensor] = []
-    way: dict[str, Any] = {"seed": seed, "sampler": contender.sampler, "stride": contender.stride}
-    next(next(contender.generator.generate(1, **way)).steps)
-    for batch in contender.generator.generate(count, **way):
+    sampling = Sampling(contender.sampler, contender.stride, seed)
+    next(next(contender.generator.generate(1, sampling)).steps)
+    for batch in contender.generator.generate(count, sampling):
         images = clock.finish(batch.steps)[: batch.count].clamp(-1, 1).cpu()
         meter.update(images)
         if batch.first < max(shown, described):

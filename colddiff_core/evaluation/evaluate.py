@@ -19,7 +19,7 @@ from colddiff_core.evaluation.distances import Distances, Features, ReferenceSta
 from colddiff_core.evaluation.fidelity import Fidelity, PerceptualDistance
 from colddiff_core.experiment import Experiment
 from colddiff_core.images import quantize
-from colddiff_core.sampling import Step
+from colddiff_core.sampling import DegradedImages, Sampling, Step
 
 COLUMNS = ("degraded", "direct", "sampled", "naive")
 PHOTOGRAPH_BITS = 8
@@ -59,6 +59,26 @@ class Reference:
     def title(self, dataset: str) -> str:
         """Return what the images are to be called: "cifar10 (JPEG)" where they are not the data set as published."""
         return f"{dataset} ({self.test.note})" if self.test.note else dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How test images are degraded and restored, whatever the sampler.
+
+    count: test images; batch_size: how many at a time, None for as many as fit; is_8bit: the degraded images are
+    rounded to 8 bits first, as a photograph is, whatever the preset does.
+    """
+
+    t: int
+    count: int
+    seed: int = 0
+    stride: int = 1
+    is_8bit: bool = False
+    batch_size: int | None = None
+
+    def sampling(self, experiment: Experiment, sampler: str) -> Sampling:
+        """Return how a sampler restores the images."""
+        return Sampling(sampler, self.stride, self.seed, PHOTOGRAPH_BITS if self.is_8bit else experiment.bits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +150,7 @@ class MetricAccumulator:
         rows = predicted = judged = None
         if self.fidelity:
             assert numbers is not None
-            rows = self.fidelity.look(images, reference.test.images(numbers).to(images.device))
+            rows = self.fidelity.measure(images, reference.test.images(numbers).to(images.device))
         features = reference.target.features if reference.target else reference.features
         network = reference.classifier
         if network is not None:
@@ -213,59 +233,50 @@ def make(
     reference: Reference,
     parts: Iterable[Tensor],
     clock: SamplingTimer,
-    *,
-    size: int,
+    settings: EvaluationSettings,
     sampler: str | None,
-    t: int,
-    seed: int = 0,
-    stride: int = 1,
-    is_8bit: bool = False,
+    size: int,
 ) -> Iterator[RestoredBatch]:
     """Restore batches of test images from severity t, or with sampler None leave them as they are there.
 
     An image comes out the same whatever batches are made before it. size: as `filled` has it, to which batches are
-    filled up by their first image. is_8bit: as `restore` takes it.
+    filled up by their first image.
     """
     for part in parts:
         whole = torch.cat([part, part[:1].expand(size - len(part))])
         numbers = whole.tolist()
         x0 = reference.test.images(whole).to(experiment.device)
-        x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
-        x_t = quantize(x_t, PHOTOGRAPH_BITS) if is_8bit else x_t
+        x_t, frozen = experiment.degrade(x0, settings.t, seeds.image_generators(settings.seed, numbers))
+        x_t = quantize(x_t, PHOTOGRAPH_BITS) if settings.is_8bit else x_t
         x = x_t
         if sampler is not None:
-            way: dict[str, Any] = {"sampler": sampler, "stride": stride, "seed": seed, "numbers": numbers}
-            way["bits"] = PHOTOGRAPH_BITS if is_8bit else experiment.bits
+            degraded, how = DegradedImages(x_t, settings.t, frozen, numbers), settings.sampling(experiment, sampler)
             if not clock.images:  # tables, memory and kernels are made ready when first needed: not on the clock
-                next(experiment.restore(x_t, t, frozen, **way))
-            x = clock.finish(experiment.restore(x_t, t, frozen, **way))
+                next(experiment.restore(degraded, how))
+            x = clock.finish(experiment.restore(degraded, how))
         yield RestoredBatch(whole, x, x_t, len(part))
 
 
 def restore(
     experiment: Experiment,
     reference: Reference,
+    settings: EvaluationSettings,
+    sampler: str | None,
     *,
-    count: int,
-    batch_size: int | None = None,
     shown: int = 0,
     progress: Callable[[int], None] = lambda images: None,
-    **way: Any,
 ) -> EvaluationResult:
-    """Return how `count` test images come back from severity t, or with sampler None how they are there.
+    """Return how test images come back from severity t, or with sampler None how they are there.
 
-    The images are those of `ImageSet.draw`. batch_size: how many at a time, None for as many as fit. `way` is as
-    `make` takes it: sampler, t, seed, stride; is_8bit rounds the degraded images to 8 bits first, as a photograph is,
-    whatever the preset does. Beside the figures of `MetricAccumulator`: evaluations of the network, and milliseconds
-    an image.
-    `progress` is told of every batch's images.
+    The images are those of `ImageSet.draw`. Beside the figures of `MetricAccumulator`: evaluations of the network, and
+    milliseconds an image. `progress` is called with the number of images of every batch.
     """
     meter, clock = MetricAccumulator(reference, has_originals=True), SamplingTimer(experiment.device)
     made: list[Tensor] = []
     inputs: list[Tensor] = []
-    parts = batches(experiment, reference, count, batch_size)
-    size = filled(count, batch_size or experiment.batch_size(MOST))
-    for batch in make(experiment, reference, parts, clock, size=size, **way):
+    parts = batches(experiment, reference, settings.count, settings.batch_size)
+    size = filled(settings.count, settings.batch_size or experiment.batch_size(MOST))
+    for batch in make(experiment, reference, parts, clock, settings, sampler, size):
         meter.update(batch.x, batch.numbers, batch.count)
         if sum(len(part) for part in made) < shown:
             made.append(batch.x[: batch.count].clamp(-1, 1).cpu())
@@ -277,13 +288,13 @@ def restore(
 
 
 def evaluate(
-    experiment: Experiment, reference: Reference, *, columns: Sequence[str] = COLUMNS, **common: Any
+    experiment: Experiment, reference: Reference, settings: EvaluationSettings, columns: Sequence[str] = COLUMNS
 ) -> dict[str, EvaluationResult]:
-    """Return how the same test images come back in several ways; `common` is as `restore` takes it.
+    """Return how the same test images come back in several ways.
 
     "sampled" is the configured sampler, any other column but "degraded" a sampler's name.
     """
-    return {column: restore(experiment, reference, sampler=sampler(experiment, column), **common) for column in columns}
+    return {column: restore(experiment, reference, settings, sampler(experiment, column)) for column in columns}
 
 
 def sampler(experiment: Experiment, column: str) -> str | None:

@@ -1,6 +1,6 @@
-"""Published weights: found on the disk or fetched, and read only where reading cannot run code.
+"""Published weights: find or download them, and read them only if that cannot run code.
 
-A `.pth` file is a pickle. One is read where its SHA-256 is the published one; any other file is safetensors.
+A `.pth` file is a pickle. It is read only if its SHA-256 is the published one; any other file must be safetensors.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import whole
 
-CHUNK = 1 << 20  # bytes between two reports of progress
-PATIENCE = 30  # seconds to wait for an answer
+CHUNK_BYTES = 1 << 20  # between two progress reports
+TIMEOUT_SECONDS = 30
 
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedWeights:
-    """Weights that their authors published: whose they are, the file, its address and its SHA-256.
+    """Weights as published: the network's name, the file, its URL and SHA-256.
 
-    option: of the command line, where a file of one's own is taken instead.
+    `option` is the command-line option that accepts another file, if there is one.
     """
 
     name: str
@@ -41,8 +41,8 @@ class PublishedWeights:
     option: str = ""
 
 
-# The authors state the first eight digits of each digest, in the file's name. The digests in full are those that
-# others record of their copies: docs/image-fid.md of HyperGAN/HyperGAN for the first, and
+# The authors give the first eight digits of each digest in the file's name. The full digests are recorded by others:
+# docs/image-fid.md of HyperGAN/HyperGAN for the first, and
 # evaluation/lpips-experiment/manifest.v1.json of moonbit-community/svgdiff for the second.
 INCEPTION = PublishedWeights(
     "FID's Inception-v3",
@@ -61,86 +61,89 @@ ALEXNET = PublishedWeights(
 
 @dataclasses.dataclass(frozen=True)
 class LoadedWeights:
-    """The tensors of a file, where it lies, and the SHA-256 of all its bytes."""
+    """The tensors of a weights file, its path and its SHA-256."""
 
     path: Path
     sha256: str
     tensors: dict[str, Tensor]
 
     def metadata(self) -> dict[str, str]:
-        """Return what a record of a result needs: the file's name and digest."""
+        """Return the file's name and SHA-256, to record beside a result."""
         return {"weights": self.path.name, "sha256": self.sha256}
 
 
-def fetch(wanted: PublishedWeights, folder: Path, progress: Progress = lambda done, total: None) -> Path:
-    """Return the published file, downloaded into `folder` where it is neither there nor in torch hub's cache.
+def fetch(published: PublishedWeights, folder: Path, progress: Progress = lambda done, total: None) -> Path:
+    """Return the path of the published file; download it to `folder` unless it or torch hub's cache has it.
 
-    `progress` is told (bytes so far, bytes in all), the latter 0 where the server does not say. Raises MachineError
-    where the download fails or is not the published file; nothing of it stays behind.
+    `progress` gets (bytes so far, total bytes), a total of 0 if the server does not say.
+
+    Raises:
+        MachineError: The download fails or is not the published file; nothing of it is kept.
     """
-    path = find(wanted, folder)
+    path = find(published, folder)
     if path is not None:
         return path
-    path = folder / wanted.file
+    path = folder / published.file
     digest = hashlib.sha256()
     with whole(path) as draft:
         with draft.open("wb") as out:
-            for chunk, total in _chunks(wanted, folder):
+            for chunk, total in _chunks(published, folder):
                 out.write(chunk)
                 digest.update(chunk)
                 progress(out.tell(), total)
-        if digest.hexdigest() != wanted.sha256:
-            what = f"{wanted.url} did not send the whole of {wanted.file}, or sent another file; it is not kept."
-            raise MachineError(what, _remedy(wanted, folder))
+        if digest.hexdigest() != published.sha256:
+            what = f"The download of {published.url} is incomplete or not {published.file}; it was discarded."
+            raise MachineError(what, _remedy(published, folder))
     return path
 
 
-def read(wanted: PublishedWeights, path: Path) -> LoadedWeights:
-    """Return the tensors of a `.pth` file that is the published one, or of any `.safetensors` file.
+def read(published: PublishedWeights, path: Path) -> LoadedWeights:
+    """Return the tensors of the published `.pth` file, or of any `.safetensors` file.
 
-    Raises UsageError for any other file, before anything in it is unpickled, and for a damaged one.
+    Raises:
+        UsageError: The file is missing, damaged, or a `.pth` other than the published one, which is not unpickled.
     """
     try:
         content = path.read_bytes()  # once: the bytes that are unpickled are the bytes that were hashed
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from None
     digest = hashlib.sha256(content).hexdigest()
-    if digest == wanted.sha256:
+    if digest == published.sha256:
         return LoadedWeights(path, digest, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     if path.suffix.lower() != ".safetensors":
-        what = f"{path} is not {wanted.file} as published: its SHA-256 begins with {digest[:8]}."
-        raise UsageError(what, f"Put {wanted.url} in its place, or give the same tensors as .safetensors.")
+        what = f"{path} is not {published.file} as published: its SHA-256 begins with {digest[:8]}."
+        raise UsageError(what, f"Replace it with {published.url}, or give the same tensors as .safetensors.")
     try:
         return LoadedWeights(path, digest, safetensors.torch.load(content))
     except safetensors.SafetensorError as error:
-        raise UsageError(f"Cannot read {path} ({error}).", "The file may be cut short; make it again.") from None
+        raise UsageError(f"Cannot read {path} ({error}).", "The file may be truncated; write it again.") from None
 
 
-def misfit(wanted: PublishedWeights, weights: LoadedWeights) -> UsageError:
-    """Return the error of a file that holds other tensors than the network's."""
-    what = f"{weights.path} does not hold the weights of {wanted.name}."
-    return UsageError(what, f"Put {wanted.file} in its place, or the same tensors as .safetensors.")
+def mismatch_error(published: PublishedWeights, weights: LoadedWeights) -> UsageError:
+    """Return the error for a file whose tensors do not fit the network."""
+    what = f"{weights.path} does not hold the weights of {published.name}."
+    return UsageError(what, f"Replace it with {published.file}, or with the same tensors as .safetensors.")
 
 
-def find(wanted: PublishedWeights, folder: Path) -> Path | None:
-    """Return the published file in `folder` or in torch hub's cache, None where it is in neither."""
-    # torchvision and torch-fidelity keep their own downloads in torch hub's folder.
-    places = (folder, Path(torch.hub.get_dir()) / "checkpoints")
-    return next((place / wanted.file for place in places if (place / wanted.file).is_file()), None)
+def find(published: PublishedWeights, folder: Path) -> Path | None:
+    """Return the path of the published file in `folder` or torch hub's cache, None if it is in neither."""
+    # torchvision and torch-fidelity download into torch hub's folder.
+    folders = (folder, Path(torch.hub.get_dir()) / "checkpoints")
+    return next((candidate / published.file for candidate in folders if (candidate / published.file).is_file()), None)
 
 
-def _remedy(wanted: PublishedWeights, folder: Path) -> str:
-    own = f", or give it with {wanted.option} FILE" if wanted.option else ""
-    return f"Put that file into {folder}{own}."
+def _remedy(published: PublishedWeights, folder: Path) -> str:
+    alternative = f", or give it with {published.option} FILE" if published.option else ""
+    return f"Put that file into {folder}{alternative}."
 
 
-def _chunks(wanted: PublishedWeights, folder: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield what the address sends, piece by piece, with its length in all."""
+def _chunks(published: PublishedWeights, folder: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield the content of the URL in chunks, each with the total length."""
     try:
-        with urllib.request.urlopen(wanted.url, timeout=PATIENCE) as answer:
-            total = int(answer.headers.get("Content-Length", 0))
-            while chunk := answer.read(CHUNK):
+        with urllib.request.urlopen(published.url, timeout=TIMEOUT_SECONDS) as response:
+            total = int(response.headers.get("Content-Length", 0))
+            while chunk := response.read(CHUNK_BYTES):
                 yield chunk, total
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise MachineError(f"Could not download {wanted.url} ({reason}).", _remedy(wanted, folder)) from None
+        raise MachineError(f"Could not download {published.url} ({reason}).", _remedy(published, folder)) from None

@@ -1,4 +1,4 @@
-"""How much an operator leaves of a picture, severity by severity."""
+"""How much of an image a degradation leaves, severity by severity."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from torch import Tensor
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.evaluation.fidelity import Fidelity
 
-AMPLITUDE = 0.5  # of the probes: well inside the pixel range, so that nothing clips
+AMPLITUDE = 0.5  # of the probes: inside the pixel range, so that nothing clips
 
 
 @dataclasses.dataclass(frozen=True)
 class Remains:
-    """What is left at severity t.
+    """What is left of an image at severity t.
 
-    rmse, ssim: of x_t against x0, as `Fidelity` defines them; gain_low, gain_mid: what a wave of one
-    cycle across the picture, and of a quarter of a cycle a pixel, keeps of its amplitude; kept: the
-    share of pixels that follow the picture by more than half; color: the share of the color's spread,
-    None for gray pictures.
+    Attributes:
+        t: The severity.
+        rmse: Of x_t against x0, as `Fidelity` defines it.
+        ssim: Of x_t against x0, as `Fidelity` defines it.
+        gain_low: Amplitude kept by a wave of one cycle per image.
+        gain_mid: Amplitude kept by a wave of a quarter cycle per pixel.
+        kept: Fraction of pixels that still follow the image by more than half.
+        color: Fraction of the color spread that is kept; None for gray images.
     """
 
     t: int
@@ -37,31 +41,29 @@ class Remains:
 def describe(
     op: Degradation, x0: Tensor, freeze: Callable[[Tensor], Frozen], severities: Sequence[int]
 ) -> list[Remains]:
-    """Return what `op` leaves of pictures x0 (B, C, H, W) and of waves of their size, for each severity.
+    """Measure what `op` leaves of images x0 (B, C, H, W) float32 in [-1, 1] and of test waves, at each severity.
 
-    `freeze` draws the operator's randomness for a batch; the same is used for pictures and probes.
+    `freeze` draws the operator's randomness for a batch; images and waves share it.
     """
     frozen = freeze(x0)
     height, width = x0.shape[-2:]
-    waves = {"gain_low": _wave(x0, 1, 1), "gain_mid": _wave(x0, max(height // 4, 1), max(width // 4, 1))}
-    nothing, constant = torch.zeros_like(x0), torch.full_like(x0, AMPLITUDE)
-    made = []
+    waves = (_wave(x0, 1, 1), _wave(x0, max(height // 4, 1), max(width // 4, 1)))
+    zeros, constant = torch.zeros_like(x0), torch.full_like(x0, AMPLITUDE)
+    results = []
     for t in severities:
-        x_t, dark = op(x0, t, frozen), op(nothing, t, frozen)
+        x_t, offset = op(x0, t, frozen), op(zeros, t, frozen)
         fidelity = Fidelity()
         fidelity.update(x_t, x0)
-        found = fidelity.result()
-        gains = {name: _share(op(wave, t, frozen) - dark, wave) for name, wave in waves.items()}
-        follows = (op(constant, t, frozen) - dark).abs() > AMPLITUDE / 2
-        assert found["rmse"] is not None
-        made.append(
-            Remains(t, found["rmse"], found["ssim"], kept=follows.float().mean().item(), color=_color(x_t, x0), **gains)
-        )
-    return made
+        metrics = fidelity.result()
+        gain_low, gain_mid = (_share(op(wave, t, frozen) - offset, wave) for wave in waves)
+        kept = ((op(constant, t, frozen) - offset).abs() > AMPLITUDE / 2).float().mean().item()
+        assert metrics["rmse"] is not None
+        results.append(Remains(t, metrics["rmse"], metrics["ssim"], gain_low, gain_mid, kept, _color(x_t, x0)))
+    return results
 
 
 def _wave(like: Tensor, rows: int, columns: int) -> Tensor:
-    """Return waves of so many cycles down and across, half the amplitude each, shaped like the pictures."""
+    """Return the sum of a vertical and a horizontal wave, with that many cycles, shaped like the images."""
     height, width = like.shape[-2:]
     y = torch.cos(2 * math.pi * rows * torch.arange(height, device=like.device) / height)
     x = torch.cos(2 * math.pi * columns * torch.arange(width, device=like.device) / width)

@@ -8,12 +8,10 @@ however often that was interrupted.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -24,14 +22,16 @@ from colddiff_core.distributed.group import ALONE, Group
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import evaluate as evaluation
 from colddiff_core.evaluation.evaluate import (
+    COLUMNS,
     EvaluationResult,
+    EvaluationSettings,
     ImageMeasurements,
     MetricAccumulator,
     Reference,
     SamplingTimer,
 )
 from colddiff_core.experiment import Experiment
-from colddiff_core.files import locked, read_ordinary, refusals, whole
+from colddiff_core.files import FileLock, read_ordinary, refusals, whole
 
 LEAST, SHARES, MOST_PORTIONS = 256, 8, 512  # images of a portion, at least, unless a column has few; and portions then
 LOCK = ".lock"  # beside a folder, of whoever is at work on it
@@ -51,13 +51,13 @@ class PartialResults:
         of the job.
         """
         self.path = path
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         if not is_first:
             return
         with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = locked(path.with_suffix(LOCK))
+            self._lock = FileLock.take(path.with_suffix(LOCK))
         except BlockingIOError:
             what = "Another process is at this very evaluation."
             raise MachineError(what, "Wait for it, or stop it first.") from None
@@ -93,7 +93,7 @@ class PartialResults:
             with contextlib.suppress(OSError):  # others' portions are there
                 self.path.with_suffix(LOCK).unlink(missing_ok=True)
                 self.path.parent.rmdir()
-        os.close(self._lock)
+        self._lock.release()
         self._lock = None
 
     def _file(self, name: str) -> Path:
@@ -104,25 +104,23 @@ def evaluate(
     experiment: Experiment,
     reference: Reference,
     folder: PartialResults,
+    settings: EvaluationSettings,
+    columns: Sequence[str] = COLUMNS,
     *,
-    columns: Sequence[str],
-    t: int,
-    count: int,
-    batch_size: int,
     ranks: Group = ALONE,
     progress: Heard = lambda images: None,
-    **way: Any,
 ) -> dict[str, EvaluationResult]:
     """Return what `evaluation.evaluate` does, without pictures, to the first process, and nothing to the others.
 
-    They share the portions that `folder` lacks; t and `way` are as `evaluation.make` takes them. `progress` is told of
-    every batch's images that this process makes, and of those it finds there.
+    They share the portions that `folder` lacks. `progress` is called with the number of images of every batch that
+    this process makes, and of those it finds there.
     """
+    count, batch_size = settings.count, settings.batch_size or experiment.batch_size(evaluation.MOST)
     parts, size = evaluation.batches(experiment, reference, count, batch_size), evaluation.filled(count, batch_size)
     least = max(min(LEAST, count // SHARES), count // MOST_PORTIONS)
     each = max(1, least // batch_size)  # batches of a portion
     pieces = [(column, first) for column in columns for first in range(0, len(parts), each)]
-    named = {(column, first): f"t{t:04d}-{column}-{first // each:06d}" for column, first in pieces}
+    named = {(column, first): f"t{settings.t:04d}-{column}-{first // each:06d}" for column, first in pieces}
     clocks = {column: SamplingTimer(experiment.device) for column in columns}
     missing = [piece for piece in pieces if not folder.has(named[piece])] if ranks.is_first else []
     missing = [(column, first) for column, first in ranks.broadcast_json(missing)]
@@ -134,7 +132,7 @@ def evaluate(
         seen: list[ImageMeasurements] = []
         sampler = evaluation.sampler(experiment, column)
         some = parts[first : first + each]
-        for batch in evaluation.make(experiment, reference, some, own, size=size, sampler=sampler, t=t, **way):
+        for batch in evaluation.make(experiment, reference, some, own, settings, sampler, size):
             seen.append(found.look(batch.x, batch.numbers).first(batch.count))
             progress(batch.count)
         spent = [after - earlier for after, earlier in zip(own.told()[:2], before[:2], strict=True)]

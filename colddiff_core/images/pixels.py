@@ -1,4 +1,4 @@
-"""Pixels: bytes and floats, rounding, JPEG in memory."""
+"""Pixels: bytes and floats, rounding, and JPEG in memory."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-LUMA = torch.tensor((0.299, 0.587, 0.114))  # of red, green and blue (ITU-R BT.601)
+LUMA = torch.tensor((0.299, 0.587, 0.114))  # weights of red, green and blue (ITU-R BT.601)
 
 
-def covering(x: Tensor, height: int, width: int) -> Tensor:
-    """Return a picture (C, H, W) scaled until it covers height x width, and the center of that size."""
+def resize_and_crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Return an image scaled to cover height x width and cropped to its center.
+
+    Shapes: x (C, H, W) float32 in [-1, 1]; the result (C, height, width), the same range.
+    """
     scale = max(height / x.shape[-2], width / x.shape[-1])
-    size = [max(least, round(n * scale)) for least, n in zip((height, width), x.shape[-2:], strict=True)]
-    made = F.interpolate(x.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
+    size = [max(side, round(n * scale)) for side, n in zip((height, width), x.shape[-2:], strict=True)]
+    scaled = F.interpolate(x.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0].clamp_(-1, 1)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return made[:, top : top + height, left : left + width]
+    return scaled[:, top : top + height, left : left + width]
 
 
 def to_floats(pixels: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 in [-1, 1]."""
+    """Return uint8 pixels of any shape as float32 in [-1, 1]."""
     return pixels.to(torch.float32).div_(127.5).sub_(1)  # in place: a photograph is large
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Return pictures in [-1, 1] as uint8, rounded; what lies outside is clamped."""
+    """Return pixels in [-1, 1], any shape, rounded to uint8; values outside the range are clamped."""
     return (x.detach() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def quantize(x: Tensor, bits: int) -> Tensor:
-    """Round pictures in [-1, 1] to 2^bits levels; bits = 0 leaves them as they are.
+    """Round pixels in [-1, 1], any shape, to 2^bits levels; `bits` = 0 returns x.
 
     Source: Bansal et al. 2022, appendix A.2 (leakage through floating point).
     """
@@ -44,19 +47,25 @@ def quantize(x: Tensor, bits: int) -> Tensor:
     return ((x + 1) * (levels / 2)).round().clamp(0, levels) / (levels / 2) - 1
 
 
-def compressed(x: Tensor, qualities: Sequence[int]) -> Tensor:
-    """Return pictures (B, C, H, W) in [-1, 1], C = 1 or 3, as JPEG files of a quality of 1..100 each give them back."""
-    made = []
-    for picture, quality in zip(x, qualities, strict=True):
+def jpeg_round_trip(x: Tensor, qualities: Sequence[int]) -> Tensor:
+    """Return images after JPEG compression, each at its own quality from 1 to 100.
+
+    Shapes: x and the result (B, C, H, W) float32 in [-1, 1], C = 1 or 3; `qualities` has B entries.
+    """
+    decoded = []
+    for image, quality in zip(x, qualities, strict=True):
         file = io.BytesIO()
-        to_pillow(picture).save(file, "JPEG", quality=quality)
+        to_pillow(image).save(file, "JPEG", quality=quality)
         pixels = np.array(Image.open(file, formats=("JPEG",)))
-        made.append(torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
-    return to_floats(torch.stack(made)).to(x.device)
+        decoded.append(torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
+    return to_floats(torch.stack(decoded)).to(x.device)
 
 
 def dequantize(x: Tensor, guess: Tensor, bits: int) -> Tensor:
-    """Return the values nearest to `guess` that round to x, pictures of 2^bits levels in [-1, 1]; bits = 0 gives x."""
+    """Return the values nearest to `guess` that `quantize` would round to x; `bits` = 0 returns x.
+
+    Shapes: x and guess alike, in [-1, 1]; x has 2^bits levels.
+    """
     if bits == 0:
         return x
     half = 1 / (2**bits - 1)
@@ -64,6 +73,6 @@ def dequantize(x: Tensor, guess: Tensor, bits: int) -> Tensor:
 
 
 def to_pillow(x: Tensor) -> Image.Image:
-    """Return one picture (C, H, W), C = 1 or 3, in [-1, 1] as a Pillow image."""
+    """Return an image (C, H, W) in [-1, 1], C = 1 or 3, as an 8-bit Pillow image."""
     pixels = to_bytes(x).cpu().numpy()
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

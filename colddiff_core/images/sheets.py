@@ -10,24 +10,18 @@ from torch import Tensor
 
 from colddiff_core.images.pixels import to_pillow
 
-TILE = 64  # least side, in pixels, of a picture on a contact sheet
-
-
-GAP = 4
-
-
-HEAD = 18  # pixels above a sheet for its labels
-
-
+MIN_TILE_PIXELS = 64  # smaller images are enlarged until their shorter side reaches this
+GAP_PIXELS = 4
+HEAD_PIXELS = 18  # room for labels above a sheet
 BACKGROUND, INK = (24, 24, 28), (220, 220, 220)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the pictures of a contact sheet stand, in pixels: what a reader needs to take one out again.
+    """Positions of the images on a contact sheet, in pixels, so that a reader can cut them out.
 
-    `corners` holds the (left, top) of each picture by column; all are `tile` wide and high, which is the
-    picture's own size times `scale`.
+    canvas: (width, height) of the sheet; tile: (width, height) of every image on it, its own size times `scale`;
+    corners: (left, top) of each image, by column.
     """
 
     canvas: tuple[int, int]
@@ -37,26 +31,27 @@ class Layout:
 
 
 def lay_out(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Layout:
-    """Return the layout of `sheet` for the same arguments."""
+    """Return the layout that `sheet` uses for the same arguments."""
     count, (height, width) = len(next(iter(columns.values()))), next(iter(columns.values())).shape[-2:]
     rows = -(-count // blocks)
-    scale = max(1, -(-TILE // min(height, width)))
-    pitch_x, pitch_y = width * scale + GAP, height * scale + GAP
-    block_w = len(columns) * pitch_x + GAP
+    scale = max(1, -(-MIN_TILE_PIXELS // min(height, width)))
+    pitch_x, pitch_y = width * scale + GAP_PIXELS, height * scale + GAP_PIXELS
+    block_w = len(columns) * pitch_x + GAP_PIXELS
     corners: dict[str, list[tuple[int, int]]] = {}
     for column, name in enumerate(columns):
-        places = [divmod(index, rows) for index in range(count)]
+        cells = [divmod(index, rows) for index in range(count)]
         corners[name] = [
-            (block * (block_w + GAP * 2) + GAP + column * pitch_x, HEAD + row * pitch_y) for block, row in places
+            (block * (block_w + GAP_PIXELS * 2) + GAP_PIXELS + column * pitch_x, HEAD_PIXELS + row * pitch_y)
+            for block, row in cells
         ]
-    canvas = (blocks * block_w + (blocks - 1) * GAP * 2, HEAD + rows * pitch_y + GAP)
+    canvas = (blocks * block_w + (blocks - 1) * GAP_PIXELS * 2, HEAD_PIXELS + rows * pitch_y + GAP_PIXELS)
     return Layout(canvas, (width * scale, height * scale), scale, corners)
 
 
 def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
-    """Return a labeled contact sheet: a column per kind, a row per image, `blocks` such tables abreast.
+    """Return a labeled contact sheet: a column per name, a row per image, split into `blocks` side by side.
 
-    Shapes: every column (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
+    Shapes: every column (B, C, H, W) in [-1, 1], C = 1 or 3. Small images are enlarged by an integer factor.
     """
     layout = lay_out(columns, blocks=blocks)
     font = ImageFont.load_default(12)
@@ -64,14 +59,14 @@ def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     for name, corners in layout.corners.items():
         for left in sorted({left for left, _ in corners}):
-            draw.text((left, 2), _fitting(name, font, layout.tile[0]), fill=INK, font=font)
+            draw.text((left, 2), _shorten(name, font, layout.tile[0]), fill=INK, font=font)
         for x, corner in zip(columns[name], corners, strict=True):
             canvas.paste(to_pillow(x).resize(layout.tile, Image.Resampling.NEAREST), corner)
     return canvas
 
 
-def _fitting(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return a label cut to a width in pixels."""
+def _shorten(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return a label shortened to a width in pixels."""
     if font.getlength(name) <= width:
         return name
     while name and font.getlength(f"{name}…") > width:
@@ -79,31 +74,31 @@ def _fitting(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return f"{name}…"
 
 
-def album(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:
-    """Return a labeled contact sheet without rows that belong together: a grid `across` images wide for each group.
+def image_grid(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:
+    """Return one labeled grid of images per group, `across` images wide, side by side.
 
-    Shapes: every group (B, C, H, W) in [-1, 1]. Small pictures are enlarged by whole pixels.
+    Shapes: every group (B, C, H, W) in [-1, 1], C = 1 or 3. Small images are enlarged by an integer factor.
     """
     height, width = next(iter(groups.values())).shape[-2:]
-    scale = max(1, -(-TILE // min(height, width)))
-    tile_w, tile_h = width * scale + GAP, height * scale + GAP
+    scale = max(1, -(-MIN_TILE_PIXELS // min(height, width)))
+    tile_w, tile_h = width * scale + GAP_PIXELS, height * scale + GAP_PIXELS
     rows = max(-(-len(stack) // across) for stack in groups.values())
-    head = HEAD if any(groups) else 0
-    group_w = across * tile_w + 3 * GAP
-    canvas = Image.new("RGB", (len(groups) * group_w - GAP, head + rows * tile_h + 2 * GAP), BACKGROUND)
+    head = HEAD_PIXELS if any(groups) else 0
+    group_w = across * tile_w + 3 * GAP_PIXELS
+    canvas = Image.new("RGB", (len(groups) * group_w - GAP_PIXELS, head + rows * tile_h + 2 * GAP_PIXELS), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for number, (name, stack) in enumerate(groups.items()):
-        left = number * group_w + GAP
+        left = number * group_w + GAP_PIXELS
         draw.text((left, 2), name, fill=INK, font=ImageFont.load_default(12))
-        for place, x in enumerate(stack):
+        for index, x in enumerate(stack):
             tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-            row, column = divmod(place, across)
-            canvas.paste(tile, (left + column * tile_w, head + GAP + row * tile_h))
+            row, column = divmod(index, across)
+            canvas.paste(tile, (left + column * tile_w, head + GAP_PIXELS + row * tile_h))
     return canvas
 
 
-def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures side by side, from left to right, on the ground of a contact sheet where one is lower."""
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures in a row, aligned at the top; the contact sheet's background fills below shorter ones."""
     size = (sum(picture.width for picture in pictures), max(picture.height for picture in pictures))
     ground = BACKGROUND if pictures[0].mode == "RGB" else 0
     canvas = Image.new(pictures[0].mode, size, ground)
@@ -115,7 +110,7 @@ def beside(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def tile(batch: Tensor, columns: int) -> Tensor:
-    """Return a batch (B, C, H, W) as one picture (C, rows * H, columns * W); empty places are black."""
+    """Return a batch (B, C, H, W) in [-1, 1] as one image (C, rows * H, columns * W); empty cells are black."""
     count, channels, height, width = batch.shape
     rows = -(-count // columns)
     filled = batch.new_full((rows * columns, channels, height, width), -1.0)
@@ -124,7 +119,7 @@ def tile(batch: Tensor, columns: int) -> Tensor:
     return grid.reshape(channels, rows * height, columns * width)
 
 
-def enlarge(picture: Image.Image, least: int) -> Image.Image:
-    """Enlarge by whole pixels until the shorter side is at least `least` pixels."""
-    scale = max(1, -(-least // min(picture.size)))
+def enlarge(picture: Image.Image, min_side: int) -> Image.Image:
+    """Enlarge by an integer factor until the shorter side has at least `min_side` pixels."""
+    scale = max(1, -(-min_side // min(picture.size)))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -14,23 +14,23 @@ def every_batch(numbers: range) -> bool:
     return True
 
 
-def batches(count: int, size: int, wanted: BatchFilter = every_batch) -> Iterator[range]:
+def batches(count: int, size: int, accepts: BatchFilter = every_batch) -> Iterator[range]:
     """Return the numbers of the batches of images 0..count - 1, `size` in each and so some beyond `count` in the last.
 
     An image is thus computed among as many others, and at the same place, however many are asked for: bit for bit the
-    same. Batches are left out of whose images, by their numbers below `count`, none is `wanted`.
+    same. Batches whose numbers below `count` are not accepted are left out.
     """
     for first in range(0, count, size):
-        if wanted(range(first, min(first + size, count))):
+        if accepts(range(first, min(first + size, count))):
             yield range(first, first + size)
 
 
-def round_robin(together: Group, count: int, size: int, wanted: BatchFilter) -> BatchFilter:
+def round_robin(together: Group, count: int, size: int, accepts: BatchFilter) -> BatchFilter:
     """Return what tells which batches are this process's: of those that hold something wanted each has as many.
 
     They are dealt out whole, so that an image is computed as it is where one process has them all.
     """
     if together.is_alone:
-        return wanted
-    own = {numbers.start for numbers in together.round_robin(batches(count, size, wanted))}
+        return accepts
+    own = {numbers.start for numbers in together.round_robin(batches(count, size, accepts))}
     return lambda numbers: numbers.start in own

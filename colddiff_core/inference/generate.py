@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from colddiff_core import datasets, sampling, seeds
+from colddiff_core import datasets, seeds
 from colddiff_core.datasets import from_config
 from colddiff_core.distributed import group
 from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
+from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.runs import Run
-from colddiff_core.sampling import Step, priors
+from colddiff_core.sampling import DegradedImages, Sampling, Step, final, priors
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
@@ -59,84 +60,60 @@ class Generator:
         return priors.draw(self.prior, self.source, self.weights, generators, self.noise)
 
     def generate(
-        self,
-        count: int,
-        *,
-        seed: int,
-        sampler: str,
-        stride: int = 1,
-        label: int | None = None,
-        wanted: BatchFilter = every_batch,
+        self, count: int, sampling: Sampling, *, label: int | None = None, accepts: BatchFilter = every_batch
     ) -> Iterator[GeneratedBatch]:
         """Return images 0..count - 1 in batches; `label` is the class of them all, None for any.
 
-        Batches without a `wanted` image are left out, and change nothing of the others.
+        Batches that are not accepted are left out, and change nothing of the others.
         Raises UsageError for a sampler, stride or label that does not suit the run.
         """
 
         def start(numbers: range) -> InitialState:
-            return self.starts(seed, numbers)
+            return self.starts(sampling.seed, numbers)
 
-        return self._batches(count, start, list, seed=seed, sampler=sampler, stride=stride, label=label, wanted=wanted)
+        return self._batches(count, start, list, sampling, label, accepts)
 
     def interpolate(
-        self,
-        count: int,
-        *,
-        seed: int,
-        sampler: str,
-        stride: int = 1,
-        label: int | None = None,
-        wanted: BatchFilter = every_batch,
+        self, count: int, sampling: Sampling, *, label: int | None = None, accepts: BatchFilter = every_batch
     ) -> Iterator[GeneratedBatch]:
         """Return `count` images from x_T between those of images 0 and 1, both included; else as `generate`.
 
         The first is image 0 and the last image 1. With "ddpm" the last is not, by design: the noise that it draws is
         image 0's all the way, so that the images change with x_T alone.
         """
-        way = priors.between(self.prior, self.experiment.operator, self.starts(seed, range(2)), count)
+        ends = self.starts(sampling.seed, range(2))
+        states = priors.between(self.prior, self.experiment.operator, ends, count)
 
         def start(numbers: range) -> InitialState:
-            return way[torch.tensor(numbers).clamp(max=count - 1)]
+            return states[torch.tensor(numbers).clamp(max=count - 1)]
 
         def zeros(numbers: range) -> list[int]:
             return [0] * len(numbers)  # one noise for them all, so that a random sampler too goes evenly across
 
-        return self._batches(count, start, zeros, seed=seed, sampler=sampler, stride=stride, label=label, wanted=wanted)
+        return self._batches(count, start, zeros, sampling, label, accepts)
 
     def _batches(
         self,
         count: int,
         start: Callable[[range], InitialState],
         noises: Callable[[range], list[int]],
-        *,
-        seed: int,
-        sampler: str,
-        stride: int,
+        sampling: Sampling,
         label: int | None,
-        wanted: BatchFilter,
+        accepts: BatchFilter,
     ) -> Iterator[GeneratedBatch]:
         built = self.experiment
-        sampling.check(sampler, built.operator, stride)
+        sampling.check(built.operator)
+        exact = dataclasses.replace(sampling, bits=0)  # a prior's x_T is not rounded
         check_label(built, label)
         labels = None if label is None else torch.full((self.batch_size,), label, device=built.device)
 
         def batch(numbers: range) -> GeneratedBatch:
-            here = start(numbers).to(built.device)
-            steps = built.restore(
-                here.x,
-                built.operator.steps,
-                here.frozen,
-                sampler=sampler,
-                stride=stride,
-                seed=seed,
-                numbers=noises(numbers),
-                bits=0,
-                labels=labels,
-            )
-            return GeneratedBatch(numbers.start, min(len(numbers), count - numbers.start), here, steps)
+            state = start(numbers).to(built.device)
+            x_T = DegradedImages(state.x, built.operator.steps, state.frozen, noises(numbers))
+            steps = built.restore(x_T, exact, labels)
+            return GeneratedBatch(numbers.start, min(len(numbers), count - numbers.start), state, steps)
 
-        return map(batch, batches.batches(count, self.batch_size, wanted))
+        return map(batch, batches.batches(count, self.batch_size, accepts))
 
 
 def prepare(
@@ -187,3 +164,30 @@ def _source(built: Experiment) -> PriorSource:
 
     side = built.config.data.size
     return PriorSource(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)
+
+
+def generate(
+    trained: TrainedRun,
+    count: int,
+    *,
+    seed: int = 0,
+    prior: str | None = None,
+    sampling: Sampling | None = None,
+    label: int | None = None,
+) -> torch.Tensor:
+    """Generate images (count, C, H, W), float32 in [-1, 1], on the CPU: those of `colddiff generate --seed`.
+
+    Args:
+        prior: What x_T is drawn from; None for the operator's default.
+        sampling: None for the run's own; its seed gives way to `seed`.
+        label: The class of all images, for a conditional network.
+
+    Raises:
+        UsageError: The count, prior, sampling or label does not fit the run.
+    """
+    if count < 1:
+        raise UsageError(f"count = {count}: nothing to generate.", "Use 1 or more.")
+    built = trained.experiment
+    sampling = dataclasses.replace(sampling or Sampling.of(built.config), seed=seed)
+    batches_ = prepare(trained.run, built, prior).generate(count, sampling, label=label)
+    return torch.cat([final(batch.steps)[: batch.count].clamp(-1, 1).cpu() for batch in batches_])

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colddiff_core import sampling
 from colddiff_core.degradations import Degradation, Estimate, Frozen
 from colddiff_core.errors import MachineError, UsageError, is_out_of_memory
 from colddiff_core.experiment import Experiment
 from colddiff_core.images import LUMA, dequantize
 from colddiff_core.models import UNet, memory, tiling
+from colddiff_core.sampling import SAMPLERS, DegradedImages, Sampling
 
 Color = Literal["channels", "luma"]
 BITS = 8  # of the pictures that users have
@@ -59,11 +59,9 @@ class PhotographRestorer:
     """
 
     experiment: Experiment
-    sampler: str
-    stride: int
+    sampling: Sampling
     is_consistent: bool
     color: Color = "channels"
-    seed: int = 0
     tile: int | None = None
 
     @property
@@ -96,7 +94,7 @@ class PhotographRestorer:
             with contextlib.suppress(UsageError):  # then nothing is known of them
                 fields = self.operator.estimate(self._seen(x_t)).fields
         fields = {name: _for_each(value, x_t) for name, value in fields.items() if name in wanted}
-        frozen = self.operator.freeze(x_t, generator=torch.Generator().manual_seed(self.seed), **fields)
+        frozen = self.operator.freeze(x_t, generator=torch.Generator().manual_seed(self.sampling.seed), **fields)
         if hidden is not None:  # whatever is there now, a scratch or a name, must not be seen
             x_t = self.operator(x_t, t, frozen)
         is_known = hidden is not None or wanted <= set(fields) or self.operator.is_solving
@@ -132,8 +130,8 @@ class PhotographRestorer:
     def _check_unknown(self) -> None:
         """Refuse to restore what is not known in full, where that would be restored as something else."""
         name = self.operator.name
-        if self.sampler != "direct":
-            what = f"{self.sampler} must know what {name} drew for a picture, and this one does not tell."
+        if self.sampling.sampler != "direct":
+            what = f"{self.sampling.sampler} must know what {name} drew for a picture, and this one does not tell."
             raise UsageError(what, "Use --sampler direct.")
         if self.is_consistent or self.needs_inverse:
             what = f"Where {name} has its hole in this picture was not found."
@@ -143,18 +141,17 @@ class PhotographRestorer:
         unet = self.experiment.restorer.unet
         assert isinstance(unet, UNet)
         done = 0.0
-        count = 1 if sampling.SAMPLERS[self.sampler].is_single else -(-given.t // self.stride)
+        count = 1 if SAMPLERS[self.sampling.sampler].is_single else -(-given.t // self.sampling.stride)
 
         def at_tile(share: float) -> None:
             at_share((done + share) / count)
 
         built = dataclasses.replace(self.experiment, pieces=memory.ChunkedRestorer(1))  # a tile is as large as fits
         built = built.with_network(tiling.TiledRestorer(unet, side, at_tile))
-        numbers = [0] * len(given.x_t)
-        way = {"sampler": self.sampler, "stride": self.stride, "seed": self.seed, "numbers": numbers, "bits": BITS}
+        degraded = DegradedImages(given.x_t, given.t, given.frozen, [0] * len(given.x_t))
         with torch.no_grad():
             x = given.x_t
-            for step in built.restore(given.x_t, given.t, given.frozen, **way):  # type: ignore[arg-type]
+            for step in built.restore(degraded, dataclasses.replace(self.sampling, bits=BITS)):
                 x, done = step.x, float(step.index)
                 at_share(done / count)
             if self.is_consistent:

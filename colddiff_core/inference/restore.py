@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from colddiff_core import sampling, seeds
+from colddiff_core import seeds
 from colddiff_core.degradations import Frozen
+from colddiff_core.errors import UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
-from colddiff_core.sampling import Step
+from colddiff_core.inference.open_run import TrainedRun
+from colddiff_core.sampling import DegradedImages, Sampling, Step, final
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
 MOST = {"cpu": 16, "cuda": 256}
@@ -34,18 +36,16 @@ class DegradedBatch:
     x_t: Tensor
     frozen: Frozen
     t: int
-    seed: int
 
-    def restore(self, sampler: str, stride: int) -> Iterator[Step]:
+    def restore(self, sampling: Sampling) -> Iterator[Step]:
         """Take the whole batch back to x_0, step by step; errors as `Experiment.restore`."""
         numbers = range(self.first, self.first + len(self.x_t))
-        bits = self.experiment.bits
-        way = {"sampler": sampler, "stride": stride, "seed": self.seed, "numbers": numbers, "bits": bits}
-        return self.experiment.restore(self.x_t, self.t, self.frozen, **way)  # type: ignore[arg-type]
+        return self.experiment.restore(DegradedImages(self.x_t, self.t, self.frozen, numbers), sampling)
 
     def direct(self) -> Tensor:
         """Return R(x_t, t) of the whole batch, (B, C, H, W)."""
-        return sampling.final(self.restore("direct", 1))
+        sampling = Sampling.of(self.experiment.config, sampler="direct", stride=1)
+        return final(self.restore(sampling))
 
     def of(self, x: Tensor, numbers: range) -> Tensor:
         """Return those of (B, C, H, W) whose numbers are in a range, without what fills the batch up; on the CPU."""
@@ -61,15 +61,15 @@ def degraded(
     t: int,
     seed: int,
     size: int,
-    wanted: BatchFilter = every_batch,
+    accepts: BatchFilter = every_batch,
 ) -> Iterator[DegradedBatch]:
     """Return images 0..count - 1 degraded, `size` at a time as `experiment.batches` has them.
 
     load: returns an image (C, H, W) by its number, None where it cannot be had; what it raises goes through.
-    Batches without a `wanted` image, and those of which none can be loaded, are left out.
+    Batches that are not accepted, and those of which no image can be loaded, are left out.
     """
     side = built.config.data.size
-    for numbers in batches.batches(count, size, wanted):
+    for numbers in batches.batches(count, size, accepts):
         loaded = {number: load(number) for number in numbers if number < count}
         there = tuple(number for number, image in loaded.items() if image is not None)
         if not there:
@@ -81,4 +81,38 @@ def degraded(
             x0[number - numbers.start] = image
         x0 = x0.to(built.device)
         x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
-        yield DegradedBatch(built, numbers.start, there, x0, x_t, frozen, t, seed)
+        yield DegradedBatch(built, numbers.start, there, x0, x_t, frozen, t)
+
+
+def restore(
+    trained: TrainedRun,
+    x_t: Tensor,
+    *,
+    t: int | None = None,
+    frozen: Frozen | None = None,
+    sampling: Sampling | None = None,
+) -> Tensor:
+    """Restore degraded images x_t (B, C, H, W), float32 in [-1, 1]; return x_0 of the same shape, on the CPU.
+
+    Args:
+        t: Severity of x_t; None for T.
+        frozen: What the operator drew for these images; None to draw it from `sampling.seed`.
+        sampling: None for the run's own.
+
+    Raises:
+        UsageError: x_t has another shape or dtype than the run's images, or t or the sampling does not fit.
+    """
+    built, config = trained.experiment, trained.experiment.config
+    shape = (built.channels, config.data.size, config.data.size)
+    if x_t.ndim != 4 or tuple(x_t.shape[1:]) != shape or x_t.dtype != torch.float32:
+        what = f"x_t is {tuple(x_t.shape)} {str(x_t.dtype).removeprefix('torch.')}."
+        raise UsageError(what, f"This run takes (B, {', '.join(map(str, shape))}) float32 in [-1, 1].")
+    severity = built.operator.steps if t is None else t
+    sampling = sampling or Sampling.of(config)
+    sampling.check(built.operator, severity)
+    if not len(x_t):
+        return x_t.cpu()
+    x_t, numbers = x_t.to(built.device), range(len(x_t))
+    if frozen is None:
+        frozen = built.freeze(x_t, seeds.image_generators(sampling.seed, numbers))
+    return final(built.restore(DegradedImages(x_t, severity, frozen, numbers), sampling)).cpu()

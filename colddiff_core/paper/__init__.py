@@ -1,1 +1,1 @@
-"""The paper's tables: what they hold, and reproducing them."""
+"""The paper's tables: their definition and reproduction."""

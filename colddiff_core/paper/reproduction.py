@@ -1,6 +1,7 @@
-"""The paper's tables made anew: what a run comes to for them, kept in the run.
+"""Reproduce the paper's tables: measure runs and keep the results in the run.
 
-Every kind of image (degraded, direct, ...) is measured and kept by itself: a command cut off goes on after the last.
+Each kind of image (degraded, direct, ...) is measured and saved separately, so an interrupted command continues after
+the last one.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import __version__, images
+from colddiff_core import images
 from colddiff_core.config import presets
 from colddiff_core.config.schema import Config
+from colddiff_core.config.version import __version__
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import comparison, evaluate
 from colddiff_core.evaluation.comparison import Contender
-from colddiff_core.evaluation.evaluate import EvaluationResult, Reference
+from colddiff_core.evaluation.evaluate import EvaluationResult, EvaluationSettings, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
 from colddiff_core.inference import generate
@@ -32,17 +34,24 @@ from colddiff_core.paper import tables
 from colddiff_core.paper.tables import Scale, Table, TableRowSpec
 from colddiff_core.runs import Run
 
-SHOWN = 8  # images of a contact sheet
+SHOWN_IMAGES = 8  # per kind on a contact sheet
 FOLDER = "reproduced"
 ORIGINAL = "original"
-VERSION = 5  # of how figures are measured: raised where they would come out otherwise
+VERSION = 5  # of the measurement; raise it when results would change
 Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How runs are measured: how many test images are restored and how many are generated, whether degraded images are
-    rounded to 8 bits, how many at a time (None: as many as fit), and the circumstances (date, hardware, software)."""
+    """How to measure a run.
+
+    Attributes:
+        restored: Number of test images to restore.
+        generated: Number of images to generate.
+        is_8bit: Whether to round degraded images to 8 bits.
+        batch_size: Images at a time; None for as many as fit.
+        circumstances: Date, hardware and software, to record.
+    """
 
     restored: int
     generated: int
@@ -52,14 +61,15 @@ class Measurement:
 
 
 class RunMeasurer:
-    """A run, opened, and what it has come to so far, as far as the run's folder can be written to."""
+    """Measures an open run and keeps the results in its folder, if that is writable."""
 
     def __init__(self, run: Run, step: int, built: Experiment, reference: Reference, how: Measurement) -> None:
+        """Measure the checkpoint of `run` at `step`, loaded as `built`."""
         self.run, self.step, self.built, self.reference, self.how = run, step, built, reference, how
         self._weights = hashlib.sha256((run.checkpoint(step) / "ema.safetensors").read_bytes()).hexdigest()
 
     def count(self, kind: str) -> int:
-        """Return how many images of a kind are measured."""
+        """Return how many images of a kind to measure."""
         is_generated = kind in tables.GENERATED
         return self.how.generated if is_generated else min(self.how.restored, len(self.reference.test))
 
@@ -70,36 +80,40 @@ class RunMeasurer:
         changed: Sequence[str],
         progress: Callable[[str, int], None] = lambda kind, images: None,
     ) -> Result:
-        """Return what kinds of images come to; `config` is the preset, `changed` what differs from it, in words.
+        """Return the results for these kinds of images.
 
-        `progress` is told of every batch's kind and images.
+        Args:
+            config: The preset.
+            kinds: Such as "degraded" or "sampled".
+            changed: Differences of the run from the preset, in words.
+            progress: Gets the kind and the number of images of every batch.
         """
         records, pictures = {}, {}
         for kind in kinds:
             records[kind], pictures[kind] = self._measure(kind, functools.partial(progress, kind))
-        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(min(SHOWN, self.how.restored)))
+        pictures[ORIGINAL] = self.reference.test.images(self.reference.test.draw(min(SHOWN_IMAGES, self.how.restored)))
         return Result(config, self._metadata(changed), records, pictures)
 
     def _measure(self, kind: str, progress: Callable[[int], None]) -> tuple[Record, Tensor]:
-        """Return what a kind comes to, and its first images, as kept in the run or measured now."""
+        """Return the record and the first images of a kind: kept in the run, or measured now."""
         path = self.run.path / FOLDER / self._key(kind) / f"{kind.replace(' ', '-')}.json"
         picture = path.with_suffix(".png")
-        known = _read(path)
-        shown = _read_strip(picture, self.built, min(SHOWN, self.count(kind)))
-        if known is not None and shown is not None:
-            return known, shown
-        find = self._generated if kind in tables.GENERATED else self._restored
-        outcome, details = find(kind, progress)
+        record = _read(path)
+        shown = _read_strip(picture, self.built, min(SHOWN_IMAGES, self.count(kind)))
+        if record is not None and shown is not None:
+            return record, shown
+        measure = self._generated if kind in tables.GENERATED else self._restored
+        outcome, details = measure(kind, progress)
         record = {"metrics": outcome.figures, "intervals": outcome.intervals, "is_scarce": outcome.has_too_few_images}
         record |= {"n": self.count(kind), "measured": dict(self.how.circumstances)} | details
-        with contextlib.suppress(MachineError):  # a run that cannot be written to is measured all the same
+        with contextlib.suppress(MachineError):  # a read-only run can still be measured
             images.write(images.to_pillow(images.tile(outcome.shown, 1)), picture)
             with whole(path) as draft:
                 draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
         return record, outcome.shown
 
     def _metadata(self, changed: Sequence[str]) -> Record:
-        """Return what a reader must know of the run to repeat or to doubt it."""
+        """Return what a reader needs to judge or repeat the run."""
         config, lines = self.built.config, self.run.metrics()
         train = config.train
         return {
@@ -127,19 +141,16 @@ class RunMeasurer:
     def _restored(self, kind: str, progress: Callable[[int], None]) -> tuple[EvaluationResult, Record]:
         how, config = self.how, self.built.config
         named: dict[str, str | None] = {"degraded": None, "sampled": config.sample.sampler}
-        outcome = evaluate.restore(
-            self.built,
-            self.reference,
-            sampler=named.get(kind, kind),
-            t=self.built.operator.steps,
-            stride=config.sample.stride,
-            count=self.count(kind),
-            seed=config.train.seed,
-            is_8bit=how.is_8bit,
-            batch_size=how.batch_size,
-            shown=SHOWN,
-            progress=progress,
+        settings = EvaluationSettings(
+            self.built.operator.steps,
+            self.count(kind),
+            config.train.seed,
+            config.sample.stride,
+            how.is_8bit,
+            how.batch_size,
         )
+        sampler = named.get(kind, kind)
+        outcome = evaluate.restore(self.built, self.reference, settings, sampler, shown=SHOWN_IMAGES, progress=progress)
         return outcome, {}
 
     def _generated(self, kind: str, progress: Callable[[int], None]) -> tuple[EvaluationResult, Record]:
@@ -148,12 +159,19 @@ class RunMeasurer:
         source = generate.prepare(self.run, self.built, None, None, width)
         sampler = "fixed-noise" if kind == "fixed noise" else config.sample.sampler
         contender = Contender(kind, self.built, sampler, config.sample.stride, self.built.operator.steps, source)
-        common: dict[str, Any] = {"count": self.count(kind), "seed": config.train.seed, "shown": SHOWN, "described": 0}
-        outcome = comparison.generate(contender, self.reference, progress=progress, **common)
+        outcome = comparison.generate(
+            contender,
+            self.reference,
+            count=self.count(kind),
+            seed=config.train.seed,
+            shown=SHOWN_IMAGES,
+            described=0,
+            progress=progress,
+        )
         return outcome, {"noise": source.noise}
 
     def _key(self, kind: str) -> str:
-        """Return a name for all that figures depend on: weights, images, how many, seed, features, the program."""
+        """Return a hash of everything the results depend on: weights, images, counts, seed, features, software."""
         how, config, reference = self.how, self.built.config, self.reference
         parts = [
             self._weights,
@@ -172,25 +190,25 @@ class RunMeasurer:
 
 
 def _read(path: Path) -> Record | None:
-    """Return a record that was kept; None where there is none, or none that is whole."""
+    """Return a saved record; None if it is missing or damaged."""
     try:
-        known = parse_json(path.read_text(encoding="utf-8"))
-        intervals, measured = known["intervals"].values(), known["measured"].values()
+        record = parse_json(path.read_text(encoding="utf-8"))
+        intervals, measured = record["intervals"].values(), record["measured"].values()
         is_whole = (
-            bool(known["metrics"])
-            and all(isinstance(value, float | int | list | None) for value in known["metrics"].values())
+            bool(record["metrics"])
+            and all(isinstance(value, float | int | list | None) for value in record["metrics"].values())
             and all(ends is None or (len(ends) == 2 and all(type(end) is float for end in ends)) for ends in intervals)
             and all(isinstance(words, str) for words in measured)
-            and type(known["n"]) is int
-            and type(known["is_scarce"]) is bool
+            and type(record["n"]) is int
+            and type(record["is_scarce"]) is bool
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return known if is_whole else None
+    return record if is_whole else None
 
 
 def _read_strip(path: Path, built: Experiment, count: int) -> Tensor | None:
-    """Return the images of a strip that was kept, one below the other; None where it is not what it should be."""
+    """Return the images of a saved strip, top to bottom; None if it is missing or has another size."""
     side = built.config.data.size
     try:
         strip = images.read(path, channels=built.channels)
@@ -201,8 +219,14 @@ def _read_strip(path: Path, built: Experiment, count: int) -> Tensor | None:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run came to: its configuration, what a reader must know of it, the record of each kind of image, and the
-    first images of each kind and the originals (K, C, H, W) float32 in [-1, 1]."""
+    """The results of a run.
+
+    Attributes:
+        config: Its preset.
+        metadata: What a reader needs to judge or repeat it.
+        kinds: The record of each kind of image.
+        pictures: The first images of each kind, and the originals, (K, C, H, W) float32 in [-1, 1].
+    """
 
     config: Config
     metadata: Record
@@ -210,16 +234,16 @@ class Result:
     pictures: dict[str, Tensor]
 
     def title(self, part: TableRowSpec) -> str:
-        """Return what the rows are called, with what tells the images from the paper's."""
+        """Return the title of the rows, with the differences of the images from the paper's."""
         size = self.config.data.size
         of_size = f", {size} px" if size != presets.load(part.preset).data.size else ""
         return part.title + (f" ({self.metadata['note']})" if self.metadata["note"] else "") + of_size
 
 
 def tabulate(table: Table, scale: Scale, results: Mapping[str, Result], *, is_papers: bool = True) -> Record:
-    """Return a table as far as there are results, by preset: its rows with the paper's figures and the verdicts.
+    """Return a table for the results at hand, by preset name: rows with the paper's values and verdicts.
 
-    is_papers: what was measured is what the paper measured; else nothing of its stands in the rows.
+    With `is_papers` false the setup differs from the paper's, and its values are left out.
     """
     rows, notes = [], set()
     for part in table.parts:
@@ -228,44 +252,44 @@ def tabulate(table: Table, scale: Scale, results: Mapping[str, Result], *, is_pa
             continue
         notes |= {result.config.paper["note"]} if is_papers and "note" in result.config.paper else set()
         for kind in part.kinds:
-            known = result.kinds[kind]
+            record = result.kinds[kind]
             published = tables.published(result.config, kind) if is_papers else {}
             paper = {key: value for key, value in published.items() if key in table.metrics}
-            scarce = known["is_scarce"]
-            verdicts = tables.verdicts(kind, known["metrics"], known["intervals"], paper, has_too_few_images=scarce)
+            scarce = record["is_scarce"]
+            verdicts = tables.verdicts(kind, record["metrics"], record["intervals"], paper, has_too_few_images=scarce)
             row = {"title": result.title(part), "kind": kind, "preset": result.config.name, "verdicts": verdicts}
-            rows.append(row | {"paper": paper} | known)
+            rows.append(row | {"paper": paper} | record)
     heading = {"name": table.name, "title": table.title, "numbers": table.numbers, "metrics": list(table.metrics)}
     return heading | {"rows": rows, "notes": sorted(notes)}
 
 
 def contact_sheet(table: Table, scale: Scale, results: Mapping[str, Result]) -> Image.Image:
-    """Return the first images of every part of a table, its kinds and the originals beside each other."""
+    """Return a picture of the first images of every part of a table, kinds and originals side by side."""
     sheets = []
     for part in table.parts:
         result = results.get(part.preset_at(scale))
         if result:
             shown = [*part.kinds, *([] if part.is_generated else [ORIGINAL])]
             sheets.append(images.sheet({kind: result.pictures[kind] for kind in shown}))
-    return images.beside(sheets)
+    return images.side_by_side(sheets)
 
 
-def gaps(made: Sequence[Record]) -> list[Record]:
-    """Return the figures of tables that are behind the paper's, by share of the paper's, worst first."""
-    found: dict[tuple[str, str, str], Record] = {}
-    for table in made:
+def gaps(reports: Sequence[Record]) -> list[Record]:
+    """Return the metrics of tables that are worse than the paper's, largest relative gap first."""
+    gap_by_metric: dict[tuple[str, str, str], Record] = {}
+    for table in reports:
         for row in table["rows"]:
             for metric in (key for key, verdict in row["verdicts"].items() if verdict == "worse"):
                 ours, paper = row["metrics"][metric], row["paper"][metric]
                 gap = {"where": f"{table['title']}, {row['title']}, {row['kind']}", "metric": metric}
                 gap |= {"ours": ours, "paper": paper, "share": abs(ours - paper) / paper}
-                found.setdefault((row["preset"], row["kind"], metric), gap)
-    return sorted(found.values(), key=lambda gap: -gap["share"])
+                gap_by_metric.setdefault((row["preset"], row["kind"], metric), gap)
+    return sorted(gap_by_metric.values(), key=lambda gap: -gap["share"])
 
 
-def diverged(made: Sequence[Record]) -> list[str]:
-    """Return the rows of tables whose images are not all of numbers."""
-    rows = ((table, row) for table in made for row in table["rows"])
+def diverged(reports: Sequence[Record]) -> list[str]:
+    """Return the titles of the rows whose images are not all finite."""
+    rows = ((table, row) for table in reports for row in table["rows"])
     named = (f"{table['title']}, {row['title']}, {row['kind']}" for table, row in rows if _is_diverged(row))
     return list(dict.fromkeys(named))
 

@@ -1,7 +1,9 @@
-"""The paper's tables: which presets they are made of, what they published, and which of two figures is better.
+"""The paper's tables: the presets behind them, the published values, and verdicts on ours.
 
-Needs no torch. Numbering is that of the full paper; the shorter version has the same Tables 1 to 3, its Table 4 is of
-snow (`snow` here), and its Table 5 is the full paper's Table 4. Source: Bansal et al. 2022.
+Needs no torch. The numbers are the full paper's. The shorter version has the same Tables 1 to 3, its Table 4 is snow
+(`snow` here), and its Table 5 is the full paper's Table 4.
+
+Source: Bansal et al. 2022.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from colddiff_core.errors import UsageError
 from colddiff_core.text import nearest
 
 Scale = Literal["small", "paper"]
-SMALL = "-small"  # what the name of a preset ends in that is the same experiment at a size for two cores
+SMALL = "-small"  # suffix of presets for the same experiment at a size for two cores
 IS_LOWER_BETTER = {"rmse": True, "psnr": False, "ssim": False, "lpips": True, "fid": True, "kid": True}
 RESTORED = ("degraded", "direct", "sampled")
-GENERATED = {  # the paper's columns, by its key in [paper] generated
+GENERATED = {  # the paper's columns and their keys in [paper.generated]
     "fixed noise": "fid_fixed_noise",
     "estimated noise": "fid_estimated_noise",
     "perfect symmetry": "fid_perfect_symmetry",
@@ -29,7 +31,7 @@ GENERATED = {  # the paper's columns, by its key in [paper] generated
 
 @dataclasses.dataclass(frozen=True)
 class TableRowSpec:
-    """What a table takes from one preset: the rows' title, the preset's name, and which images are measured."""
+    """The rows of a table that come from one preset: their title, the preset, the kinds of images measured."""
 
     title: str
     preset: str
@@ -41,22 +43,24 @@ class TableRowSpec:
 
     @property
     def dataset(self) -> str:
+        """Return the name of the data set."""
         return self.preset.partition("-")[0]
 
     @property
     def is_generated(self) -> bool:
+        """Return whether the rows are about generated images."""
         return self.kinds[0] in GENERATED
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of the paper: its name here, its title, its number in both versions, and its parts."""
+    """A table of the paper: its name here, its title, its numbers in both versions, its parts and metrics."""
 
     name: str
     title: str
     numbers: str
     parts: tuple[TableRowSpec, ...]
-    metrics: tuple[str, ...] = ("rmse", "ssim", "fid")  # that the paper's table has
+    metrics: tuple[str, ...] = ("rmse", "ssim", "fid")
 
 
 def _restored(operator: str, kinds: tuple[str, ...], *sets: str) -> tuple[TableRowSpec, ...]:
@@ -110,7 +114,11 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Table:
-    """Return a table by its name; raises UsageError with the nearest known one."""
+    """Return a table by its name.
+
+    Raises:
+        UsageError: There is none; the error suggests the nearest name.
+    """
     for table in _TABLES:
         if table.name == name:
             return table
@@ -118,17 +126,17 @@ def find(name: str) -> Table:
 
 
 def plan(chosen: Sequence[Table], scale: Scale, datasets: Collection[str] = ()) -> dict[str, list[str]]:
-    """Return the kinds of images to measure of each preset, in the tables' order; `datasets` leaves out the others."""
-    wanted: dict[str, list[str]] = {}
+    """Return the kinds of images to measure for each preset, in the tables' order; `datasets` limits the rows."""
+    kinds_by_preset: dict[str, list[str]] = {}
     for part in (part for table in chosen for part in table.parts):
         if not datasets or part.dataset in datasets:
-            kinds = wanted.setdefault(part.preset_at(scale), [])
+            kinds = kinds_by_preset.setdefault(part.preset_at(scale), [])
             kinds += [kind for kind in part.kinds if kind not in kinds]
-    return wanted
+    return kinds_by_preset
 
 
 def published(config: Config, kind: str) -> dict[str, float]:
-    """Return the paper's figures for a kind of image, {} where it has none."""
+    """Return the paper's values for a kind of image by metric, {} if it has none."""
     if kind in GENERATED:
         value = config.paper.get("generated", {}).get(GENERATED[kind])
         return {} if value is None else {"fid": float(value)}
@@ -137,7 +145,7 @@ def published(config: Config, kind: str) -> dict[str, float]:
 
 
 def judge(metric: str, value: float, interval: tuple[float, float] | None, paper: float) -> str:
-    """Return "better", "worse", or "same" where the paper's figure lies in the interval of ours."""
+    """Return "better" or "worse", or "same" if the paper's value lies in our interval."""
     low, high = interval or (value, value)
     if low <= paper <= high:
         return "same"
@@ -152,9 +160,9 @@ def verdicts(
     *,
     has_too_few_images: bool,
 ) -> dict[str, str]:
-    """Return the verdict on each figure that the paper has too.
+    """Return the verdict on each metric that the paper reports too.
 
-    None on degraded images, which nobody restored, and none on a FID of too few images, which is large for that alone.
+    Degraded images get none, because nothing was restored, and neither does FID on too few images, which is biased.
     """
     if kind == "degraded":
         return {}
@@ -163,9 +171,9 @@ def verdicts(
 
 
 def differences(config: Config, overrides: tuple[str, ...], found: Config) -> dict[str, str]:
-    """Return in what a run's configuration differs from its preset's: {"train.lr": "0.5, not 0.001"}.
+    """Return how a run's configuration differs from its preset, such as {"train.lr": "0.5, not 0.001"}.
 
-    Where the files lie, how often is logged and saved, and the device's precision make no other experiment of it.
+    File locations, logging and checkpoint intervals, and precision do not count: they are the same experiment.
     """
     expected = presets.load(config.name, overrides).to_table()
     differing = schema.changes(found.to_table(), expected)

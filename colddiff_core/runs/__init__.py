@@ -1,13 +1,13 @@
-"""The run directory: read, write, hold, ask."""
+"""Run directories: read them, write them, lock them, send requests to their trainer."""
 
 from colddiff_core.runs.directory import (
-    BEAT,
     BEGINNINGS,
-    LARGEST_HEADER,
+    HEARTBEAT_SECONDS,
     LARGEST_PID,
-    LARGEST_STATE,
-    LATEST,
     LOGS,
+    MOST_ELAPSED_SECONDS,
+    MOST_HEADER_BYTES,
+    MOST_STATE_BYTES,
     OWN,
     ROOT,
     TENSOR_FILES,
@@ -22,19 +22,19 @@ from colddiff_core.runs.directory import (
     path_step,
     taken,
 )
-from colddiff_core.runs.writer import STALE, FollowerRun, RunWriter, check_free, create, rewrite_config
+from colddiff_core.runs.writer import STALE_SECONDS, FollowerRun, RunWriter, check_free, create, rewrite_config
 
 __all__ = [
-    "BEAT",
     "BEGINNINGS",
-    "LARGEST_HEADER",
+    "HEARTBEAT_SECONDS",
     "LARGEST_PID",
-    "LARGEST_STATE",
-    "LATEST",
     "LOGS",
+    "MOST_ELAPSED_SECONDS",
+    "MOST_HEADER_BYTES",
+    "MOST_STATE_BYTES",
     "OWN",
     "ROOT",
-    "STALE",
+    "STALE_SECONDS",
     "TENSOR_FILES",
     "FollowerRun",
     "LockHolder",

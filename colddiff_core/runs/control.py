@@ -1,8 +1,8 @@
-"""Requests to a run's trainer: files in control/, each answered by an event of the trainer's own.
+"""Requests to a run's trainer: files in control/, each answered by an event.
 
-A reader makes an empty file `control/<request>`, with anything after a dot to tell it from others:
-`control/pause.4f2a`. The trainer removes it after the step in hand, does what it says and names it under
-`answers` in the event that tells so. What is asked is never assumed to be done.
+A reader creates an empty file `control/<request>.<id>`, such as `control/pause.4f2a`. After the current step
+the trainer removes it, carries it out and names it under `answers` in the event it logs. Until that event, a
+request is not done.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ FOLDER = "control"
 
 
 def ask(run: Path, request: str) -> str:
-    """Ask the trainer of the run at `run` for something; returns the name that its answer will carry.
+    """Send a request to the trainer of the run at `run` and return the name its answer will carry.
 
-    Raises UsageError for an unknown request, MachineError where the run cannot be written to.
+    Raises:
+        UsageError: the request is unknown.
+        MachineError: the run cannot be written to.
     """
     if request not in ANSWERS:
         raise UsageError(f"No such request: {request}.", nearest(request, ANSWERS))
@@ -42,23 +44,23 @@ def ask(run: Path, request: str) -> str:
 
 
 def withdraw(run: Path, name: str) -> None:
-    """Take back a request that the trainer has not taken yet."""
+    """Withdraw a request that the trainer has not taken yet."""
     (run / FOLDER / name).unlink(missing_ok=True)
 
 
 def word(name: str) -> str:
-    """Return what the request file of that name asks for."""
+    """Return the request in a file's name: "pause" for "pause.4f2a"."""
     return name.partition(".")[0]
 
 
 def take(run: Path) -> list[str]:
-    """Return the names of all requests and remove them, in alphabetical order.
+    """Remove all requests and return their names, sorted.
 
-    Hidden files are left, and so is what cannot be removed: nothing that lies there may harm the training.
+    Hidden files and files that cannot be removed are ignored: nothing in the folder may harm the training.
     """
     taken = []
-    with contextlib.suppress(OSError):  # an older run without the folder, or someone cleaned up
-        # Cheap enough for every step; a folder's time of change is too coarse to go by.
+    with contextlib.suppress(OSError):  # an older run has no such folder
+        # Cheap enough for every step; the folder's modification time is too coarse.
         for name in sorted(os.listdir(run / FOLDER)):
             if not name.startswith("."):
                 with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The run directory: one writer, many readers, no torch.
+"""Read a run directory: one writer, many readers, no torch.
 
-runs/<name>/ holds run.toml (the resolved configuration), metrics.jsonl, events.jsonl, samples/ and
+runs/<name>/ contains run.toml (the resolved configuration), metrics.jsonl, events.jsonl, samples/ and
 checkpoints/. Anyone may read it while it is written; one trainer holds its lock.
 """
 
@@ -25,21 +25,22 @@ from colddiff_core.text import nearest
 
 ROOT = Path("runs")
 LOGS = ("metrics.jsonl", "events.jsonl")
-OWN = ("lock", "run.toml", *LOGS, "samples", "checkpoints", control.FOLDER)  # what a trainer writes to
+OWN = ("lock", "run.toml", *LOGS, "samples", "checkpoints", control.FOLDER)  # a trainer writes to these
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
-BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just taken the run
+BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just locked the run
 LARGEST_PID = 2**31
-LARGEST_STATE, LARGEST_HEADER = 1 << 20, 100_000_000  # bytes; the latter is the format's own limit
-LATEST = 1e11  # seconds: three thousand years
-BEAT = 1.0  # seconds between signs of life of a trainer, at the most often
+MOST_STATE_BYTES, MOST_HEADER_BYTES = 1 << 20, 100_000_000  # the second is safetensors' own limit
+MOST_ELAPSED_SECONDS = 1e11  # three thousand years
+HEARTBEAT_SECONDS = 1.0  # the least time between heartbeats of a trainer
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 @dataclasses.dataclass(frozen=True)
 class LockHolder:
-    """The process that trains a run, or did last: its number on its machine, and its last sign of life.
+    """The process that trains a run, or did last.
 
-    `beat` is the modification time of the run's lock, in seconds since 1970 by the clock of the file system.
+    beat: its last heartbeat, which is the modification time of the run's lock, in seconds since 1970 by the
+    clock of the file system.
     """
 
     pid: int
@@ -48,22 +49,22 @@ class LockHolder:
 
     @property
     def is_here(self) -> bool:
-        """Tell whether the process is, or was, one of this machine."""
+        """Return whether the process runs, or ran, on this machine."""
         return self.pid > 0 and self.host == socket.gethostname()
 
     @property
     def is_gone(self) -> bool:
-        """Tell whether the process has ended; False where that cannot be known from this machine."""
+        """Return whether the process has ended; False if this machine cannot know."""
         if not self.is_here:
             return False
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:  # another user's
+        except OSError:  # it belongs to another user
             return False
-        with contextlib.suppress(OSError, IndexError):  # where there is no /proc, nothing more is known
-            # Ended, and not yet waited for by whoever started it.
+        with contextlib.suppress(OSError, IndexError):  # without /proc nothing more is known
+            # A zombie: ended, but its parent has not waited for it yet.
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         return False
 
@@ -83,20 +84,20 @@ class Run:
         return self.path / "samples"
 
     def table(self) -> dict[str, Any]:
-        """Return run.toml as plain tables; raises UsageError where it cannot be read."""
+        """Return run.toml as plain tables; raises UsageError if it cannot be read."""
         return read_toml(self.config_file)
 
     def config(self, overrides: tuple[str, ...] = ()) -> Config:
-        """Return the run's resolved configuration; raises UsageError where run.toml is damaged.
+        """Return the run's resolved configuration; raises UsageError if run.toml is damaged.
 
-        A run may be someone else's: nothing is downloaded into a folder that run.toml names and the overrides do not.
+        A run may come from anyone: nothing is downloaded into folders that only run.toml names.
         """
         table = {key: value for key, value in self.table().items() if key != "versions"}
         config = from_table(table, str(self.config_file), overrides)
         return restrict_downloads(config, overrides)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines, oldest first; one still being written is left out, and what no trainer writes."""
+        """Return the valid lines of metrics.jsonl, oldest first, without one that is still being written."""
         return [line for line in _lines(self.path / "metrics.jsonl") if _is_logged(line)]
 
     def events(self) -> list[dict[str, Any]]:
@@ -104,11 +105,11 @@ class Run:
         return [line for line in _lines(self.path / "events.jsonl") if isinstance(line.get("event"), str)]
 
     def is_finished(self, step: int) -> bool:
-        """Tell whether a trainer said its last word after so many steps; one may be killed just before that."""
+        """Return whether a trainer finished after `step` steps; one killed just before that did not."""
         return any(event.get("event") == "finished" and event.get("step") == step for event in self.events())
 
     def holder(self) -> LockHolder | None:
-        """Return the process that trains the run, or did last; None where none ever held it."""
+        """Return the process that trains the run, or did last; None if none ever held it."""
         if not (self.path / "lock").is_file():
             return None
         try:
@@ -117,48 +118,50 @@ class Run:
         except OSError:
             return None
         try:
-            told = parse_json(text)
-            pid = int(told["pid"])
-            return LockHolder(pid if 0 < pid < LARGEST_PID else 0, str(told["host"]), beat)
+            content = parse_json(text)
+            pid = int(content["pid"])
+            return LockHolder(pid if 0 < pid < LARGEST_PID else 0, str(content["host"]), beat)
         except (ValueError, KeyError, TypeError, OverflowError):
             return LockHolder(0, "", beat)
 
     def checkpoints(self) -> list[Path]:
-        """Return the complete checkpoints, oldest first; one that is cut short is left out."""
+        """Return the complete checkpoints, oldest first."""
         return [path for path in list_checkpoints(self.path / "checkpoints") if is_whole(path)]
 
     def damaged_checkpoints(self) -> list[Path]:
-        """Return the checkpoints that are cut short or lack a file, oldest first."""
+        """Return the checkpoints that are cut short or missing a file, oldest first."""
         return [path for path in list_checkpoints(self.path / "checkpoints") if not is_whole(path)]
 
     def newest_checkpoint(self) -> Path:
-        """Return the newest complete checkpoint; raises UsageError where there is none."""
-        found = self.checkpoints()
-        if found:
-            return found[-1]
+        """Return the newest complete checkpoint; raises UsageError if there is none."""
+        complete = self.checkpoints()
+        if complete:
+            return complete[-1]
         damaged = self.damaged_checkpoints()
         if damaged:
-            raise UsageError(f"{damaged[-1]} is damaged, and no other checkpoint is whole.", "Train the run anew.")
+            raise UsageError(f"{damaged[-1]} is damaged, and no other checkpoint is whole.", "Train the run again.")
         raise self.untrained()
 
     def checkpoint(self, step: int) -> Path:
-        """Return the folder of the checkpoint of a step, whether it is there or not."""
+        """Return the folder of a step's checkpoint, which may not exist."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def untrained(self) -> UsageError:
-        """Return the error of a run without a checkpoint."""
-        return UsageError(f"{self.path} has no checkpoint yet.", f"Train it on: colddiff train --resume {self.path}")
+        """Return the error for a run without a checkpoint."""
+        return UsageError(f"{self.path} has no checkpoint yet.", f"Train it: colddiff train --resume {self.path}")
 
 
 def taken(path: Path) -> UsageError:
-    """Return the error of a new run whose place is taken."""
+    """Return the error for a new run whose path exists."""
     is_run = (path / "run.toml").is_file()
-    remedy = f"Go on with: colddiff train --resume {path}, or give another --out." if is_run else "Give another --out."
+    remedy = (
+        f"Continue it with: colddiff train --resume {path}. Or give another --out." if is_run else "Give another --out."
+    )
     return UsageError(f"{path} exists already.", remedy)
 
 
 def free_name(preset: str, root: Path = ROOT) -> Path:
-    """Return runs/<preset>, or the first of runs/<preset>-2, -3, ... that is not taken."""
+    """Return runs/<preset>, or the first of runs/<preset>-2, -3, ... that is free."""
     path, count = root / preset, 1
     while path.exists():
         count += 1
@@ -167,9 +170,10 @@ def free_name(preset: str, root: Path = ROOT) -> Path:
 
 
 def find(name: str | None, root: Path = ROOT) -> Run:
-    """Return the run at a path or of a name under `root`; None means the one written to last.
+    """Return the run at a path, or with a name under `root`; None means the one written to last.
 
-    Raises UsageError where there is none.
+    Raises:
+        UsageError: there is no such run.
     """
     known = {path.name: path for path in listed(root)}
     if name is None:
@@ -180,18 +184,18 @@ def find(name: str | None, root: Path = ROOT) -> Run:
         if (path / "run.toml").is_file():
             return Run(path)
     if Path(name).is_dir():
-        raise UsageError(f"{name} is not a run: it has no run.toml.", "A run is a folder that `colddiff train` made.")
+        raise UsageError(f"{name} is not a run: it has no run.toml.", "Name a folder that `colddiff train` wrote.")
     remedy = nearest(name, known) if known else "Start one: colddiff train --preset digits-blur"
     raise UsageError(f"No such run: {name}.", remedy)
 
 
 def listed(root: Path = ROOT) -> list[Path]:
-    """Return the runs under a folder, by name; drafts of runs are left out."""
+    """Return the runs under a folder, sorted by name, without drafts."""
     return sorted(path.parent for path in root.glob("*/run.toml") if not path.parent.name.startswith("."))
 
 
 def last_written(path: Path) -> float:
-    """Return when a run was last written to, in seconds since 1970; 0 where it is not there."""
+    """Return when a run was last written to, in seconds since 1970; 0 if it does not exist."""
     times = [0.0]
     for name in ("run.toml", "events.jsonl", "metrics.jsonl"):
         with contextlib.suppress(OSError):
@@ -200,36 +204,36 @@ def last_written(path: Path) -> float:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the folders named like checkpoints, oldest first: a draft has another name until it is whole."""
-    found = [path for path in folder.glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=path_step)
+    """Return the checkpoint folders, oldest first; drafts have other names until they are whole."""
+    checkpoints = [path for path in folder.glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(checkpoints, key=path_step)
 
 
 def path_step(checkpoint: Path) -> int:
-    """Return the step that a checkpoint's folder is named after."""
+    """Return the step in a checkpoint folder's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint has all its files at the length that they themselves declare."""
+    """Return whether a checkpoint has all its files, each as long as its header says."""
     try:
-        state = parse_json(read_ordinary(checkpoint / "state.json", LARGEST_STATE))
+        state = parse_json(read_ordinary(checkpoint / "state.json", MOST_STATE_BYTES))
         return path_step(checkpoint) == state["step"] and all(
             _is_tensor_file(checkpoint / name) for name in TENSOR_FILES
         )
-    except PermissionError:  # whose it is will say more, when it is read
+    except PermissionError:  # reading it later reports more
         return True
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return False
 
 
 def _is_tensor_file(path: Path) -> bool:
-    """Tell whether a safetensors file is as long as its header says: 8 bytes, the header, the data."""
-    if not path.is_file():  # opening a pipe would wait for ever
+    """Return whether a safetensors file is as long as its header says: 8 bytes, the header, the data."""
+    if not path.is_file():  # opening a pipe would block
         return False
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > min(path.stat().st_size, LARGEST_HEADER):
+        if length > min(path.stat().st_size, MOST_HEADER_BYTES):
             return False
         header = parse_json(file.read(length))
     if not isinstance(header, dict):
@@ -239,14 +243,14 @@ def _is_tensor_file(path: Path) -> bool:
 
 
 def _is_logged(line: dict[str, Any]) -> bool:
-    """Tell whether a line of metrics has a step, and a time that can be one where it has one."""
+    """Return whether a line of metrics has a step and, if it has a time, a possible one."""
     elapsed = line.get("elapsed", 0)
-    return type(line.get("step")) is int and type(elapsed) in (int, float) and 0 <= elapsed < LATEST
+    return type(line.get("step")) is int and type(elapsed) in (int, float) and 0 <= elapsed < MOST_ELAPSED_SECONDS
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(OSError):
-        for line in read_ordinary(path).split(b"\n")[:-1]:  # what follows the last newline is not whole yet
+        for line in read_ordinary(path).split(b"\n")[:-1]:  # text after the last newline is still being written
             with contextlib.suppress(ValueError):
                 entry = parse_json(line)
                 if isinstance(entry, dict):

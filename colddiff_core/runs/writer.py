@@ -1,10 +1,9 @@
-"""Writing a run: its folder is made whole, and one trainer holds its lock."""
+"""Write a run: create its folder whole, and let one trainer hold its lock."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -19,38 +18,44 @@ from colddiff_core.config.presets import from_table
 from colddiff_core.config.schema import Config
 from colddiff_core.config.toml import dump
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
-from colddiff_core.files import beside, drafted, flush, read_ordinary, refusals, sweep, whole
+from colddiff_core.files import FileLock, beside, drafted, flush, read_ordinary, refusals, sweep, whole
 from colddiff_core.runs import control
-from colddiff_core.runs.directory import BEAT, LOGS, OWN, Run, last_written, taken
+from colddiff_core.runs.directory import HEARTBEAT_SECONDS, LOGS, OWN, Run, last_written, taken
 from colddiff_core.text import counted
 
-STALE = 60.0  # seconds after which the draft of a run is nobody's
+STALE_SECONDS = 60.0  # age of a run's draft that no process works on any more
 
 
 class RunWriter(Run):
     """A run directory held by the one process that trains it.
 
-    Lines that the disk refuses are kept and written with the next that it takes, so that a disk that is full for a
-    while ends no training and leaves no hole in the log.
+    Lines that the disk refuses are kept and written with the next line, so a full disk neither
+    stops a training nor leaves a gap in the log.
     """
 
     def __init__(self, path: Path) -> None:
+        """Lock the run, clean up after an earlier trainer, and drop its unanswered requests.
+
+        Raises:
+            MachineError: another process trains the run, or the disk refused.
+            UsageError: one of the run's files is a link.
+        """
         super().__init__(path)
         for name in OWN:
             if (path / name).is_symlink():
-                raise UsageError(f"{path / name} is a link.", "A run has its files in its own folder: link to that.")
+                raise UsageError(f"{path / name} is a link.", "Replace it with a real file or folder, or link the run.")
         self._lock = _hold(path)
-        self._beaten = 0.0
+        self._last_beat = 0.0
         self._unwritten: dict[str, list[bytes]] = {}
         self._is_refused = False
         try:
-            control.take(path)  # asked of an earlier trainer
+            control.take(path)
             for name in LOGS:
                 _drop_torn_line(path / name)
             for folder in (path, self.samples):
-                sweep(folder)  # what an earlier one was killed over
+                sweep(folder)
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
 
     def log(self, **values: Any) -> None:
@@ -62,19 +67,19 @@ class RunWriter(Run):
         self._append("events.jsonl", {"event": name, "time": round(time.time(), 3)} | details)
 
     def beat(self) -> None:
-        """Give a sign of life, which tells readers a run that goes on from one whose trainer is gone or stuck."""
+        """Send a heartbeat, so readers can tell a live trainer from one that is gone or stuck."""
         now = time.monotonic()
-        if self._lock >= 0 and now - self._beaten >= BEAT:
-            self._beaten = now
+        if self._lock.is_held and now - self._last_beat >= HEARTBEAT_SECONDS:
+            self._last_beat = now
             with contextlib.suppress(OSError):
-                os.utime(self._lock)
+                self._lock.touch()
 
     def requests(self) -> list[str]:
-        """Take what readers ask of the trainer: the names of the files in control/."""
+        """Take the requests of readers: the names of the files in control/."""
         return control.take(self.path)
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics beyond `step`: a resumed run writes those steps again."""
+        """Drop the metrics after `step`: a resumed run writes those steps again."""
         lines = [*self.metrics(), *map(json.loads, self._unwritten.get("metrics.jsonl", []))]
         kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= step]
         with whole(self.path / "metrics.jsonl") as draft:
@@ -82,7 +87,7 @@ class RunWriter(Run):
         self._unwritten["metrics.jsonl"] = []
 
     def flush(self) -> None:
-        """Have the disk hold what was logged; what it refuses will be tried again."""
+        """Flush the logs to the disk; lines it refuses are tried again later."""
         for name in LOGS:
             if self._unwritten.get(name):
                 self._write(name)
@@ -90,22 +95,21 @@ class RunWriter(Run):
                 flush(self.path / name)
 
     def close(self) -> None:
-        """Let go of the run; raises MachineError where lines could not be written."""
+        """Release the run; raises MachineError if some lines could not be written."""
         try:
             for name in LOGS:
                 if self._unwritten.get(name) and not self._write(name):
-                    what = f"{self.path / name} lacks {counted(len(self._unwritten[name]), 'line')}"
-                    raise MachineError(f"{what}: the disk would not take them.", "The checkpoints are whole.")
+                    what = f"{self.path / name} is missing {counted(len(self._unwritten[name]), 'line')}"
+                    raise MachineError(f"{what}: the disk refused to write.", "The checkpoints are complete.")
         finally:
-            os.close(self._lock)
-            self._lock = -1  # the number may soon be another file's
+            self._lock.release()
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         self._unwritten.setdefault(name, []).append(json.dumps(values).encode() + b"\n")
         self._write(name)
 
     def _write(self, name: str) -> bool:
-        """Append the lines that wait to a file, in one write: a reader sees them whole or sees no newline yet."""
+        """Append all waiting lines in one write: a reader sees them whole, or sees no newline yet."""
         lines = b"".join(self._unwritten[name])
         try:
             with (self.path / name).open("ab", buffering=0) as file:
@@ -114,7 +118,7 @@ class RunWriter(Run):
                     if file.write(lines) < len(lines):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 except OSError:
-                    file.truncate(size)  # a torn line would take the next one with it
+                    file.truncate(size)  # a torn line would spoil the next one too
                     raise
         except OSError as error:
             if not self._is_refused:
@@ -128,41 +132,43 @@ class RunWriter(Run):
 
 
 class FollowerRun(Run):
-    """A run directory as a process sees it that trains along with the one that holds it: it has nothing to write."""
+    """A run directory in every process of a job but the first: the same calls, and nothing is written."""
 
     def log(self, **values: Any) -> None:
-        """Leave a line to the process that holds the run."""
+        """No-op: rank 0 writes the metrics."""
 
     def event(self, name: str, **details: Any) -> None:
-        """Leave an event to it."""
+        """No-op: rank 0 writes the events."""
 
     def beat(self) -> None:
-        """Leave the signs of life to it."""
+        """No-op: rank 0 sends the heartbeats."""
 
     def requests(self) -> list[str]:
-        """Leave what readers ask to it."""
+        """Return nothing: rank 0 takes the requests."""
         return []
 
     def forget_after(self, step: int) -> None:
-        """Leave the log to it."""
+        """No-op: rank 0 rewrites the metrics."""
 
     def flush(self) -> None:
-        """Leave the disk to it."""
+        """No-op: rank 0 flushes the logs."""
 
     def close(self) -> None:
-        """Let go of what was never held."""
+        """No-op: rank 0 holds the run."""
 
 
 def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter:
-    """Make a run directory, whole or not at all, and hold it.
+    """Create a run directory, whole or not at all, and hold it.
 
-    Raises UsageError where something of that name exists, MachineError where the disk refuses.
+    Raises:
+        UsageError: something exists at `path`.
+        MachineError: the disk refused.
     """
     if path.exists():
         raise taken(path)
     for entry in path.parent.glob(f".{path.stem}-*"):
-        # Of a training that was killed over it; one that is at it now is done in a moment.
-        if drafted(entry.name) == path.name and entry.is_dir() and time.time() - last_written(entry) > STALE:
+        is_stale = entry.is_dir() and time.time() - last_written(entry) > STALE_SECONDS
+        if is_stale and drafted(entry.name) == path.name:  # left by a training that was killed here
             shutil.rmtree(entry, ignore_errors=True)
     draft = beside(path)
     try:
@@ -177,7 +183,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
             try:
                 draft.rename(path)
             except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another training was quicker
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another training was faster
                     raise taken(path) from None
                 raise
             flush(path.parent)
@@ -187,58 +193,44 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
 
 
 def rewrite_config(run: Run, config: Config) -> None:
-    """Replace the configuration of a run that goes on under changed settings."""
+    """Replace the configuration of a run that continues with changed settings."""
     before = run.table()
     table = config.to_table() | {"versions": before.get("versions", {})}
-    # What `Run.config` withholds is not the run's own setting.
+    # An override of data.download holds for one call.
     table["data"]["download"] = from_table({"data": before.get("data", {})}, str(run.config_file)).data.download
     with whole(run.config_file) as draft:
         draft.write_text(dump(table), encoding="utf-8")
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut what a killed writer left behind the last newline, so that the next line begins as one."""
+    """Cut what a killed writer left after the last newline."""
     if path.exists():
         with refusals(path):
-            kept = read_ordinary(path).rfind(b"\n") + 1
-            os.truncate(path, kept)
+            length = read_ordinary(path).rfind(b"\n") + 1
+            os.truncate(path, length)
 
 
 def check_free(path: Path) -> None:
-    """Raise MachineError where a process trains the run now, or where this one may not."""
-    if not (path / "lock").exists():
-        return
-    with refusals(path):
-        descriptor = os.open(path / "lock", os.O_RDWR)
+    """Raise MachineError if a process trains the run now, or this one may not."""
+    if (path / "lock").exists():
+        _locked(path, 0).release()
+
+
+def _hold(path: Path) -> FileLock:
+    """Lock the run and write this process's pid and host into the lock file."""
+    lock = _locked(path, os.O_CREAT | os.O_NOFOLLOW)
     try:
-        _lock(descriptor, path)
-    finally:
-        os.close(descriptor)
-
-
-def _held(path: Path) -> MachineError:
-    return MachineError(f"{path} is being trained by another process.", "Wait for it, or stop it first.")
-
-
-def _hold(path: Path) -> int:
-    """Lock the run for this process; the lock goes with the process, however it ends."""
-    with refusals(path):
-        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        _lock(descriptor, path)
         with refusals(path):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+            lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
     except BaseException:
-        os.close(descriptor)
+        lock.release()
         raise
-    return descriptor
+    return lock
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _locked(path: Path, flags: int) -> FileLock:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return FileLock.take(path / "lock", flags=flags, about=path)
     except BlockingIOError:
-        raise _held(path) from None
-    except OSError:
-        pass  # a file system without locks: there is nothing to tell a second trainer by
+        what = f"{path} is being trained by another process."
+        raise MachineError(what, "Wait for it, or stop it first.") from None

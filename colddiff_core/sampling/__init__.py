@@ -2,15 +2,28 @@
 
 from colddiff_core.sampling.samplers import (
     SAMPLERS,
+    DegradedImages,
     Restore,
     SamplerRule,
+    Sampling,
     Step,
     StepInputs,
-    check,
     final,
     last,
     names,
     sample,
 )
 
-__all__ = ["SAMPLERS", "Restore", "SamplerRule", "Step", "StepInputs", "check", "final", "last", "names", "sample"]
+__all__ = [
+    "SAMPLERS",
+    "DegradedImages",
+    "Restore",
+    "SamplerRule",
+    "Sampling",
+    "Step",
+    "StepInputs",
+    "final",
+    "last",
+    "names",
+    "sample",
+]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from colddiff_core import seeds
+from colddiff_core.config.schema import Config
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_normal
 from colddiff_core.degradations.noise import FrozenMixture, Mixture, Noise
@@ -23,6 +25,76 @@ from colddiff_core.images import dequantize
 from colddiff_core.text import nearest
 
 Restore = Callable[[Tensor, int, Any], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How degraded images are brought back to x_0.
+
+    stride: severities per step; seed: keys the noise that "ddpm" draws, together with each image's number; bits: what
+    x_t was rounded to, 0 for not at all. Half a level is then all that x_t says about its values, and they are taken
+    from D(x0_hat, t) as far as that rounds to x_t: Algorithm 2 would carry the rounding through every step, and R take
+    it for the picture where the operator leaves little of it (docs/decisions/010-rounded-inputs.md).
+    """
+
+    sampler: str = "tacos"
+    stride: int = 1
+    seed: int = 0
+    bits: int = 0
+
+    @classmethod
+    def of(
+        cls, config: Config, *, sampler: str | None = None, stride: int | None = None, seed: int | None = None
+    ) -> Sampling:
+        """Return the sampling of a run, with the given options in place of the run's own."""
+        return cls(
+            sampler or config.sample.sampler,
+            config.sample.stride if stride is None else stride,
+            config.train.seed if seed is None else seed,
+            config.degradation.quantize,
+        )
+
+    def check(self, op: Degradation, t: int | None = None) -> None:
+        """Check that sampler, stride and severity fit the operator.
+
+        `sample` accepts one thing more: a stride above T, which goes to 0 in one step as T does.
+
+        Raises:
+            UsageError: for an unknown sampler, one for other operators, a severity outside 1..T or a stride outside it.
+        """
+        if self.sampler not in SAMPLERS:
+            raise UsageError(f"Unknown sampler '{self.sampler}'.", nearest(self.sampler, names(op)))
+        if self.sampler not in names(op):
+            wanted = (
+                "Gaussian noise" if SAMPLERS[self.sampler].operators is Noise else "a mixture with noise or pictures"
+            )
+            what = f"The sampler '{self.sampler}' is for {wanted}, not for {op.name}."
+            raise UsageError(what, f"Use one of {', '.join(names(op))}.")
+        if t is not None and not 1 <= t <= op.steps:
+            raise UsageError(f"t = {t} is out of range for {op.name}.", f"Use t from 1 to {op.steps} (its steps).")
+        if self.stride < 1:
+            raise UsageError(f"stride = {self.stride} is below 1.", "Use 1 for every severity, 2 for every other.")
+        if self.stride > op.steps:
+            what = f"stride = {self.stride} is too large for {op.name}."
+            raise UsageError(what, f"Use at most T = {op.steps}: one step.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DegradedImages:
+    """Images to restore: x_t (B, C, H, W) float32 in [-1, 1] at severity t, and what is random about each.
+
+    numbers: one per image, to key the noise that a sampler draws for it; 0 to B - 1 by default.
+    """
+
+    x_t: Tensor
+    t: int
+    frozen: Frozen
+    numbers: Sequence[int] | None = None
+
+    def generators(self, seed: int) -> list[torch.Generator]:
+        """Return a random generator per image, for samplers that draw noise."""
+        numbers = range(len(self.x_t)) if self.numbers is None else self.numbers
+        return seeds.image_generators(seed, numbers, "sampler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,76 +196,32 @@ def names(op: Degradation) -> list[str]:
     return [name for name, update in SAMPLERS.items() if isinstance(op, update.operators)]
 
 
-def check(sampler: str, op: Degradation, stride: int = 1, t: int | None = None) -> None:
-    """Raise UsageError for a sampler, a stride or a severity that does not suit the operator.
-
-    So does `sample`, but for a stride above T, which takes it to 0 in one step as T does: asked for, it is a mistake.
-    """
-    if sampler not in SAMPLERS:
-        raise UsageError(f"Unknown sampler '{sampler}'.", nearest(sampler, names(op)))
-    if sampler not in names(op):
-        wanted = "Gaussian noise" if SAMPLERS[sampler].operators is Noise else "a mixture with noise or pictures"
-        raise UsageError(
-            f"The sampler '{sampler}' is for {wanted}, not for {op.name}.", f"Use one of {', '.join(names(op))}."
-        )
-    if t is not None and not 1 <= t <= op.steps:
-        raise UsageError(f"t = {t} is out of range for {op.name}.", f"Use t from 1 to {op.steps} (its steps).")
-    if stride < 1:
-        raise UsageError(f"stride = {stride} is below 1.", "Use 1 for every severity, 2 for every other.")
-    if stride > op.steps:
-        raise UsageError(f"stride = {stride} is too large for {op.name}.", f"Use at most T = {op.steps}: one step.")
-
-
-def sample(
-    restore: Restore,
-    op: Degradation,
-    x_t: Tensor,
-    t: int,
-    frozen: Frozen,
-    *,
-    sampler: str = "tacos",
-    stride: int = 1,
-    generator: Generators = None,
-    bits: int = 0,
-) -> Iterator[Step]:
+def sample(restore: Restore, op: Degradation, images: DegradedImages, sampling: Sampling) -> Iterator[Step]:
     """Take x_t back to x_0 and yield every step; the last one's `x` is the result.
 
-    Severities run t, t - stride, ..., 0. What is random in the operator is estimated anew from each
-    x0_hat where x_s tells it (Bansal et al. 2022, section 5.1), so `frozen` need not know it; "fixed-noise"
-    keeps to `frozen`. `generator`, one for the batch or one for each image, is what "ddpm" draws from.
+    Severities run t, t - stride, ..., 0. What is random in the operator is estimated again from each x0_hat where x_s
+    shows it (Bansal et al. 2022, section 5.1), so `images.frozen` need not be right; "fixed-noise" keeps to it.
+    All arithmetic is float32.
 
-    bits: what x_t was rounded to, 0 for not at all. Half a level is then all that x_t tells its values to, and they are
-    taken from D(x0_hat, t) as far as that rounds to x_t: Algorithm 2 would carry the rounding through every step, and
-    R read it as the picture where the operator leaves little of it (docs/decisions/010-rounded-inputs.md).
-
-    Shapes: x_t (B, C, H, W) float32 in [-1, 1]; all arithmetic is float32.
-    Raises UsageError for an unknown sampler or one that does not suit the operator, a severity outside
-    1..steps or a stride below 1.
+    Raises:
+        UsageError: as `Sampling.check` does, but for a stride above T.
     """
-    check(sampler, op, min(stride, op.steps), t)
-    return _steps(restore, op, x_t, t, frozen, SAMPLERS[sampler], stride, generator, bits)
+    dataclasses.replace(sampling, stride=min(sampling.stride, op.steps)).check(op, images.t)
+    return _steps(restore, op, images, sampling)
 
 
 @torch.no_grad()
-def _steps(
-    restore: Restore,
-    op: Degradation,
-    x: Tensor,
-    t: int,
-    frozen: Frozen,
-    update: SamplerRule,
-    stride: int,
-    generator: Generators,
-    bits: int,
-) -> Iterator[Step]:
-    severities = [t, 0] if update.is_single else [*range(t, 0, -stride), 0]
+def _steps(restore: Restore, op: Degradation, images: DegradedImages, sampling: Sampling) -> Iterator[Step]:
+    rule, generators = SAMPLERS[sampling.sampler], images.generators(sampling.seed)
+    x, frozen = images.x_t, images.frozen
+    severities = [images.t, 0] if rule.is_single else [*range(images.t, 0, -sampling.stride), 0]
     for index, (s, r) in enumerate(itertools.pairwise(severities), start=1):
         x0_hat = restore(x, s, frozen)
-        if index == 1 and bits:
-            x = dequantize(x, op(x0_hat, s, frozen), bits)
-        if update.is_estimating:
+        if index == 1 and sampling.bits:
+            x = dequantize(x, op(x0_hat, s, frozen), sampling.bits)
+        if rule.is_estimating:
             frozen = op.reestimate(x, x0_hat, s, frozen)
-        x = update.apply(StepInputs(op, x, x0_hat, s, r, frozen, generator))
+        x = rule.apply(StepInputs(op, x, x0_hat, s, r, frozen, generators))
         yield Step(r, x, x0_hat, index, len(severities) - 1)
 
 

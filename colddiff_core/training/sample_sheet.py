@@ -15,7 +15,7 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.files import whole
 from colddiff_core.images import lay_out, sheet, write
 from colddiff_core.runs import Run
-from colddiff_core.sampling import Step, final
+from colddiff_core.sampling import DegradedImages, Sampling, Step, final
 
 IMAGES, BLOCKS = 16, 2
 Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of pictures, metrics by column
@@ -32,18 +32,10 @@ def restore(experiment: Experiment, network: nn.Module, images: ImageSet, at_ste
     x0 = images.images(slice(0, IMAGES)).to(experiment.device)
     seed, numbers = experiment.config.train.seed, range(len(x0))
     x_t, frozen = experiment.degrade(x0, t, seeds.image_generators(seed, numbers))
+    degraded = DegradedImages(x_t, t, frozen, numbers)
     columns, figures = {"degraded": x_t}, {}
     for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
-        steps = averaged.restore(
-            x_t,
-            t,
-            frozen,
-            sampler=sampler,
-            stride=settings.stride,
-            seed=seed,
-            numbers=numbers,
-            bits=experiment.bits,
-        )
+        steps = averaged.restore(degraded, Sampling.of(experiment.config, sampler=sampler))
         columns[name] = final(_told(steps, at_step))
     for name, stack in columns.items():
         meter = Fidelity()

@@ -338,9 +338,9 @@ class Trainer:
         """Sample or save as a reader asks; what goes wrong with that is no reason to end the training."""
         try:
             if request == "sample":
-                self.write_sheet(**answer)
+                self.write_sheet(answer)
             else:
-                self.save(**answer)
+                self.save(answer)
         except Exception as error:
             self.run.event("warning", step=self.step, message=f"no {request} as asked: {reason(error)}", **answer)
 
@@ -356,7 +356,7 @@ class Trainer:
             f"Use a lower rate: {again}" if is_kept else f"Begin a new run with a lower rate: --set {rate}",
         )
 
-    def save(self, **details: Any) -> None:
+    def save(self, details: dict[str, Any] | None = None) -> None:
         """Have a checkpoint of this step, told by an event; weights that are not finite are not saved.
 
         In all but the first process nothing happens.
@@ -383,13 +383,13 @@ class Trainer:
             keep = None if in_a_row else self.settings.keep
             checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, keep)
             self._saved = self.step
-        self.run.event("checkpoint", step=self.step, **details)
+        self.run.event("checkpoint", step=self.step, **details or {})
 
-    def write_sheet(self, **details: Any) -> None:
+    def write_sheet(self, details: dict[str, Any] | None = None) -> None:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
         self.last_sheet = self.restore_tests(self._go_on_sampling)
         name = sample_sheet.store(self.run, self.step, self.experiment, self.last_sheet)
-        self.run.event("sample", step=self.step, file=name, **details)
+        self.run.event("sample", step=self.step, file=name, **details or {})
 
     def restore_tests(self, at_step: Callable[[], None] = lambda: None) -> Sheet:
         """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""

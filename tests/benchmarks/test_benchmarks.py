@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes that measure nothing; the plain baseline is the same network and the same operator."""
+"""The benchmarks run at tiny sizes; the plain baseline is the same network and the same operator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import speed
 from jobs import BenchmarkJob
 
 CPU = torch.device("cpu")
-LAUNCHED = "first-step"  # starts two processes: seconds
+LAUNCHED = "first-step"  # starts two processes, which takes seconds
 
 
 def in_this_process(name, side, preset, arguments):
-    """Do a worker's job here: a process of its own takes seconds to start."""
+    """Run a worker's job in this process, because a new one takes seconds to start."""
     job = BenchmarkJob(speed.settings(preset, arguments) if preset else {}, CPU, is_quick=True)
     return json.loads(json.dumps(cases.run(name, side, job) if name != "machine" else speed.work(name, side, job)))
 
@@ -42,7 +42,7 @@ def measured(tmp_path, *words):
 
 @pytest.mark.parametrize("block", ["convnext", "resnet"])
 @pytest.mark.parametrize("attention", ["all", "middle", "none"])
-def test_the_plain_network_is_ours(block, attention):
+def test_the_plain_network_equals_ours(block, attention):
     model = {"width": 8, "multipliers": (1, 2, 4), "block": block, "attention": attention}
     torch.manual_seed(0)
     ours, theirs = UNet(3, 3, **model), plain.PlainUNet(3, 3, model)
@@ -52,7 +52,7 @@ def test_the_plain_network_is_ours(block, attention):
 
 
 @pytest.mark.parametrize("preset", ["mnist-blur", "celeba-blur-generate", "cifar10-blur"])
-def test_the_plain_blur_is_ours(preset):
+def test_the_plain_blur_equals_ours(preset):
     config = presets.load(preset, ["degradation.steps=6"])
     op = degradations.build("blur", **config.degradation.parameters)
     blur = plain.PlainBlur(config.to_table()["degradation"], 3, CPU)
@@ -61,7 +61,7 @@ def test_the_plain_blur_is_ours(preset):
     assert torch.allclose(blur(x0, 6), op(x0, 6), atol=1e-5)
 
 
-def test_every_case_runs_and_is_compared_with_the_run_before(here, tmp_path, capsys):
+def test_every_case_runs_and_is_compared_with_the_last_run(here, tmp_path, capsys):
     names = [name for name in cases.CASES if name != LAUNCHED]
     status, entries = measured(tmp_path, "--cases", ",".join(names), "--json", str(tmp_path / "json"))
     printed = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_every_case_runs_and_is_compared_with_the_run_before(here, tmp_path, cap
     assert line.split(" x")[-1] == speed.figure(entries[0]["cases"]["degradations"]["rows"][0]["ratio"])
 
 
-def test_a_case_that_fails_says_why_and_the_others_go_on(here, tmp_path, capsys, monkeypatch):
+def test_a_failed_case_is_reported_and_the_others_run(here, tmp_path, capsys, monkeypatch):
     def fail(job):
         raise RuntimeError("no room")
 
@@ -102,8 +102,8 @@ def test_slower_is_slower_by_more_than_either_spread():
     assert not history.is_slower(row(1.5, 0.0, n=1), row(1.0, 0.1))
 
 
-def test_a_plain_side_in_a_process_of_its_own_loads_nothing_of_ours(tmp_path, capsys):
-    """`worker` ends with an error where it does."""
+def test_a_plain_side_does_not_load_our_code(tmp_path, capsys):
+    """`worker` raises if it does."""
     status, _ = measured(tmp_path, "--cases", "nothing")
     assert status == 2
     arguments = type("Arguments", (), {"quick": True, "data_dir": None, "device": "cpu", "compile": "auto"})

@@ -43,12 +43,12 @@ BAD = [
     (["monitor", "nothing"], "No such run"),
     (["monitor", "empty"], "is not a run"),
     (["monitor", "RUN"], "needs a terminal"),
-    (["monitor", "RUN", "--filter", "x*"], "No run is named like x*"),
-    (["monitor", "RUN", "--once", "--filter", "x*"], "No run is named like x*"),
+    (["monitor", "RUN", "--filter", "x*"], "No run matches x*"),
+    (["monitor", "RUN", "--once", "--filter", "x*"], "No run matches x*"),
     (["train"], "--preset"),
     (
         ["train", "--preset", "digits-blur", "--set", "degradation.name=desaturate", "--set", "model.inputs=plain"],
-        "colour",
+        "color",
     ),
     (
         ["train", "--preset", "digits-blur", "--set", "degradation.name=pixelate", "--set", "degradation.steps=5"],
@@ -279,9 +279,9 @@ def test_what_is_in_the_way_of_a_file_is_not_blamed_on_the_disk(tmp_path):
         with pytest.raises(MachineError) as refusal, files.whole(path) as draft:
             draft.write_text("new")
         assert "room" not in refusal.value.remedy
-        assert "in the way" in refusal.value.remedy
+        assert "where a folder should be" in refusal.value.remedy
     (tmp_path / "folder").mkdir()
-    with pytest.raises(MachineError, match="in the way"), files.whole(tmp_path / "folder") as draft:
+    with pytest.raises(MachineError, match="where a folder should be"), files.whole(tmp_path / "folder") as draft:
         draft.write_text("new")
     assert left_behind(tmp_path) == ["file", "folder"]
 

@@ -178,7 +178,7 @@ def test_a_gray_run_says_how_it_takes_color(tiny_run, blurred, capsys):
         (["blurred.jpg", "--colour", "red"], "--color red is not known"),
         (["blurred.jpg", "--sampler", "taco"], "tacos"),
         (["blurred.jpg", "--stride", "0"], "stride"),
-        (["blurred.jpg", "--out", "a.gif"], "Cannot tell the format of a.gif"),
+        (["blurred.jpg", "--out", "a.gif"], "Unknown image format: a.gif"),
         (["blurred.jpg", "--out", "a.png", "--out-dir", "b"], "--out names a picture and --out-dir a folder"),
         (["blurred.jpg", "--resume", "--out", "a.png"], "--resume goes on with a folder"),
         (["blurred.jpg", "blurred.jpg", "--out", "a.png"], "--out names one picture and 2 were given"),

@@ -1,4 +1,4 @@
-"""Crops of large pictures at their own resolution: every window in reach, the same every time, and no more memory."""
+"""Crops of large pictures at full resolution: they cover every window, are reproducible, and need little memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cache_files import record_decoded, use_temporary_cache
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from colddiff_cli import trainings
-from colddiff_core import datasets, experiment, images
+from colddiff_core import datasets, experiment
 from colddiff_core.config import presets
 from colddiff_core.datasets import DatasetRequest, cache, crops, decoding, from_config, photos
 from colddiff_core.errors import UsageError
+from colddiff_core.training import start
 from colddiff_core.training.loader import BatchLoader
 
 SIZE = 16
@@ -29,24 +30,12 @@ SIZE = 16
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path, monkeypatch) -> Path:
-    """The folder that decoded images are kept in, of this test alone; sets of more than eight images are kept."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "CHUNK", 8)
-    monkeypatch.setattr(cache, "RESERVE", 0)
-    return tmp_path / "cache" / "colddiff" / "decoded"
+    return use_temporary_cache(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
-    """The names of the files decoded so far."""
-    seen: list[str] = []
-
-    def counting(path, **values):
-        seen.append(path.name)
-        return images.read_bytes(path, **values)
-
-    monkeypatch.setattr(decoding, "read_bytes", counting)
-    return seen
+    return record_decoded(monkeypatch)
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -64,47 +53,47 @@ def ask(root: Path, split="train", *, size: int = SIZE, crop: int = 5, **values)
 
 
 def photographs(root: Path, *, splits=("train", "test"), classes=("cat", "dog"), count: int = 3) -> Path:
-    """Write pictures of 40 to 60 pixels in folders that are classes, each like no other."""
+    """Write distinct pictures of 40 to 60 pixels, with a folder per class."""
     for number, (split, name, i) in enumerate(itertools.product(splits, classes, range(count))):
         write(root / split / name / f"{i}.png", 40 + 7 * i, 60 - 5 * i, number)
     return root
 
 
 def matches(picture: np.ndarray, tile: torch.Tensor) -> list[tuple[int, int]]:
-    """Return where in a picture (H, W, C) a tile (C, S, S) is to be found."""
+    """Return where in a picture (H, W, C) a tile (C, S, S) appears."""
     windows = np.lib.stride_tricks.sliding_window_view(picture, tuple(tile.shape[1:]), (0, 1))
     return [(int(row), int(column)) for row, column in np.argwhere((windows == tile.numpy()).all((2, 3, 4)))]
 
 
-def places(picture: np.ndarray, found: torch.Tensor) -> list[tuple[int, int]]:
-    """Return where in a picture (H, W, C) tiles (N, C, S, S) were cut out of; raises IndexError where one was not."""
-    return [matches(picture, tile)[0] for tile in found]
+def places(picture: np.ndarray, tiles: torch.Tensor) -> list[tuple[int, int]]:
+    """Return where in a picture (H, W, C) tiles (N, C, S, S) appear first; raises IndexError if one does not."""
+    return [matches(picture, tile)[0] for tile in tiles]
 
 
 @given(st.integers(5, 40), st.integers(5, 40), st.integers(1, 8), st.integers(0, 9))
 def test_every_window_lies_within_a_tile(height, width, size, margin):
     side = size + margin
-    found = crops.corners((height, width), DatasetRequest("train", side, crop=10_000, margin=margin), "a")
-    assert len(set(found)) == len(found)
+    tiles = crops.corners((height, width), DatasetRequest("train", side, crop=10_000, margin=margin), "a")
+    assert len(set(tiles)) == len(tiles)
     if min(height, width) < side:
-        assert found == []
+        assert tiles == []
         return
-    assert found == sorted(found)
-    assert all(0 <= top <= height - side and 0 <= left <= width - side for top, left in found)
-    reached = {(top + i, left + j) for top, left in found for i in range(margin + 1) for j in range(margin + 1)}
+    assert tiles == sorted(tiles)
+    assert all(0 <= top <= height - side and 0 <= left <= width - side for top, left in tiles)
+    reached = {(top + i, left + j) for top, left in tiles for i in range(margin + 1) for j in range(margin + 1)}
     assert reached == set(itertools.product(range(height - size + 1), range(width - size + 1)))
 
 
 @given(st.integers(8, 60), st.integers(8, 60), st.integers(0, 4), st.integers(1, 30))
-def test_tiles_are_no_more_than_asked_for_and_all_unlike(height, width, margin, crop):
+def test_tiles_are_distinct_and_at_most_as_many_as_requested(height, width, margin, crop):
     every = crops.corners((height, width), DatasetRequest("train", 8, crop=100_000, margin=margin), "a")
-    found = crops.corners((height, width), DatasetRequest("train", 8, crop=crop, margin=margin), "a")
-    assert len(found) == min(crop, len(every))
-    assert len(set(found)) == len(found)
-    assert set(found) <= set(every)
+    tiles = crops.corners((height, width), DatasetRequest("train", 8, crop=crop, margin=margin), "a")
+    assert len(tiles) == min(crop, len(every))
+    assert len(set(tiles)) == len(tiles)
+    assert set(tiles) <= set(every)
 
 
-def test_what_is_drawn_is_of_the_whole_picture_and_differs_by_name():
+def test_drawn_tiles_cover_the_whole_picture_and_depend_on_the_name():
     request = DatasetRequest("train", 64, crop=400)
     one, again, other = (crops.corners((4000, 6000), request, name) for name in ("a/1", "a/1", "a/2"))
     assert one == again
@@ -125,10 +114,10 @@ def test_tiles_are_the_pixels_of_their_own_file(tmp_path, form):
                 for path in sorted((root / split).rglob("*.png")):
                     archive.add(path, path.relative_to(root / split))
             shutil.rmtree(root / split)
-    found = {split: ask(root, split) for split in ("train", "test")}
-    assert torch.equal(found["train"].pixels, before.pixels)
-    assert torch.equal(found["train"].labels, before.labels)
-    for split, images_of in found.items():
+    tiles = {split: ask(root, split) for split in ("train", "test")}
+    assert torch.equal(tiles["train"].pixels, before.pixels)
+    assert torch.equal(tiles["train"].labels, before.labels)
+    for split, images_of in tiles.items():
         assert images_of.pixels.shape == (2 * 3 * 5, 3, SIZE, SIZE)
         assert (images_of.classes, images_of.skipped) == (("cat", "dog"), 0)
         for label, name in enumerate(images_of.classes):
@@ -164,21 +153,21 @@ def test_no_photograph_is_in_both_splits(tmp_path):
     assert len(sources[0] | sources[1]) == 12
 
 
-def test_tiles_are_kept_and_made_anew_for_another_crop_or_margin(tmp_path, kept, decoded):
+def test_each_crop_and_margin_has_its_own_cache_entry(tmp_path, kept, decoded):
     root = photographs(tmp_path / "data")
-    asked = [{"crop": 5}, {"crop": 6}, {"crop": 6, "margin": 3}, {"crop": 0}]
-    found = [ask(root, **one) for one in asked]
-    assert len({one.digest() for one in found}) == 4
+    requests = [{"crop": 5}, {"crop": 6}, {"crop": 6, "margin": 3}, {"crop": 0}]
+    tiles = [ask(root, **one) for one in requests]
+    assert len({one.digest() for one in tiles}) == 4
     assert len(decoded) == 4 * 6
-    assert len(list(kept.glob("*.npy"))) == 3  # six whole pictures are not worth it
+    assert len(list(kept.glob("*.npy"))) == 3  # six whole pictures are too few to cache
     decoded.clear()
-    for one, before in zip(asked[:3], found, strict=False):
+    for one, before in zip(requests[:3], tiles, strict=False):
         again = ask(root, **one)
         assert torch.equal(again.pixels, before.pixels)
         assert torch.equal(again.labels, before.labels)
     assert decoded == []
     write(root / "train" / "cat" / "0.png", 50, 50, 99)
-    assert not torch.equal(ask(root).pixels, found[0].pixels)
+    assert not torch.equal(ask(root).pixels, tiles[0].pixels)
     assert len(decoded) == 6
 
 
@@ -191,9 +180,9 @@ def test_pictures_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
     for number in range(12):
         write(tmp_path / "train" / f"{number}.png", 300, 400, number)
     write(tmp_path / "test" / "0.png", 20, 20)
-    monkeypatch.setattr(cache, "CHUNK", 256)
+    monkeypatch.setattr(cache, "CHUNK_IMAGES", 256)
     each = 300 * 400 * 3
-    monkeypatch.setattr(decoding, "LARGEST_CHUNK", 2 * each)
+    monkeypatch.setattr(decoding, "MAX_CHUNK_BYTES", 2 * each)
     paths = decoding.list_images(tmp_path / "train")
     entries = (decoding.Entry(path, ".") for path in paths)
     chunks = [len(chunk) for chunk in decoding._chunks(entries, DatasetRequest("train", SIZE, crop=50))]
@@ -201,13 +190,13 @@ def test_pictures_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
     assert [
         len(chunk) for chunk in decoding._chunks(map(decoding.Entry, paths, "." * 12), DatasetRequest("train", SIZE))
     ] == [12]
-    ask(tmp_path, "test", crop=1)  # what is loaded but once
+    ask(tmp_path, "test", crop=1)  # imports and first-call costs
     tracemalloc.start()
-    found = ask(tmp_path, crop=50)
+    tiles = ask(tmp_path, crop=50)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 12 * 50
-    assert peak < 8 * each  # of twelve pictures, which would be decoded in copies
+    assert len(tiles) == 12 * 50
+    assert peak < 8 * each  # decoding all twelve pictures at once would take more
 
 
 def test_many_tiles_of_one_picture_are_written_in_portions(tmp_path, monkeypatch):
@@ -216,52 +205,52 @@ def test_many_tiles_of_one_picture_are_written_in_portions(tmp_path, monkeypatch
     added = []
     add = cache.CacheDraft.add
     monkeypatch.setattr(cache.CacheDraft, "add", lambda draft, pixels: added.append(len(pixels)) or add(draft, pixels))
-    monkeypatch.setattr(decoding, "LARGEST_CHUNK", 5 * 3 * SIZE**2)
-    found = ask(tmp_path, crop=23)
+    monkeypatch.setattr(decoding, "MAX_CHUNK_BYTES", 5 * 3 * SIZE**2)
+    tiles = ask(tmp_path, crop=23)
     assert added == [5, 5, 5, 5, 3]
-    there = places(noise(150, 150), found.pixels)
-    wanted = crops.corners((150, 150), DatasetRequest("train", SIZE, crop=23), "0.png")
-    assert sorted(there) == wanted
-    assert there != wanted  # mixed: the first images are not all of a corner
+    there = places(noise(150, 150), tiles.pixels)
+    expected = crops.corners((150, 150), DatasetRequest("train", SIZE, crop=23), "0.png")
+    assert sorted(there) == expected
+    assert there != expected  # shuffled: the first images are not all of one corner
 
 
-def test_pictures_that_are_too_small_are_left_out_and_told(tmp_path):
+def test_pictures_that_are_too_small_are_left_out_and_counted(tmp_path):
     root = photographs(tmp_path / "data", classes=("cat",))
     write(root / "train" / "cat" / "small.png", SIZE - 1, 90)
     write(root / "train" / "cat" / "fits.png", SIZE, SIZE, 7)
     (root / "train" / "cat" / "cut.png").write_bytes(b"cut")
-    found = ask(root)
-    assert (len(found), found.skipped) == (3 * 5 + 1, 2)
+    tiles = ask(root)
+    assert (len(tiles), tiles.skipped) == (3 * 5 + 1, 2)
     config = presets.load("digits-blur", ["data.size=12", "data.margin=4", "data.crop=5"])
-    told = from_config.left_out(config.data, found, "training")
-    assert told == "left out 2 training files that could not be read or have no window of 16 x 16 pixels"
+    note = from_config.left_out(config.data, tiles, "training")
+    assert note == "left out 2 training files that could not be read or have no window of 16 x 16 pixels"
     assert from_config.left_out(config.data, ask(root, "test"), "test") == ""
     whole = presets.load("digits-blur").data
-    assert from_config.left_out(whole, found, "test") == "left out 2 test files that could not be read"
+    assert from_config.left_out(whole, tiles, "test") == "left out 2 test files that could not be read"
     with pytest.raises(UsageError, match=r"None of 6 images in .* can be read and has 99 x 99 pixels"):
         ask(root, size=99)
 
 
-def test_small_images_are_tiles_by_themselves(tmp_path):
+def test_an_image_of_the_tile_size_is_its_only_tile(tmp_path):
     for split, label in itertools.product(("train", "test"), "ab"):
         write(tmp_path / "cifar10" / split / label / "0.png", 32, 32, ord(label))
-    whole, found = (datasets.load("cifar10", DatasetRequest("train", 32, 3, tmp_path, crop=crop)) for crop in (0, 4))
-    assert torch.equal(whole.pixels, found.pixels)
-    assert torch.equal(whole.labels, found.labels)
+    whole, tiles = (datasets.load("cifar10", DatasetRequest("train", 32, 3, tmp_path, crop=crop)) for crop in (0, 4))
+    assert torch.equal(whole.pixels, tiles.pixels)
+    assert torch.equal(whole.labels, tiles.labels)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_sets_without_sizes_of_their_own_refuse_a_crop(tmp_path, name):
-    with pytest.raises(UsageError, match=rf"data\.crop: the images of {name}") as refusal:
+    with pytest.raises(UsageError, match=rf"data\.crop does not work with {name}") as refusal:
         datasets.load(name, DatasetRequest("train", 8, directory=tmp_path, download=False, crop=1))
     assert "afhq, celeba, cifar10, folder, photos" in str(refusal.value)
     with pytest.raises(UsageError, match=r"data\.crop"):
-        trainings.check_names(presets.load("digits-blur", ["data.crop=1", f"data.dataset={name}"]))
+        start.check_names(presets.load("digits-blur", ["data.crop=1", f"data.dataset={name}"]))
 
 
 def test_cifar_in_its_binary_version_refuses_a_crop(tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
-    with pytest.raises(UsageError, match=r"data\.crop: the images of CIFAR-10's binary version"):
+    with pytest.raises(UsageError, match=r"data\.crop does not work with the CIFAR-10 binary version"):
         datasets.load("cifar10", DatasetRequest("train", 32, directory=tmp_path, crop=1))
 
 
@@ -298,10 +287,10 @@ def test_photos_come_with_packages_that_are_not_imported(monkeypatch):
     assert (train.pixels.shape, test.pixels.shape) == ((7 * 20, 3, 64, 64), (3 * 20, 3, 64, 64))
     assert (train.skipped, train.labels, train.classes) == (0, None, ())
     assert not {"skimage", "sklearn"} & set(sys.modules)
-    assert datasets.package_of("photos") == "scikit-image"
+    assert datasets.required_package("photos") == "scikit-image"
 
 
-def test_photos_of_both_splits_are_others_and_gray_ones_are_for_gray():
+def test_photo_splits_are_disjoint_and_gray_photos_are_for_gray():
     pytest.importorskip("skimage")
     named = [{*itertools.chain(*photos.COLORED[split].values())} for split in ("train", "test")]
     assert not named[0] & named[1]
@@ -309,7 +298,7 @@ def test_photos_of_both_splits_are_others_and_gray_ones_are_for_gray():
         (split, channels): datasets.load("photos", DatasetRequest(split, 24, channels))
         for split, channels in itertools.product(("train", "test"), (0, 1, 3))
     }
-    assert {asked: len(found) for asked, found in whole.items()} == {
+    assert {asked: len(tiles) for asked, tiles in whole.items()} == {
         ("train", 0): 7,
         ("train", 1): 11,
         ("train", 3): 7,
@@ -317,13 +306,13 @@ def test_photos_of_both_splits_are_others_and_gray_ones_are_for_gray():
         ("test", 1): 3,
         ("test", 3): 3,
     }
-    assert all(found.skipped == 0 and found.channels == (asked[1] or 3) for asked, found in whole.items())
+    assert all(tiles.skipped == 0 and tiles.channels == (asked[1] or 3) for asked, tiles in whole.items())
     colored = whole["train", 3].pixels.float()
     assert ((colored.amax(1) - colored.amin(1)).amax((1, 2)) > 30).all()
     assert len({tuple(x.flatten().tolist()) for split in ("train", "test") for x in whole[split, 3].pixels}) == 10
 
 
-def test_photos_say_what_they_need(monkeypatch):
+def test_photos_name_the_package_they_need(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None if name == "skimage" else find(name))
     with pytest.raises(UsageError, match="'photos' needs scikit-image") as refusal:

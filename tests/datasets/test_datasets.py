@@ -51,7 +51,7 @@ def test_folder_holds_out_a_tenth_that_does_not_move(tmp_path):
     assert ask("folder", "test", directory=tmp_path, channels=1).channels == 1
 
 
-def test_folder_takes_given_splits(tmp_path):
+def test_folder_uses_existing_splits(tmp_path):
     folder_of(tmp_path, 5, "train")
     folder_of(tmp_path, 2, "test")
     assert (len(ask("folder", "train", directory=tmp_path)), len(ask("folder", "test", directory=tmp_path))) == (5, 2)
@@ -69,8 +69,8 @@ def test_broken_files_are_skipped_and_counted(tmp_path):
     (tmp_path / "train" / "3.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "train" / "zero.jpg").write_bytes(b"")
     (tmp_path / "train" / "note.txt").write_text("not an image")
-    found = ask("folder", "train", directory=tmp_path)
-    assert (len(found), found.skipped) == (8, 2)
+    images = ask("folder", "train", directory=tmp_path)
+    assert (len(images), images.skipped) == (8, 2)
 
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "one", "broken"])
@@ -102,15 +102,15 @@ def write_mnist(root, count: int) -> None:
 
 def test_mnist_is_read_where_it_lies(tmp_path):
     write_mnist(tmp_path, 5)
-    found = ask("mnist", "train", size=32, directory=tmp_path)
-    assert found.pixels.shape == (5, 1, 32, 32)
-    assert found.labels.tolist() == [0, 1, 2, 3, 4]
+    images = ask("mnist", "train", size=32, directory=tmp_path)
+    assert images.pixels.shape == (5, 1, 32, 32)
+    assert images.labels.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(
         ask("mnist", "test", size=28, directory=tmp_path).pixels.flatten()[:256], torch.arange(256).byte()
     )
 
 
-def test_mnist_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
+def test_a_failed_mnist_download_is_explained(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
     def no_network(self):
@@ -124,7 +124,7 @@ def test_mnist_that_cannot_be_had_is_explained(tmp_path, monkeypatch):
         ask("mnist", "train", directory=tmp_path, download=False)
 
 
-def test_mnist_cut_short_is_explained(tmp_path):
+def test_truncated_mnist_is_explained(tmp_path):
     write_mnist(tmp_path, 5)
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:100])
@@ -149,7 +149,7 @@ def test_fetched_sets_are_read_in_the_layouts_they_come_in(tmp_path, name, folde
 
 
 @pytest.mark.parametrize(("name", "title"), [("cifar10", "CIFAR-10"), ("celeba", "CelebA"), ("afhq", "AFHQ")])
-def test_how_to_get_a_set_is_told(tmp_path, name, title):
+def test_a_missing_set_explains_how_to_get_it(tmp_path, name, title):
     with pytest.raises(UsageError, match=f"{title} is not in") as refusal:
         ask(name, "train", directory=tmp_path)
     assert "Unpack" in str(refusal.value)
@@ -195,15 +195,15 @@ def test_folders_are_classes_and_every_split_numbers_them_alike(tmp_path, form):
             with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
                 archive.add(tmp_path / split, split)
             shutil.rmtree(tmp_path / split)
-    found = [datasets.load("folder", datasets.DatasetRequest(split, 8, 1, tmp_path)) for split in ("train", "test")]
-    for images in found:
-        wanted = torch.tensor(list(shades.values()))[images.labels]
-        assert torch.equal(images.pixels[:, 0, 0, 0].long(), wanted)
-    assert found[0].classes == found[1].classes == ("cat", "dog", "owl")
-    assert sum(images.skipped for images in found) == len(splits)
+    sets = [datasets.load("folder", datasets.DatasetRequest(split, 8, 1, tmp_path)) for split in ("train", "test")]
+    for images in sets:
+        expected = torch.tensor(list(shades.values()))[images.labels]
+        assert torch.equal(images.pixels[:, 0, 0, 0].long(), expected)
+    assert sets[0].classes == sets[1].classes == ("cat", "dog", "owl")
+    assert sum(images.skipped for images in sets) == len(splits)
 
 
-def test_an_archive_cut_short_is_named(tmp_path):
+def test_a_truncated_archive_is_named(tmp_path):
     folder_of(tmp_path / "source", 4)
     (tmp_path / "afhq").mkdir()
     with tarfile.open(tmp_path / "afhq" / "train.tar.gz", "w:gz") as archive:
@@ -228,13 +228,13 @@ def test_the_first_images_of_folders_are_of_all_classes(tmp_path):
             path = tmp_path / "cifar10" / "test" / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8), 50 * number + 10 * "abc".index(label)).save(path)
-    found = datasets.load("cifar10", datasets.DatasetRequest("test", 8, 1, tmp_path))
-    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 2, 0]
-    assert found.pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 50, 60, 70, 100, 120, 150]
-    assert found.note == ""
+    images = datasets.load("cifar10", datasets.DatasetRequest("test", 8, 1, tmp_path))
+    assert images.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 2, 0]
+    assert images.pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 50, 60, 70, 100, 120, 150]
+    assert images.note == ""
 
 
-def test_cifar10_of_jpeg_files_says_so(tmp_path):
+def test_cifar10_from_jpeg_files_is_noted(tmp_path):
     for label in "ab":
         path = tmp_path / "cifar10-jpeg" / "test" / label / "0.jpg"
         path.parent.mkdir(parents=True)
@@ -242,7 +242,7 @@ def test_cifar10_of_jpeg_files_says_so(tmp_path):
     assert datasets.load("cifar10", datasets.DatasetRequest("test", 8, 3, tmp_path)).note == "JPEG"
 
 
-def test_images_are_drawn_from_the_whole_of_a_set_and_from_every_class():
+def test_a_draw_covers_the_whole_set_and_every_class():
     images = ImageSet(torch.zeros(10_000, 1, 2, 2, dtype=torch.uint8))
     few, more = images.draw(1000), images.draw(2000)
     assert torch.equal(few, more[:1000])

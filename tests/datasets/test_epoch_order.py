@@ -1,4 +1,4 @@
-"""Which images a step takes: each once an epoch, and the same however often, and by however many, it is asked."""
+"""Which images a step takes: each once an epoch, and the same on every call."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ COUNTS = (7, 12, 1, 0, 30, 9, 13)  # 72 records
 
 
 def epoch_of(counts: tuple[int, ...], lanes: int, size: int, epoch: int, seed: int = 3) -> list[int]:
-    """The numbers of one epoch, where steps and epochs end together."""
+    """Return the indices of one epoch, for sizes at which steps and epochs end together."""
     steps = sum(counts) // size
     taken = [epoch_order.in_lanes(counts, lanes, seed, epoch * steps + step, size) for step in range(steps)]
     return torch.cat(taken).tolist()
 
 
-def test_permutations_follow_each_other_and_are_read_on():
+def test_a_step_may_cross_the_end_of_a_permutation():
     whole = torch.cat([torch.randperm(10, generator=seeds.generator(5, "epoch", epoch)) for epoch in range(4)])
     for size in (3, 10, 13):
-        found = torch.cat([epoch_order.shuffled(10, 5, step, size) for step in range(40 // size)])
-        assert torch.equal(found, whole[: len(found)])
+        taken = torch.cat([epoch_order.shuffled(10, 5, step, size) for step in range(40 // size)])
+        assert torch.equal(taken, whole[: len(taken)])
     assert epoch_order.shuffled(10, 5, 0, 3).dtype == torch.int64
 
 
@@ -32,7 +32,7 @@ def test_every_record_is_taken_once_an_epoch(lanes, size):
         assert sorted(epoch_of(COUNTS, lanes, size, epoch)) == list(range(72))
 
 
-def test_what_does_not_divide_leaves_a_few_out_and_others_each_time():
+def test_an_epoch_leaves_out_the_remainder_a_different_one_each_time():
     counts = (10, 10, 10, 7)  # 37 records, 4 lanes of 9
     left = []
     for epoch in range(6):
@@ -42,11 +42,11 @@ def test_what_does_not_divide_leaves_a_few_out_and_others_each_time():
     assert len(set(left)) > 1
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for():
-    wanted = [epoch_order.in_lanes(COUNTS, 4, 1, step, 8) for step in range(20)]
+def test_a_step_is_the_same_on_every_call():
+    expected = [epoch_order.in_lanes(COUNTS, 4, 1, step, 8) for step in range(20)]
     for step in (19, 3, 3, 11, 0):
-        assert torch.equal(epoch_order.in_lanes(COUNTS, 4, 1, step, 8), wanted[step])
-    assert not torch.equal(epoch_order.in_lanes(COUNTS, 4, 2, 0, 8), wanted[0])
+        assert torch.equal(epoch_order.in_lanes(COUNTS, 4, 1, step, 8), expected[step])
+    assert not torch.equal(epoch_order.in_lanes(COUNTS, 4, 2, 0, 8), expected[0])
 
 
 def test_epochs_differ_in_the_order_of_shards_and_of_records():
@@ -57,7 +57,7 @@ def test_epochs_differ_in_the_order_of_shards_and_of_records():
     assert [n for n in first if 20 <= n < 50] != [n for n in second if 20 <= n < 50]
 
 
-def test_a_part_of_a_step_lies_in_few_shards():
+def test_a_slice_of_a_step_touches_few_shards():
     counts = (100,) * 32
     bounds = epoch_order.starts(counts)
     for step in range(50):
@@ -67,33 +67,33 @@ def test_a_part_of_a_step_lies_in_few_shards():
             assert len(touched) <= 4
 
 
-def test_lanes_divide_a_step_and_are_no_more_than_shards_and_records():
-    assert epoch_order._breadth(64, 32) == 32
-    assert epoch_order._breadth(48, 32) == 24
-    assert epoch_order._breadth(7, 5) == 1
+def test_lanes_divide_a_step_and_never_outnumber_shards_or_records():
+    assert epoch_order._lane_count(64, 32) == 32
+    assert epoch_order._lane_count(48, 32) == 24
+    assert epoch_order._lane_count(7, 5) == 1
     for counts in ((5,), (0, 5, 0), (1, 1), (2, 1)):
         steps = torch.cat([epoch_order.in_lanes(counts, 32, 0, step, 4) for step in range(30)])
         assert set(steps.tolist()) == set(range(sum(counts)))
 
 
 def test_a_step_may_be_larger_than_the_set():
-    found = epoch_order.in_lanes((3, 4), 2, 0, 1, 40)
-    assert len(found) == 40
-    assert found.bincount(minlength=7).min() >= 3
+    taken = epoch_order.in_lanes((3, 4), 2, 0, 1, 40)
+    assert len(taken) == 40
+    assert taken.bincount(minlength=7).min() >= 3
     assert set(epoch_order.shuffled(7, 0, 1, 40).bincount(minlength=7).tolist()) <= {5, 6, 7}
 
 
 @pytest.mark.parametrize(
     "take", [lambda: epoch_order.shuffled(0, 0, 0, 4), lambda: epoch_order.in_lanes((0, 0), 2, 0, 0, 4)]
 )
-def test_nothing_to_take_is_an_error(take):
+def test_an_empty_set_is_an_error(take):
     with pytest.raises(ValueError, match="no images"):
         take()
 
 
-def test_memory_is_that_of_the_shards_being_read():
+def test_memory_grows_only_with_the_shards_being_read():
     counts = (1000,) * 5000
     for step in (0, 17, 100_000):
         epoch_order.in_lanes(counts, 16, 0, step, 64)
-    assert len(epoch_order._kept) <= 16 + epoch_order.SPARE
-    assert sum(order.nbytes for order in epoch_order._kept.values()) <= (16 + epoch_order.SPARE) * 4000
+    assert len(epoch_order._record_orders) <= 16 + epoch_order.SPARE_ORDERS
+    assert sum(order.nbytes for order in epoch_order._record_orders.values()) <= (16 + epoch_order.SPARE_ORDERS) * 4000

@@ -84,9 +84,9 @@ def test_jitter_needs_an_operator_with_kernels():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_compressed_equals_a_jpeg_file(channels):
+def test_jpeg_round_trip_equals_a_jpeg_file(channels):
     x = pictures(2, channels, 32)
-    compressed = images.compressed(x, [40, 95])
+    compressed = images.jpeg_round_trip(x, [40, 95])
     assert compressed.shape == x.shape
     for picture, quality, actual in zip(x, [40, 95], compressed, strict=True):
         file = io.BytesIO()

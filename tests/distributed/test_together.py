@@ -1,4 +1,4 @@
-"""Several processes at one series of pictures: what they leave and tell is what one does."""
+"""Several processes write one series of images: the same files and messages as one process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANY = 40
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run whose prior is fitted, and pictures of which one is broken."""
+    """A folder with a finished run, and images of which one is broken."""
     place = tmp_path_factory.mktemp("together")
     finish(make_trainer(place / "own"))
     (place / "in").mkdir()
@@ -57,7 +57,7 @@ SERIES = {
 
 
 @pytest.mark.parametrize("name", SERIES)
-def test_the_files_and_words_of_several_processes_are_those_of_one(name, place):
+def test_several_processes_write_and_say_what_one_does(name, place):
     command, out = [*SERIES[name], "--out-dir", "out", "--json"], place / "out"
 
     def call(count: int, *more: str) -> tuple[object, str, dict[str, bytes]]:
@@ -86,7 +86,7 @@ def test_the_files_and_words_of_several_processes_are_those_of_one(name, place):
         assert told["files"] == alone[0]["files"]
 
 
-def test_what_a_kill_left_others_go_on_with(place):
+def test_others_resume_what_a_kill_left(place):
     command = ["generate", "own", "--n", "200", "--seed", "2", "--out", "grid.png"]
     launches.finish([*command, "--out-dir", "whole"], place)
     (place / "grid.png").unlink()
@@ -101,17 +101,17 @@ def test_what_a_kill_left_others_go_on_with(place):
     assert contents(place / "parts") == contents(place / "whole")
 
 
-def test_ctrl_c_tells_once_how_to_go_on_and_is_heard_by_who_waits(place):
+def test_ctrl_c_says_once_how_to_resume_and_reaches_a_waiting_process(place):
     (place / "uneven").mkdir()
     for number, side in enumerate((8, 2500)):
         Image.effect_noise((side, side), 40).save(place / "uneven" / f"{number}.png", compress_level=1)
     job = launches.start(["degrade", "uneven", "--op", "noise", "--out-dir", "long"], place, 2)
     while not (place / "long").is_dir() or not pictures_in(place / "long"):
         time.sleep(0.005)
-    time.sleep(0.2)  # the first process has done its share
+    time.sleep(0.2)  # until the first process has finished its share
     job.interrupt()
     assert job.wait() == [130, 130]
-    what, how = job.told("err").splitlines()
+    what, how = job.output("err").splitlines()
     assert what == "colddiff: Interrupted: 1 of 2 images is in long."
     assert "--resume" in how
 
@@ -123,12 +123,12 @@ def test_a_named_picture_that_is_broken_ends_all(place):
     ):
         job = launches.start([*command, "--out-dir", "named"], place, 2)
         assert 2 in job.wait()
-        what, how = job.told("err").splitlines()
+        what, how = job.output("err").splitlines()
         assert "in/3.png is not an image that can be read" in what
         assert how.startswith("  ")
 
 
-def test_refusals_are_told_once_and_nothing_is_made(place):
+def test_a_refusal_is_reported_once_and_writes_nothing(place):
     (place / "taken").mkdir()
     (place / "taken" / "000001.png").write_bytes(b"mine")
     for command, words in (
@@ -139,8 +139,8 @@ def test_refusals_are_told_once_and_nothing_is_made(place):
     ):
         job = launches.start(command, place, 2)
         assert 2 in job.wait()
-        assert len(job.told("err").splitlines()) == 2, job.told("err")
-        assert words in job.told("err")
+        assert len(job.output("err").splitlines()) == 2, job.output("err")
+        assert words in job.output("err")
     assert left_behind(place / "taken") == ["000001.png"]
     assert not (place / "fresh").exists()
 
@@ -173,14 +173,14 @@ def test_the_command_line_of_the_processes_is_that_of_the_call():
 
 @pytest.fixture
 def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """What makes this process look like one of a job that has not met the others."""
+    """Make this process look like one of a job that has not met the others."""
 
     def become(rank: int, **more: str) -> None:
-        told = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-        for name, value in (told | more).items():
+        variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+        for name, value in (variables | more).items():
             monkeypatch.setenv(name, value)
 
-    monkeypatch.setattr(__main__, "PATIENCE", 0)
+    monkeypatch.setattr(__main__, "PATIENCE_SECONDS", 0)
     return become
 
 
@@ -189,7 +189,7 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     [["compare", "own"], ["reproduce"], ["monitor"], ["presets"], ["train", "--preset", "digits-blur", "--monitor"]],
     ids=" ".join,
 )
-def test_what_one_process_does_alone_is_refused_in_a_job(command, in_folder, as_process, capsys):
+def test_commands_for_one_process_are_refused_in_a_job(command, in_folder, as_process, capsys):
     as_process(0)
     assert run(command) == 2
     assert "for one process" in capsys.readouterr().err
@@ -198,13 +198,13 @@ def test_what_one_process_does_alone_is_refused_in_a_job(command, in_folder, as_
     assert left_behind(in_folder) == []
 
 
-def test_what_only_a_later_process_meets_is_told_by_it(in_folder, as_process, capsys):
+def test_an_error_of_a_later_process_names_the_process(in_folder, as_process, capsys):
     as_process(1)
     assert run(["degrade", "a.png", "--op", "blur", "--device", "tpu"]) == 2
     assert capsys.readouterr().err.startswith("colddiff (process 1 of 2): Unknown device 'tpu'")
 
 
-def test_a_job_that_is_started_again_keeps_its_pictures(in_folder, as_process):
+def test_a_restarted_job_keeps_its_images(in_folder, as_process):
     def opened() -> series.Series:
         targets = [in_folder / "a.png", in_folder / "b.png"]
         return series.Series(targets, "paint", {"t": 3}, resume=False, force=False)

@@ -1,4 +1,4 @@
-"""The pages say what the program does: generated ones are generated again and compared."""
+"""The docs match the program; generated pages are regenerated and compared."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_command_reference_is_current():
     command = [sys.executable, "-m", "typer", "colddiff_cli.app", "utils", "docs", "--name", "colddiff"]
-    made = subprocess.run(
+    generated = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"COLUMNS": "100"}
     )
     written = (ROOT / "docs" / "cli.md").read_text()
-    assert made.stdout.strip() == written.strip(), f"run: {' '.join(['python', *command[1:]])} > docs/cli.md"
+    assert generated.stdout.strip() == written.strip(), f"run: {' '.join(['python', *command[1:]])} > docs/cli.md"
 
 
 COMMANDS = ["degrade", "train", "sample", "generate", "eval", "compare", "reproduce", "monitor", "presets", "data pack"]
@@ -30,7 +30,7 @@ def test_the_readme_shows_every_command(command):
     assert f"colddiff {command}" in (ROOT / "README.md").read_text()
 
 
-def test_every_dependency_has_its_reason():
+def test_every_dependency_is_explained():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -43,8 +43,16 @@ def test_every_dependency_has_its_reason():
 @pytest.mark.parametrize(
     "page", [path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]]
 )
-def test_links_lead_somewhere(page):
+def test_links_are_not_broken(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"colddiff_(?:core|cli)/[\w/]+(?:\.\w+|/)", text))
+    assert paths
+    missing = sorted(path for path in paths if not (ROOT / path).exists())
+    assert not missing, f"CONTRIBUTING.md: {missing}"

@@ -27,21 +27,21 @@ class GivenFeatures:
 
 
 class Vectors(ImageSet):
-    """Images that are their own features, unrounded."""
+    """Images that are not rounded, to serve as their own features."""
 
     def images(self, indices):
         return self.pixels[indices]
 
 
-def to(wanted: torch.Tensor) -> distribution.ReferenceStats:
-    rows = wanted.float()
+def stats_of(real: torch.Tensor) -> distribution.ReferenceStats:
+    rows = real.float()
     return distribution.reference_stats(GivenFeatures(rows.shape[1]), Vectors(rows[:, :, None, None]))
 
 
-def distances(found: torch.Tensor, wanted: torch.Tensor, batch: int = 1000, *, is_paired: bool = False) -> Distances:
-    meter = Distances(to(wanted))
-    numbers = range(len(found))
-    for first, part in enumerate(found.float().split(batch)):
+def distances(generated: torch.Tensor, real: torch.Tensor, batch: int = 1000, *, is_paired: bool = False) -> Distances:
+    meter = Distances(stats_of(real))
+    numbers = range(len(generated))
+    for first, part in enumerate(generated.float().split(batch)):
         meter.update(part[:, :, None, None], numbers[first * batch :][: len(part)] if is_paired else None)
     return meter
 
@@ -60,7 +60,7 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     assert distances(turned, turned + 3, 50_000).result()["fd"] == pytest.approx(18, rel=1e-4)
 
 
-def test_distances_are_those_of_torchmetrics():
+def test_distances_match_torchmetrics():
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -70,112 +70,112 @@ def test_distances_are_those_of_torchmetrics():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1)
 
-    wanted, found = gaussians(200, 5).float(), gaussians(200, 5, seed=7).float() * 1.3 + 0.2
+    real, generated = gaussians(200, 5).float(), gaussians(200, 5, seed=7).float() * 1.3 + 0.2
     theirs = FrechetInceptionDistance(feature=Module(), input_img_size=(5, 1, 1)).set_dtype(torch.float64)
-    for rows, is_real in ((wanted, True), (found, False)):
+    for rows, is_real in ((real, True), (generated, False)):
         theirs.update(rows[:, :, None, None], real=is_real)
-    ours = distances(found, wanted).result()
+    ours = distances(generated, real).result()
     assert ours["fd"] == pytest.approx(float(theirs.compute()), rel=1e-4)
-    # One block, against the real one that it is held against.
-    block = to(wanted).blocks[1]
+    # One block, against the real block that it is compared with.
+    block = stats_of(real).blocks[1]
     kernel = KernelInceptionDistance(feature=Module(), subsets=1, subset_size=len(block))
     kernel.update(block[:, :, None, None], real=True)
-    kernel.update(found[: len(block), :, None, None], real=False)
-    ours = distances(found[: len(block)], wanted).result()
+    kernel.update(generated[: len(block), :, None, None], real=False)
+    ours = distances(generated[: len(block)], real).result()
     assert ours["kd"] == pytest.approx(float(kernel.compute()[0]), rel=1e-4)
 
 
-def test_kernel_distance_by_its_definition_over_every_image():
-    wanted, found = gaussians(450, 3), gaussians(450, 3, seed=5) + 0.5
+def test_kernel_distance_matches_its_definition():
+    real, generated = gaussians(450, 3), gaussians(450, 3, seed=5) + 0.5
 
     def k(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a @ b.T / 3 + 1) ** 3
 
-    target, values = to(wanted), []
-    for number, block in enumerate(found.float().double().split(200)):
-        real = target.blocks[(number + 1) % 2].double()[: len(block)]
+    target, values = stats_of(real), []
+    for number, block in enumerate(generated.float().double().split(200)):
+        other = target.blocks[(number + 1) % 2].double()[: len(block)]
         m = len(block)
-        own = sum((k(x, x).sum() - k(x, x).trace()) / (m * (m - 1)) for x in (real, block))
-        values.append((own - 2 * k(real, block).mean(), m))
+        own = sum((k(x, x).sum() - k(x, x).trace()) / (m * (m - 1)) for x in (other, block))
+        values.append((own - 2 * k(other, block).mean(), m))
     mean = sum(value * m for value, m in values) / sum(m for _, m in values)
     assert sum(m for _, m in values) == 450
-    assert distances(found, wanted, 37).result()["kd"] == pytest.approx(float(mean), rel=1e-5)
+    assert distances(generated, real, 37).result()["kd"] == pytest.approx(float(mean), rel=1e-5)
 
 
 def test_kernel_distance_is_unbiased_and_frechet_distance_is_not():
-    found = [distances(gaussians(300, 4, seed), gaussians(4000, 4, seed + 500)).result() for seed in range(20, 60)]
-    kernel = torch.tensor([row["kd"] for row in found])
-    assert abs(kernel.mean()) < 3 * kernel.std() / len(found) ** 0.5 + 0.01
-    assert min(row["fd"] for row in found) > 0
+    generated = [distances(gaussians(300, 4, seed), gaussians(4000, 4, seed + 500)).result() for seed in range(20, 60)]
+    kernel = torch.tensor([row["kd"] for row in generated])
+    assert abs(kernel.mean()) < 3 * kernel.std() / len(generated) ** 0.5 + 0.01
+    assert min(row["fd"] for row in generated) > 0
 
 
 def test_kernel_distance_of_restored_images_is_unbiased_too():
-    """Held against their own originals, near perfect restorations would come out below nothing."""
+    """Compared with their own originals, near perfect restorations would have negative distances."""
     for count in (300, 1000):
-        found = []
+        generated = []
         for seed in range(40):
-            wanted = gaussians(count, 4, seed)
-            target = to(wanted)
-            meter, numbers = Distances(target), Vectors(wanted[:, :, None, None]).draw(count)
-            meter.update((wanted + 0.01)[numbers].float()[:, :, None, None], numbers.tolist())
-            found.append(meter.result()["kd"])
-        kernel = torch.tensor(found)
-        assert abs(kernel.mean()) < 3 * kernel.std() / len(found) ** 0.5 + 0.002, count
+            real = gaussians(count, 4, seed)
+            target = stats_of(real)
+            meter, numbers = Distances(target), Vectors(real[:, :, None, None]).draw(count)
+            meter.update((real + 0.01)[numbers].float()[:, :, None, None], numbers.tolist())
+            generated.append(meter.result()["kd"])
+        kernel = torch.tensor(generated)
+        assert abs(kernel.mean()) < 3 * kernel.std() / len(generated) ** 0.5 + 0.002, count
 
 
 def test_no_distance_depends_on_the_batch():
-    wanted, found = gaussians(700, 5), gaussians(650, 5, seed=7) * 1.3
-    one, other = distances(found, wanted, 650), distances(found, wanted, 33)
+    real, generated = gaussians(700, 5), gaussians(650, 5, seed=7) * 1.3
+    one, other = distances(generated, real, 650), distances(generated, real, 33)
     for key, value in one.result().items():
         assert value == pytest.approx(other.result()[key], rel=1e-9)
     assert one.intervals()["fd"] == pytest.approx(other.intervals()["fd"], rel=1e-9)
 
 
-def test_the_interval_is_as_wide_as_other_images_would_make_it():
+def test_the_interval_is_as_wide_as_the_spread_over_samples():
     meters = [distances(gaussians(1000, 6, seed) + 0.3, gaussians(20_000, 6, seed + 500)) for seed in range(30)]
     for key in ("fd", "kd"):
         spread = torch.tensor([meter.result()[key] for meter in meters]).std()
         widths = torch.tensor([meter.intervals()[key] for meter in meters])
-        told = ((widths[:, 1] - widths[:, 0]) / 2 / 1.96).mean()
-        assert 0.6 < told / spread < 1.6, key
+        estimate = ((widths[:, 1] - widths[:, 0]) / 2 / 1.96).mean()
+        assert 0.6 < estimate / spread < 1.6, key
         assert all(low <= meter.result()[key] <= high for meter, (low, high) in zip(meters, widths, strict=True))
 
 
 def test_restored_images_are_resampled_with_their_originals():
-    """Other images would move a set and its restorations alike: less than if only one of both were others."""
+    """A resample moves a set and its restorations together, so the interval is narrower than for unpaired images."""
     pairs = []
     for seed in range(30):
-        wanted = gaussians(600, 6, seed)
-        pairs.append((wanted * 0.9 + 0.1 * gaussians(600, 6, seed + 100), wanted))
-    paired = [distances(found, wanted, is_paired=True) for found, wanted in pairs]
+        real = gaussians(600, 6, seed)
+        pairs.append((real * 0.9 + 0.1 * gaussians(600, 6, seed + 100), real))
+    paired = [distances(generated, real, is_paired=True) for generated, real in pairs]
     spread = torch.tensor([meter.result()["fd"] for meter in paired]).std()
 
-    def told(meters: list[Distances]) -> torch.Tensor:
+    def deviation(meters: list[Distances]) -> torch.Tensor:
         ends = torch.tensor([meter.intervals()["fd"] for meter in meters])
         return ((ends[:, 1] - ends[:, 0]) / 2 / 1.96).mean()
 
-    assert 0.6 < told(paired) / spread < 1.6
-    assert told([distances(found, wanted) for found, wanted in pairs]) > 2 * told(paired)
+    assert 0.6 < deviation(paired) / spread < 1.6
+    assert deviation([distances(generated, real) for generated, real in pairs]) > 2 * deviation(paired)
 
 
 def test_few_images_have_distances_without_an_interval_and_one_has_none():
-    wanted = gaussians(60, 5)
-    few = distances(gaussians(4, 5, 3), wanted)
+    real = gaussians(60, 5)
+    few = distances(gaussians(4, 5, 3), real)
     assert few.has_too_few_images
     assert few.result()["fd"] > 0
     assert few.intervals() == {"fd": None, "kd": None}
-    assert distances(gaussians(1, 5, 3), wanted).result() == {"fd": None, "kd": None}
-    assert distances(gaussians(50, 5, 3), wanted[:1]).result() == {"fd": None, "kd": None}
-    assert distances(gaussians(50, 5, 3), wanted[:5]).has_too_few_images
-    assert not distances(gaussians(6, 5, 3), wanted).has_too_few_images
+    assert distances(gaussians(1, 5, 3), real).result() == {"fd": None, "kd": None}
+    assert distances(gaussians(50, 5, 3), real[:1]).result() == {"fd": None, "kd": None}
+    assert distances(gaussians(50, 5, 3), real[:5]).has_too_few_images
+    assert not distances(gaussians(6, 5, 3), real).has_too_few_images
 
 
-def test_images_that_are_not_numbers_have_no_distance():
-    wanted = gaussians(200, 5)
-    found = gaussians(200, 5, 3)
-    found[7] = torch.nan
-    assert distances(found, wanted).result() == distances(found, wanted).intervals() == {"fd": None, "kd": None}
+def test_images_that_are_not_finite_have_no_distance():
+    real = gaussians(200, 5)
+    generated = gaussians(200, 5, 3)
+    generated[7] = torch.nan
+    assert distances(generated, real).result() == distances(generated, real).intervals() == {"fd": None, "kd": None}
 
 
-def test_other_features_than_inceptions_have_another_name():
+def test_only_inception_features_are_called_fid():
     assert distribution.labels(GivenFeatures(3)) == {"fd": "FD-given", "kd": "KD-given"}

@@ -1,4 +1,4 @@
-"""Distances between images and between distributions, against what can be worked out by hand."""
+"""Distances between images, against values worked out by hand, and the classifier."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from colddiff_core.evaluation import classifier, diversity
 
 
 def test_nearest_neighbors_finds_the_image_and_its_distance(monkeypatch):
-    monkeypatch.setattr(diversity, "CHUNK", 7)
+    monkeypatch.setattr(diversity, "CHUNK_IMAGES", 7)
     train = ImageSet(torch.randint(256, (20, 1, 6, 6), generator=seeds.generator(1)).to(torch.uint8))
-    found = diversity.nearest_neighbors(train.images(torch.tensor([11, 3])) + 0.02, train)
-    assert found.number.tolist() == [11, 3]
-    torch.testing.assert_close(found.distance, torch.full((2,), 0.01), rtol=0, atol=2e-3)
+    nearest = diversity.nearest_neighbors(train.images(torch.tensor([11, 3])) + 0.02, train)
+    assert nearest.number.tolist() == [11, 3]
+    torch.testing.assert_close(nearest.distance, torch.full((2,), 0.01), rtol=0, atol=2e-3)
 
 
 def test_pairwise_distance_of_three_flat_images():
@@ -24,22 +24,26 @@ def test_pairwise_distance_of_three_flat_images():
     assert diversity.pairwise_distance(images[:1]) == 0
 
 
-def test_a_classifier_learns_the_digits_and_is_kept(tmp_path, monkeypatch):
+def test_a_classifier_learns_the_digits_and_is_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 250)
     splits = [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
-    told = []
+    steps_seen = []
     cpu = torch.device("cpu")
-    network = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda step, steps: told.append((step, steps)))
-    assert told[-1] == (250, 250)
+    network = classifier.load_or_train(
+        *splits, tmp_path, "digits", cpu, lambda step, steps: steps_seen.append((step, steps))
+    )
+    assert steps_seen[-1] == (250, 250)
     assert float(network.accuracy) > 0.9
     with torch.no_grad():
         scores = network(splits[1].images(slice(None)))
         features = network.features(splits[1].images(slice(None)))
     assert float((scores.argmax(1) == splits[1].labels).double().mean()) == pytest.approx(float(network.accuracy))
     assert features.shape == (300, classifier.FEATURES)
-    told.clear()
-    again = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda step, steps: told.append((step, steps)))
-    assert not told
+    steps_seen.clear()
+    again = classifier.load_or_train(
+        *splits, tmp_path, "digits", cpu, lambda step, steps: steps_seen.append((step, steps))
+    )
+    assert not steps_seen
     assert torch.equal(again.head.weight, network.head.weight)
     assert len(list(tmp_path.iterdir())) == 1
     next(tmp_path.iterdir()).write_bytes(b"cut")

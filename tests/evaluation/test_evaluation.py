@@ -14,7 +14,7 @@ from test_fidelity import ssim_by_hand
 from colddiff_core import datasets, images, runs, sampling, seeds
 from colddiff_core.evaluation import distances as distribution
 from colddiff_core.evaluation import evaluate
-from colddiff_core.evaluation.evaluate import Reference
+from colddiff_core.evaluation.evaluate import EvaluationSettings, Reference
 from colddiff_core.inference import open_run
 
 COUNT, T = 30, 5
@@ -37,7 +37,7 @@ def built(tmp_path_factory):
     """A network that x_t alone goes into, so that its last x0_hat is far from the sampled x_0."""
     path = tmp_path_factory.mktemp("plain") / "run"
     finish(make_trainer(path, "model.inputs=plain", "model.consistent=false", "train.precision=float32"))
-    made, _ = open_run.open_run(runs.Run(path), torch.device("cpu"))
+    made = open_run.open_run(runs.Run(path), device="cpu").experiment
     return made
 
 
@@ -82,9 +82,8 @@ def by_hand(built, reference):
 
 def check(built, reference, by_hand, batch_size: int = 8) -> None:
     """Assert that an evaluation of sampled images agrees with the figures worked out by hand."""
-    outcome = evaluate.evaluate(
-        built, reference, columns=("sampled",), t=T, count=COUNT, seed=0, batch_size=batch_size
-    )["sampled"]
+    settings = EvaluationSettings(T, COUNT, batch_size=batch_size)
+    outcome = evaluate.evaluate(built, reference, settings, ("sampled",))["sampled"]
     for key, value in by_hand.items():
         assert outcome.figures[key] == pytest.approx(value, rel=1e-3), key
 
@@ -137,7 +136,8 @@ def test_flaws_of_published_evaluations_would_show(flaw, built, reference, by_ha
 
 
 def test_no_figure_depends_on_the_batch(built, reference):
-    found = [evaluate.evaluate(built, reference, t=T, count=COUNT, seed=0, batch_size=size) for size in (COUNT, 7)]
+    both = [EvaluationSettings(T, COUNT, batch_size=size) for size in (COUNT, 7)]
+    found = [evaluate.evaluate(built, reference, settings) for settings in both]
     assert set(found[0]) == {"degraded", "direct", "sampled", "naive"}
     for column, outcome in found[0].items():
         for metric in ("rmse", "psnr", "ssim", "fd", "kd"):
@@ -152,9 +152,8 @@ def test_no_figure_depends_on_the_batch(built, reference):
 
 
 def test_images_of_a_photograph_have_8_bits(built, reference):
-    common = {"sampler": None, "t": T, "count": 4, "shown": 4}
-    rounded = evaluate.restore(built, reference, is_8bit=True, **common).degraded
-    exact = evaluate.restore(built, reference, **common).degraded
+    rounded = evaluate.restore(built, reference, EvaluationSettings(T, 4, is_8bit=True), None, shown=4).degraded
+    exact = evaluate.restore(built, reference, EvaluationSettings(T, 4), None, shown=4).degraded
     torch.testing.assert_close(rounded, images.to_floats(images.to_bytes(exact)), rtol=0, atol=1e-6)
     assert not torch.equal(rounded, exact)
 
@@ -162,7 +161,8 @@ def test_images_of_a_photograph_have_8_bits(built, reference):
 def test_few_images_are_told(built, reference):
     for count, has_too_few_images in ((PixelFeatures.size, True), (PixelFeatures.size + 1, False)):
         assert (
-            evaluate.restore(built, reference, sampler=None, t=T, count=count).has_too_few_images == has_too_few_images
+            evaluate.restore(built, reference, EvaluationSettings(T, count), None).has_too_few_images
+            == has_too_few_images
         )
 
 

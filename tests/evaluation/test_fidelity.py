@@ -1,4 +1,4 @@
-"""RMSE, PSNR and SSIM, against formulas written out and against scikit-image."""
+"""RMSE, PSNR and SSIM, against explicit formulas and scikit-image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pair(count: int = 5, size: int = 20):
 
 
 def ssim_by_hand(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Wang et al. 2004 on [0, 1]: 11 x 11 Gaussian window, sigma 1.5, no padding."""
+    """Return SSIM as in Wang et al. 2004 on [0, 1]: 11 x 11 Gaussian window, sigma 1.5, no padding."""
     a, b = (a.double() + 1) / 2, (b.double() + 1) / 2
     line = torch.exp(-((torch.arange(11).double() - 5) ** 2) / (2 * 1.5**2))
     window = torch.outer(line, line) / line.sum() ** 2
@@ -44,35 +44,35 @@ def measured(a: torch.Tensor, b: torch.Tensor) -> Fidelity:
 
 def test_definitions():
     a, b = pair()
-    found = measured(a, b).result()
+    results = measured(a, b).result()
     squared = ((a - b) / 2).double().square()
-    assert found["rmse"] == pytest.approx(squared.mean().sqrt().item(), rel=1e-6)
+    assert results["rmse"] == pytest.approx(squared.mean().sqrt().item(), rel=1e-6)
     per_image = -10 * squared.mean((1, 2, 3)).log10()
-    assert found["psnr"] == pytest.approx(per_image.mean().item(), rel=1e-5)
-    assert found["ssim"] == pytest.approx(ssim_by_hand(a, b), abs=1e-5)
+    assert results["psnr"] == pytest.approx(per_image.mean().item(), rel=1e-5)
+    assert results["ssim"] == pytest.approx(ssim_by_hand(a, b), abs=1e-5)
 
 
 def test_ssim_of_flat_images_in_closed_form():
-    # Without variance what is left is (2 m n + C1) / (m^2 + n^2 + C1), m and n on [0, 1].
+    # Without variance SSIM is (2 m n + C1) / (m^2 + n^2 + C1), m and n on [0, 1].
     meter = Fidelity()
     meter.update(torch.full((1, 1, 16, 16), -0.5), torch.full((1, 1, 16, 16), 0.5))
     assert meter.result()["ssim"] == pytest.approx((2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4), rel=1e-3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_figures_are_those_of_scikit_image_where_definitions_agree(channels):
+def test_psnr_and_ssim_match_scikit_image_where_definitions_agree(channels):
     a, b = (x[:, :channels] for x in pair(size=33))
-    found = measured(a, b).result()
-    wanted = []
+    results = measured(a, b).result()
+    expected = []
     for x, y in zip(a, b, strict=True):
         one, other = ((z.numpy().astype(np.float64) + 1) / 2 for z in (x, y))
         ssim = skimage.structural_similarity(
             one, other, channel_axis=0, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        wanted.append((skimage.peak_signal_noise_ratio(one, other, data_range=1), ssim))
-    psnr, ssim = np.mean(wanted, axis=0)
-    assert found["psnr"] == pytest.approx(psnr, rel=1e-5)
-    assert found["ssim"] == pytest.approx(ssim, abs=1e-5)
+        expected.append((skimage.peak_signal_noise_ratio(one, other, data_range=1), ssim))
+    psnr, ssim = np.mean(expected, axis=0)
+    assert results["psnr"] == pytest.approx(psnr, rel=1e-5)
+    assert results["ssim"] == pytest.approx(ssim, abs=1e-5)
 
 
 def test_perfect_images_and_images_smaller_than_the_window():
@@ -94,7 +94,7 @@ def test_images_of_mixed_sizes_are_refused():
         Fidelity().update(torch.zeros(2, 3, 20, 20), torch.zeros(2, 3, 16, 16))
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_intervals_cover_the_truth_at_their_level():
     numbers, held = seeds.generator(3), 0
     for _ in range(100):
         squares = torch.randn(60, 1, generator=numbers, dtype=torch.float64).square()  # of mean 1
@@ -110,7 +110,7 @@ def test_one_image_has_no_interval():
     assert set(meter.intervals().values()) == {None}
 
 
-def test_what_else_is_measured_of_pairs_is_taken_up():
+def test_a_perceptual_distance_is_averaged():
     a, b = pair()
     meter = Fidelity(perceptual=lambda images, originals: (images - originals).abs().amax((1, 2, 3)))
     meter.update(a, b)

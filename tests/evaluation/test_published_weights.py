@@ -1,4 +1,4 @@
-"""Published weights and what is measured with them: no network and no real weights, networks of random ones."""
+"""Published weights, Inception and LPIPS, without a connection and with random weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import nn
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import inception, published_weights
 from colddiff_core.evaluation.inception import Inception
-from colddiff_core.evaluation.lpips import LEAST_SIDE, Lpips
+from colddiff_core.evaluation.lpips import MIN_SIDE_PIXELS, Lpips
 from colddiff_core.evaluation.published_weights import ALEXNET, INCEPTION, PublishedWeights
 from colddiff_core.images import read, to_pillow
 
@@ -30,7 +30,7 @@ needs_fidelity = pytest.mark.skipif(
 
 
 class EvilWeights:
-    """What would write a file if it were unpickled."""
+    """Writes a file if it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,8 +40,8 @@ class EvilWeights:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """Without a network, and without what the user's own torch hub holds."""
+def _offline(monkeypatch, tmp_path):
+    """Block the network and hide the user's torch hub."""
 
     def refuse(*_, **__):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
@@ -52,7 +52,7 @@ def _alone(monkeypatch, tmp_path):
 
 @pytest.fixture
 def published(tmp_path):
-    """Small weights "published" as a file on this disk."""
+    """Return small weights "published" as a local file."""
     path = tmp_path / "web" / "small.pth"
     path.parent.mkdir()
     torch.save({"a": torch.arange(3000.0)}, path)
@@ -65,7 +65,7 @@ def _two_lines(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("wanted", [INCEPTION, ALEXNET])
-def test_a_digest_begins_as_the_file_name_says(wanted):
+def test_digests_match_the_file_names(wanted):
     assert wanted.file.endswith(f"-{wanted.sha256[:8]}.pth")
     assert wanted.url.endswith(f"/{wanted.file}")
     assert len(wanted.sha256) == 64
@@ -83,21 +83,21 @@ def test_the_folder_comes_before_torch_hub(tmp_path):
     assert published_weights.find(ALEXNET, folder) is None
 
 
-def test_a_download_is_kept_under_its_name_and_read(tmp_path, published):
-    told = []
-    path = published_weights.fetch(published, tmp_path / "weights", lambda *bytes_: told.append(bytes_))
-    assert told[-1] == (path.stat().st_size, path.stat().st_size)
+def test_a_download_is_stored_and_read(tmp_path, published):
+    reported = []
+    path = published_weights.fetch(published, tmp_path / "weights", lambda *bytes_: reported.append(bytes_))
+    assert reported[-1] == (path.stat().st_size, path.stat().st_size)
     assert list(path.parent.iterdir()) == [path]
     found = published_weights.read(published, path)
     assert torch.equal(found.tensors["a"], torch.arange(3000.0))
     assert found.metadata() == {"weights": "small.pth", "sha256": published.sha256}
-    told.clear()
-    assert published_weights.fetch(published, path.parent, lambda *bytes_: told.append(bytes_)) == path
-    assert not told
+    reported.clear()
+    assert published_weights.fetch(published, path.parent, lambda *bytes_: reported.append(bytes_)) == path
+    assert not reported
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"<html>" + content])
-def test_a_wrong_download_is_refused_and_nothing_stays(tmp_path, published, damage):
+def test_a_wrong_download_is_refused_and_discarded(tmp_path, published, damage):
     source = tmp_path / "web" / "small.pth"
     source.write_bytes(damage(source.read_bytes()))
     with pytest.raises(MachineError) as error:
@@ -106,22 +106,22 @@ def test_a_wrong_download_is_refused_and_nothing_stays(tmp_path, published, dama
     assert not list((tmp_path / "weights").iterdir())
 
 
-def test_without_a_network_the_message_says_how_to_do_without(tmp_path):
+def test_without_a_connection_the_error_offers_an_alternative(tmp_path):
     with pytest.raises(MachineError) as error:
         published_weights.fetch(INCEPTION, tmp_path / "weights")
-    told = _two_lines(error.value)
-    assert all(part in told for part in (INCEPTION.url, str(tmp_path / "weights"), "--weights FILE"))
+    reported = _two_lines(error.value)
+    assert all(part in reported for part in (INCEPTION.url, str(tmp_path / "weights"), "--weights FILE"))
     assert not list((tmp_path / "weights").iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_not_taken_for_the_network(tmp_path, published):
+def test_an_unwritable_folder_is_not_reported_as_a_network_error(tmp_path, published):
     (tmp_path / "weights").touch()
     with pytest.raises(MachineError, match="Cannot write"):
         published_weights.fetch(published, tmp_path / "weights")
 
 
 @pytest.mark.parametrize("name", ["small.pth", "other.pt", "other.safetensors", "noname"])
-def test_what_is_not_the_published_file_is_never_unpickled(tmp_path, published, name):
+def test_other_files_are_never_unpickled(tmp_path, published, name):
     path, written = tmp_path / name, tmp_path / "written"
     path.write_bytes(pickle.dumps(EvilWeights(written)))
     with pytest.raises(UsageError) as error:
@@ -130,9 +130,9 @@ def test_what_is_not_the_published_file_is_never_unpickled(tmp_path, published, 
     assert not written.exists()
 
 
-def test_not_even_the_published_file_may_run_code(tmp_path):
+def test_even_the_published_file_cannot_run_code(tmp_path):
     path, written = tmp_path / "evil.pth", tmp_path / "written"
-    path.write_bytes(pickle.dumps(EvilWeights(written), protocol=2))  # the one torch.load knows
+    path.write_bytes(pickle.dumps(EvilWeights(written), protocol=2))  # the protocol that torch.load supports
     wanted = PublishedWeights("evil", path.name, path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(pickle.UnpicklingError):
         published_weights.read(wanted, path)
@@ -156,8 +156,8 @@ def test_the_modules_import_nothing_slow():
         "import sys; from colddiff_core.evaluation import inception, lpips, published_weights;"
         "print([name for name in ('torchvision', 'torchmetrics', 'torch_fidelity') if name in sys.modules])"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout.strip() == "[]"
+    network = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert network.stdout.strip() == "[]"
 
 
 @pytest.fixture(scope="module")
@@ -170,19 +170,19 @@ def features(tmp_path_factory, inception_state):
     path = tmp_path_factory.mktemp("inception") / "inception.safetensors"
     safetensors.torch.save_file(inception_state, path)
     before = torch.random.get_rng_state()
-    made = Inception(published_weights.read(INCEPTION, path), CPU)
+    network = Inception(published_weights.read(INCEPTION, path), CPU)
     assert torch.equal(torch.random.get_rng_state(), before), "building it draws from the global generator"
-    return made
+    return network
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Three pictures of 16 pixels, some of it out of range."""
+    """Return three images of 16 pixels, some values out of range."""
     return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
 
 
 @needs_fidelity
-def test_inception_gives_the_features_of_torchmetrics_whatever_the_batch(
+def test_inception_features_match_torchmetrics_for_any_batch(
     tmp_path, inception_state, features, pictures, monkeypatch
 ):
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -193,34 +193,34 @@ def test_inception_gives_the_features_of_torchmetrics_whatever_the_batch(
         to_pillow(picture).save(tmp_path / f"{number}.png")
     saved = torch.stack([read(tmp_path / f"{number}.png") for number in range(3)])
     wanted = metric.inception(((saved + 1) * 127.5).round().to(torch.uint8))
-    monkeypatch.setattr(inception, "PART", 2)
+    monkeypatch.setattr(inception, "BATCH_IMAGES", 2)
     found = features(pictures)
     assert found.shape == (3, features.size)
     assert found.dtype == torch.float32
-    assert wanted.std() > 0.1, "the random network tells pictures apart"
+    assert wanted.std() > 0.1, "the random network must distinguish images"
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @needs_fidelity
-def test_inception_takes_gray_as_repeated_color_and_any_shape(features, pictures):
+def test_inception_repeats_gray_and_takes_any_shape(features, pictures):
     gray = pictures[:1, :1, :5]
     assert torch.equal(features(gray), features(gray.repeat(1, 3, 1, 1)))
 
 
 @needs_fidelity
 def test_inception_resizes_as_the_paper_did(features, pictures, monkeypatch):
-    seen = []
+    resized = []
     monkeypatch.setattr(
-        features._network.Conv2d_1a_3x3, "forward", lambda x: seen.append(x) or torch.zeros(len(x), 32, 149, 149)
+        features._network.Conv2d_1a_3x3, "forward", lambda x: resized.append(x) or torch.zeros(len(x), 32, 149, 149)
     )
     features(pictures[:1])
     bytes_ = ((pictures[:1].clamp(-1, 1) + 1) * 127.5).round()
     plain = nn.functional.interpolate(bytes_, size=(299, 299), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(seen[0], (plain - 128) / 128, rtol=0, atol=1e-4)
+    torch.testing.assert_close(resized[0], (plain - 128) / 128, rtol=0, atol=1e-4)
 
 
 @needs_fidelity
-def test_inception_says_which_weights_it_has(features):
+def test_inception_reports_its_weights(features):
     metadata = features.metadata()
     assert metadata["weights"] == "inception.safetensors"
     assert len(metadata["sha256"]) == 64
@@ -241,18 +241,18 @@ def test_inception_refuses_the_weights_of_another_network(tmp_path, inception_st
     assert "other.safetensors" in _two_lines(error.value)
 
 
-def test_without_torch_fidelity_the_message_names_the_extra_and_the_way_around(tmp_path, monkeypatch):
+def test_without_torch_fidelity_the_error_names_the_extra_and_the_alternative(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UsageError) as error:
         Inception(published_weights.LoadedWeights(tmp_path / "any.safetensors", "", {}), CPU)
-    told = _two_lines(error.value)
-    assert "pip install 'colddiff[fid]'" in told
-    assert "--features classifier" in told
+    reported = _two_lines(error.value)
+    assert "pip install 'colddiff[fid]'" in reported
+    assert "--features classifier" in reported
 
 
 @pytest.fixture(scope="module")
 def alexnet_state():
-    """A state of torchvision's AlexNet; the layers that LPIPS leaves out are zeros that take no room."""
+    """Return a state of torchvision's AlexNet; layers that LPIPS does not use are zeros without memory."""
     import torchvision
 
     with torch.device("meta"):
@@ -271,19 +271,19 @@ def lpips(tmp_path_factory, alexnet_state):
     path = tmp_path_factory.mktemp("alexnet") / "alexnet.safetensors"
     safetensors.torch.save_file({key: t for key, t in alexnet_state.items() if key.startswith("features.")}, path)
     before = torch.random.get_rng_state()
-    made = Lpips(published_weights.read(ALEXNET, path), CPU)
+    network = Lpips(published_weights.read(ALEXNET, path), CPU)
     assert torch.equal(torch.random.get_rng_state(), before), "building it draws from the global generator"
-    return made
+    return network
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Four images of 32 pixels and their originals, some of it out of range."""
+    """Return four images of 32 pixels and their originals, some values out of range."""
     numbers = torch.Generator().manual_seed(3)
     return [torch.rand(4, 3, 32, 32, generator=numbers) * 2.4 - 1.2 for _ in range(2)]
 
 
-def test_lpips_is_that_of_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
+def test_lpips_matches_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     hub = tmp_path / "torch" / "hub" / "checkpoints"
@@ -298,27 +298,27 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
     torch.testing.assert_close(found, wanted)
 
 
-def test_lpips_reads_the_whole_of_torchvisions_file(tmp_path, alexnet_state, lpips, pairs):
-    made = Lpips(published_weights.LoadedWeights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
-    assert torch.equal(made(*pairs), lpips(*pairs))
-    assert made.metadata() == {"weights": ALEXNET.file, "sha256": ALEXNET.sha256}
+def test_lpips_reads_torchvisions_whole_file(tmp_path, alexnet_state, lpips, pairs):
+    network = Lpips(published_weights.LoadedWeights(tmp_path / ALEXNET.file, ALEXNET.sha256, alexnet_state), CPU)
+    assert torch.equal(network(*pairs), lpips(*pairs))
+    assert network.metadata() == {"weights": ALEXNET.file, "sha256": ALEXNET.sha256}
 
 
-def test_lpips_of_each_image_is_its_own(lpips, pairs):
+def test_lpips_is_independent_of_the_batch(lpips, pairs):
     alone = torch.cat([lpips(image[None], original[None]) for image, original in zip(*pairs, strict=True)])
     torch.testing.assert_close(lpips(*pairs), alone)
     assert torch.equal(lpips(pairs[0], pairs[0]), torch.zeros(4))
 
 
-def test_lpips_takes_gray_as_repeated_color(lpips, pairs):
+def test_lpips_repeats_gray(lpips, pairs):
     gray = [x[:, :1] for x in pairs]
     assert torch.equal(lpips(*gray), lpips(*(x.repeat(1, 3, 1, 1) for x in gray)))
 
 
-def test_lpips_says_how_small_is_too_small(lpips):
-    least = torch.zeros(1, 1, LEAST_SIDE, LEAST_SIDE)
+def test_lpips_refuses_images_that_are_too_small(lpips):
+    least = torch.zeros(1, 1, MIN_SIDE_PIXELS, MIN_SIDE_PIXELS)
     assert lpips(least, least).shape == (1,)
-    with pytest.raises(UsageError, match=f"{LEAST_SIDE} pixels"):
+    with pytest.raises(UsageError, match=f"{MIN_SIDE_PIXELS} pixels"):
         lpips(least[..., 1:], least[..., 1:])
 
 

@@ -10,7 +10,6 @@ import shutil
 
 import launches
 import pytest
-import torch
 from conftest import finish, left_behind, make_trainer
 from test_evaluation import PixelFeatures
 
@@ -20,7 +19,7 @@ from colddiff_core import datasets, runs
 from colddiff_core.distributed.environment import ProcessInfo
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import classifier, distances, evaluate, resumable
-from colddiff_core.evaluation.evaluate import Reference
+from colddiff_core.evaluation.evaluate import EvaluationSettings, Reference
 from colddiff_core.inference import open_run
 
 COLUMNS = ("degraded", "sampled")
@@ -32,7 +31,7 @@ EACH = 2  # batches of a portion
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("measured") / "run"
     finish(make_trainer(path, "train.precision=float32"))
-    return open_run.open_run(runs.Run(path), torch.device("cpu"))[0]
+    return open_run.open_run(runs.Run(path), device="cpu").experiment
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +55,13 @@ def plain(outcomes):
 
 
 def measure(made, reference, folder, **options):
-    way = {"columns": COLUMNS, "t": T, "count": COUNT, "batch_size": SIZE}
-    return resumable.evaluate(made, reference, folder, **way | options)
+    settings = EvaluationSettings(T, COUNT, batch_size=SIZE)
+    return resumable.evaluate(made, reference, folder, settings, COLUMNS, **options)
 
 
 @pytest.fixture(scope="module")
 def wanted(made, reference):
-    return plain(evaluate.evaluate(made, reference, columns=COLUMNS, t=T, count=COUNT, batch_size=SIZE))
+    return plain(evaluate.evaluate(made, reference, EvaluationSettings(T, COUNT, batch_size=SIZE), COLUMNS))
 
 
 def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wanted, tmp_path):
@@ -229,7 +228,7 @@ def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, mo
 
     monkeypatch.setattr(evaluate.MetricAccumulator, "look", failing)
     assert run(ASKED) == 1
-    monkeypatch.setattr(commands, "place", lambda: ProcessInfo(restarts=1))
+    monkeypatch.setattr(commands, "process_info", lambda: ProcessInfo(restarts=1))
     left[0] = 4 * math.ceil(COUNT / SIZE) - 5 // EACH * EACH
     assert run(ASKED) == 0
     assert left[0] == 0

@@ -1,4 +1,4 @@
-"""Command lines as processes that can be killed, started from one that has imported everything already."""
+"""Start command lines as killable processes, forked from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def start(arguments: list[str], folder: Path) -> multiprocessing.process.BasePro
     """Start a command line in a folder."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=_call, args=(arguments, str(folder), str(folder / "told.txt")))
+    process = context.Process(target=_call, args=(arguments, str(folder), str(folder / "output.txt")))
     process.start()
     return process
 
 
 def finish(arguments: list[str], folder: Path) -> float:
-    """Run a command line that is to succeed, and return the seconds that it took."""
+    """Run a command line that must succeed; return how many seconds it took."""
     started = time.monotonic()
     process = start(arguments, folder)
     process.join()
-    assert process.exitcode == 0, (folder / "told.txt").read_text()
+    assert process.exitcode == 0, (folder / "output.txt").read_text()
     return time.monotonic() - started
 
 
@@ -33,7 +33,7 @@ def _call(arguments: list[str], folder: str, log: str) -> None:
     from colddiff_cli.__main__ import run
 
     os.chdir(folder)
-    with open(log, "w", encoding="utf-8") as told:
-        sys.stdout = sys.stderr = told
+    with open(log, "w", encoding="utf-8") as output:
+        sys.stdout = sys.stderr = output
         code = run(arguments)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Tries hostile inputs in one process, under guard: fuzz_worker.py FOLDER TARGET SEED; FOLDER - reads cases."""
+"""Try hostile inputs in one guarded process: fuzz_worker.py FOLDER TARGET SEED, or FOLDER - to read cases on stdin."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 sys.dont_write_bytecode = True
 
-PATIENCE = 20.0  # seconds a command may take
-MEMORY = 4 << 30  # bytes that a command may take beyond what the process holds
+TIMEOUT_SECONDS = 20.0  # for one command
+MEMORY_BYTES = 4 << 30  # that a command may add to the process
 CODE = frozenset({"pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.spawn", "os.fork",
                   "os.posix_spawn", "os.forkpty", "pty.spawn", "ctypes.dlopen", "socket.connect",
                   "socket.getaddrinfo", "webbrowser.open"})  # fmt: skip
@@ -34,16 +34,16 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class SlowError(BaseException):
-    """A command that takes longer than anyone would wait."""
+    """A command that takes too long."""
 
 
 class Guard:
-    """Sees what Python is about to do; refuses to write outside some folders and to run anything."""
+    """An audit hook that refuses to write outside some folders or to run anything."""
 
     def __init__(self) -> None:
         self.roots: tuple[str, ...] = ()
         self.is_on = False
-        self.seen: dict[str, str] = {}
+        self.violations: dict[str, str] = {}
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -52,7 +52,7 @@ class Guard:
         if event == "ctypes.dlopen" and not str(arguments[0]).startswith(
             (*self.roots, os.getcwd(), "in/", "out/", "run/")
         ):
-            return  # libraries look into themselves
+            return  # libraries open themselves
         if event in CODE:
             self._refuse("code_run", f"{event} {arguments!r:.200}")
         elif event == "open":
@@ -80,12 +80,12 @@ class Guard:
             self._refuse("writes_outside", f"{event} {place}")
 
     def _refuse(self, kind: str, what: str) -> None:
-        self.seen.setdefault(kind, what)
+        self.violations.setdefault(kind, what)
         raise PermissionError(f"guard: {what}")
 
     @contextlib.contextmanager
     def over(self, *roots: Path) -> Iterator[None]:
-        self.roots, self.seen, self.is_on = tuple(os.path.realpath(root) for root in roots), {}, True
+        self.roots, self.violations, self.is_on = tuple(os.path.realpath(root) for root in roots), {}, True
         try:
             yield
         finally:
@@ -93,7 +93,7 @@ class Guard:
 
 
 def prepare(folder: Path) -> tuple[Path, Path]:
-    """Return (base, work): a sound run to make cases from, made where it is not there yet, and the current folder."""
+    """Return (base, work): a valid run to derive cases from, made on first use, and the working folder."""
     base, work = folder / "base", folder / "work"
     if not (base / "run.toml").exists():
         from conftest import finish, make_trainer
@@ -109,7 +109,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 
 def execute(arguments: list[str]) -> tuple[int, str, str]:
-    """Run a command line here; returns its exit code and what it said on stdout and stderr."""
+    """Run a command line in this process; return exit code, stdout and stderr."""
     from colddiff_cli.__main__ import run
 
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
@@ -120,7 +120,7 @@ def execute(arguments: list[str]) -> tuple[int, str, str]:
 
 
 def _load(folder: str, split: Any) -> int:
-    """Load a folder as a data set, as training does, and tell its errors as the command line does."""
+    """Load a folder as a data set, as training does, with errors reported as by the command line."""
     from colddiff_cli import __main__ as cli
     from colddiff_cli.console.screen import telling_warnings
     from colddiff_core import datasets
@@ -128,13 +128,13 @@ def _load(folder: str, split: Any) -> int:
     try:
         with telling_warnings():
             found = datasets.load("folder", datasets.DatasetRequest(split, 8, directory=Path(folder)))
-    except Exception as error:  # told as `run` tells it
+    except Exception as error:  # as in `run`
         return cli._explain(error)
     return 0 if len(found) else 99
 
 
 def complaints(code: int, out: str, err: str) -> str:
-    """Return what is wrong with how a command ended; empty where all is well."""
+    """Return what is wrong with the end of a command, empty if nothing."""
     lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
     if code not in (0, 1, 2):
         return f"exit code {code}: {err[-300:]}"
@@ -148,7 +148,7 @@ def complaints(code: int, out: str, err: str) -> str:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Return what every file below a folder holds."""
+    """Return the SHA-256 of every file below a folder, empty for folders."""
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         for path in sorted(folder.rglob("*"))
@@ -156,7 +156,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def _unusable(run: Path, code: int, before: dict[str, str]) -> str:
-    """Return what a resumed run lacks afterwards; empty where it is as usable as it was."""
+    """Return what a resumed run has lost, empty if nothing."""
     after = digest(run)
     if code:
         kept = {
@@ -171,29 +171,29 @@ def _unusable(run: Path, code: int, before: dict[str, str]) -> str:
 
 
 def attempt(guard: Guard, base: Path, work: Path, target: str, seed: str) -> tuple[list[int], dict[str, str]]:
-    """Try a case; returns the exit codes, and what was wrong by kind."""
+    """Try a case; return the exit codes and the problems by kind."""
     import fuzzing
 
-    made = fuzzing.case(target, int(seed), base) if seed.isdigit() else fuzzing.around(Path(seed))
+    case = fuzzing.case(target, int(seed), base) if seed.isdigit() else fuzzing.kept_case(Path(seed))
     for name in ("in", "out", "run"):
         shutil.rmtree(work / name, ignore_errors=True)
     (work / "in").mkdir()
     (work / "out").mkdir()
-    if any("run" in command for command in made.commands):
+    if any("run" in command for command in case.commands):
         shutil.copytree(base, work / "run")
-    for name, content in made.files.items():
+    for name, content in case.files.items():
         (work / name).write_bytes(content)
     problems: dict[str, str] = {}
     codes = []
-    for command in made.commands:
+    for command in case.commands:
         inputs, run_before = digest(work / "in"), digest(work / "run")
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT_SECONDS)
         try:
             with guard.over(work / "out", work / "run", work.parent / "cache"):
                 code, out, err = execute(command)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            if told := complaints(code, out, err):
-                problems.setdefault("tracebacks", f"{command}: {told}")
+            if problem := complaints(code, out, err):
+                problems.setdefault("tracebacks", f"{command}: {problem}")
         except SlowError:
             code = -1
             problems.setdefault("hangs", f"{command}: {''.join(traceback.format_exc(limit=-6))}")
@@ -203,7 +203,7 @@ def attempt(guard: Guard, base: Path, work: Path, target: str, seed: str) -> tup
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         codes.append(code)
-        problems |= {kind: f"{command}: {what}" for kind, what in guard.seen.items()}
+        problems |= {kind: f"{command}: {what}" for kind, what in guard.violations.items()}
         if digest(work / "in") != inputs or sorted(os.listdir(work)) not in (["in", "out"], ["in", "out", "run"]):
             problems.setdefault("writes_outside", f"{command}: inputs changed, or {sorted(os.listdir(work))}")
         if command[:2] == ["train", "--resume"] and (lost := _unusable(work / "run", code, run_before)):
@@ -215,7 +215,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     (folder / "cache").mkdir(parents=True, exist_ok=True)
-    words = os.fdopen(os.dup(1), "w", buffering=1)
+    output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     import torch
 
@@ -233,17 +233,17 @@ def main() -> None:
     if not (base / "priors").exists():
         shutil.copytree(work / "run" / "priors", base / "priors")
     for command in (*fuzzing.READERS, fuzzing.EVAL, fuzzing.RESUME, ["train", "--preset", "digits-blur", "--dry-run"]):
-        execute(list(command))  # all that is imported late is imported before the guard looks
+        execute(list(command))  # do all late imports before the guard is on
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     guard = Guard()
-    print("begun", file=words)
+    print("ready", file=output)
     lines = sys.stdin.read().splitlines() if sys.argv[2] == "-" else [" ".join(sys.argv[2:])]
     for line in lines:
         target, _, seed = line.partition(" ")
         codes, problems = attempt(guard, base, work, target, seed)
-        print(json.dumps({"target": target, "seed": seed, "codes": codes, "problems": problems}), file=words)
+        print(json.dumps({"target": target, "seed": seed, "codes": codes, "problems": problems}), file=output)
 
 
 if __name__ == "__main__":

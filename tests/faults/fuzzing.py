@@ -1,10 +1,10 @@
-"""Hostile inputs by target and seed, and the process that tries them: what comes of each, and how to repeat one.
+"""Hostile inputs by target and seed, and the worker process that tries them.
 
-A case is a function of its target and its seed alone. Repeat one, with the worker's words on the terminal:
+A case depends only on its target and seed. To repeat one, with the worker's output on the terminal:
 
     python tests/faults/fuzz_worker.py FOLDER TARGET SEED
 
-FOLDER is an empty one, or one that was used so before.
+FOLDER is empty or was used this way before.
 """
 
 from __future__ import annotations
@@ -31,10 +31,17 @@ from mutation import mutate
 from colddiff_core.runs.checkpoint import digest
 
 KEPT = Path(__file__).parent / "kept"
-SILENCE = 90.0  # seconds without a word after which a worker is hung beyond the reach of its own alarm
-NUMBER = "step-000006"
+SILENCE_SECONDS = 90.0  # without output, after which a worker counts as hung; its own alarm is earlier
+CHECKPOINT = "step-000006"
 TENSOR_FILES = ("model", "ema", "optimizer")
-RUN_FILES = ("run.toml", "metrics.jsonl", "events.jsonl", "lock", f"samples/{NUMBER}.json", f"samples/{NUMBER}.png")
+RUN_FILES = (
+    "run.toml",
+    "metrics.jsonl",
+    "events.jsonl",
+    "lock",
+    f"samples/{CHECKPOINT}.json",
+    f"samples/{CHECKPOINT}.png",
+)
 READERS = (
     ["monitor", "run", "--once"],
     ["monitor", "run", "--once", "--json"],
@@ -42,8 +49,8 @@ READERS = (
 )
 EVAL = ["eval", "run", "--n", "2", "--features", "none"]
 RESUME = ["train", "--resume", "run", "--set", "train.steps=7"]
-GIVEN = {"images": "in/x.png", "presets": "in/x.toml", "weights": "in/w.safetensors"}  # where a kept file goes
-COMMANDS = {  # on kept files
+GIVEN = {"images": "in/x.png", "presets": "in/x.toml", "weights": "in/w.safetensors"}  # path of a kept file
+COMMANDS = {  # for kept files
     "images": [["degrade", "in/x.png", "--op", "blur", "--size", "16", "--out", "out/a.png"]],
     "archives": [["LOAD", "in", "train"], ["LOAD", "in", "test"]],
     "presets": [["train", "--preset", "in/x.toml", "--dry-run"]],
@@ -57,19 +64,19 @@ OPERATORS = ("blur", "mask", "pixelate", "desaturate")
 
 @dataclasses.dataclass(frozen=True)
 class FuzzCase:
-    """Files to write below the worker's folder, in place of the sound ones there, and commands to run on them."""
+    """Files to write into the worker's folder over the valid ones, and commands to run on them."""
 
     files: dict[str, bytes]
     commands: list[list[str]]
 
 
 def case(target: str, seed: int, base: Path) -> FuzzCase:
-    """Return a case; `base` is the sound run that some are made from."""
+    """Return a case; `base` is a valid run that some are derived from."""
     return TARGETS[target](random.Random(f"{target} {seed}"), base)
 
 
-def around(path: Path) -> FuzzCase:
-    """Return the case of a file that was kept as TARGET/NAME, or TARGET@FILE/NAME with `~` for the slashes of FILE."""
+def kept_case(path: Path) -> FuzzCase:
+    """Return the case for a file kept as TARGET/NAME, or TARGET@FILE/NAME with `~` for the slashes in FILE."""
     target, _, name = path.parent.name.partition("@")
     name = name.replace("~", "/") or GIVEN[target]
     return FuzzCase({name: path.read_bytes()}, [list(command) for command in COMMANDS[target]])
@@ -122,11 +129,11 @@ def _archives(rng: random.Random, base: Path) -> FuzzCase:
 
 
 def _bad_table(table: dict[str, Any], text: bytes, rng: random.Random) -> bytes:
-    """Return a TOML file that is wrong: its values, its bytes, or all of it."""
+    """Return a bad TOML file: bad values, bad bytes, or no TOML at all."""
     kind = rng.random()
     if kind < 0.55:
         try:
-            return hostile.to_toml(hostile.twisted(table, rng, rng.choice((0.03, 0.1, 0.4)))).encode()
+            return hostile.to_toml(hostile.corrupted(table, rng, rng.choice((0.03, 0.1, 0.4)))).encode()
         except UnicodeEncodeError:
             return b"\xff"
     return mutate(text, rng) if kind < 0.93 else rng.choice(hostile.texts())
@@ -142,14 +149,14 @@ def _presets(rng: random.Random, base: Path) -> FuzzCase:
             "--set",
             f"{rng.choice(('train.steps', 'data.size', 'model.multipliers', 'x.y'))}={hostile.value(rng)!r}",
         ]
-    command = [word.replace("\x00", "") for word in command]  # which no command line can hold
+    command = [word.replace("\x00", "") for word in command]  # which no command line can contain
     degrade = ["degrade", "in/p.png", "--preset", "in/x.toml", "--size", "16", "--out", "out/a.png"]
     files = {"in/x.toml": _bad_table(table, text, rng), "in/p.png": _pictures()["rgb.png"]}
     return FuzzCase(files, [command] + [degrade] * (rng.random() < 0.4))
 
 
 def _is_cheap(text: bytes) -> bool:
-    """Tell whether a run.toml asks for no more work than a test has time for, or is refused."""
+    """Return whether a run.toml is refused or needs little enough work for a test."""
     try:
         table = tomllib.loads(text.decode())
         sections = [section for section in table.values() if isinstance(section, dict)]
@@ -162,9 +169,9 @@ def _is_cheap(text: bytes) -> bool:
 
 def _runs(rng: random.Random, base: Path) -> FuzzCase:
     name = rng.choice(RUN_FILES)
-    sound = (base / name).read_bytes()
+    valid = (base / name).read_bytes()
     if name == "run.toml":
-        bad = _bad_table(tomllib.loads(sound.decode()), sound, rng)
+        bad = _bad_table(tomllib.loads(valid.decode()), valid, rng)
         if not _is_cheap(bad):
             return FuzzCase({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1])])
         commands = [rng.choice(READERS[:2]), READERS[2], rng.choice((EVAL, RESUME))]
@@ -173,30 +180,30 @@ def _runs(rng: random.Random, base: Path) -> FuzzCase:
         bad = _bad_picture(rng)[1]
     elif rng.random() < 0.6:
         lines = (
-            [json.loads(line) for line in sound.decode().splitlines()] if name.endswith("l") else [json.loads(sound)]
+            [json.loads(line) for line in valid.decode().splitlines()] if name.endswith("l") else [json.loads(valid)]
         )
-        twisted = [hostile.twisted(line, rng, 0.15) for line in lines]
-        bad = "\n".join(json.dumps(line) for line in twisted).encode() + b"\n" * (rng.random() < 0.9)
+        corrupted = [hostile.corrupted(line, rng, 0.15) for line in lines]
+        bad = "\n".join(json.dumps(line) for line in corrupted).encode() + b"\n" * (rng.random() < 0.9)
     else:
-        bad = mutate(sound, rng) if rng.random() < 0.85 else rng.choice(hostile.texts())
+        bad = mutate(valid, rng) if rng.random() < 0.85 else rng.choice(hostile.texts())
     last = [list(RESUME)] if name in ("metrics.jsonl", "events.jsonl", "lock") and rng.random() < 0.4 else []
     return FuzzCase({f"run/{name}": bad}, [list(READERS[0]), list(READERS[1]), *last])
 
 
-def _bad_tensors(sound: bytes, rng: random.Random) -> bytes:
-    """Return a safetensors file whose header lies, whose tensors are others, or whose bytes are wrong."""
-    length = int.from_bytes(sound[:8], "little")
+def _bad_tensors(valid: bytes, rng: random.Random) -> bytes:
+    """Return a safetensors file with a false header, wrong tensors or wrong bytes."""
+    length = int.from_bytes(valid[:8], "little")
     if rng.random() < 0.45:
-        header = hostile.twisted(json.loads(sound[8 : 8 + length]), rng, rng.choice((0.005, 0.02, 0.1)))
+        header = hostile.corrupted(json.loads(valid[8 : 8 + length]), rng, rng.choice((0.005, 0.02, 0.1)))
         try:
             text = json.dumps(header).encode()
         except ValueError:
             text = b"{}"
         text += b" " * (-len(text) % 8)
         size = len(text) if rng.random() < 0.9 else rng.choice((0, 2**40, 2**63, len(text) - 1))
-        return size.to_bytes(8, "little") + text + sound[8 + length :]
+        return size.to_bytes(8, "little") + text + valid[8 + length :]
     if rng.random() < 0.2:
-        tensors = safetensors.numpy.load(sound)
+        tensors = safetensors.numpy.load(valid)
         name = rng.choice(sorted(tensors))
         change = rng.randrange(4)
         if change == 0:
@@ -208,29 +215,29 @@ def _bad_tensors(sound: bytes, rng: random.Random) -> bytes:
         else:
             tensors[rng.choice(hostile.NAMES)] = tensors.pop(name)
         return safetensors.numpy.save(tensors)
-    return mutate(sound, rng, [sound[: length // 2]])
+    return mutate(valid, rng, [valid[: length // 2]])
 
 
 def _checkpoints(rng: random.Random, base: Path) -> FuzzCase:
-    folder = f"checkpoints/{NUMBER}"
+    folder = f"checkpoints/{CHECKPOINT}"
     name = rng.choice((*TENSOR_FILES, "state"))
     if name == "state":
         path = f"{folder}/state.json"
-        sound = (base / path).read_bytes()
-        whole = json.dumps(hostile.twisted(json.loads(sound), rng, 0.2)).encode()
-        bad = whole if rng.random() < 0.6 else mutate(sound, rng) if rng.random() < 0.8 else rng.choice(hostile.texts())
+        valid = (base / path).read_bytes()
+        whole = json.dumps(hostile.corrupted(json.loads(valid), rng, 0.2)).encode()
+        bad = whole if rng.random() < 0.6 else mutate(valid, rng) if rng.random() < 0.8 else rng.choice(hostile.texts())
     else:
         path = f"{folder}/{name}.safetensors"
         bad = _bad_tensors((base / path).read_bytes(), rng)
     files = {f"run/{path}": bad}
-    if rng.random() < 0.8:  # an attacker knows how to make a digest, too
+    if rng.random() < 0.8:  # an attacker can compute digests, too
         files |= _sealed(path, bad, base)
     return FuzzCase(files, [list(READERS[2]), list(RESUME)])
 
 
 def _sealed(path: str, bad: bytes, base: Path) -> dict[str, bytes]:
-    """Return the state of a checkpoint that vouches for a bad file of it, or for itself, where that is JSON."""
-    place = f"checkpoints/{NUMBER}/state.json"
+    """Return a checkpoint state whose digests match a bad file or a bad state, empty if it is not JSON."""
+    place = f"checkpoints/{CHECKPOINT}/state.json"
     try:
         state = json.loads(bad if path == place else (base / place).read_bytes())
         if path != place:
@@ -249,8 +256,8 @@ def _priors(rng: random.Random, base: Path) -> FuzzCase:
 
 def _weights(rng: random.Random, base: Path) -> FuzzCase:
     name = f"in/w.{rng.choice(('pt', 'pth', 'safetensors', 'safetensors'))}"
-    sound = (base / "priors/gmm-1.safetensors").read_bytes()
-    bad = _bad_tensors(sound, rng) if rng.random() < 0.8 else rng.choice([*hostile.texts(), *_bombs()])
+    valid = (base / "priors/gmm-1.safetensors").read_bytes()
+    bad = _bad_tensors(valid, rng) if rng.random() < 0.8 else rng.choice([*hostile.texts(), *_bombs()])
     return FuzzCase({name: bad}, [["eval", "run", "--n", "2", "--features", "inception", "--weights", name]])
 
 
@@ -267,7 +274,7 @@ TARGETS: dict[str, Callable[[random.Random, Path], FuzzCase]] = {
 
 @dataclasses.dataclass(frozen=True)
 class FuzzOutcome:
-    """What came of a case: the exit codes of its commands, and what was wrong with that, by kind."""
+    """The exit codes of a case's commands, and the problems by kind."""
 
     target: str
     seed: str
@@ -275,20 +282,20 @@ class FuzzOutcome:
     problems: dict[str, str]
 
     def __str__(self) -> str:
-        told = "; ".join(f"{kind}: {words}" for kind, words in self.problems.items())
-        return f"{told}\n  again: python tests/faults/fuzz_worker.py FOLDER {self.target} {self.seed}"
+        problems = "; ".join(f"{kind}: {details}" for kind, details in self.problems.items())
+        return f"{problems}\n  repeat: python tests/faults/fuzz_worker.py FOLDER {self.target} {self.seed}"
 
 
 def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[FuzzOutcome]:
-    """Try cases, (target, seed or kept file), in a process apart, and go on in another where it dies or hangs."""
+    """Try cases, (target, seed or kept file), in a worker process; start another if it dies or hangs."""
     outcomes: list[FuzzOutcome] = []
     left = [(target, str(seed)) for target, seed in cases]
     while left:
-        told, ending = _worker(folder, left)
-        outcomes += told
-        done = len(told)
+        results, ending = _worker(folder, left)
+        outcomes += results
+        done = len(results)
         if done < len(left):
-            if not told and ending == "never began":
+            if not results and ending == "never began":
                 raise RuntimeError(f"the worker does not start: see {folder / 'worker.log'}")
             outcomes.append(FuzzOutcome(*left[done], [], {ending: "the worker ended"}))
             done += 1
@@ -297,11 +304,11 @@ def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[FuzzOutco
 
 
 def _worker(folder: Path, cases: list[tuple[str, str]]) -> tuple[list[FuzzOutcome], str]:
-    """Return what a worker says of cases until it has done them all, dies or falls silent, and how it ended."""
+    """Return a worker's outcomes until it is done, dies or falls silent, and how it ended."""
     command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), str(folder), "-"]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     outcomes: list[FuzzOutcome] = []
-    has_begun = False
+    is_ready = False
     with (
         (folder / "worker.log").open("ab") as log,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment) as child,
@@ -313,12 +320,12 @@ def _worker(folder: Path, cases: list[tuple[str, str]]) -> tuple[list[FuzzOutcom
         child.stdin.close()
         ready.register(child.stdout, selectors.EVENT_READ)
         while True:
-            if not ready.select(SILENCE):
+            if not ready.select(SILENCE_SECONDS):
                 child.kill()
                 return outcomes, "hangs"
             line = child.stdout.readline()
             if not line:
-                return outcomes, "crashes" if has_begun else "never began"
-            has_begun = True
+                return outcomes, "crashes" if is_ready else "never began"
+            is_ready = True
             if line.startswith(b"{"):
                 outcomes.append(FuzzOutcome(**json.loads(line)))

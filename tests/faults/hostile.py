@@ -1,4 +1,4 @@
-"""Tables, pictures and archives that mean harm, or nothing: made whole, not by changing bytes."""
+"""Hostile or meaningless tables, images and archives, built from scratch rather than by changing bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBERS = (0, -1, 1, 3, 2**31, 10**9, 10**18, 10**40, -(10**18), 1e308, 5e-324, 
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
-    """Return anything that JSON can hold: each type, odd numbers and names, tables within tables."""
+    """Return any JSON value: every type, odd numbers and names, nested tables."""
     kinds = ("null", "bool", "number", "name", "list", "table") if depth < 3 else ("null", "bool", "number", "name")
     match rng.choice(kinds):
         case "null":
@@ -37,25 +37,25 @@ def value(rng: random.Random, depth: int = 0) -> Any:
             }
 
 
-def twisted(table: Any, rng: random.Random, rate: float) -> Any:
-    """Return tables with some of their values replaced, keys unknown, lost or doubled."""
+def corrupted(table: Any, rng: random.Random, rate: float) -> Any:
+    """Return tables with some values replaced and some keys renamed, dropped or added."""
     if isinstance(table, dict):
-        made = {}
+        items = {}
         for key, entry in table.items():
             if rng.random() < rate / 4:
                 continue
             name = rng.choice(NAMES) if rng.random() < rate / 4 else key
-            made[name] = value(rng) if rng.random() < rate else twisted(entry, rng, rate)
+            items[name] = value(rng) if rng.random() < rate else corrupted(entry, rng, rate)
         if rng.random() < rate / 2:
-            made[rng.choice(("unknown", "stpes", *NAMES))] = value(rng)
-        return made
+            items[rng.choice(("unknown", "stpes", *NAMES))] = value(rng)
+        return items
     if isinstance(table, list) and table:
-        return [value(rng) if rng.random() < rate else twisted(entry, rng, rate) for entry in table]
+        return [value(rng) if rng.random() < rate else corrupted(entry, rng, rate) for entry in table]
     return table
 
 
 def to_toml(table: dict[str, Any]) -> str:
-    """Return tables as TOML on one level of headings; what TOML has no word for is left out."""
+    """Return tables as TOML with one level of headings; leave out what TOML cannot express."""
     plain = [(key, entry) for key, entry in table.items() if not isinstance(entry, dict)]
     heads = [(key, entry) for key, entry in table.items() if isinstance(entry, dict)]
     lines = [f"{_quoted(key)} = {_inline(entry)}" for key, entry in plain if entry is not None]
@@ -80,9 +80,9 @@ def _inline(entry: Any) -> str:
 
 
 def texts() -> list[bytes]:
-    """Return texts that parsers of TOML and JSON trip over."""
+    """Return texts that TOML and JSON parsers trip over."""
     deep = 100_000
-    made = [
+    items = [
         "[" * deep, "a = " + "[" * deep, "a = " + "{a=" * 2000, "." .join("a" * 2000) + " = 1", "a." * 2000 + "a = 1",
         "[" + ".".join("a" * 2000) + "]", '{"a":' * deep, '{"a":' * 900 + "1" + "}" * 900, "a = 0x" + "f" * 4000,
         "[train]\nsteps = 0x" + "f" * 4000, "[train]\nlr = 0x" + "f" * 4000, "[train]\nsteps = " + "9" * 4090,
@@ -97,7 +97,7 @@ def texts() -> list[bytes]:
         "extends = 'digits-blur'\n[degradation.a.b.c]\nd = 1", "null", "[]", "1", '"x"', "{}", "[" * 5 + "]" * 5,
         '{"event": 1}\n' * 100, '{"event": "started", "time": 1e999}\n', '{"step": ' + "9" * 5000 + "}\n",
     ]  # fmt: skip
-    return [text.encode() for text in made] + [b"\xff\xfe\x00", b"\x80" * 50, bytes(range(256))]
+    return [text.encode() for text in items] + [b"\xff\xfe\x00", b"\x80" * 50, bytes(range(256))]
 
 
 def _png(width: int, height: int, depth: int, color: int, *chunks: bytes) -> bytes:
@@ -107,7 +107,7 @@ def _png(width: int, height: int, depth: int, color: int, *chunks: bytes) -> byt
 
 
 def bombs() -> list[bytes]:
-    """Return pictures that are small and declare to be large, and files that are no pictures at all."""
+    """Return small images that claim to be large, and files that are not images."""
     data = b"IDAT" + zlib.compress(bytes(100))
     text = b"zTXt" + b"Comment\x00\x00" + zlib.compress(bytes(50_000_000), 9)
     profile = b"iCCPx\x00\x00" + zlib.compress(bytes(20_000_000), 9)
@@ -133,14 +133,14 @@ def bombs() -> list[bytes]:
 
 
 def pictures() -> dict[str, bytes]:
-    """Return small sound pictures of every format and mode that is read, by file name."""
+    """Return small valid images of every supported format and mode, by file name."""
     gradient = Image.radial_gradient("L").resize((24, 18))
     color = Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT), gradient))
     deep = Image.fromarray((np.arange(24 * 18, dtype=np.uint16) * 150).reshape(18, 24))
     note = PngImagePlugin.PngInfo()
     note.add_text("Comment", "hello", zip=True)
     note.add_itxt("Title", "x" * 100, "en", "t", zip=True)
-    ways: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    variants: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "gray.png": (gradient, {}),
         "rgb.png": (color, {"pnginfo": note}),
         "rgba.png": (color.convert("RGBA"), {}),
@@ -174,22 +174,22 @@ def pictures() -> dict[str, bytes]:
         "tga.bmp": "TGA",
         "ico.gif": "ICO",
     }
-    made = {name: _saved(picture, name.rpartition(".")[2], how) for name, (picture, how) in ways.items()}
-    return made | {name: _saved(color, kind, {}) for name, kind in others.items()}
+    items = {name: _saved(picture, name.rpartition(".")[2], how) for name, (picture, how) in variants.items()}
+    return items | {name: _saved(color, kind, {}) for name, kind in others.items()}
 
 
 def _saved(picture: Image.Image, kind: str, how: dict[str, Any]) -> bytes:
     out = io.BytesIO()
-    # A copy: a picture keeps what the last format it was written in asked of it.
+    # A copy: Pillow keeps settings of the last format on the image.
     picture.copy().save(out, {"JPG": "JPEG", "TIF": "TIFF"}.get(kind.upper(), kind.upper()), **how)
     return out.getvalue()
 
 
 def archive(rng: random.Random, files: dict[str, bytes]) -> bytes:
-    """Return a tar archive of pictures; members point out of it, link, lie about their size or are devices."""
+    """Return a tar archive of images; members may point outside, be links or devices, or have false sizes."""
     out = io.BytesIO()
     mode, suffix_free = rng.choice(("w", "w", "w:gz", "w:bz2", "w:xz")), rng.sample(sorted(files.items()), 4)
-    with tarfile.open(fileobj=out, mode=mode, format=rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))) as made:
+    with tarfile.open(fileobj=out, mode=mode, format=rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))) as tar:
         for number in range(rng.randrange(1, 7)):
             name, content = rng.choice(suffix_free)
             label = rng.choice(
@@ -226,5 +226,5 @@ def archive(rng: random.Random, files: dict[str, bytes]) -> bytes:
                     }
                 case _:
                     pass
-            made.addfile(member, io.BytesIO(content) if member.size else None)
+            tar.addfile(member, io.BytesIO(content) if member.size else None)
     return out.getvalue()

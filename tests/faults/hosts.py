@@ -1,4 +1,4 @@
-"""Two hosts on this machine: network namespaces at a switch that can forget one, with cables that can be slow."""
+"""Two simulated hosts: network namespaces on a switch that can drop one, with cables of any speed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
-NAME = "colddiff-"  # of namespaces; the number of the process that made them follows
-PATIENCE = "read_timeout=900"  # seconds that an agent waits for the other's store, 60 if left out
-CABLE = "cdcable"  # what each host's network card is called, with the host's number
+NAME = "colddiff-"  # prefix of namespaces; the process number of their creator follows
+RENDEZVOUS_CONF = "read_timeout=900"  # seconds an agent waits for the other's store; the default is 60
+CABLE = "cdcable"  # name of each host's network card, with the host's number
 ROOT = Path(__file__).parents[2]
 
 
 def missing() -> str:
-    """Return why there can be no hosts here; empty where there can."""
+    """Return why hosts cannot be simulated here, empty if they can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "needs root, for network namespaces"
     if not shutil.which("ip"):
@@ -34,51 +34,51 @@ def missing() -> str:
 
 
 class Hosts:
-    """Two hosts, 0 and 1, with an address each; both see the same files."""
+    """Two hosts, 0 and 1, each with an address; they share the file system."""
 
     def __init__(self, name: str) -> None:
         self.names = [f"{name}-{number}" for number in range(2)]
         self.switch = f"{name}-switch"
 
     def run(self, host: int, *words: str) -> str:
-        """Run a command on a host to its end; returns what it said."""
+        """Run a command on a host to its end; return its output."""
         command = ["ip", "netns", "exec", self.names[host], *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def start(self, host: int, words: Sequence[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a program on a host, its words in a file."""
+        """Start a Python program on a host, its output in a file."""
         command = ["ip", "netns", "exec", self.names[host], sys.executable, *words]
-        told = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+        variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
         with log.open("ab") as file:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=told, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=variables, start_new_session=True
             )
 
     def torchrun(
-        self, host: int, words: Sequence[str], log: Path, conf: str = PATIENCE, **environment: str
+        self, host: int, words: Sequence[str], log: Path, conf: str = RENDEZVOUS_CONF, **environment: str
     ) -> subprocess.Popen[bytes]:
-        """Start torchrun's agent on a host, one process a host, for `colddiff` with these words."""
+        """Start torchrun's agent on a host, with one process, for `colddiff` with these arguments."""
         agent = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"]
         agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv-id", "hosts"]
-        # These hosts have no names by which the first would know itself.
+        # These hosts have no names, by which the first would recognize itself.
         agent += ["--local-addr", ADDRESSES[host], "--rdzv-conf", f"is_host={str(host == 0).lower()},{conf}"]
-        told = {"GLOO_SOCKET_IFNAME": f"{CABLE}{host}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | environment
-        return self.start(host, [*agent, "-m", "colddiff_cli", *words], log, **told)
+        variables = {"GLOO_SOCKET_IFNAME": f"{CABLE}{host}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | environment
+        return self.start(host, [*agent, "-m", "colddiff_cli", *words], log, **variables)
 
     def pull(self) -> None:
-        """Have the switch forget the second host: packets are lost, and no host is told so."""
+        """Unplug the second host at the switch: packets are lost, and neither host sees an error."""
         _ip("-n", self.switch, "link", "set", "port1", "nomaster")
 
     def plug(self) -> None:
-        """Have the switch know it again."""
+        """Plug the second host in again."""
         _ip("-n", self.switch, "link", "set", "port1", "master", "bridge")
 
     def switch_off(self, host: int) -> None:
-        """End all that runs on a host, at once."""
+        """Kill everything that runs on a host."""
         _kill(self.names[host])
 
     def slow(self, megabits: int) -> None:
-        """Have the cable carry so many Mbit/s each way."""
+        """Limit the cable to a rate in Mbit/s each way."""
         for host in range(2):
             rate = ["rate", f"{megabits}mbit", "burst", "256kb", "latency", "200ms"]
             self.run(host, "tc", "qdisc", "replace", "dev", f"{CABLE}{host}", "root", "tbf", *rate)
@@ -90,33 +90,33 @@ class Hosts:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    """Make two hosts; whatever happens, they are gone afterwards, and what still runs there with them."""
+    """Yield two hosts; remove them afterwards in any case, with everything that still runs there."""
     for name in _namespaces():
         if name.startswith(NAME) and not Path(f"/proc/{name.split('-')[1]}").exists():
-            _remove(name)  # whoever made it was killed over it
-    made = Hosts(f"{NAME}{os.getpid()}-{time.monotonic_ns() % 10**6}")
+            _remove(name)  # its creator was killed
+    pair = Hosts(f"{NAME}{os.getpid()}-{time.monotonic_ns() % 10**6}")
     try:
-        for name in (made.switch, *made.names):
+        for name in (pair.switch, *pair.names):
             _ip("netns", "add", name)
-        switch = ["-n", made.switch, "link"]
+        switch = ["-n", pair.switch, "link"]
         _ip(*switch, "add", "bridge", "type", "bridge")
         _ip(*switch, "set", "bridge", "up")
         for host, address in enumerate(ADDRESSES):
-            name, card, port = made.names[host], f"{CABLE}{host}", f"port{host}"
-            _ip("-n", name, "link", "add", card, "type", "veth", "peer", "name", port, "netns", made.switch)
+            name, card, port = pair.names[host], f"{CABLE}{host}", f"port{host}"
+            _ip("-n", name, "link", "add", card, "type", "veth", "peer", "name", port, "netns", pair.switch)
             _ip(*switch, "set", port, "up", "master", "bridge")
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "address", "add", f"{address}/24", "dev", card)
             _ip("-n", name, "link", "set", card, "up")
-        yield made
+        yield pair
     finally:
-        for name in (*made.names, made.switch):
+        for name in (*pair.names, pair.switch):
             _remove(name)
 
 
 def _namespaces() -> list[str]:
-    told = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
-    return [line.split()[0] for line in told.splitlines()]
+    listing = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    return [line.split()[0] for line in listing.splitlines()]
 
 
 def _kill(namespace: str) -> None:
@@ -135,7 +135,7 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], capture_output=True, check=True)
 
 
-def end(*processes: subprocess.Popen[Any], patience: float) -> list[int]:
-    """Wait for programs to end; returns their exit codes."""
-    deadline = time.monotonic() + patience
+def end(*processes: subprocess.Popen[Any], timeout: float) -> list[int]:
+    """Wait for programs to end; return their exit codes."""
+    deadline = time.monotonic() + timeout
     return [process.wait(max(1.0, deadline - time.monotonic())) for process in processes]

@@ -1,13 +1,13 @@
-"""A training that kills itself, or that the disk refuses, at a moment that is given: run as a program.
+"""Run a training that is killed, or refused by the disk, at a chosen moment.
 
-python mortal.py FAULT NUMBER FOLDER train ...: the command line's own arguments follow. FOLDER is where operations on
-files are counted. The faults:
+python mortal.py FAULT NUMBER FOLDER train ...: followed by the arguments of the command. File operations are counted in
+FOLDER. The faults:
 
-operation  SIGKILL before the NUMBERth operation on a file: one opened, made, renamed, removed, cut.
-line       SIGKILL half way through the NUMBERth line of a log.
-tensors    SIGKILL half way through the NUMBERth file of tensors.
-picture    SIGKILL half way through the NUMBERth picture.
-full       "No space left on device" from the NUMBERth operation on, for as many as the environment's LASTING says.
+operation  SIGKILL before the NUMBERth file operation: open, create, rename, remove, truncate.
+line       SIGKILL halfway through the NUMBERth line of a log.
+tensors    SIGKILL halfway through the NUMBERth tensor file.
+picture    SIGKILL halfway through the NUMBERth picture.
+full       "No space left on device" from the NUMBERth operation, for $LASTING operations.
 readonly   "Read-only file system" likewise.
 """
 

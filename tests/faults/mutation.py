@@ -1,4 +1,4 @@
-"""Files made wrong: bytes changed as a disk, a cut transfer or an attacker would; a pure function of a generator."""
+"""Corrupt bytes as a disk, a broken transfer or an attacker would; a pure function of a generator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**53, 2**63 - 1)
-HEAD = 600  # bytes at the beginning, where most formats tell what follows
+HEADER_BYTES = 600  # most formats describe their content there
 WORDS = (
     b"-1",
     b"0",
@@ -25,10 +25,10 @@ WORDS = (
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
-    """Return a place in data, more often near its beginning or its end than chance would have it."""
+    """Return a position in data, biased toward the beginning and the end."""
     if not data:
         return 0
-    among = rng.choice((len(data), min(HEAD, len(data)), min(64, len(data))))
+    among = rng.choice((len(data), min(HEADER_BYTES, len(data)), min(64, len(data))))
     place = rng.randrange(among)
     return len(data) - 1 - place if rng.random() < 0.15 else place
 
@@ -72,7 +72,7 @@ def _swap(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> bytea
 
 
 def _number(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> bytearray:
-    """Have a length, a size or an offset lie: a number that formats trip over, in any width and order of bytes."""
+    """Overwrite bytes with a number that formats trip over, in any width and byte order."""
     code, bits = rng.choice((("B", 8), ("H", 16), ("I", 32), ("Q", 64)))
     value = rng.choice(INTERESTING) % 2**bits
     packed = struct.pack(rng.choice("<>") + code, value)
@@ -82,7 +82,7 @@ def _number(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> byt
 
 
 def _digits(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> bytearray:
-    """Have a number that is written out lie."""
+    """Replace a decimal digit with another number."""
     places = [index for index, byte in enumerate(data[:8192]) if 0x30 <= byte <= 0x39]
     if places:
         place = rng.choice(places)

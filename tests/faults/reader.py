@@ -1,7 +1,7 @@
-"""A reader of a live run: looks at everything in it until its trainer is done, and holds what it sees to the promise.
+"""Read everything in a live run until its trainer is done, and check that it is always valid.
 
-python reader.py RUN files|weights PAUSE: `weights` opens the newest checkpoint again and again, as `generate` does;
-PAUSE is in seconds between two looks. Prints how often it looked; a traceback is a broken promise.
+python reader.py RUN files|weights PAUSE: `weights` opens the newest checkpoint repeatedly, as `generate` does; PAUSE is
+in seconds between two reads. It prints the number of reads; a traceback means that something was invalid.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from PIL import Image
 from colddiff_core import runs
 
 
-def look_at_files(run: runs.Run, seen: int) -> int:
-    """Look at everything once; returns the newest step of the log, which never is older than `seen`."""
+def read_files(run: runs.Run, seen: int) -> int:
+    """Read everything once; return the newest logged step, which is never older than `seen`."""
     run.config()
     steps = [line["step"] for line in run.metrics()]
     assert steps == list(range(1, len(steps) + 1)), steps
@@ -34,13 +34,13 @@ def look_at_files(run: runs.Run, seen: int) -> int:
     return len(steps)
 
 
-def look_at_weights(run: runs.Run) -> None:
-    import torch
+def read_weights(run: runs.Run) -> None:
 
     from colddiff_core.inference import open_run
 
     if run.checkpoints():
-        built, step = open_run.open_run(run, torch.device("cpu"))
+        trained = open_run.open_run(run, device="cpu")
+        built, step = trained.experiment, trained.step
         assert step > 0
         assert all(p.isfinite().all() for p in built.restorer.parameters())
 
@@ -51,19 +51,19 @@ def is_done(run: runs.Run) -> bool:
 
 def main() -> None:
     run, what, pause = runs.Run(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
-    warnings.simplefilter("error")  # a checkpoint that is called damaged is a broken promise too
-    looks = seen = 0
+    warnings.simplefilter("error")  # a checkpoint reported as damaged is a failure too
+    reads = seen = 0
     while True:
         done = is_done(run)
         if what == "files":
-            seen = look_at_files(run, seen)
+            seen = read_files(run, seen)
         else:
-            look_at_weights(run)
-        looks += 1
+            read_weights(run)
+        reads += 1
         if done:
             break
         time.sleep(pause)
-    print(looks)
+    print(reads)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the fault tests tried and what came of it, by scenario: the table at the end of their output."""
+"""Counts of the fault tests by scenario, for the table at the end of their output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add(scenario: str, **counts: int) -> None:
 
 
 def lines() -> list[str]:
-    """Return the table, a line for each scenario; empty where nothing was counted."""
+    """Return the lines of the table, one per scenario."""
     return [
         f"{scenario:<28}" + "  ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in counts.items())
         for scenario, counts in _COUNTS.items()

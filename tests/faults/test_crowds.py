@@ -1,4 +1,4 @@
-"""Many at once: readers on a live run, and a folder of images that changes under a training."""
+"""Concurrent access: many readers of a live run, and an image folder that changes during training."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def read(run: Path, what: str, pause: float) -> subprocess.Popen[str]:
 
 
 def crowd(run: Path, files: int, weights: int, pause: float, *more: str) -> None:
-    """Train a run under the eyes of so many readers of its files and of its weights."""
+    """Train a run while readers read its files and weights."""
     process = trainings.start(run, *more)
     trainings.await_beginning(run, process, 0)
     kinds = ["files"] * files + ["weights"] * weights
     readers = [read(run, kind, pause) for kind in kinds]
-    code, said = trainings.end(process, 5 * trainings.PATIENCE)  # twenty others want the processors
-    assert code == 0, said
+    code, output = trainings.end(process, 5 * trainings.TIMEOUT_SECONDS)  # twenty readers share the processors
+    assert code == 0, output
     looks = 0
     for reader in readers:
-        told, failed = reader.communicate(timeout=trainings.PATIENCE)
-        assert reader.returncode == 0, failed
-        looks += int(told)
+        output, errors = reader.communicate(timeout=trainings.TIMEOUT_SECONDS)
+        assert reader.returncode == 0, errors
+        looks += int(output)
     tally.add("readers on a live run", readers=len(readers), looks=looks, broken=0)
 
 
-def test_readers_see_a_whole_run_and_change_no_bit(tmp_path, undisturbed):
+def test_readers_see_a_valid_run_and_change_nothing(tmp_path, undisturbed):
     crowd(tmp_path / "run", 4, 1, 0.02)
-    trainings.hold("  their run", tmp_path / "run", undisturbed)
+    trainings.check_result("  their run", tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
 def test_twenty_readers_on_a_run_that_keeps_one_checkpoint(tmp_path):
     often = ("--set", "train.checkpoint_every=5", "--set", "train.keep=1")
-    crowd(tmp_path / "run", 17, 3, 0.5, *often)  # twice as often as the dashboard looks
+    crowd(tmp_path / "run", 17, 3, 0.5, *often)  # twice as often as the dashboard reads
 
 
 def pictures(folder: Path) -> Path:
@@ -89,7 +89,7 @@ def test_a_folder_that_changes_under_a_training_does_not_change_it(tmp_path, cha
     with pytest.raises(UsageError, match=expected):
         make_trainer(tmp_path / "run", run=refused).resume()
     refused.close()
-    again = make_trainer(tmp_path / "run", f"data.directory={kept}")  # the same images, from another place
+    again = make_trainer(tmp_path / "run", f"data.directory={kept}")  # the same images from another folder
     again.resume()
     finish(again)
     for name in runs.TENSOR_FILES:

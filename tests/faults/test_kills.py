@@ -1,4 +1,4 @@
-"""SIGKILL at any instant: every run goes on, loses nothing that was saved, and ends with the same bits."""
+"""SIGKILL at any moment: every run resumes, loses nothing that was saved, and ends bit-identical."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import tally
 import trainings
 
 FAULTS = ("operation", "line", "tensors", "picture")
-MOST = {"operation": 260, "line": 90, "tensors": 30, "picture": 4}  # numbers a training gets to, or nearly
+MAX_NUMBER = {"operation": 260, "line": 90, "tensors": 30, "picture": 4}  # about as many as a training has
 
 
 def killed_once(run: Path, chance: random.Random, kind: str) -> bool:
-    """Train a run until it is killed; returns False where it came to its end before."""
+    """Train a run until it is killed; return False if it finished first."""
     if kind in FAULTS:
-        process = trainings.start(run, fault=(kind, chance.randint(1, MOST[kind])))
-        code, said = trainings.end(process)
-        assert code in (0, -signal.SIGKILL), said
+        process = trainings.start(run, fault=(kind, chance.randint(1, MAX_NUMBER[kind])))
+        code, output = trainings.end(process)
+        assert code in (0, -signal.SIGKILL), output
         return code != 0
     process, before = trainings.start(run), trainings.beginnings(run)
     if kind == "clock":
         trainings.await_beginning(run, process, before)
     time.sleep(chance.uniform(0, 1.0 if kind == "clock" else 3.0))
     process.kill()
-    code, said = trainings.end(process)
-    assert code in (0, -signal.SIGKILL), said
+    code, output = trainings.end(process)
+    assert code in (0, -signal.SIGKILL), output
     return code != 0
 
 
@@ -36,36 +36,36 @@ def is_finished(run: Path) -> bool:
     return any(event["event"] == "finished" for event in trainings.runs.Run(run).events())
 
 
-def survive(folder: Path, kinds: list[str], seed: int, undisturbed: trainings.Left) -> None:
-    """Kill trainings once for each kind, over as many runs as that takes, and hold each run to the undisturbed one."""
+def survive(folder: Path, kinds: list[str], seed: int, undisturbed: trainings.RunFiles) -> None:
+    """Kill trainings once for each kind, over as many runs as needed, and compare each run with the undisturbed one."""
     chance = random.Random(seed)
-    wanted, number = list(kinds), 0
-    while wanted:
+    pending, number = list(kinds), 0
+    while pending:
         number += 1
         run, kills, losses = folder / f"run-{number}", 0, trainings.Losses()
-        while wanted and not is_finished(run):
-            if killed_once(run, chance, wanted[-1]):
-                wanted.pop()
+        while pending and not is_finished(run):
+            if killed_once(run, chance, pending[-1]):
+                pending.pop()
                 kills += 1
-                losses.look(run)
+                losses.update(run)
         if not is_finished(run):
             trainings.finish(run)
         assert (losses.checkpoints, losses.lines) == (0, 0), f"{run}: lost {losses}"
-        trainings.hold(
+        trainings.check_result(
             "SIGKILL", run, undisturbed, tried=kills, survived=kills, runs=1, steps_taken_again=losses.steps_again
         )
         tally.add("  found", **losses.states)
 
 
 def mixed(chance: random.Random, count: int) -> list[str]:
-    """Return kinds of kills: four tenths by the clock, some of them before the training begins, the rest at files."""
+    """Return kinds of kills: four tenths by the clock, some before training starts, the rest during file operations."""
     shares = ["clock"] * 3 + ["start"] + ["operation"] * 3 + ["line", "tensors", "picture"]
     kinds = [shares[i % len(shares)] for i in range(count)]
     chance.shuffle(kinds)
     return kinds
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, undisturbed):
+def test_a_killed_training_ends_bit_identical(tmp_path, undisturbed):
     survive(tmp_path, ["picture", "operation", "clock", "tensors", "line"], 1, undisturbed)
 
 

@@ -1,4 +1,4 @@
-"""What machines do to trainings: full disks, read-only ones, cut files, second trainers, schedulers, lost terminals."""
+"""Trainings survive full and read-only disks, truncated files, second trainers, schedulers and lost terminals."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from colddiff_core import runs
 from colddiff_core.errors import ColddiffWarning
 from colddiff_core.runs import checkpoint
 
-ROOM = 3  # MB: a run and its checkpoints take less than one
-WAIT = 0.3  # seconds that a disk stays full
-QUICK = 20  # seconds in which a training that is asked to end does so
+DISK_MEGABYTES = 3  # a run and its checkpoints take less than one
+FULL_SECONDS = 0.3  # that a disk stays full
+STOP_SECONDS = 20  # for a training to stop on request
 
 
 def slow(*values: object) -> list[object]:
-    """Return cases for the long form alone."""
+    """Return cases for the long form only."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
@@ -40,10 +40,10 @@ def mount(place: Path, *options: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with room for a run and little more."""
+    """Yield a separate file system with room for little more than a run."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount(place, f"size={ROOM}m")
+    mount(place, f"size={DISK_MEGABYTES}m")
     try:
         yield place
     finally:
@@ -51,7 +51,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Fill a disk to the last byte and return the file that does."""
+    """Fill a disk to the last byte; return the file that fills it."""
     path = disk / "filler"
     with path.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):
@@ -64,60 +64,60 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 8))])
-def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, undisturbed, seed):
+def test_a_temporarily_full_disk_costs_nothing(small_disk, undisturbed, seed):
     run, chance = small_disk / "run", random.Random(seed)
     process = trainings.start(run)
     trainings.await_beginning(run, process, 0)
     time.sleep(chance.uniform(0, 0.3))
     filler = fill(small_disk)
-    time.sleep(WAIT)
+    time.sleep(FULL_SECONDS)
     was_alive = process.poll() is None
     filler.unlink()
-    code, said = trainings.end(process)
-    assert was_alive, said
-    if code:  # it came to its end on the full disk
-        assert "Traceback" not in said
-        assert "Unexpected" not in said
+    code, output = trainings.end(process)
+    assert was_alive, output
+    if code:  # it ended while the disk was full
+        assert "Traceback" not in output
+        assert "Unexpected" not in output
         trainings.finish(run)
-    trainings.hold("disk full for a while", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
+    trainings.check_result("disk full for a while", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
 
 
 @pytest.mark.parametrize("room", [8, *slow(0, 1, 2, 4, 16, 40, 80, 160)])
-def test_a_disk_that_stays_full_ends_a_training_with_the_reason(small_disk, undisturbed, room):
+def test_a_disk_that_stays_full_ends_a_training_with_an_error(small_disk, undisturbed, room):
     run = small_disk / "run"
     process = trainings.start(run)
     while len(runs.Run(run).checkpoints()) < 2 and process.poll() is None:
         time.sleep(0.005)
     filler = fill(small_disk)
     os.truncate(filler, filler.stat().st_size - room * 1024)
-    code, said = trainings.end(process)
-    assert code == 1, said
-    assert "No space left on device" in said
-    assert "Traceback" not in said
-    assert "Unexpected" not in said
+    code, output = trainings.end(process)
+    assert code == 1, output
+    assert "No space left on device" in output
+    assert "Traceback" not in output
+    assert "Unexpected" not in output
     saved = [runs.path_step(path) for path in runs.Run(run).checkpoints()]
-    assert saved, "a checkpoint that was there is gone"
+    assert saved, "a checkpoint was lost"
     filler.unlink()
     trainings.finish(run)
-    trainings.hold("disk stays full", run, undisturbed, has_sheets=False)
+    trainings.check_result("disk stays full", run, undisturbed, has_sheets=False)
 
 
 @pytest.mark.parametrize("fault", ["full", *slow("readonly")])
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 12))])
-def test_operations_that_are_refused_lose_nothing(tmp_path, undisturbed, fault, seed):
+def test_refused_file_operations_lose_nothing(tmp_path, undisturbed, fault, seed):
     run, chance = tmp_path / "run", random.Random(seed)
     first = chance.randint(1, 400)
     process = trainings.start(run, fault=(fault, first), env={"LASTING": str(chance.choice([1, 1, 3, 10, 100, 10**6]))})
-    code, said = trainings.end(process)
-    assert "Traceback" not in said
-    assert "Unexpected" not in said
-    assert code in (0, 1), said
+    code, output = trainings.end(process)
+    assert "Traceback" not in output
+    assert "Unexpected" not in output
+    assert code in (0, 1), output
     if code:
         trainings.finish(run)
-    trainings.hold(f"refused ({fault})", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
+    trainings.check_result(f"refused ({fault})", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
 
 
-def test_a_run_on_a_read_only_disk_is_refused_and_can_be_used(small_disk, capsys):
+def test_a_run_on_a_read_only_disk_can_be_used_but_not_trained(small_disk, capsys):
     from colddiff_cli.__main__ import run as command
 
     path = small_disk / "run"
@@ -125,9 +125,9 @@ def test_a_run_on_a_read_only_disk_is_refused_and_can_be_used(small_disk, capsys
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     before = trainings.digest(path / "events.jsonl")
     assert command(["train", "--resume", str(path), "--set", "train.steps=9"]) == 1
-    told = capsys.readouterr().err
-    assert "Read-only file system" in told
-    assert len(told.splitlines()) == 2
+    errors = capsys.readouterr().err
+    assert "Read-only file system" in errors
+    assert len(errors.splitlines()) == 2
     out = small_disk.parent / "picture.png"
     assert command(["generate", str(path), "--n", "1", "--out", str(out)]) == 0
     assert out.exists()
@@ -146,7 +146,7 @@ def two_checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-def test_a_checkpoint_cut_at_any_kilobyte_gives_way_to_the_one_before(two_checkpoints, tmp_path, name):
+def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name):
     run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
@@ -160,7 +160,7 @@ def test_a_checkpoint_cut_at_any_kilobyte_gives_way_to_the_one_before(two_checkp
 
 
 @pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-def test_a_bit_that_flips_anywhere_gives_way_to_the_checkpoint_before(two_checkpoints, tmp_path, name):
+def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name):
     run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
@@ -173,74 +173,74 @@ def test_a_bit_that_flips_anywhere_gives_way_to_the_checkpoint_before(two_checkp
     tally.add("bit flipped in a checkpoint", tried=len(places), survived=len(places))
 
 
-def test_a_resumed_run_sets_a_cut_checkpoint_aside_and_makes_it_anew(two_checkpoints, tmp_path):
+def test_a_resumed_run_sets_a_damaged_checkpoint_aside_and_writes_it_again(two_checkpoints, tmp_path):
     path = shutil.copytree(two_checkpoints, tmp_path / "run")
     newest = runs.Run(path).newest_checkpoint()
-    wanted = trainings.digest(newest / "optimizer.safetensors")
+    expected = trainings.digest(newest / "optimizer.safetensors")
     content = (newest / "optimizer.safetensors").read_bytes()
     (newest / "optimizer.safetensors").write_bytes(content[: len(content) // 2])
     trainer = make_trainer(path)
     with pytest.warns(ColddiffWarning, match="was damaged; set aside"):
         trainer.resume()
     finish(trainer)
-    assert trainings.digest(newest / "optimizer.safetensors") == wanted
+    assert trainings.digest(newest / "optimizer.safetensors") == expected
 
 
-def test_a_second_trainer_is_turned_away_and_the_first_not_disturbed(tmp_path, undisturbed):
+def test_a_second_trainer_is_refused_without_disturbing_the_first(tmp_path, undisturbed):
     run = tmp_path / "run"
     first = trainings.start(run)
     trainings.await_beginning(run, first, 0)
-    code, said = trainings.end(trainings.start(run))
-    assert first.poll() is None, "the first was done before the second had begun"
-    assert (code, len(said.splitlines())) == (1, 2), said
-    assert "is being trained by another process" in said
+    code, output = trainings.end(trainings.start(run))
+    assert first.poll() is None, "the first ended before the second started"
+    assert (code, len(output.splitlines())) == (1, 2), output
+    assert "is being trained by another process" in output
     assert trainings.end(first)[0] == 0
-    trainings.hold("two trainers", run, undisturbed)
+    trainings.check_result("two trainers", run, undisturbed)
 
 
 @pytest.mark.slow
-def test_of_two_trainings_begun_at_once_one_gets_the_folder(tmp_path, undisturbed):
+def test_of_two_simultaneous_trainings_one_gets_the_folder(tmp_path, undisturbed):
     run = tmp_path / "run"
     ends = [trainings.end(process) for process in [trainings.start(run), trainings.start(run)]]
     codes = sorted(code for code, _ in ends)
     assert codes[0] == 0, ends
     assert codes[1] in (1, 2), ends
     assert "exists already" in max(ends)[1] or "another process" in max(ends)[1]
-    trainings.hold("two trainers", run, undisturbed)
+    trainings.check_result("two trainers", run, undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)])
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 8))])
-def test_a_signal_saves_the_step_in_hand_and_ends(tmp_path, undisturbed, number, seed):
+def test_a_signal_saves_the_current_step_and_stops(tmp_path, undisturbed, number, seed):
     run = tmp_path / "run"
     process = trainings.start(run)
     trainings.await_beginning(run, process, 0)
     time.sleep(random.Random(seed).uniform(0.02, 0.5))
     process.send_signal(number)
     sent = time.monotonic()
-    code, said = trainings.end(process)
-    assert time.monotonic() - sent < QUICK
+    code, output = trainings.end(process)
+    assert time.monotonic() - sent < STOP_SECONDS
     last = runs.Run(run).events()[-1]
-    assert (code, last["event"], last["by"]) == (130, "stopped", signal.Signals(number).name), said
+    assert (code, last["event"], last["by"]) == (130, "stopped", signal.Signals(number).name), output
     assert runs.path_step(runs.Run(run).newest_checkpoint()) == last["step"]
     trainings.finish(run)
-    trainings.hold(signal.Signals(number).name, run, undisturbed)
+    trainings.check_result(signal.Signals(number).name, run, undisturbed)
 
 
 @pytest.mark.slow
-def test_nohup_is_left_to_go_on(tmp_path, undisturbed):
+def test_nohup_survives_a_hangup(tmp_path, undisturbed):
     run = tmp_path / "run"
     ignoring = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
     process = trainings.start(run, preexec_fn=ignoring)
     trainings.await_beginning(run, process, 0)
     process.send_signal(signal.SIGHUP)
     assert trainings.end(process)[0] == 0
-    trainings.hold("SIGHUP under nohup", run, undisturbed)
+    trainings.check_result("SIGHUP under nohup", run, undisturbed)
 
 
 @pytest.mark.parametrize("is_heard", [True, *slow(False)])
-def test_a_terminal_that_vanishes_costs_nothing(tmp_path, undisturbed, is_heard):
-    """With the signal that a terminal sends, and without: then only what is written to it fails."""
+def test_a_lost_terminal_costs_nothing(tmp_path, undisturbed, is_heard):
+    """With the terminal's SIGHUP, and without it, when only writes to the terminal fail."""
     run = tmp_path / "run"
     ours, theirs = pty.openpty()
     options = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
@@ -248,13 +248,15 @@ def test_a_terminal_that_vanishes_costs_nothing(tmp_path, undisturbed, is_heard)
         options |= {"start_new_session": True, "preexec_fn": functools.partial(_take_terminal, theirs)}
     process = trainings.start(run, **options)
     os.close(theirs)
-    reader = subprocess.Popen(["cat"], stdin=ours, stdout=subprocess.DEVNULL)  # or the training would wait for it
+    reader = subprocess.Popen(
+        ["cat"], stdin=ours, stdout=subprocess.DEVNULL
+    )  # or the training would block on its output
     trainings.await_beginning(run, process, 0)
     time.sleep(0.1)
     reader.kill()
     reader.wait()
     os.close(ours)
-    process.wait(timeout=QUICK)
+    process.wait(timeout=STOP_SECONDS)
     last = runs.Run(run).events()[-1]
     if is_heard:
         assert (process.returncode, last["event"], last["by"]) == (130, "stopped", "SIGHUP")
@@ -262,7 +264,7 @@ def test_a_terminal_that_vanishes_costs_nothing(tmp_path, undisturbed, is_heard)
         trainings.finish(run)
     else:
         assert (process.returncode, last["event"]) == (0, "finished")
-    trainings.hold("terminal vanished", run, undisturbed)
+    trainings.check_result("terminal vanished", run, undisturbed)
 
 
 def _take_terminal(descriptor: int) -> None:
@@ -272,14 +274,14 @@ def _take_terminal(descriptor: int) -> None:
     fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
-def test_words_that_cannot_be_written_cost_no_work(tmp_path, undisturbed):
+def test_refused_output_costs_no_work(tmp_path, undisturbed):
     run = tmp_path / "run"
     with Path("/dev/full").open("w") as full:
         process = trainings.start(run, stdout=full, stderr=subprocess.PIPE)
-        _, said = process.communicate(timeout=trainings.PATIENCE)
+        _, output = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
     assert process.returncode == 1
-    assert "The output could not be written: No space left on device." in said
-    assert "Traceback" not in said
-    assert "Unexpected" not in said
-    assert "Exception ignored" not in said
-    trainings.hold("output refused", run, undisturbed)
+    assert "The output could not be written: No space left on device." in output
+    assert "Traceback" not in output
+    assert "Unexpected" not in output
+    assert "Exception ignored" not in output
+    trainings.check_result("output refused", run, undisturbed)

@@ -1,4 +1,4 @@
-"""Calls that write many pictures, killed at random moments: the next ones go on, and none is made twice or left out."""
+"""Commands that write many pictures, killed at random moments, resume without repeating or skipping any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KILLS = 4
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose prior is fitted already, for that is done once for all calls."""
+    """Return a run with its prior already fitted."""
     path = tmp_path_factory.mktemp("runs") / "run"
     finish(make_trainer(path))
     calls.finish(["generate", str(path), "--n", "1"], path.parent)
@@ -37,7 +37,7 @@ def write_photos(folder: Path, count: int, side: int) -> None:
 
 
 def states(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the pictures that are there; what stands beside a name changes where it is written again."""
+    """Return the inode and time of every picture, which change if it is written again."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -48,7 +48,7 @@ def states(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def kill(process: BaseProcess, folder: Path, count: int, delay: float) -> bool:
-    """Kill a process once a folder holds so many files, and a little later; tell whether it was still at work."""
+    """Kill a process `delay` seconds after a folder has `count` files; return whether it was still running."""
     while process.is_alive() and (not folder.is_dir() or len(os.listdir(folder)) < count):
         time.sleep(0.001 if count < 1000 else 0.02)
     time.sleep(delay)
@@ -58,7 +58,7 @@ def kill(process: BaseProcess, folder: Path, count: int, delay: float) -> bool:
 
 
 def kill_and_resume(command: list[str], folder: Path, count: int, name: str, seed: int) -> None:
-    """Kill a command that writes `count` pictures, again and again, and hold what becomes of it against a whole one."""
+    """Kill a command that writes `count` pictures several times and compare the result with an undisturbed one."""
     moments = random.Random(seed)
     whole, parts = folder / "whole", folder / "parts"
     calls.finish([*command, "--out-dir", "whole"], folder)
@@ -84,20 +84,20 @@ def kill_and_resume(command: list[str], folder: Path, count: int, name: str, see
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_degrade_goes_on_after_kills(count, tmp_path):
+def test_degrade_resumes_after_kills(count, tmp_path):
     write_photos(tmp_path / "in", count, 32)
     command = ["degrade", "in", "--op", "snow+mask", "--t", "40", "--seed", "3"]
     kill_and_resume(command, tmp_path, count, "degrade resumed", 1)
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_sample_goes_on_after_kills(count, run, tmp_path):
+def test_sample_resumes_after_kills(count, run, tmp_path):
     write_photos(tmp_path / "in", count, 12)
     shutil.copytree(run, tmp_path / "run")
     kill_and_resume(["sample", "run", "in"], tmp_path, count, "sample resumed", 2)
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_generate_goes_on_after_kills(count, run, tmp_path):
+def test_generate_resumes_after_kills(count, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     kill_and_resume(["generate", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)

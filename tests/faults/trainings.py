@@ -1,4 +1,4 @@
-"""Real trainings in processes of their own, to be killed, and what must be left of them."""
+"""Real trainings in their own processes, to be killed, and checks of the files they leave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tally
 
 from colddiff_core import runs
 
-STEPS, SAVED, SAMPLED = 120, 7, 20
+STEPS, CHECKPOINT_EVERY, SAMPLE_EVERY = 120, 7, 20
 SETTINGS = (
     "data.size=12",
     "model.width=8",
@@ -23,18 +23,18 @@ SETTINGS = (
     "degradation.steps=5",
     "train.batch_size=8",
     f"train.steps={STEPS}",
-    f"train.checkpoint_every={SAVED}",
-    f"train.sample_every={SAMPLED}",
+    f"train.checkpoint_every={CHECKPOINT_EVERY}",
+    f"train.sample_every={SAMPLE_EVERY}",
     "train.log_every=1",
 )
-TIMED = ("images_per_second", "elapsed")  # of a line, which no two trainings share
-PATIENCE = 120  # seconds for a training that is to end by itself
+TIMING_KEYS = ("images_per_second", "elapsed")  # differ between any two trainings
+TIMEOUT_SECONDS = 120  # for a training that ends on its own
 MORTAL = Path(__file__).with_name("mortal.py")
 ROOT = Path(__file__).parents[2]
 
 
 def arguments(run: Path, *more: str) -> list[str]:
-    """Return the arguments that train a run: a new one, or the one that is there."""
+    """Return the arguments that start a run, or resume it if it exists."""
     if (run / "run.toml").exists():
         return ["train", "--resume", str(run), *more]
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -42,78 +42,78 @@ def arguments(run: Path, *more: str) -> list[str]:
 
 
 def start(run: Path, *more: str, fault: tuple[str, int] = ("none", 0), **options: object) -> subprocess.Popen[str]:
-    """Start a training of a run, under a fault of mortal.py, and return its process."""
+    """Start a training with a fault of mortal.py; return its process."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
     words = [sys.executable, str(MORTAL), fault[0], str(fault[1]), str(run), *arguments(run, *more)]
     return subprocess.Popen(words, text=True, env=environment, **options)
 
 
-def end(process: subprocess.Popen[str], patience: float = PATIENCE) -> tuple[int, str]:
-    """Wait for a training to end; returns its exit code and what it said."""
-    said, _ = process.communicate(timeout=patience)
-    return process.returncode, said
+def end(process: subprocess.Popen[str], timeout: float = TIMEOUT_SECONDS) -> tuple[int, str]:
+    """Wait for a training to end; return its exit code and output."""
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
 
 
 def finish(run: Path) -> None:
-    """Train a run to its end; what it said is the failure where it does not get there."""
-    code, said = end(start(run))
-    assert code == 0, said
+    """Train a run to its end."""
+    code, output = end(start(run))
+    assert code == 0, output
 
 
 def beginnings(run: Path) -> int:
-    """Return how many trainers have begun with a run so far."""
+    """Return how many trainers have started on a run so far."""
     return sum(event.get("event") in runs.BEGINNINGS for event in runs.Run(run).events())
 
 
 def await_beginning(run: Path, process: subprocess.Popen[str], before: int) -> None:
-    """Wait until one more trainer than `before` has begun with a run, or its process has ended."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until one more trainer than `before` has started on a run, or its process has ended."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while beginnings(run) == before and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 @dataclasses.dataclass(frozen=True)
-class Left:
-    """What a training left: of weights and sheets the digests and sizes, of the log the lines."""
+class RunFiles:
+    """The files of a training: digests and sizes of weights and sheets, and the lines of the log."""
 
     files: dict[str, tuple[str, int]]
     lines: list[dict[str, object]]
 
-    def lost_by(self, other: Left) -> int:
-        """Return how many bytes of this are not what `other` left: files that differ, and lines that are not there."""
+    def lost_by(self, other: RunFiles) -> int:
+        """Return how many bytes `other` lacks: files that differ, and missing lines."""
         files = [size for name, (digest, size) in self.files.items() if other.files.get(name) != (digest, size)]
         lines = [json.dumps(line) for line in self.lines if line not in other.lines]
         return sum(files) + sum(map(len, lines))
 
 
-def left_by(run: Path) -> Left:
-    """Return what a finished training left; fails where there is more than that."""
+def read_files(run: Path) -> RunFiles:
+    """Return the files of a finished training; fail on leftover drafts."""
     found = runs.Run(run)
     newest = found.newest_checkpoint()
     assert newest.name == f"step-{STEPS:06d}"
     hidden = [str(path) for path in run.rglob(".*")]
     assert hidden == [], "drafts were left behind"
     assert found.events()[-1]["event"] == "finished"
-    lines = [{key: value for key, value in line.items() if key not in TIMED} for line in found.metrics()]
+    lines = [{key: value for key, value in line.items() if key not in TIMING_KEYS} for line in found.metrics()]
     kept = [newest / name for name in runs.TENSOR_FILES] + sorted(found.samples.iterdir())
-    return Left({path.name: (digest(path), path.stat().st_size) for path in kept}, lines)
+    return RunFiles({path.name: (digest(path), path.stat().st_size) for path in kept}, lines)
 
 
-def hold(scenario: str, run: Path, undisturbed: Left, *, has_sheets: bool = True, **counts: int) -> None:
-    """Count what became of a finished training, and fail where it is not what an undisturbed one left.
+def check_result(scenario: str, run: Path, undisturbed: RunFiles, *, has_sheets: bool = True, **counts: int) -> None:
+    """Compare a finished training with an undisturbed one, and add it to the tally.
 
-    has_sheets: whether it must have every sheet, which a full disk may refuse.
+    Pass `has_sheets` false if sheets may be missing, because the disk was full.
     """
-    left = left_by(run)
+    files = read_files(run)
     if not has_sheets:
-        files = {name: found for name, found in undisturbed.files.items() if not name.startswith("step-")}
-        undisturbed = dataclasses.replace(undisturbed, files=files)
-    lost = undisturbed.lost_by(left)
+        required = {name: entry for name, entry in undisturbed.files.items() if not name.startswith("step-")}
+        undisturbed = dataclasses.replace(undisturbed, files=required)
+    lost = undisturbed.lost_by(files)
     tally.add(scenario, **({"tried": 1, "survived": int(not lost)} | counts), bytes_lost=lost)
     assert lost == 0, f"{run}: lost {lost} bytes"
-    assert left.lines == undisturbed.lines, f"{run}: another log"
+    assert files.lines == undisturbed.lines, f"{run}: another log"
 
 
 def digest(path: Path) -> str:
@@ -122,17 +122,17 @@ def digest(path: Path) -> str:
 
 @dataclasses.dataclass
 class Losses:
-    """What was lost over the kills of one run: nothing, where the promise is kept."""
+    """What the kills of one run lost."""
 
-    checkpoints: int = 0  # announced and not there
-    lines: int = 0  # of the log, up to the newest checkpoint, and not there
-    steps_again: int = 0  # that were taken again, which is no loss
-    states: dict[str, int] = dataclasses.field(default_factory=dict)  # in which the kills found it
+    checkpoints: int = 0  # announced but missing
+    lines: int = 0  # missing from the log up to the newest checkpoint
+    steps_again: int = 0  # repeated, which is not a loss
+    states: dict[str, int] = dataclasses.field(default_factory=dict)  # of the run when it was killed
 
-    def look(self, run: Path) -> None:
-        """Look at what a killed training left."""
+    def update(self, run: Path) -> None:
+        """Add the losses of one kill."""
         if not (run / "run.toml").exists():
-            self._count("before the run was there")
+            self._count("before the run existed")
             return
         found = runs.Run(run)
         announced = [event["step"] for event in found.events() if event["event"] == "checkpoint"]
@@ -150,7 +150,7 @@ class Losses:
 
 
 def _state(run: Path) -> str:
-    """Return what a killed training was at, by what it left."""
+    """Return what a killed training was doing, judging by its files."""
     if any((run / "checkpoints").glob(".draft-*")):
         return "in a checkpoint"
     if any((run / "checkpoints").glob(".old-*")):

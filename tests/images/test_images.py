@@ -1,4 +1,4 @@
-"""Pictures in and out: nothing turned, cut or half-written, and bad files told in a line."""
+"""Images are read upright and written whole; bad files get a clear error."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_a_picture_survives_the_round_trip(tmp_path, mode, channels):
     assert left_behind(tmp_path) == ["a.png", "b.png"]
 
 
-def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path):
+def test_sixteen_bits_are_scaled_and_transparency_is_laid_on_white(tmp_path):
     Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
     assert images.read_bytes(tmp_path / "deep.png").ravel().tolist() == [0, 128, 255]
     Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert images.read_bytes(tmp_path / "clear.png").ravel().tolist() == [255, 255, 255]
 
 
-def test_a_photograph_taken_sideways_stands_upright(tmp_path):
+def test_a_sideways_photograph_is_read_upright(tmp_path):
     photo = picture(8, 4)
     exif = photo.getexif()
     exif[0x0112] = 6
@@ -46,7 +46,7 @@ def test_a_photograph_taken_sideways_stands_upright(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "I;16"])
-def test_a_tiff_that_lies_sideways_is_not_garbled(tmp_path, mode):
+def test_a_sideways_tiff_is_not_garbled(tmp_path, mode):
     values = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000
     lying = Image.fromarray(values) if mode == "I;16" else picture(mode=mode)
     lying.save(tmp_path / "up.tif")
@@ -63,7 +63,7 @@ def test_size_crops_the_center_and_channels_convert(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_no_truncation_gets_through(tmp_path, suffix):
+def test_truncated_images_are_refused(tmp_path, suffix):
     whole = tmp_path / f"whole{suffix}"
     picture(16, 16).save(whole)
     data = whole.read_bytes()
@@ -74,7 +74,7 @@ def test_no_truncation_gets_through(tmp_path, suffix):
             images.read(cut)
 
 
-def test_what_is_no_image_is_named(tmp_path, monkeypatch):
+def test_files_that_are_not_images_are_refused(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(UsageError, match="not an image"):
         images.read(tmp_path / "text.png")
@@ -100,13 +100,13 @@ def test_eight_bits_are_256_levels():
 
 def test_a_sheet_shows_every_image_once(tmp_path):
     shades = torch.linspace(-0.8, 0.8, 6).view(3, 2, 1, 1, 1).expand(3, 2, 1, 8, 8)
-    made = images.sheet({"left": shades[:, 0], "right": shades[:, 1]}, blocks=2)
-    values = set(np.asarray(made.convert("L")).ravel().tolist())
+    canvas = images.sheet({"left": shades[:, 0], "right": shades[:, 1]}, blocks=2)
+    values = set(np.asarray(canvas.convert("L")).ravel().tolist())
     assert {int(v) for v in images.to_bytes(shades[:, :, 0, 0, 0]).ravel()} <= values
-    assert made.height < made.width
+    assert canvas.height < canvas.width
 
 
-def test_tiles_keep_their_order():
+def test_tile_keeps_the_order():
     batch = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 2, 3)
     tiled = images.tile(batch, 3)
     assert tiled.shape == (1, 4, 9)
@@ -124,7 +124,7 @@ def test_an_animation_has_its_frames(tmp_path, suffix):
     assert left_behind(tmp_path) == [f"a{suffix}"]
 
 
-def test_outputs_that_cannot_be_written_leave_nothing(tmp_path):
+def test_failed_writes_leave_nothing(tmp_path):
     with pytest.raises(UsageError, match="format"):
         images.write(picture(), tmp_path / "a.xyz")
     (tmp_path / "file").write_text("in the way")
@@ -133,13 +133,13 @@ def test_outputs_that_cannot_be_written_leave_nothing(tmp_path):
     assert left_behind(tmp_path) == ["file"]
 
 
-def test_a_picture_can_be_taken_out_of_a_sheet_by_its_layout():
+def test_images_can_be_cut_from_a_sheet_by_its_layout():
     columns = {name: torch.rand(5, 3, 20, 30) * 2 - 1 for name in ("a", "b", "c")}
-    made, layout = images.sheet(columns, blocks=2), images.lay_out(columns, blocks=2)
-    assert made.size == layout.canvas
+    canvas, layout = images.sheet(columns, blocks=2), images.lay_out(columns, blocks=2)
+    assert canvas.size == layout.canvas
     for name, stack in columns.items():
         for x, (left, top) in zip(stack, layout.corners[name], strict=True):
-            tile = made.crop((left, top, left + layout.tile[0], top + layout.tile[1]))
+            tile = canvas.crop((left, top, left + layout.tile[0], top + layout.tile[1]))
             small = tile.resize((30, 20), Image.Resampling.NEAREST)
             assert layout.scale * 30 == layout.tile[0]
             assert small.tobytes() == images.to_pillow(x).tobytes()

@@ -12,6 +12,7 @@ from colddiff_core.config import presets
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.inference import photograph
 from colddiff_core.models import memory
+from colddiff_core.sampling import Sampling
 
 SMALL = ("data.size=16", "model.width=8", "model.multipliers=[1,2]", "train.precision=float32")
 
@@ -24,7 +25,7 @@ def built(preset: str = "photos-blur-small", channels: int = 3, *overrides: str)
 
 
 def worker(*args, is_consistent: bool = False, sampler: str = "direct", **settings) -> photograph.PhotographRestorer:
-    return photograph.PhotographRestorer(built(*args), sampler, 1, is_consistent, **settings)
+    return photograph.PhotographRestorer(built(*args), Sampling(sampler), is_consistent, **settings)
 
 
 def scene(height: int = 60, width: int = 81, channels: int = 3) -> torch.Tensor:
@@ -59,7 +60,7 @@ def test_at_no_severity_a_picture_stays_bit_for_bit():
     assert torch.equal(worker().restore(worker().look(x, 0)), x)
 
 
-@pytest.mark.parametrize("colour", ["channels", "luma"])
+@pytest.mark.parametrize("color", ["channels", "luma"])
 def test_a_gray_run_takes_color(color):
     sharpen = worker("photos-blur-small", 1, color=color)
     x0 = scene()
@@ -161,7 +162,7 @@ def test_degraded_again_what_is_consistent_is_the_picture(preset):
 def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
     made = built(preset, 3)
     torch.nn.init.normal_(made.restorer.unet.head.weight, std=0.05)
-    by = photograph.PhotographRestorer(made, "direct", 1, True)
+    by = photograph.PhotographRestorer(made, Sampling("direct"), True)
     x_t = degraded(made, scene(220, 340), 2)
     whole = by.restore(by.look(x_t, 2))
     shares = []
@@ -176,7 +177,7 @@ def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
 
 def test_where_memory_runs_out_tiles_get_smaller(monkeypatch):
     made = built()
-    by = photograph.PhotographRestorer(made, "direct", 1, False)
+    by = photograph.PhotographRestorer(made, Sampling("direct"), False)
     x_t = degraded(made, scene(220, 340), 2)
     whole = by.restore(by.look(x_t, 2))
     forward, room = type(made.restorer.unet).forward, 40_000
@@ -199,7 +200,7 @@ def test_a_sampler_that_has_to_know_the_snow_is_refused():
     assert not given.is_known
     with pytest.raises(UsageError, match="must know what snow drew"):
         snowed.restore(given)
-    assert dataclasses.replace(snowed, sampler="direct").restore(given).isfinite().all()
+    assert dataclasses.replace(snowed, sampling=Sampling("direct")).restore(given).isfinite().all()
 
 
 def test_candidates_lie_around_an_estimate_and_are_severities():

@@ -46,7 +46,7 @@ def test_a_trainer_is_started_paused_sampled_stopped_and_found_dead(in_folder):
     ):
         desk.ask(watched, word)
         until(watched, is_so)
-        until(watched, lambda: not desk.settle() and not desk.open)
+        until(watched, lambda: not desk.settle() and not desk.pending)
     paused, resumed = (next(e for e in watched.events if e["event"] == name) for name in ("paused", "resumed"))
     assert paused["step"] == resumed["step"]
     desk.ask(watched, "stop")

@@ -27,6 +27,7 @@ from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.evaluation import evaluate
 from colddiff_core.inference import generate, open_run
 from colddiff_core.models import UNet, memory
+from colddiff_core.sampling import DegradedImages, Sampling
 
 CPU = torch.device("cpu")
 PAPER = ModelConfig()
@@ -142,20 +143,20 @@ def masked(tmp_path_factory):
 
 @pytest.mark.parametrize("sampler", ["direct", "naive", "tacos"])
 def test_sampling_in_pieces_comes_to_the_same_and_remembers(masked, sampler, monkeypatch):
-    built, _ = open_run.open_run(masked, CPU)
+    built = open_run.open_run(masked, device=CPU).experiment
     x0 = torch.rand(10, built.channels, 12, 12, generator=seeds.generator(1)) * 2 - 1
     x_t, frozen = built.degrade(x0, 5, seeds.image_generators(0, range(10)))
-    way = {"sampler": sampler, "stride": 1, "seed": 0, "numbers": range(10), "bits": 0, "labels": torch.arange(10)}
-    whole = sampling.final(built.restore(x_t, 5, frozen, **way))
+    request = (DegradedImages(x_t, 5, frozen), Sampling(sampler), torch.arange(10))
+    whole = sampling.final(built.restore(*request))
     with small_machine(monkeypatch, 3) as machine:
         with pytest.warns(ColddiffWarning) as told:
-            made = sampling.final(built.restore(x_t, 5, frozen, **way))
+            made = sampling.final(built.restore(*request))
         assert len(told) == 2
         assert machine.seen[:2] == [10, 5]
         assert max(machine.seen[2:]) == built.pieces.size == 2
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            sampling.final(built.with_network(built.restorer.unet).restore(x_t, 5, frozen, **way))
+            sampling.final(built.with_network(built.restorer.unet).restore(*request))
     torch.testing.assert_close(made, whole, rtol=0, atol=1e-5)
 
 
@@ -272,7 +273,7 @@ def test_batches_are_as_large_as_memory_allows_within_bounds(monkeypatch):
 
 
 def test_a_run_takes_as_many_as_fit_and_image_k_stays_the_same(masked, monkeypatch):
-    built, _ = open_run.open_run(masked, CPU)
+    built = open_run.open_run(masked, device=CPU).experiment
     limited(monkeypatch, 1e12)
     assert built.batch_size(generate.MOST) == 16
     assert built.batch_size(evaluate.MOST) == 64
@@ -282,7 +283,7 @@ def test_a_run_takes_as_many_as_fit_and_image_k_stays_the_same(masked, monkeypat
     made = {}
     with small_machine(monkeypatch, 4) as machine:
         for count in (2, 7):
-            batches = generator.generate(count, seed=1, sampler="tacos")
+            batches = generator.generate(count, Sampling(seed=1))
             made[count] = torch.cat([sampling.final(batch.steps)[: batch.count] for batch in batches])
     assert set(machine.seen) == {4}
     assert torch.equal(made[2], made[7][:2])

@@ -1,4 +1,4 @@
-"""The paper's tables: what they are made of, the verdicts, and a command that makes them and can be cut off."""
+"""The paper's tables: presets, verdicts, and a command that reproduces them and can be interrupted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = hashlib.blake2b("\n".join(sorted(f"{k}={v}" for k, v in SMALL.items()
 CHANGES = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
-def test_every_table_is_made_of_presets_with_the_papers_figures():
+def test_every_table_uses_presets_with_the_papers_values():
     for name in tables.names():
         for part in tables.find(name).parts:
             for scale in ("small", "paper"):
@@ -46,8 +46,8 @@ def test_every_table_is_made_of_presets_with_the_papers_figures():
                     assert tables.published(config, kind), (name, part.preset_at(scale), kind)
 
 
-def test_the_presets_hold_what_the_paper_prints(shared):
-    """All that a row takes from a preset stands in one line of the paper, which begins with the data set's name."""
+def test_the_presets_have_the_papers_values(shared):
+    """Everything a row takes from a preset is in one line of the paper, which starts with the data set's name."""
     text = "".join(path.read_text() for path in (shared / "paper").glob("00[13]*")).replace("0.94 8", "0.948")
     lines = [(line, {float(word) for word in re.findall(r"\d+\.\d+", line)}) for line in text.splitlines()]
     for name in tables.names():
@@ -89,7 +89,7 @@ def test_verdicts(metric, value, interval, paper, verdict):
     assert tables.judge(metric, value, interval, paper) == verdict
 
 
-def test_a_run_under_other_settings_is_told_from_its_presets():
+def test_a_run_with_other_settings_differs_from_its_preset():
     config = presets.load("mnist-blur-small")
     assert tables.differences(config, (), presets.load("mnist-blur-small", ["data.directory=x", "train.keep=9"])) == {}
     other = presets.load("mnist-blur-small", ["train.lr=0.5", "degradation.std=2.0"])
@@ -99,7 +99,7 @@ def test_a_run_under_other_settings_is_told_from_its_presets():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """A folder with a tiny CIFAR-10 of PNG files, two classes that a network can tell apart."""
+    """Return a folder with a tiny CIFAR-10 of PNG files in two classes that a network can separate."""
     root = tmp_path_factory.mktemp("data")
     numbers = seeds.generator(5)
     for split, count in (("train", 24), ("test", 12)):
@@ -108,7 +108,7 @@ def pictures(tmp_path_factory) -> Path:
             folder.mkdir(parents=True)
             for number in range(count):
                 pixels = torch.randint(shade, shade + 128, (16, 16, 3), generator=numbers).to(torch.uint8)
-                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")  # noise: the paper's figures are better
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")  # noise: the paper's values are better
     return root
 
 
@@ -123,10 +123,10 @@ def command(pictures, in_folder, monkeypatch):
     return lambda *words: ["reproduce", *words, *common]
 
 
-def test_a_table_is_trained_measured_written_and_gone_on_with(command, capsys):
+def test_a_table_is_trained_measured_written_and_resumed(command, capsys):
     assert run(command("table1", "table6", "--json")) == 0
-    told = json.loads(capsys.readouterr().out)
-    first, last = told["tables"]
+    output = json.loads(capsys.readouterr().out)
+    first, last = output["tables"]
     assert [row["kind"] for row in first["rows"]] == ["degraded", "direct", "sampled"]
     assert [row["kind"] for row in last["rows"]] == ["direct", "naive", "sampled"]
     assert first["rows"][1]["title"] == "CIFAR-10, 16 px"
@@ -135,26 +135,26 @@ def test_a_table_is_trained_measured_written_and_gone_on_with(command, capsys):
     assert "fid" not in first["rows"][1]["verdicts"], "FD is not FID"
     assert first["rows"][2]["metrics"] == last["rows"][2]["metrics"]
     assert last["rows"][0]["paper"] == {"fid": 83.69}, "Table 6 has nothing else"
-    assert told["runs"][0]["changed"] == [f"{key}={value}" for key, value in SMALL.items()]
+    assert output["runs"][0]["changed"] == [f"{key}={value}" for key, value in SMALL.items()]
     assert first["rows"][0]["n"] == 10
-    assert told["gaps"][0]["share"] == max(gap["share"] for gap in told["gaps"])
-    page = Path(told["page"]).read_text()
+    assert output["gaps"][0]["share"] == max(gap["share"] for gap in output["gaps"])
+    page = Path(output["page"]).read_text()
     assert page.startswith(report.MARK)
     assert "`colddiff reproduce table1`" in page
-    for table in told["tables"]:
+    for table in output["tables"]:
         assert f"![{table['title']}]({table['name']}.png)" in page
-        with Image.open(Path(told["page"]).with_name(f"{table['name']}.png")) as sheet:
+        with Image.open(Path(output["page"]).with_name(f"{table['name']}.png")) as sheet:
             assert sheet.width > 4 * 64
     for row in first["rows"]:
         assert f"{row['metrics']['rmse']:.4f} ±" in page
-    assert Path(told["page"]) == Path(f"reproduced/table1+table6-small-cifar10-n10-{SETTINGS}/tables.md")
-    assert told.items() >= json.loads(Path(told["page"]).with_suffix(".json").read_text()).items()
+    assert Path(output["page"]) == Path(f"reproduced/table1+table6-small-cifar10-n10-{SETTINGS}/tables.md")
+    assert output.items() >= json.loads(Path(output["page"]).with_suffix(".json").read_text()).items()
 
-    # Again: nothing is trained or measured anew. Then from a checkpoint, and with a kind lost.
+    # A second call trains and measures nothing. Then continue from a checkpoint, with some results damaged.
     trained = runs.Run(Path("runs/cifar10-blur-small"))
     before = {path: path.stat().st_mtime_ns for path in trained.path.rglob("*.json*")}
     assert run(command("table1", "table6", "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["tables"] == told["tables"]
+    assert json.loads(capsys.readouterr().out)["tables"] == output["tables"]
     assert {path: path.stat().st_mtime_ns for path in trained.path.rglob("*.json*")} == before
     shutil.rmtree(trained.newest_checkpoint())
     kept = {path.stem: path for path in trained.path.glob("reproduced/*/*.json")}
@@ -174,65 +174,68 @@ def test_rows_without_a_finished_run_can_be_left_out(command, capsys):
     capsys.readouterr()
     assert run(command("table1", "table3", "--no-train", "--json", "--uint8")) == 0
     streams = capsys.readouterr()
-    told = json.loads(streams.out)
-    assert [table["name"] for table in told["tables"]] == ["table3"]
-    assert told["missing"] == ["cifar10-blur-small"]
-    assert told["protocol"] == "uint8"
+    output = json.loads(streams.out)
+    assert [table["name"] for table in output["tables"]] == ["table3"]
+    assert output["missing"] == ["cifar10-blur-small"]
+    assert output["protocol"] == "uint8"
     assert "cifar10-blur-small is not a finished run" in " ".join(streams.err.split())
-    assert "rounded to 8 bits" in Path(told["page"]).read_text()
-    assert told["tables"][0]["rows"][1]["verdicts"] == {}, "the paper measured something else"
+    assert "rounded to 8 bits" in Path(output["page"]).read_text()
+    assert output["tables"][0]["rows"][1]["verdicts"] == {}, "the paper measured something else"
 
 
-def test_finished_runs_know_where_their_images_are_and_few_images_will_do(command, capsys):
+def test_finished_runs_find_their_images_and_few_images_suffice(command, capsys):
     assert run(command("table3")) == 0
     capsys.readouterr()
     given = ["--datasets", "cifar10", *CHANGES, "--no-train", "--json"]
     for n in (1, 5):
         assert run(["reproduce", "table3", *given, "--n", str(n), "--features", "none"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert told["tables"][0]["rows"][0]["n"] == n
+        output = json.loads(capsys.readouterr().out)
+        assert output["tables"][0]["rows"][0]["n"] == n
     other = [*given, "--n", "5", "--features", "none", "--seed", "3", "--runs", "runs"]
     assert run(["reproduce", "table3", *other]) == 2, "the run has another seed"
 
 
-def test_reproduce_and_eval_agree_on_every_figure(command, pictures, capsys):
+def test_reproduce_and_eval_agree_on_every_metric(command, pictures, capsys):
     assert run(command("table2", "--json", "--set", "train.seed=5")) == 0
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     assert run(["eval", "--n", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert told["runs"][0]["seed"] == found["seed"] == 5
-    for row in told["tables"][0]["rows"]:
+    assert output["runs"][0]["seed"] == found["seed"] == 5
+    for row in output["tables"][0]["rows"]:
         for metric in ("rmse", "ssim", "psnr", "fd"):
             assert row["metrics"][metric] == found["metrics"][row["kind"]][metric]
             assert row["intervals"][metric] == found["intervals"][row["kind"]][metric]
 
 
-def test_no_verdict_on_what_the_paper_did_not_measure(command, capsys):
+def test_other_settings_than_the_papers_get_no_verdict(command, capsys):
     for change in ("sample.stride=2", "degradation.steps=2"):
         assert run(command("table3", "--json", "--runs", change, "--set", change)) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert told["gaps"] == []
-        assert {str(row["paper"]) for row in told["tables"][0]["rows"]} == {"{}"}
+        output = json.loads(capsys.readouterr().out)
+        assert output["gaps"] == []
+        assert {str(row["paper"]) for row in output["tables"][0]["rows"]} == {"{}"}
 
 
-def test_a_diverged_network_is_no_good_news(command, capsys):
+def test_a_diverged_network_is_reported(command, capsys):
     assert run(command("table3")) == 0
     newest = runs.Run(Path("runs/cifar10-pixelate-small")).newest_checkpoint() / "ema.safetensors"
     state = safetensors.torch.load(newest.read_bytes())
-    # Finite, for others would not be read; what it makes of any picture is not.
+    # The weights are finite, or they would not load; the output is not.
     safetensors.torch.save_file({key: torch.full_like(value, 1e30) for key, value in state.items()}, newest)
     seal(newest)
     capsys.readouterr()
     assert run(command("table3", "--json")) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["diverged"] == ["Superresolution, CIFAR-10, 16 px, direct", "Superresolution, CIFAR-10, 16 px, sampled"]
-    assert "the network has diverged" in Path(told["page"]).read_text()
-    assert "No figure is known to be behind" not in Path(told["page"]).read_text()
+    output = json.loads(capsys.readouterr().out)
+    assert output["diverged"] == [
+        "Superresolution, CIFAR-10, 16 px, direct",
+        "Superresolution, CIFAR-10, 16 px, sampled",
+    ]
+    assert "the network has diverged" in Path(output["page"]).read_text()
+    assert "No metric is known to be worse" not in Path(output["page"]).read_text()
     assert run(["eval", "--n", "9"]) == 0
     assert "direct: not all pixels are numbers" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, capsys, pictures):
+def test_bad_requests_fail_before_training(command, capsys, pictures):
     def refused(*words: str) -> str:
         assert run(list(words)) == 2
         lines = capsys.readouterr().err.splitlines()
@@ -250,7 +253,7 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, c
     assert "No features 'incepton'" in refused("reproduce", "table1", "--features", "incepton")
     assert "table4 is of generated ones" in refused("reproduce", "table1", "table4", "--uint8")
     assert "halved" in refused(*command("table1", "table3"), "--set", "degradation.steps=5"), (
-        "told of the last before the first"
+        "the last one must fail before the first is trained"
     )
     for name in ("tables.md", "tables.json", "table1.png"):
         mine = Path("mine", name)
@@ -274,7 +277,7 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, c
     other = presets.load("cifar10-blur-small", ["train.clip=0.5"])
     runs.create(Path("runs/cifar10-blur-small"), other, {}).close()
     assert "train.clip = 0.5, not 1.0" in refused("reproduce", "table1", "--data-dir", str(pictures))
-    # The last row's run is being trained by another process, or is damaged: told before the first is trained.
+    # The last row's run is in use or damaged: that must fail before the first is trained.
     last = Path("runs/cifar10-pixelate-small")
     shutil.rmtree("runs/cifar10-blur-small")
     config = presets.load(last.name, [f"{key}={value}" for key, value in SMALL.items()])
@@ -288,7 +291,7 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_trained(command, c
     assert not Path("runs/cifar10-blur-small").exists()
 
 
-def test_a_rate_lowered_on_the_way_is_told_and_a_run_that_is_read_only_is_measured(command, capsys, monkeypatch):
+def test_a_changed_rate_is_reported_and_a_read_only_run_is_measured(command, capsys, monkeypatch):
     from colddiff_core import files
 
     assert run(command("table3")) == 0
@@ -306,15 +309,15 @@ def test_a_rate_lowered_on_the_way_is_told_and_a_run_that_is_read_only_is_measur
     monkeypatch.setattr(files, "flush", refuse)
     capsys.readouterr()
     assert run(command("table3", "--json")) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["runs"][0]["changed"][-1] == "train.lr=0.0005"
-    assert told["tables"][0]["rows"][2]["metrics"]["rmse"] > 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["runs"][0]["changed"][-1] == "train.lr=0.0005"
+    assert output["tables"][0]["rows"][2]["metrics"]["rmse"] > 0
     found.config_file.write_text(found.config_file.read_text().replace("lr = 0.0005", "lr = 0.9"))
     assert run(command("table3")) == 2
     assert "train.lr = 0.9, not 0.001" in capsys.readouterr().err
 
 
-def test_fid_is_measured_with_weights_of_ones_own_and_their_hash_recorded(command, pictures, tmp_path, capsys):
+def test_fid_with_the_users_weights_records_their_hash(command, pictures, tmp_path, capsys):
     pytest.importorskip("torch_fidelity")
     from inceptions import random_inception
 
@@ -323,18 +326,18 @@ def test_fid_is_measured_with_weights_of_ones_own_and_their_hash_recorded(comman
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert run(command("table3", "--features", "inception", "--weights", str(path), "--json")) == 0
     streams = capsys.readouterr()
-    told = json.loads(streams.out)
+    output = json.loads(streams.out)
     known = {"name": "FID", "size": 2048, "images": 24, "weights": path.name, "sha256": digest}
-    assert told["runs"][0]["features"] == known
-    row = told["tables"][0]["rows"][1]
+    assert output["runs"][0]["features"] == known
+    row = output["tables"][0]["rows"][1]
     assert row["is_scarce"]
     assert set(row["verdicts"]) == {"rmse", "ssim"}, "too few images for a verdict on FID"
     assert row["metrics"]["fid"] > 0
     assert row["metrics"]["kid"] is not None
-    assert "(too few images)" in Path(told["page"]).read_text()
-    assert f"`{digest[:8]}`" in Path(told["page"]).read_text()
-    own = ["--features", "inception", "--weights", str(path)]
-    assert run(["eval", "--data-dir", str(pictures), *own, "--n", "9"]) == 0
+    assert "(too few images)" in Path(output["page"]).read_text()
+    assert f"`{digest[:8]}`" in Path(output["page"]).read_text()
+    weights = ["--features", "inception", "--weights", str(path)]
+    assert run(["eval", "--data-dir", str(pictures), *weights, "--n", "9"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "FID: too few images for 2,048 features" in said
     assert "FID" in said

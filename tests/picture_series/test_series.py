@@ -15,6 +15,7 @@ from colddiff_cli.__main__ import run
 from colddiff_cli.picture_series import series
 from colddiff_core import images
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.images.sheets import GAP_PIXELS, HEAD_PIXELS
 
 BLUR = ["--op", "noise", "--steps", "10", "--t", "4"]
 
@@ -254,7 +255,7 @@ def test_sample_writes_each_image_as_it_is_however_many_are_asked_for(own_run, p
     assert told["files"][3] == "many/000003-tacos-t005.png"
     assert (told["n"], told["kept"], len(told["files"])) == (70, 0, 70)
     with Image.open(told["picture"]) as sheet:
-        assert sheet.height == images.HEAD + images.GAP + 32 * (72 + images.GAP)
+        assert sheet.height == HEAD_PIXELS + GAP_PIXELS + 32 * (72 + GAP_PIXELS)
     assert run([*command, "few", "--n", "5"]) == 0
     for name in pictures_in(Path("few")):
         assert Path("few", name).read_bytes() == Path("many", name).read_bytes()

@@ -12,7 +12,7 @@ from colddiff_core import degradations, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.errors import UsageError
 from colddiff_core.images import dequantize, quantize
-from colddiff_core.sampling import SAMPLERS, final, sample
+from colddiff_core.sampling import SAMPLERS, DegradedImages, Sampling, final, sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ def test_a_perfect_restorer_brings_every_operator_back(sampler, name, stride):
     op, x0 = degradations.build(name, steps=steps), batch()
     if sampler not in sampling.names(op):
         with pytest.raises(UsageError, match="Use one of"):
-            sample(lambda x, t, f: x0, op, x0, steps, Frozen(), sampler=sampler)
+            sample(lambda x, t, f: x0, op, DegradedImages(x0, steps, Frozen()), Sampling(sampler))
         return
     others = {op.second_field: x0.flip(-1)} if op.second_field else {}
     frozen = op.freeze(x0, generator=seeds.generator(1), **others)
     x_t = op(x0, steps, frozen)
-    steps = list(sample(lambda x, t, f: x0, op, x_t, steps, frozen, sampler=sampler, stride=stride))
+    steps = list(sample(lambda x, t, f: x0, op, DegradedImages(x_t, steps, frozen), Sampling(sampler, stride)))
     torch.testing.assert_close(steps[-1].x, x0, rtol=0, atol=2e-6)
     for step in steps if sampler != "ddpm" else ():  # which draws another noise at every step
         torch.testing.assert_close(step.x, op(x0, step.severity, frozen), rtol=0, atol=1e-5)
@@ -55,9 +55,9 @@ def test_tacos_forgives_any_restorer_where_the_degradation_is_linear_in_t():
     def wrong(x: Tensor, t: int, frozen: Frozen) -> Tensor:
         return 0.3 * x.flip(-1) + 0.1 * t
 
-    x_t = op(x0, 9)
-    tacos = final(sample(wrong, op, x_t, 9, Frozen(), sampler="tacos"))
-    naive = final(sample(wrong, op, x_t, 9, Frozen(), sampler="naive"))
+    drifted = DegradedImages(op(x0, 9), 9, Frozen())
+    tacos = final(sample(wrong, op, drifted, Sampling("tacos")))
+    naive = final(sample(wrong, op, drifted, Sampling("naive")))
     torch.testing.assert_close(tacos, x0, rtol=0, atol=1e-5)
     assert (naive - x0).abs().max() > 0.1
 
@@ -81,7 +81,8 @@ def test_one_step_of_tacos_errs_in_the_revealed_frequency_alone():
     for t in range(6, 0, -1):
         errors = {}
         for sampler in ("naive", "tacos"):
-            steps = sample(lambda x, s, f: x0 + mistake, op, op(x0, t), t, Frozen(), sampler=sampler)
+            degraded = DegradedImages(op(x0, t), t, Frozen())
+            steps = sample(lambda x, s, f: x0 + mistake, op, degraded, Sampling(sampler))
             errors[sampler] = next(steps).x - op(x0, t - 1)
         torch.testing.assert_close(errors["naive"], op(mistake, t - 1), rtol=0, atol=1e-5)
         torch.testing.assert_close(errors["tacos"], op(mistake, t - 1) - op(mistake, t), rtol=0, atol=1e-5)
@@ -93,9 +94,7 @@ def test_ddpm_keeps_the_noise_at_the_level_of_its_step():
     op = degradations.build("noise", steps=10)
     x0 = torch.zeros(1, 1, 64, 64)
     frozen = op.freeze(x0, generator=seeds.generator(1))
-    steps = sample(
-        lambda x, t, f: x0, op, op(x0, 10, frozen), 10, frozen, sampler="ddpm", generator=[seeds.generator(2)]
-    )
+    steps = sample(lambda x, t, f: x0, op, DegradedImages(op(x0, 10, frozen), 10, frozen), Sampling("ddpm", seed=2))
     before = op(x0, 10, frozen)
     for step in steps:
         level = float((1 - op.abar[step.severity]).sqrt())
@@ -118,10 +117,11 @@ def test_fixed_noise_keeps_to_the_noise_it_was_given():
         seen.append(known.z)
         return torch.tanh(x)
 
-    final(sample(restore, op, op(x0, 8, frozen), 8, frozen, sampler="fixed-noise"))
+    noisy = DegradedImages(op(x0, 8, frozen), 8, frozen)
+    final(sample(restore, op, noisy, Sampling("fixed-noise")))
     assert all(torch.equal(z, frozen.z) for z in seen)
     seen.clear()
-    final(sample(restore, op, op(x0, 8, frozen), 8, frozen, sampler="tacos"))
+    final(sample(restore, op, noisy, Sampling("tacos")))
     assert not torch.equal(seen[-1], frozen.z)
 
 
@@ -140,7 +140,7 @@ def test_with_estimated_noise_tacos_is_naive_is_ddim():
         z_hat = (x - a_s.sqrt() * torch.tanh(x)) / (1 - a_s).sqrt()
         x = a_r.sqrt() * torch.tanh(x) + (1 - a_r).sqrt() * z_hat
     for sampler in ("tacos", "naive", "ddim"):
-        found = final(sample(restore, op, x_t, 8, unknown, sampler=sampler))
+        found = final(sample(restore, op, DegradedImages(x_t, 8, unknown), Sampling(sampler)))
         torch.testing.assert_close(found, x.float(), rtol=0, atol=1e-5)
 
 
@@ -153,7 +153,7 @@ def test_strides_end_at_zero(t, stride, severities):
         seen.append(s)
         return x
 
-    steps = list(sample(restore, op, op(x0, t), t, Frozen(), stride=stride))
+    steps = list(sample(restore, op, DegradedImages(op(x0, t), t, Frozen()), Sampling(stride=stride)))
     assert [step.severity for step in steps] == severities
     assert seen == [t, *severities[:-1]]
     assert [step.index for step in steps] == list(range(1, len(severities) + 1))
@@ -162,25 +162,24 @@ def test_strides_end_at_zero(t, stride, severities):
 
 def test_direct_is_one_evaluation():
     op, x0 = degradations.build("blur", steps=5, kernel_size=5), batch()
-    steps = list(sample(lambda x, t, f: 2 * x, op, x0, 5, Frozen(), sampler="direct"))
+    steps = list(sample(lambda x, t, f: 2 * x, op, DegradedImages(x0, 5, Frozen()), Sampling("direct")))
     assert len(steps) == 1
     assert torch.equal(steps[0].x, 2 * x0)
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("sampling_", "t", "words"),
     [
-        ({"sampler": "taco"}, "Did you mean 'tacos'"),
-        ({"t": 0}, "out of range"),
-        ({"t": 6}, "out of range"),
-        ({"stride": 0}, "stride"),
+        (Sampling("taco"), 5, "Did you mean 'tacos'"),
+        (Sampling(), 0, "out of range"),
+        (Sampling(), 6, "out of range"),
+        (Sampling(stride=0), 5, "stride"),
     ],
 )
-def test_bad_requests_are_refused_before_anything_runs(values, words):
+def test_bad_requests_are_refused_before_anything_runs(sampling_, t, words):
     op = degradations.build("blur", steps=5, kernel_size=5)
-    request = {"t": 5, "frozen": Frozen()} | values
     with pytest.raises(UsageError) as refusal:
-        sample(lambda x, t, f: x, op, batch(), **request)
+        sample(lambda x, t, f: x, op, DegradedImages(batch(), t, Frozen()), sampling_)
     assert words in str(refusal.value)
 
 
@@ -192,7 +191,7 @@ def test_a_perfect_restorer_brings_images_back_from_rounded_ones(name):
     x_t = quantize(op(x0, 3, frozen), 8)
 
     def restored(bits: int) -> torch.Tensor:
-        return sampling.final(sampling.sample(lambda x, s, f: x0, op, x_t, 3, frozen, bits=bits))
+        return final(sample(lambda x, s, f: x0, op, DegradedImages(x_t, 3, frozen), Sampling(bits=bits)))
 
     torch.testing.assert_close(restored(8), x0, rtol=0, atol=1e-6)
     assert (restored(0) - x0).abs().max() > 1e-3, "the rounding stays in every step of Algorithm 2"

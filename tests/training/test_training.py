@@ -21,6 +21,7 @@ from colddiff_core.config import presets
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.inference import open_run
 from colddiff_core.runs import control
+from colddiff_core.sampling import DegradedImages, Sampling
 from colddiff_core.training.trainer import Trainer
 
 
@@ -61,7 +62,7 @@ def test_what_was_logged_after_the_checkpoint_is_written_again(tmp_path):
 def test_every_digits_preset_trains_and_restores(tmp_path, preset):
     steps = "degradation.steps=2" if preset == "digits-pixelate" else "degradation.steps=5"
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", steps, preset=preset))
-    restored, _ = open_run.open_run(trainer.run, torch.device("cpu"))
+    restored = open_run.open_run(trainer.run, device="cpu").experiment
     x0 = trainer.test_set.images(slice(0, 3))
     x_t, frozen = restored.degrade(x0, restored.operator.steps, seeds.image_generators(0, range(3)))
     alone, _ = restored.degrade(x0[2:], restored.operator.steps, seeds.image_generators(0, [2]))
@@ -88,7 +89,8 @@ def test_the_run_folder_says_everything(tiny_run):
     assert left_behind(run.samples) == ["step-000006.json", "step-000006.png"]
     note = json.loads((run.samples / "step-000006.json").read_text())
     assert note["metrics"]["degraded"]["rmse"] > 0
-    restored, step = open_run.open_run(run, torch.device("cpu"))
+    trained = open_run.open_run(run, device="cpu")
+    restored, step = trained.experiment, trained.step
     assert step == 6
     averaged = read_tensors(run.newest_checkpoint() / "ema.safetensors")
     weights = restored.restorer.unet.state_dict()  # the body's in the dtype that it runs in
@@ -244,7 +246,7 @@ def test_what_the_network_sees_carries_the_dither_and_what_comes_back_does_not(t
             return x0
 
     perfect = dataclasses.replace(built, restorer=PerfectNetwork())
-    steps = list(perfect.restore(x_t, 3, frozen, sampler="tacos", stride=1, seed=1, numbers=range(50), bits=0))
+    steps = list(perfect.restore(DegradedImages(x_t, 3, frozen), Sampling(seed=1)))
     assert torch.equal(steps[-1].x, x0)
     torch.testing.assert_close(steps[0].x - built.operator(x0, 2, frozen), on_top, rtol=0, atol=1e-5)
     plain = make_trainer(tmp_path / "plain").experiment

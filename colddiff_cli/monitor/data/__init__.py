@@ -1,1 +1,1 @@
-"""What the dashboard reads of runs. Free of torch and Textual."""
+"""Readers for the files of a run. No torch, no Textual."""

@@ -1,4 +1,4 @@
-"""Files of JSON lines that another process writes, read as they grow."""
+"""Read JSON-lines files while another process writes them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from colddiff_core.files import parse_json
 
-MOST = 1 << 20  # bytes taken at a time, so that a reader stays responsive
+CHUNK_BYTES = 1 << 20  # read at a time, so the reader stays responsive
 
 
 def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Return the objects of whole lines, and how many lines are none."""
+    """Return the JSON objects in whole lines, and the number of lines that hold none."""
     rows, bad = [], 0
     for line in data.split(b"\n"):
         if not line.strip():
             continue
         try:
-            row = parse_json(line, constant=lambda _: None)  # NaN and the infinities are no numbers
+            row = parse_json(line, constant=lambda _: None)  # NaN and the infinities
         except ValueError:
             row = None
         if isinstance(row, dict):
@@ -30,10 +30,10 @@ def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
 
 
 class GrowingFile:
-    """A file that grows by whole lines: what came since the last look, and whether it began anew.
+    """A file that grows line by line; `offset` is where the next read starts.
 
-    A file that was replaced or became shorter is read again from its start: a resumed trainer writes
-    metrics.jsonl anew. A line without its newline is left until it has one.
+    A file that was replaced or truncated is read from the start again, as when a resumed trainer rewrites
+    metrics.jsonl. A line without its newline is left for a later read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,39 +41,39 @@ class GrowingFile:
         self.offset = 0
         self._identity: tuple[int, int] | None = None
 
-    def look(self) -> tuple[bool, int]:
-        """Return whether the file began anew since the last look, and its size in bytes; 0 where it is absent."""
+    def check(self) -> tuple[bool, int]:
+        """Return whether the file was replaced since the last check, and its size in bytes (0 if it is missing)."""
         try:
-            found = os.stat(self.path)
-        except OSError:  # deleted, or a network that is slow: what was read stays
+            status = os.stat(self.path)
+        except OSError:  # deleted, or a slow network: keep the data read so far
             return False, 0
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block forever
             return False, 0
-        identity, size = (found.st_dev, found.st_ino), found.st_size
-        is_new = self._identity is not None and (identity != self._identity or size < self.offset)
+        identity, size = (status.st_dev, status.st_ino), status.st_size
+        is_replaced = self._identity is not None and (identity != self._identity or size < self.offset)
         self._identity = identity
-        if is_new:
+        if is_replaced:
             self.offset = 0
-        return is_new, size
+        return is_replaced, size
 
-    def more(self, most: int = MOST) -> bytes:
-        """Return the whole lines that came since, of at most that many bytes, and go on behind them."""
+    def read(self, limit: int = CHUNK_BYTES) -> bytes:
+        """Return the next whole lines, at most `limit` bytes, and advance the offset."""
         data = b""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
-                data = file.read(most)
+                data = file.read(limit)
         except OSError:
             return b""
-        if len(data) < most or b"\n" in data:
+        if len(data) < limit or b"\n" in data:
             data = data[: data.rfind(b"\n") + 1]
-        # Else a line longer than all that are written: it is taken in pieces, which are no lines to anyone.
+        # Otherwise the line is too long to be one of ours: skip it piece by piece.
         self.offset += len(data)
         return data
 
 
 class JsonLines:
-    """The lines of a small file such as events.jsonl, all kept."""
+    """All lines of a small file such as events.jsonl."""
 
     def __init__(self, path: Path) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -81,32 +81,32 @@ class JsonLines:
         self._file = GrowingFile(path)
 
     def poll(self) -> int:
-        """Read what came; returns how many lines are new, all of them where the file began anew."""
-        is_new, size = self._file.look()
-        if is_new:
+        """Read new lines and return their number; a replaced file counts in full."""
+        is_replaced, size = self._file.check()
+        if is_replaced:
             self.rows, self.bad = [], 0
-        before = len(self.rows)
+        count_before = len(self.rows)
         while self._file.offset < size:
-            data = self._file.more()
+            data = self._file.read()
             if not data:
                 break
             rows, bad = parse(data)
             self.rows += rows
             self.bad += bad
-        return len(self.rows) - before
+        return len(self.rows) - count_before
 
 
-def newest(path: Path, most: int = 8192) -> list[dict[str, Any]]:
-    """Return the last few lines of a file, oldest first, without reading the rest."""
+def newest(path: Path, limit: int = 8192) -> list[dict[str, Any]]:
+    """Return the objects in the last `limit` bytes of a file, oldest first."""
     if not path.is_file():
         return []
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - most))
-            data = file.read(most)
+            file.seek(max(0, size - limit))
+            data = file.read(limit)
     except OSError:
         return []
-    if size > most:
+    if size > limit:
         data = data[data.find(b"\n") + 1 :]
     return parse(data[: data.rfind(b"\n") + 1])[0]

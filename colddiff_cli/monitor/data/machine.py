@@ -1,4 +1,4 @@
-"""The machine under the training: processor, memory, GPU. Read where the dashboard runs."""
+"""CPU, memory and GPU use of the machine that the dashboard runs on."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 from colddiff_core.runs import LockHolder
 
-FIRST = 0.02  # seconds that the first reading looks at; later ones are of the time since the one before
+FIRST_INTERVAL = 0.02  # seconds measured by the first reading; later ones cover the time since the last
 
 
 class MachineReadings:
-    """Readings of this machine; what it does not have is left out."""
+    """Readings of this machine; devices it does not have are left out."""
 
     def __init__(self) -> None:
         self._process: Any = None
         self._gpus: list[tuple[str, Any]] | None = None
 
     def read(self, holder: LockHolder | None) -> list[tuple[str, str]]:
-        """Return (what, reading) pairs; `holder` is the process that trains."""
-        import psutil  # here and below: the dashboard is on the screen by now
+        """Return pairs of label and reading; `holder` is the training process."""
+        import psutil  # imported late here and below, so the dashboard opens faster
 
-        interval = FIRST if self._gpus is None else None
+        interval = FIRST_INTERVAL if self._gpus is None else None
         if self._gpus is None:
             self._gpus = _gpus()
         memory = psutil.virtual_memory()
@@ -31,7 +31,7 @@ class MachineReadings:
         ]
         lines += self._trainer(holder)
         for name, handle in self._gpus:
-            with contextlib.suppress(Exception):  # a driver that goes away takes its reading along, nothing else
+            with contextlib.suppress(Exception):  # a driver that fails costs only its own line
                 import pynvml
 
                 used, use = pynvml.nvmlDeviceGetMemoryInfo(handle), pynvml.nvmlDeviceGetUtilizationRates(handle)
@@ -47,7 +47,7 @@ class MachineReadings:
         try:
             if self._process is None or self._process.pid != holder.pid:
                 self._process = psutil.Process(holder.pid)
-                interval = FIRST
+                interval = FIRST_INTERVAL
             share, used = self._process.cpu_percent(interval), self._process.memory_info().rss
             return [("trainer", f"{share:.0f} % CPU, {gigabytes(used)} GB"), ("process", f"{holder.pid}")]
         except psutil.Error:
@@ -55,17 +55,17 @@ class MachineReadings:
 
 
 def gigabytes(count: int) -> str:
-    """Return bytes as gigabytes."""
+    """Format bytes as gigabytes."""
     return f"{count / 1e9:.1f}"
 
 
 def _gpus() -> list[tuple[str, Any]]:
-    """Return the NVIDIA GPUs, by name; none where there is no driver."""
+    """Return label and NVML handle of each NVIDIA GPU; empty without a driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in range(pynvml.nvmlDeviceGetCount())]
-        return [(f"GPU {place}" if len(handles) > 1 else "GPU", handle) for place, handle in enumerate(handles)]
-    except Exception:  # no library of the driver, or one that does not answer
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [(f"GPU {index}" if len(handles) > 1 else "GPU", handle) for index, handle in enumerate(handles)]
+    except Exception:  # no driver library, or one that does not answer
         return []

@@ -1,4 +1,4 @@
-"""Requests to trainers that wait for their answer: an event of the trainer's own, never our assumption."""
+"""Requests to trainers. One counts as done when the trainer's own event says so."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import dataclasses
 from colddiff_cli.monitor.data.run_state import RunState
 from colddiff_core.runs import BEGINNINGS, control
 
-LONG = 10.0  # seconds after which a request without an answer is told of
+LATE_AFTER = 10.0  # seconds without an answer before the user is warned
 
 
 @dataclasses.dataclass
 class ControlRequest:
-    """Something that a trainer was asked for."""
+    """A request to the trainer of a run; `name` is its file in control/."""
 
-    watched: RunState
+    run: RunState
     name: str
-    asked: float
-    after: int  # events that were there before
+    sent: float
+    events_before: int
     is_late: bool = False
 
     @property
@@ -28,66 +28,68 @@ class ControlRequest:
 
 @dataclasses.dataclass(frozen=True)
 class RequestOutcome:
-    """What became of a request, in the user's words."""
+    """The result of a request, as a message for the user."""
 
     text: str
-    is_good: bool
+    is_success: bool
 
 
 class PendingRequests:
-    """The requests that are out."""
+    """Requests that have no answer yet."""
 
     def __init__(self) -> None:
-        self.open: list[ControlRequest] = []
+        self.pending: list[ControlRequest] = []
 
-    def ask(self, watched: RunState, word: str) -> ControlRequest:
-        """Ask the trainer of a run; raises MachineError where the run's folder cannot be written to."""
-        request = ControlRequest(
-            watched, control.ask(watched.run.path, word), watched.clock.ticking(), len(watched.events)
-        )
-        self.open.append(request)
+    def ask(self, run: RunState, word: str) -> ControlRequest:
+        """Send a request to the trainer of a run.
+
+        Raises:
+            MachineError: The run's folder cannot be written to.
+        """
+        request = ControlRequest(run, control.ask(run.path, word), run.clock.monotonic(), len(run.events))
+        self.pending.append(request)
         return request
 
     @property
     def is_waiting(self) -> bool:
-        """Whether an answer may come any moment."""
-        return any(not request.is_late for request in self.open)
+        """Whether an answer may come at any moment."""
+        return any(not request.is_late for request in self.pending)
 
-    def waiting(self, watched: RunState) -> list[str]:
-        """Return what a run's trainer was asked for and has not answered yet."""
-        return [request.word for request in self.open if request.watched is watched]
+    def waiting(self, run: RunState) -> list[str]:
+        """Return the requests that a run's trainer has not answered yet."""
+        return [request.word for request in self.pending if request.run is run]
 
     def settle(self) -> list[RequestOutcome]:
-        """Return what became of requests since the last call."""
+        """Return the outcomes since the last call, and drop the requests that are settled."""
         outcomes = []
-        for request in list(self.open):
+        for request in list(self.pending):
             outcome = self._outcome(request)
             if outcome is not None:
                 outcomes.append(outcome)
                 if not request.is_late:
-                    self.open.remove(request)
+                    self.pending.remove(request)
                     with contextlib.suppress(OSError):
-                        control.withdraw(request.watched.run.path, request.name)
+                        control.withdraw(request.run.path, request.name)
         return outcomes
 
     def _outcome(self, request: ControlRequest) -> RequestOutcome | None:
-        watched = request.watched
-        is_another = False  # trainer, who throws away what its predecessor was asked
-        for event in watched.events[request.after :]:
+        run = request.run
+        is_replaced = False  # a new trainer discards the requests to the old one
+        for event in run.events[request.events_before :]:
             answers = event.get("answers")
             if isinstance(answers, list) and request.name in answers:
                 request.is_late = False
                 if event["event"] == "warning":
-                    return RequestOutcome(f"{watched.name}: {event.get('message')}", False)
-                return RequestOutcome(f"{watched.name}: {event['event']} at step {event.get('step', '?')}", True)
-            is_another = is_another or (event["event"] in BEGINNINGS and not answers)
-        if not watched.has_trainer or is_another:
+                    return RequestOutcome(f"{run.name}: {event.get('message')}", False)
+                return RequestOutcome(f"{run.name}: {event['event']} at step {event.get('step', '?')}", True)
+            is_replaced = is_replaced or (event["event"] in BEGINNINGS and not answers)
+        if not run.has_trainer or is_replaced:
             request.is_late = False
-            why = "another trainer has the run now" if is_another else f"the run is {watched.state}"
-            return RequestOutcome(f"{watched.name}: no answer to {request.word}; {why}", False)
-        if not request.is_late and watched.clock.ticking() - request.asked > LONG:
+            reason = "another trainer took over the run" if is_replaced else f"the run is {run.state}"
+            return RequestOutcome(f"{run.name}: no answer to {request.word}; {reason}", False)
+        if not request.is_late and run.clock.monotonic() - request.sent > LATE_AFTER:
             request.is_late = True
             return RequestOutcome(
-                f"{watched.name}: still no answer to {request.word}; the step in hand may be long", False
+                f"{run.name}: no answer to {request.word} yet; the current step may be a long one", False
             )
         return None

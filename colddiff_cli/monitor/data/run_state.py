@@ -1,4 +1,4 @@
-"""One run as its files tell it: its state, how far it is, how long it still takes, and what is odd about it."""
+"""The state of one run, read from its files: progress, time left, liveness and problems."""
 
 from __future__ import annotations
 
@@ -11,198 +11,199 @@ from collections.abc import Callable
 from typing import Any
 
 from colddiff_cli.monitor.data.jsonl import JsonLines, newest
-from colddiff_cli.monitor.data.metrics_history import LARGEST, NUMBERS, MetricsHistory, is_step
+from colddiff_cli.monitor.data.metrics_history import MAX_VALUE, NUMBERS, MetricsHistory, is_step
 from colddiff_cli.monitor.data.sample_sheets import SampleSheets
 from colddiff_core.errors import UsageError
-from colddiff_core.runs import BEAT, Run
+from colddiff_core.runs import HEARTBEAT_SECONDS, Run
 
 STALLED_AFTER = 20.0  # seconds without a sign of life
-HUNG_AFTER = 60.0  # the same, where the process is there
-GIVEN_UP = 10.0  # times as long, after which nobody is there to be asked
-SLOW_STEPS = 3.0  # steps' worth of silence that a slow trainer is granted
-LATEST = 1e11  # seconds: the year 5138
-BACK = 1.0  # seconds by which times must fall to be told of
+HUNG_AFTER = 60.0  # the same if the process is known to exist
+GIVE_UP_FACTOR = 10.0  # after that many times the limit, the trainer cannot be asked for anything
+SLOW_STEPS = 3.0  # a trainer may be silent for that many of its steps
+MAX_TIME = 1e11  # seconds: the year 5138
+CLOCK_TOLERANCE = 1.0  # seconds that event times may go back without a note
 LIVES = {"started": "live", "resumed": "live", "paused": "paused"}
 ENDS = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 
 
 @dataclasses.dataclass(frozen=True)
 class WallClock:
-    """The time of day in seconds since 1970, which may be set back, and one that cannot."""
+    """Two clocks in seconds: the time of day, which may be set, and one that only moves forward."""
 
     wall: Callable[[], float] = time.time
-    ticking: Callable[[], float] = time.monotonic
+    monotonic: Callable[[], float] = time.monotonic
 
 
 class RunState:
-    """A run that is watched; `poll` reads what is new."""
+    """A run as the dashboard sees it; `poll` reads what is new."""
 
-    def __init__(self, run: Run, clock: WallClock) -> None:
-        self.run = run
-        self.name = run.path.name
+    def __init__(self, directory: Run, clock: WallClock) -> None:
+        self.directory = directory
+        self.path = directory.path
+        self.name = directory.path.name
         self.clock = clock
         self.table: dict[str, Any] = {}
         self.state = "live"
         self.reason = ""
-        self.has_trainer = False  # as far as is known: a silent one may be in a long step
+        self.has_trainer = False  # a silent trainer counts until it is given up: its step may be long
         self.events: list[dict[str, Any]] = []  # oldest first
-        self.rows: list[dict[str, Any]] = []  # the newest lines of metrics
-        self.history: MetricsHistory | None = None  # once the run is looked at
-        self.sheets = SampleSheets(run.samples)
-        self._feed = JsonLines(run.path / "events.jsonl")
-        self._seen: dict[str, tuple[int, int, int]] = {}  # files as they were read last
-        self._oddities: dict[str, str] = {}
-        self._times: list[float] = []  # of the files that tell of life
-        self._beaten = 0.0  # when the last sign of life came, by the ticking clock
-        self._has_beaten = False  # while it was watched
+        self.rows: list[dict[str, Any]] = []  # the newest lines of metrics.jsonl
+        self.history: MetricsHistory | None = None  # set when the run is first shown
+        self.sheets = SampleSheets(directory.samples)
+        self._event_lines = JsonLines(self.path / "events.jsonl")
+        self._stats: dict[str, tuple[int, int, int]] = {}  # inode, size and time of each file when last read
+        self._problems: dict[str, str] = {}
+        self._mtimes: list[float] = []  # of the files that a live trainer touches
+        self._last_beat = 0.0  # monotonic time of the last sign of life
+        self._has_beaten = False  # since the first poll
 
     @property
-    def oddities(self) -> list[str]:
-        """What is wrong with the run's files, in the user's words."""
-        return list(self._oddities.values())
+    def problems(self) -> list[str]:
+        """What is wrong with the run's files, for the user."""
+        return list(self._problems.values())
 
     def poll(self) -> None:
-        """Read what is new of everything but the history of metrics, which `History.advance` reads."""
-        if not self.run.path.is_dir():
-            self.state, self.reason = "gone", "its folder is no longer there; shown is what was read before"
+        """Read all new data except the metrics history, which `MetricsHistory.advance` reads."""
+        if not self.path.is_dir():
+            self.state, self.reason = "gone", "its folder is gone; this is what was read before"
             self.has_trainer = False
             return
-        # Who trains first: a trainer that ends now has written its last event by then.
-        is_gone = self._look_for_life()
-        if self._feed.poll():
-            self.events = [_sound(event) for event in self._feed.rows if isinstance(event.get("event"), str)]
-        self._oddity("events", self._feed.bad, "events.jsonl: {} that cannot be read, left out")
-        self._oddities.pop("reading", None)
+        # Look at the process before the events: a trainer that has ended has written its last event.
+        is_gone = self._check_heartbeat()
+        if self._event_lines.poll():
+            self.events = [_sanitize(event) for event in self._event_lines.rows if isinstance(event.get("event"), str)]
+        self._note_bad_lines("events.jsonl", self._event_lines.bad)
+        self._problems.pop("reading", None)
         if self._is_changed("run.toml"):
             self._read_table()
         if self._is_changed("metrics.jsonl"):
-            rows = [_sound(row) for row in newest(self.run.path / "metrics.jsonl")]
+            rows = [_sanitize(row) for row in newest(self.path / "metrics.jsonl")]
             self.rows = [row for row in rows if "step" in row] or self.rows
         if self.history is not None:
-            self._oddity("metrics", self.history.bad, "metrics.jsonl: {} that cannot be read, left out")
-        self._judge(is_gone)
-        self._check_times()
+            self._note_bad_lines("metrics.jsonl", self.history.bad)
+        self._update_state(is_gone)
+        self._check_clock()
 
     def note(self, key: str, text: str) -> None:
-        """Note something odd about the run, under a key of its own."""
-        self._oddities[key] = text
+        """Note a problem with the run; a later one with the same key replaces it."""
+        self._problems[key] = text
 
-    def _oddity(self, key: str, lines: int, text: str) -> None:
-        if lines:
-            self._oddities[key] = text.format(f"{lines} line{'s' if lines > 1 else ''}")
+    def _note_bad_lines(self, file: str, count: int) -> None:
+        if count:
+            self._problems[file] = f"{file}: skipped {count} unreadable line{'s' if count > 1 else ''}"
         else:
-            self._oddities.pop(key, None)
+            self._problems.pop(file, None)
 
     def _is_changed(self, name: str) -> bool:
         try:
-            stat = os.stat(self.run.path / name)
+            stat = os.stat(self.path / name)
         except OSError:
             return False
         now = stat.st_ino, stat.st_size, stat.st_mtime_ns
-        is_changed = self._seen.get(name) != now
-        self._seen[name] = now
+        is_changed = self._stats.get(name) != now
+        self._stats[name] = now
         return is_changed
 
     def _read_table(self) -> None:
         try:
-            self.table = self.run.table()
-            self._oddities.pop("table", None)
+            self.table = self.directory.table()
+            self._problems.pop("table", None)
         except UsageError as error:
-            self._oddities["table"] = error.what
+            self._problems["table"] = error.what
 
-    def _look_for_life(self) -> bool:
-        """Note a new sign of life; returns whether the trainer's process is known to have ended."""
-        holder = self.run.holder()
-        times = [holder.beat] if holder else []
+    def _check_heartbeat(self) -> bool:
+        """Note a new sign of life; return whether the trainer's process is known to have ended."""
+        holder = self.directory.holder()
+        mtimes = [holder.beat] if holder else []
         for name in ("metrics.jsonl", "events.jsonl"):
             try:
-                times.append(os.stat(self.run.path / name).st_mtime)
+                mtimes.append(os.stat(self.path / name).st_mtime)
             except OSError:
                 continue
-        if times != self._times:
-            # The first ones may be of any age; later ones come while we look, whatever the clock says.
-            age = 0.0 if self._times else max(0.0, self.clock.wall() - max(times, default=0.0))
-            self._has_beaten = bool(self._times)
-            self._times, self._beaten = times, self.clock.ticking() - age
+        if mtimes != self._mtimes:
+            # Only the first times need the wall clock for their age; later ones change while we watch.
+            age = 0.0 if self._mtimes else max(0.0, self.clock.wall() - max(mtimes, default=0.0))
+            self._has_beaten = bool(self._mtimes)
+            self._mtimes, self._last_beat = mtimes, self.clock.monotonic() - age
         return holder is not None and holder.is_gone
 
-    def _judge(self, is_gone: bool) -> None:
-        """Tell the state from the last event of the trainer's life and the last sign of it."""
-        told = next((event for event in reversed(self.events) if event.get("event") in LIVES | ENDS), None)
-        word = str(told["event"]) if told else "started"
-        self.has_trainer = word in LIVES
-        if word in ENDS:
-            self.state, self.reason = ENDS[word], " ".join(str(told.get("why", "")).split()) if told else ""
+    def _update_state(self, is_gone: bool) -> None:
+        """Set the state from the trainer's last start or end event and its last sign of life."""
+        event: dict[str, Any] = next((e for e in reversed(self.events) if e.get("event") in LIVES | ENDS), {})
+        name = str(event.get("event", "started"))
+        self.has_trainer = name in LIVES
+        if name in ENDS:
+            self.state, self.reason = ENDS[name], " ".join(str(event.get("why", "")).split())
             return
-        silent = self.clock.ticking() - self._beaten
-        holder = self.run.holder()
-        # Of one that is known to be there, silence says less: its step may be long.
+        silence = self.clock.monotonic() - self._last_beat
+        holder = self.directory.holder()
+        # A process that is known to exist may just be in a long step.
         is_known = holder is not None and holder.is_here and not is_gone
         limit = max(HUNG_AFTER if is_known else STALLED_AFTER, SLOW_STEPS * self.step_seconds)
-        # A process of another namespace may seem gone while it beats.
-        if is_gone and not (self._has_beaten and silent < 3 * BEAT):
+        # A process in another PID namespace may seem gone although it still beats.
+        if is_gone and not (self._has_beaten and silence < 3 * HEARTBEAT_SECONDS):
             self.state, self.has_trainer = "stalled", False
-            self.reason = f"process {holder.pid if holder else 0} is gone without a last word"
-        elif silent > limit:
-            self.state, self.reason = "stalled", f"no sign of life for {duration(silent)}"
-            self.has_trainer = silent < GIVEN_UP * limit
+            self.reason = f"process {holder.pid if holder else 0} is gone; it wrote no final event"
+        elif silence > limit:
+            self.state, self.reason = "stalled", f"no sign of life for {duration(silence)}"
+            self.has_trainer = silence < GIVE_UP_FACTOR * limit
         else:
-            self.state, self.reason = LIVES[word], ""
+            self.state, self.reason = LIVES[name], ""
 
-    def _check_times(self) -> None:
+    def _check_clock(self) -> None:
         times = [event["time"] for event in self.events if "time" in event]
-        falls = [before - after for before, after in itertools.pairwise(times) if before - after > BACK]
-        ahead = max(self._times, default=0.0) - self.clock.wall()
-        if falls:
-            self._oddities["clock"] = f"the clock was set back by {duration(max(falls))} between two events"
-        elif ahead > BACK * 5:
-            self._oddities["clock"] = f"its files are {duration(ahead)} ahead of this machine's clock"
+        jumps = [before - after for before, after in itertools.pairwise(times) if before - after > CLOCK_TOLERANCE]
+        ahead = max(self._mtimes, default=0.0) - self.clock.wall()
+        if jumps:
+            self._problems["clock"] = f"the clock was set back by {duration(max(jumps))} between two events"
+        elif ahead > CLOCK_TOLERANCE * 5:
+            self._problems["clock"] = f"its files are {duration(ahead)} ahead of this machine's clock"
         else:
-            self._oddities.pop("clock", None)
+            self._problems.pop("clock", None)
 
     def setting(self, section: str, key: str, default: Any) -> Any:
-        """Return one value of run.toml."""
+        """Return a value from run.toml, or `default` if it is missing or has another type."""
         table = self.table.get(section)
         value = table.get(key, default) if isinstance(table, dict) else default
         return value if type(value) is type(default) else default
 
     @property
     def row(self) -> dict[str, Any]:
-        """The newest line of metrics; empty before the first."""
+        """The newest line of metrics.jsonl, or {}."""
         return self.rows[-1] if self.rows else {}
 
     @property
     def step(self) -> int:
-        """The last step that the files tell of."""
+        """The last step in the metrics and events."""
         steps = [event["step"] for event in self.events[-20:] if "step" in event]
         return int(max([self.row.get("step", 0), *steps[-1:]]))
 
     @property
     def steps(self) -> int:
-        """All the steps that the run is to take; 0 where that is not known."""
+        """Total steps of the run; 0 if unknown."""
         return int(self.setting("train", "steps", 0))
 
     @property
     def images_per_step(self) -> int:
-        """Images that the optimizer sees in a step."""
+        """Images per optimizer step."""
         return int(self.setting("train", "batch_size", 1)) * int(self.setting("train", "accumulate", 1))
 
     @property
     def epoch(self) -> float | None:
-        """How often every training image has been seen; None where their number is not told."""
+        """Passes over the training images; None if their number is unknown."""
         counts = [event.get("images") for event in self.events if event.get("event") == "started"]
         count = counts[-1] if counts else None
         return self.step * self.images_per_step / count if isinstance(count, int) and count > 0 else None
 
     @property
     def step_seconds(self) -> float:
-        """Seconds a step takes by the newest line; 0 where that is not known."""
+        """Seconds per step, from the newest line; 0 if unknown."""
         rate = self.number("images_per_second")
         return self.images_per_step / rate if rate else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of training left at the pace of the newest lines; None where there is no pace or nothing left."""
+        """Seconds left at the pace of the newest lines; None if the pace is unknown or the run has ended."""
         timed = [row for row in self.rows if isinstance(row.get("elapsed"), float)]
         if self.state not in LIVES.values() or len(timed) < 2 or not self.steps:
             return None
@@ -210,24 +211,24 @@ class RunState:
         return max(0.0, (self.steps - self.step) * seconds / taken) if taken > 0 and seconds >= 0 else None
 
     def number(self, key: str) -> float | None:
-        """Return a number of the newest line of metrics."""
+        """Return a number from the newest line of metrics.jsonl, or None."""
         value: Any = self.row.get(key)
         return float(value) if type(value) in NUMBERS else None
 
     @property
     def newest_sheet(self) -> str | None:
-        """The sheet written last, by the trainer's own word: after a resume there may be older ones of later steps."""
+        """The sheet that was written last, by the events: older sheets may have later steps after a resume."""
         names = self.sheets.names()
-        told = (event.get("file") for event in reversed(self.events) if event["event"] == "sample")
-        return next((file for file in told if file in names), names[-1] if names else None)
+        logged = (event.get("file") for event in reversed(self.events) if event["event"] == "sample")
+        return next((file for file in logged if file in names), names[-1] if names else None)
 
     def state_table(self) -> dict[str, Any]:
-        """Return the state for programs."""
-        holder = self.run.holder()
-        newest, saved = self.newest_sheet, self.run.checkpoints() if self.state != "gone" else []
+        """Return the state as a table for JSON."""
+        holder = self.directory.holder()
+        newest, saved = self.newest_sheet, self.directory.checkpoints() if self.state != "gone" else []
         return {
             "name": self.name,
-            "path": str(self.run.path),
+            "path": str(self.path),
             "state": self.state,
             "reason": self.reason or None,
             "step": self.step,
@@ -235,22 +236,22 @@ class RunState:
             "epoch": self.epoch,
             "seconds_left": self.seconds_left,
             "metrics": self.row or None,
-            "sample": str(self.run.samples / newest) if newest else None,
+            "sample": str(self.directory.samples / newest) if newest else None,
             "checkpoint": str(saved[-1]) if saved else None,
             "pid": holder.pid if holder and holder.pid and self.has_trainer else None,
             "warnings": [str(event.get("message")) for event in self.events if event.get("event") == "warning"],
-            "oddities": self.oddities,
+            "oddities": self.problems,
         }
 
 
-def _sound(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of a file without what cannot be: a step that is none, numbers beyond all bounds."""
-    kept = {key: value for key, value in entry.items() if type(value) not in NUMBERS or -LARGEST < value < LARGEST}
+def _sanitize(entry: dict[str, Any]) -> dict[str, Any]:
+    """Drop impossible values from a line: steps that are not steps, times and numbers out of range."""
+    kept = {key: value for key, value in entry.items() if type(value) not in NUMBERS or -MAX_VALUE < value < MAX_VALUE}
     if not is_step(kept.get("step", 0)):
         del kept["step"]
     for key in ("time", "elapsed"):
         if key in kept:
-            if type(kept[key]) in NUMBERS and -LATEST < kept[key] < LATEST:
+            if type(kept[key]) in NUMBERS and -MAX_TIME < kept[key] < MAX_TIME:
                 kept[key] = float(kept[key])
             else:
                 del kept[key]
@@ -258,14 +259,14 @@ def _sound(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_named(name: str, pattern: str) -> bool:
-    """Tell whether a run's name fits a pattern; one without a wildcard may stand anywhere in the name."""
-    if not any(sign in pattern for sign in "*?["):
+    """Return whether a run's name matches a glob pattern; without wildcards, whether it contains the pattern."""
+    if not any(character in pattern for character in "*?["):
         pattern = f"*{pattern}*"
     return fnmatch.fnmatch(name, pattern)
 
 
 def duration(seconds: float) -> str:
-    """Return a time span for people."""
+    """Format seconds as minutes:seconds, hours:minutes:seconds or days."""
     whole = max(0, round(seconds))
     days, rest = divmod(whole, 86_400)
     hours, rest = divmod(rest, 3600)

@@ -1,4 +1,4 @@
-"""A run's sample sheets: found as they are written, taken apart, and laid out anew for the space there is."""
+"""A run's sample sheets: find new ones, cut them into images and lay those out for the screen."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NAME = re.compile(r"step-(\d+)\.png")
-GAP = 1  # pixels between pictures, as drawn
-SCREEN_GAP = 4  # where the terminal has pixels of its own
-BETWEEN = (48, 48, 56)  # the color of the gaps
-KEPT = 3  # decoded sheets: a large one takes megabytes
-LARGEST = 50_000_000  # pixels of a sheet: decoded, as much as the memory of a small machine has room for
-LEAST_ROWS = 2  # images that should be seen, before they are enlarged
+GAP = 1  # pixels between images in half-blocks
+SCREEN_GAP = 4  # pixels between images in terminals that draw real pixels
+GAP_COLOR = (48, 48, 56)
+CACHED_SHEETS = 3  # a large decoded sheet takes megabytes
+MAX_PIXELS = 50_000_000  # of a sheet, so that it fits into memory once decoded
+MIN_ROWS = 2  # rows that should be visible before images are enlarged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampleSheet:
-    """A sheet that was read: the whole picture, and the JSON beside it (empty where there is none)."""
+    """A decoded sheet, and the JSON beside it ({} if missing)."""
 
     name: str
     step: int
     picture: Image.Image
-    note: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class SheetLayout:
-    """Pictures laid out for a space, with the columns' names and where each begins, in pixels."""
+    """Images laid out for the screen, with the name and left edge (in pixels) of each column."""
 
     picture: Image.Image
-    heads: list[tuple[str, int]]
+    headings: list[tuple[str, int]]
 
 
 class SampleSheets:
@@ -44,52 +44,48 @@ class SampleSheets:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read: dict[
-            str, tuple[tuple[int, ...], SampleSheet]
-        ] = {}  # the last few, with their files' times and sizes
+        self._cache: dict[str, tuple[tuple[int, ...], SampleSheet]] = {}  # by name, with times and sizes of the files
 
     def names(self) -> list[str]:
-        """Return the file names, by step; drafts have others until they are whole."""
+        """Return the file names by step. Drafts have other names until they are complete."""
         try:
-            found = [
-                (int(match[1]), path.name) for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name))
-            ]
+            matches = [match for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name))]
         except OSError:
             return []
-        return [name for _, name in sorted(found)]
+        return [match[0] for match in sorted(matches, key=lambda match: (int(match[1]), match[0]))]
 
     def load(self, name: str) -> SampleSheet | None:
-        """Return a sheet; None where it cannot be read, being only half there or deleted."""
-        from PIL import Image  # as late as this: the dashboard opens without it
+        """Return a sheet, or None if it cannot be read (deleted, or still being written)."""
+        from PIL import Image  # imported late, so the dashboard opens faster
 
         path = self.folder / name
-        if not path.is_file() or path.with_suffix(".json").is_fifo():  # reading a pipe would wait for ever
+        if not path.is_file() or path.with_suffix(".json").is_fifo():  # reading a pipe would block forever
             return None
         try:
-            key = _state(path) + _state(path.with_suffix(".json"))
-            if name in self._read and self._read[name][0] == key:
-                return self._read[name][1]
+            key = _fingerprint(path) + _fingerprint(path.with_suffix(".json"))
+            if name in self._cache and self._cache[name][0] == key:
+                return self._cache[name][1]
             with Image.open(path, formats=("PNG",)) as opened:
-                if opened.width * opened.height > LARGEST:
+                if opened.width * opened.height > MAX_PIXELS:
                     return None
                 picture = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
         match = NAME.fullmatch(name)
-        sheet = SampleSheet(name, int(match[1]) if match else 0, picture, self._note(path))
-        self._read = {**dict(list(self._read.items())[1 - KEPT :]), name: (key, sheet)}
+        sheet = SampleSheet(name, int(match[1]) if match else 0, picture, self._metadata(path))
+        self._cache = {**dict(list(self._cache.items())[1 - CACHED_SHEETS :]), name: (key, sheet)}
         return sheet
 
-    def _note(self, path: Path) -> dict[str, Any]:
+    def _metadata(self, path: Path) -> dict[str, Any]:
         try:
-            note = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
+            metadata = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return note if isinstance(note, dict) else {}
+        return metadata if isinstance(metadata, dict) else {}
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    """Return what changes with a file: nothing where it is absent."""
+def _fingerprint(path: Path) -> tuple[int, ...]:
+    """Return time and size of a file; () if it is missing."""
     try:
         stat = path.stat()
     except OSError:
@@ -98,60 +94,63 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def arrange(sheet: SampleSheet, width: int, height: int, *, gap: int = GAP) -> SheetLayout:
-    """Return as many images of a sheet as fit in that many pixels, enlarged by whole pixels where there is room.
+    """Lay out as many images of a sheet as fit into width x height pixels, enlarged by whole factors if there is room.
 
-    A sheet that does not tell where its pictures stand is shown whole.
+    A sheet whose JSON does not locate its images is shown whole.
     """
     from PIL import Image
 
     width, height = max(4, width), max(2, height)
     try:
-        return _taken_out(sheet, width, height, gap)
-    except Exception:  # its JSON tells what cannot be
-        from PIL import Image
-
+        return _layout(sheet, width, height, gap)
+    except Exception:  # the JSON may hold anything
         shrunk = sheet.picture.copy()
         shrunk.thumbnail((width, height), Image.Resampling.BOX)
         return SheetLayout(shrunk, [])
 
 
-def _taken_out(sheet: SampleSheet, width: int, height: int, gap: int) -> SheetLayout:
-    """Return the pictures of a sheet by its JSON; raises what Python and Pillow raise where that is odd."""
+def _layout(sheet: SampleSheet, width: int, height: int, gap: int) -> SheetLayout:
+    """Lay out the images that the sheet's JSON locates; whatever Python or Pillow raises means it is unusable."""
     from PIL import Image
 
-    tile_w, tile_h = (int(side) for side in sheet.note["tile"])
-    scale = int(sheet.note["scale"])
-    columns = {str(name): [(int(x), int(y)) for x, y in places] for name, places in sheet.note["corners"].items()}
-    own_w, own_h = tile_w // scale, tile_h // scale
-    count = min(len(places) for places in columns.values())
-    inner = sheet.picture.width - tile_w, sheet.picture.height - tile_h
-    if own_w < 1 or own_h < 1 or count < 1 or len(columns) * 2 > width:
-        raise ValueError("nothing that could be shown")
-    if not all(0 <= x <= inner[0] and 0 <= y <= inner[1] for places in columns.values() for x, y in places):
-        raise ValueError("places that are not on the sheet")
-    across = len(columns)
-    zoom = min(((width + gap) / across - gap) / own_w, (height + gap) / min(LEAST_ROWS, count) / own_h - gap / own_h)
-    zoom = int(zoom) if zoom >= 1 else max(zoom, 1 / min(own_w, own_h))
-    # Where even two rows must be made smaller, one that is larger is easier to read.
-    if zoom < 1:
-        zoom = min(1.0, ((width + gap) / across - gap) / own_w, height / own_h)
-    side_w, side_h = max(1, int(own_w * zoom)), max(1, int(own_h * zoom))
+    tile_w, tile_h = (int(side) for side in sheet.metadata["tile"])
+    scale = int(sheet.metadata["scale"])
+    columns = {str(name): [(int(x), int(y)) for x, y in corners] for name, corners in sheet.metadata["corners"].items()}
+    image_w, image_h = tile_w // scale, tile_h // scale
+    count = min(len(corners) for corners in columns.values())
+    max_x, max_y = sheet.picture.width - tile_w, sheet.picture.height - tile_h
+    if image_w < 1 or image_h < 1 or count < 1 or len(columns) * 2 > width:
+        raise ValueError("no images to show")
+    if not all(0 <= x <= max_x and 0 <= y <= max_y for corners in columns.values() for x, y in corners):
+        raise ValueError("corners outside the sheet")
+    zoom = _zoom((image_w, image_h), len(columns), count, (width, height), gap)
+    side_w, side_h = max(1, int(image_w * zoom)), max(1, int(image_h * zoom))
     rows = max(1, min(count, (height + gap) // (side_h + gap)))
-    block_w = across * (side_w + gap)
+    block_w = len(columns) * (side_w + gap)
     blocks = max(1, min(-(-count // rows), (width + 2 * gap) // (block_w + gap)))
     size = blocks * (block_w + gap) - 2 * gap, rows * (side_h + gap) - gap
-    if size[0] > width + across * gap or size[1] > height + rows * gap:
-        raise ValueError("pictures too thin for the space")
-    canvas = Image.new("RGB", size, BETWEEN)
-    heads = []
-    how = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX
+    if size[0] > width + len(columns) * gap or size[1] > height + rows * gap:
+        raise ValueError("images too thin for the screen")
+    canvas = Image.new("RGB", size, GAP_COLOR)
+    headings = []
+    resampling = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX
     for block in range(blocks):
-        for column, (name, places) in enumerate(columns.items()):
+        for column, (name, corners) in enumerate(columns.items()):
             left = block * (block_w + gap) + column * (side_w + gap)
-            heads.append((name, left))
-            for row, (x, y) in enumerate(places[block * rows : (block + 1) * rows]):
-                tile = sheet.picture.crop((x, y, x + tile_w, y + tile_h)).resize(
-                    (own_w, own_h), Image.Resampling.NEAREST
-                )
-                canvas.paste(tile.resize((side_w, side_h), how), (left, row * (side_h + gap)))
-    return SheetLayout(canvas, heads)
+            headings.append((name, left))
+            for row, (x, y) in enumerate(corners[block * rows : (block + 1) * rows]):
+                tile = sheet.picture.crop((x, y, x + tile_w, y + tile_h))
+                image = tile.resize((image_w, image_h), Image.Resampling.NEAREST)
+                canvas.paste(image.resize((side_w, side_h), resampling), (left, row * (side_h + gap)))
+    return SheetLayout(canvas, headings)
+
+
+def _zoom(image: tuple[int, int], columns: int, rows: int, screen: tuple[int, int], gap: int) -> float:
+    """Return the factor that makes all columns and `MIN_ROWS` rows of images fit: a whole number if it enlarges."""
+    (image_w, image_h), (width, height) = image, screen
+    to_width = ((width + gap) / columns - gap) / image_w
+    zoom = min(to_width, (height + gap) / min(MIN_ROWS, rows) / image_h - gap / image_h)
+    if zoom >= 1 or min(image) == 1:  # an image one pixel high or wide cannot shrink
+        return max(1, int(zoom))
+    # If two rows do not fit without shrinking, one larger row is easier to read.
+    return min(1.0, to_width, height / image_h)

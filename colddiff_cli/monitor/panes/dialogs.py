@@ -1,4 +1,4 @@
-"""Small screens over the dashboard: all the keys, and a question before something is stopped."""
+"""Dialogs over the dashboard: the keys, and a question before training is stopped."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from textual.widgets import Static
 KEYS = {
     "Everywhere": {
         "1 2 3 4": "runs, curves, pictures, status",
-        "Tab": "the next pane",
-        "f": "one pane over the whole screen, and back",
+        "Tab": "next pane",
+        "f": "full screen for one pane, and back",
         "d": "dark or light",
-        "?": "these keys",
-        "q": "close; training goes on",
+        "?": "this list",
+        "q": "quit; training continues",
     },
-    "The trainer, who confirms each": {
-        "p": "pause, or go on",
-        "t": "a sample sheet now",
-        "c": "a checkpoint now",
-        "x": "stop, with a checkpoint",
+    "Trainer (it confirms each request)": {
+        "p": "pause, resume",
+        "t": "draw a sample sheet now",
+        "c": "save a checkpoint now",
+        "x": "save a checkpoint and stop",
     },
     "Runs": {
-        "↑ ↓": "look at another run",
-        "Space": "lay its curves over the others'",
+        "↑ ↓": "choose a run",
+        "Space": "overlay its curves on the others",
         "/": "filter by name: digits-*, *blur*",
     },
     "Curves": {
-        "m M": "the next, the former quantity",
-        "l": "linear or logarithmic",
-        "s": "smoothing: none, .6, .9, .99 of the line before",
-        "+ -": "zoom, about the cursor where there is one; wheel",
-        "← →": "pan along the steps",
-        "[ ]": "move the cursor; or the mouse; Esc takes it away",
+        "m M": "next, previous quantity",
+        "l": "linear or log scale",
+        "s": "smoothing: off, 0.6, 0.9, 0.99",
+        "+ -": "zoom around the cursor; also the mouse wheel",
+        "← →": "pan",
+        "[ ]": "move the cursor (or use the mouse); Esc hides it",
         "0": "all steps",
     },
     "Pictures": {
-        "← →": "the sheet before, the next one",
-        "Home End": "the first sheet, the newest",
-        "Space": "play the training as a film",
+        "← →": "previous, next sheet",
+        "Home End": "first, newest sheet",
+        "Space": "play all sheets as a film",
     },
-    "Status": {"↑ ↓": "scroll: events, configuration"},
+    "Status": {"↑ ↓": "scroll to events, configuration"},
 }
 
 
 class HelpDialog(ModalScreen[None]):
-    """All the keys."""
+    """The list of keys."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark", "dismiss", "Close")]
 
@@ -73,7 +73,7 @@ class HelpDialog(ModalScreen[None]):
 
 
 class ConfirmDialog(ModalScreen[bool]):
-    """A question: y or Enter affirms, n or Esc denies, and so does the mouse."""
+    """A yes-no question: y or Enter, n or Esc, or a click."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,enter", "dismiss(True)", "Yes"),

@@ -1,4 +1,4 @@
-"""The list of runs: their states, and which ones are looked at."""
+"""The runs pane: every run with its state, and the choice of which to show."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from textual.message import Message
 from textual.widgets import DataTable, Input
 
 from colddiff_cli.monitor.data.run_state import RunState, is_named
-from colddiff_cli.monitor.panes.text import entitle
+from colddiff_cli.monitor.panes.text import set_titles
 from colddiff_cli.monitor.render import text
 
 MARK = "◆"
 NAME_CELLS = 22
-COLUMNS = {"mark": 2, "name": NAME_CELLS + 1, "state": 11, "done": 6, "reason": 80}  # the last one as far as it shows
+COLUMNS = {"mark": 2, "name": NAME_CELLS + 1, "state": 11, "done": 6, "reason": 80}  # cut at the edge of the pane
 
 
 class RunsPane(Vertical):
-    """Every run, its state and how far it is; the highlighted one is looked at, marked ones are laid over it."""
+    """Every run with its state and progress. The highlighted run is shown; marked runs are overlaid."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "mark", "Overlay"),
@@ -32,11 +32,11 @@ class RunsPane(Vertical):
     ]
 
     class Chosen(Message):
-        """Another run is looked at, or other ones are laid over it."""
+        """A run was chosen, or (None) the marked runs changed."""
 
-        def __init__(self, watched: RunState | None) -> None:
+        def __init__(self, run: RunState | None) -> None:
             super().__init__()
-            self.watched = watched
+            self.run = run
 
     def __init__(self, pattern: str = "*") -> None:
         super().__init__(id="runs", classes="pane")
@@ -56,64 +56,64 @@ class RunsPane(Vertical):
         for key, width in COLUMNS.items():
             table.add_column(key, key=key, width=width)
         self.query_one("#filter").display = False
-        self.query_one("#filter", Input).cursor_blink = False  # bytes over a slow line, for nothing
+        self.query_one("#filter", Input).cursor_blink = False  # saves bytes on a slow connection
 
     def focus(self, scroll_visible: bool = True) -> RunsPane:
         self.query_one(DataTable).focus(scroll_visible)
         return self
 
     def matching(self, runs: Iterable[RunState]) -> list[RunState]:
-        """Return the runs that the filter lets through."""
-        return [watched for watched in runs if is_named(watched.name, self.pattern)]
+        """Return the runs that match the filter."""
+        return [run for run in runs if is_named(run.name, self.pattern)]
 
     def show(self, runs: Iterable[RunState], current: RunState | None) -> None:
-        """Show the runs as they stand now."""
+        """Update the list."""
         self.runs, self.current = list(runs), current
         matching = self.matching(self.runs)
         table = self.query_one(DataTable)
-        keys = [str(watched.run.path) for watched in matching]
+        keys = [str(run.path) for run in matching]
         if keys != list(self._shown):
             self._shown = {}
             table.clear()
             with self.prevent(DataTable.RowHighlighted):
-                for key, watched in zip(keys, matching, strict=True):
-                    row = self._row(key, watched)
+                for key, run in zip(keys, matching, strict=True):
+                    row = self._row(key, run)
                     table.add_row(*row, key=key)
                     self._shown[key] = row
-                if current is not None and str(current.run.path) in keys:
-                    table.move_cursor(row=keys.index(str(current.run.path)))
-        for key, watched in zip(keys, matching, strict=True):
-            row = self._row(key, watched)
+                if current is not None and str(current.path) in keys:
+                    table.move_cursor(row=keys.index(str(current.path)))
+        for key, run in zip(keys, matching, strict=True):
+            row = self._row(key, run)
             if row != self._shown[key]:
                 for column, old, new in zip(COLUMNS, self._shown[key], row, strict=True):
                     if old != new:
                         table.update_cell(key, column, new)
                 self._shown[key] = row
         hidden = len(self.runs) - len(matching)
-        entitle(self, subtitle=f"{self.pattern}: {hidden} hidden" if hidden else f"{len(self.runs)}")
+        set_titles(self, subtitle=f"{self.pattern}: {hidden} hidden" if hidden else f"{len(self.runs)}")
 
-    def _row(self, key: str, watched: RunState) -> tuple[Text, ...]:
-        name = watched.name if len(watched.name) <= NAME_CELLS else f"{watched.name[: NAME_CELLS - 1]}…"
-        done = f"{min(watched.step / watched.steps, 1):.0%}" if watched.steps else ""
+    def _row(self, key: str, run: RunState) -> tuple[Text, ...]:
+        name = run.name if len(run.name) <= NAME_CELLS else f"{run.name[: NAME_CELLS - 1]}…"
+        done = f"{min(run.step / run.steps, 1):.0%}" if run.steps else ""
         mark = MARK if key in self.marked else " "
         return (
             Text(mark),
             text.harmless(Text(name)),
-            text.sign(watched),
+            text.state_label(run),
             Text(f"{done:>4}"),
-            text.harmless(Text(watched.reason, style="dim")),
+            text.harmless(Text(run.reason, style="dim")),
         )
 
     @on(DataTable.RowHighlighted)
     @on(DataTable.RowSelected)
     def _highlight(self, event: DataTable.RowHighlighted | DataTable.RowSelected) -> None:
         key = event.row_key.value if event.row_key else None
-        found = next((watched for watched in self.runs if str(watched.run.path) == key), None)
-        if found is not None:
-            self.post_message(self.Chosen(found))
+        run = next((run for run in self.runs if str(run.path) == key), None)
+        if run is not None:
+            self.post_message(self.Chosen(run))
 
     def action_mark(self) -> None:
-        """Lay the highlighted run's curves over the others', or take them away."""
+        """Overlay the highlighted run's curves, or remove them."""
         table = self.query_one(DataTable)
         if table.row_count:
             key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value or ""
@@ -122,7 +122,7 @@ class RunsPane(Vertical):
             self.post_message(self.Chosen(None))
 
     def action_filter(self) -> None:
-        """Ask for a pattern."""
+        """Open the filter box."""
         box = self.query_one("#filter", Input)
         box.display = True
         box.value = "" if self.pattern == "*" else self.pattern
@@ -149,7 +149,7 @@ class RunsPane(Vertical):
         self.focus()
 
     def _apply(self, pattern: str) -> None:
-        """Show the runs of a pattern; where the one that is looked at is none of them, the first is."""
+        """Apply a filter; if it hides the current run, choose the first one left."""
         self.pattern = pattern or "*"
         matching = self.matching(self.runs)
         if matching and self.current not in matching:

@@ -1,4 +1,4 @@
-"""The status: how the run stands, the machine under it, its events and its configuration."""
+"""The status pane: figures of the run, machine readings, events and configuration."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from textual.containers import VerticalScroll
 
 from colddiff_cli.monitor.data.run_state import RunState
 from colddiff_cli.monitor.panes.text import LiveText
-from colddiff_cli.monitor.render import text as words
+from colddiff_cli.monitor.render.text import aligned, configuration, event_lines, facts, problem_lines
 
 
 class StatusPane(VerticalScroll, can_focus=True):
-    """All there is to know of the run that is looked at; what changes with every line stands apart."""
+    """Everything about the current run. Parts that change at different rates are separate widgets."""
 
     def __init__(self) -> None:
         super().__init__(id="status", classes="pane")
@@ -26,22 +26,22 @@ class StatusPane(VerticalScroll, can_focus=True):
         yield LiveText(id="events")
         yield LiveText(id="configuration")
 
-    def show(self, watched: RunState | None, machine: Iterable[tuple[str, str]], waiting: Iterable[str]) -> None:
-        """Show that run as it stands now; `waiting` is what its trainer has not answered yet."""
-        if watched is None:
+    def show(self, run: RunState | None, machine: Iterable[tuple[str, str]], waiting: Iterable[str]) -> None:
+        """Show a run; `waiting` lists the requests that its trainer has not answered."""
+        if run is None:
             return
-        asked = ", ".join(waiting)
-        odd = [Text(f"\nasked the trainer: {asked} ...", style="yellow")] if asked else []
-        if watched.oddities:
-            odd.append(Text.assemble("\n", words.oddities(watched)))
+        requests = ", ".join(waiting)
+        attention = [Text(f"\nwaiting for the trainer: {requests} ...", style="yellow")] if requests else []
+        if run.problems:
+            attention.append(Text.assemble("\n", problem_lines(run)))
         for name, text in (
-            ("facts", words.pairs(words.facts(watched, machine))),
-            ("attention", Text("\n").join(odd)),
-            ("events", _under("Events", words.events(watched))),
-            ("configuration", _under("Configuration", words.configuration(watched))),
+            ("facts", aligned(facts(run, machine))),
+            ("attention", Text("\n").join(attention)),
+            ("events", _section("Events", event_lines(run))),
+            ("configuration", _section("Configuration", configuration(run))),
         ):
-            self.query_one(f"#{name}", LiveText).tell(text)
+            self.query_one(f"#{name}", LiveText).set_text(text)
 
 
-def _under(heading: str, text: Text) -> Text:
+def _section(heading: str, text: Text) -> Text:
     return Text.assemble("\n", (f"{heading}\n", "bold underline"), text)

@@ -1,1 +1,1 @@
-"""Charts, text and frames, drawn without a screen."""
+"""Rich text for the panes, and frames printed without a screen."""

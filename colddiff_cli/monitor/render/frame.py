@@ -1,4 +1,4 @@
-"""The dashboard on paper: a frame as text, and the state for programs."""
+"""The dashboard without a screen: one frame as text, and the state as JSON."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from typing import Any
 
 from rich.text import Text
 
+from colddiff_cli.console import chart
 from colddiff_cli.monitor.data.metrics_history import MetricsHistory, points
 from colddiff_cli.monitor.data.run_state import RunState
-from colddiff_cli.monitor.render import chart, text
+from colddiff_cli.monitor.render import text
 
-LINES = 14  # of the curve
-EVENTS = 8
-OTHERS = 20  # runs listed
+CURVE_LINES = 14
+MAX_EVENTS = 8
+MAX_OTHERS = 20  # other runs listed
 
 
-def frame(current: RunState, runs: Sequence[RunState], width: int) -> Text:
-    """Return what the dashboard would show of a run, and a line for each of the others."""
-    history = MetricsHistory(current.run.path / "metrics.jsonl")
+def render(current: RunState, runs: Sequence[RunState], width: int) -> Text:
+    """Return what the dashboard would show of a run, and one line for each of the others."""
+    history = MetricsHistory(current.path / "metrics.jsonl")
     current.history = history
     history.advance(float("inf"))
     current.poll()
     parts = [text.headline(current, width)]
-    others = [watched for watched in runs if watched is not current]
     if history.bins:
         first, last = history.span()
         view = chart.View(min(first, last - 1), last, is_log=True)
         curve = chart.Line(points(history.bins, "loss"), "cyan")
-        parts.append(Text("loss, log\n", style="dim") + chart.draw([curve], view, width, LINES))
-    parts.append(text.pairs(text.facts(current)))
-    if current.oddities:
-        parts.append(text.oddities(current))
+        parts.append(Text("loss (log scale)\n", style="dim") + chart.draw([curve], view, width, CURVE_LINES))
+    parts.append(text.aligned(text.facts(current)))
+    if current.problems:
+        parts.append(text.problem_lines(current))
     if current.events:
-        parts.append(text.events(current, EVENTS))
-    newest = current.newest_sheet
-    if newest:
-        parts.append(Text(f"newest sheet: {current.run.samples / newest}"))
+        parts.append(text.event_lines(current, MAX_EVENTS))
+    if current.newest_sheet:
+        parts.append(Text(f"newest sheet: {current.directory.samples / current.newest_sheet}"))
+    others = [run for run in runs if run is not current]
     if others:
-        lines = [text.headline(watched, width) for watched in others[:OTHERS]]
-        if len(others) > OTHERS:
-            lines.append(Text(f"and {len(others) - OTHERS} more", style="dim"))
+        lines = [text.headline(run, width) for run in others[:MAX_OTHERS]]
+        if len(others) > MAX_OTHERS:
+            lines.append(Text(f"and {len(others) - MAX_OTHERS} more", style="dim"))
         parts.append(Text("\n").join(lines))
     return text.harmless(Text("\n\n").join(parts))
 
 
-def state(runs: Sequence[RunState]) -> dict[str, Any]:
-    """Return the state of runs for programs."""
-    return {"runs": [watched.state_table() for watched in runs]}
+def state_table(runs: Sequence[RunState]) -> dict[str, Any]:
+    """Return the state of all runs as a table for JSON."""
+    return {"runs": [run.state_table() for run in runs]}

@@ -1,4 +1,4 @@
-"""What the dashboard says about a run, as text: the same on its screen and on paper."""
+"""What the dashboard shows about a run, as Rich text for the screen and for `--once`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from colddiff_cli.monitor.data.run_state import RunState, duration
 
-LOOKS = {  # a sign and a Rich style for each state; the sign tells it where there are no colors
+STATE_LOOKS = {  # symbol and Rich style; the symbol shows the state without color
     "live": ("●", "green"),
     "paused": ("‖", "yellow"),
     "stalled": ("!", "bold red"),
@@ -22,45 +22,44 @@ LOOKS = {  # a sign and a Rich style for each state; the sign tells it where the
     "gone": ("∅", "dim"),
 }
 ATTENTION = frozenset({"warning", "failed"})
-UNTOLD = frozenset({"event", "time", "answers", "file"})  # of an event, or told in another way
-CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but the end of a line
-MARK = "\N{REPLACEMENT CHARACTER}"
-EVENTS = 100  # newest ones listed
+SHOWN_ELSEWHERE = frozenset({"event", "time", "answers", "file", "message", "why"})  # keys of an event
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but the newline
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MAX_EVENTS = 100  # newest ones listed
 
 
 def harmless(text: Text) -> Text:
-    """Return a text of someone's files without what a terminal would obey: each such sign becomes a mark."""
-    cleaned = CONTROLS.sub(MARK, text.plain)
+    """Replace control characters in a text from someone's files, so that a terminal does not act on them."""
+    cleaned = CONTROLS.sub(REPLACEMENT, text.plain)
     if cleaned != text.plain:
         text = text.copy()
         text.plain = cleaned
     return text
 
 
-def sign(watched: RunState) -> Text:
-    """Return the state as a sign and a word."""
-    mark, style = LOOKS[watched.state]
-    return Text(f"{mark} {watched.state}", style=style)
+def state_label(run: RunState) -> Text:
+    """Return the state as a symbol and a word."""
+    symbol, style = STATE_LOOKS[run.state]
+    return Text(f"{symbol} {run.state}", style=style)
 
 
-def headline(watched: RunState, width: int) -> Text:
-    """Return the run in a line: as much of it as fits."""
-    parts = [Text(watched.name, style="bold"), sign(watched)]
-    if watched.steps:
-        parts.append(Text(f"step {watched.step:,} of {watched.steps:,} ({watched.step / watched.steps:.0%})"))
+def headline(run: RunState, width: int) -> Text:
+    """Return a one-line summary of a run, cut to the parts that fit into `width` cells."""
+    parts = [Text(run.name, style="bold"), state_label(run)]
+    if run.steps:
+        parts.append(Text(f"step {run.step:,} of {run.steps:,} ({run.step / run.steps:.0%})"))
     else:
-        parts.append(Text(f"step {watched.step:,}"))
-    left = watched.seconds_left
-    if left is not None and watched.state == "live":
-        parts.append(Text(f"{duration(left)} left"))
+        parts.append(Text(f"step {run.step:,}"))
+    if run.seconds_left is not None and run.state == "live":
+        parts.append(Text(f"{duration(run.seconds_left)} left"))
     for key, label, digits in (("loss", "loss {}", 4), ("images_per_second", "{} images/s", 0)):
-        value = watched.number(key)
+        value = run.number(key)
         if value is not None:
             parts.append(Text(label.format(f"{value:,.{digits}f}")))
-    if watched.reason:
-        room = max(8, width - sum(part.cell_len + 2 for part in parts[:2]))
-        reason = Text(watched.reason, style=LOOKS[watched.state][1])
-        reason.truncate(room, overflow="ellipsis")
+    if run.reason:
+        cells = max(8, width - sum(part.cell_len + 2 for part in parts[:2]))
+        reason = Text(run.reason, style=STATE_LOOKS[run.state][1])
+        reason.truncate(cells, overflow="ellipsis")
         parts.insert(2, reason)
     line = parts[0]
     for part in parts[1:]:
@@ -70,15 +69,15 @@ def headline(watched: RunState, width: int) -> Text:
     return line
 
 
-def facts(watched: RunState, machine: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
-    """Return what there is to know of a run in pairs: what, and how it stands."""
-    lines = [("state", watched.state + (f": {watched.reason}" if watched.reason else ""))]
-    lines.append(("step", f"{watched.step:,} of {watched.steps:,}" if watched.steps else f"{watched.step:,}"))
-    if watched.epoch is not None:
-        lines.append(("epoch", f"{watched.epoch:,.1f}"))
-    if watched.seconds_left is not None:
-        lines.append(("time left", duration(watched.seconds_left)))
-    elapsed = watched.number("elapsed")
+def facts(run: RunState, machine: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Return the figures of a run and the machine readings, as pairs of label and value."""
+    lines = [("state", run.state + (f": {run.reason}" if run.reason else ""))]
+    lines.append(("step", f"{run.step:,} of {run.steps:,}" if run.steps else f"{run.step:,}"))
+    if run.epoch is not None:
+        lines.append(("epoch", f"{run.epoch:,.1f}"))
+    if run.seconds_left is not None:
+        lines.append(("time left", duration(run.seconds_left)))
+    elapsed = run.number("elapsed")
     if elapsed is not None:
         lines.append(("trained for", duration(elapsed)))
     for key, label, digits in (
@@ -86,39 +85,39 @@ def facts(watched: RunState, machine: Iterable[tuple[str, str]] = ()) -> list[tu
         ("images_per_second", "images/s", 1),
         ("grad_norm", "gradient norm", 4),
     ):
-        value = watched.number(key)
+        value = run.number(key)
         if value is not None:
             lines.append((label, f"{value:,.{digits}f}"))
-    rate = watched.number("lr")
+    rate = run.number("lr")
     if rate is not None:
         lines.append(("learning rate", f"{rate:.3g}"))
-    saved = [event for event in watched.events if event.get("event") == "checkpoint"]
+    saved = [event for event in run.events if event.get("event") == "checkpoint"]
     if saved:
         lines.append(("checkpoint", f"step {saved[-1].get('step', '?')}"))
     return [*lines, *machine]
 
 
-def pairs(lines: Sequence[tuple[str, str]]) -> Text:
-    """Return pairs as aligned lines."""
-    width = max((cell_len(what) for what, _ in lines), default=0)
-    return Text("\n").join(Text.assemble((f"{what:<{width}}  ", "dim"), told) for what, told in lines)
+def aligned(pairs: Sequence[tuple[str, str]]) -> Text:
+    """Return pairs of label and value as lines with the values aligned."""
+    width = max((cell_len(label) for label, _ in pairs), default=0)
+    return Text("\n").join(Text.assemble((f"{label:<{width}}  ", "dim"), value) for label, value in pairs)
 
 
-def events(watched: RunState, most: int = EVENTS) -> Text:
-    """Return the newest events, the last one first."""
-    return Text("\n").join(_event(entry) for entry in reversed(watched.events[-most:]))
+def event_lines(run: RunState, limit: int = MAX_EVENTS) -> Text:
+    """Return the newest events, latest first."""
+    return Text("\n").join(_event(entry) for entry in reversed(run.events[-limit:]))
 
 
 def _event(entry: dict[str, Any]) -> Text:
     name = str(entry.get("event", "?"))
-    told = entry.get("message") or entry.get("why")
-    details = [f"{key} {value}" for key, value in entry.items() if key not in UNTOLD | {"message", "why"}]
+    message = entry.get("message") or entry.get("why")
+    details = [f"{key} {value}" for key, value in entry.items() if key not in SHOWN_ELSEWHERE]
     text = Text.assemble((f"{_time(entry.get('time'))} ", "dim"))
     text.append(name, style="bold red" if name in ATTENTION else "bold")
-    for detail in [*details, *([str(told)] if told else [])]:
+    for detail in [*details, *([str(message)] if message else [])]:
         text.append(f"  {detail}")
     if entry.get("answers"):
-        text.append("  as asked", style="dim")
+        text.append("  on request", style="dim")
     return text
 
 
@@ -129,17 +128,17 @@ def _time(seconds: Any) -> str:
         return "--:--:--"
 
 
-def oddities(watched: RunState) -> Text:
-    """Return what is wrong with the run's files, a line each."""
-    return Text("\n").join(Text(f"! {told}", style="yellow") for told in watched.oddities)
+def problem_lines(run: RunState) -> Text:
+    """Return the problems with a run's files, one per line."""
+    return Text("\n").join(Text(f"! {problem}", style="yellow") for problem in run.problems)
 
 
-def configuration(watched: RunState) -> Text:
+def configuration(run: RunState) -> Text:
     """Return run.toml as aligned lines."""
-    lines: list[tuple[str, str]] = []
-    for key, value in watched.table.items():
+    pairs: list[tuple[str, str]] = []
+    for key, value in run.table.items():
         if isinstance(value, dict):
-            lines += [(f"{key}.{name}", str(entry)) for name, entry in value.items()]
+            pairs += [(f"{key}.{name}", str(entry)) for name, entry in value.items()]
         else:
-            lines.append((key, str(value)))
-    return pairs(lines)
+            pairs.append((key, str(value)))
+    return aligned(pairs)

@@ -1,1 +1,1 @@
-"""Tar shards: read while training, or packed."""
+"""Tar shards: how to read them during training, and how to write them."""

@@ -1,8 +1,7 @@
-"""One shard: a tar archive whose headers are read once, and whose images are then read by their place in it.
+"""Read one shard: a tar archive whose headers are scanned once, and whose images are then read by offset.
 
-Files of the same path up to the first dot of their name, one after the other, are one record, as webdataset has it:
-`a/7.png` and `a/7.cls`. Names are compared and never used as paths; only images and classes are read, nothing is
-unpickled.
+As in webdataset, consecutive files with the same path up to the first dot of the file name form one record: `a/7.png`
+and `a/7.cls`. Names are compared but never used as paths. Only images and classes are read; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -27,26 +26,27 @@ from typing import IO, Self
 import numpy as np
 
 from colddiff_core.datasets import cache
-from colddiff_core.datasets.decoding import LARGEST_MEMBER
+from colddiff_core.datasets.decoding import MAX_MEMBER_BYTES
 from colddiff_core.datasets.shards.listing import ShardLocation
 from colddiff_core.distributed import environment
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import refusals
 from colddiff_core.images import SUFFIXES
+from colddiff_core.paths import cache_folder
 from colddiff_core.text import beginning, harmless
 
-PART = 1 << 20  # bytes read from a pipe or a compressed file at a time
-LARGEST_CLASS = 64  # bytes of a .cls file
-LARGEST_HEADER = 1 << 20  # bytes of all headers of a member: long names, and where a sparse file has data
-ROOM_EVERY = 64 * PART  # bytes written after which the disk is asked again
+CHUNK_BYTES = 1 << 20  # read from a pipe or a compressed file at a time
+MAX_CLASS_BYTES = 64  # of a .cls file
+MAX_HEADER_BYTES = 1 << 20  # of all headers of a member, including long names and sparse maps
+SPACE_CHECK_BYTES = 64 * CHUNK_BYTES  # written between two checks of the free space
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 GZIP = b"\x1f\x8b"
-NO_IMAGE = -1  # in place of a size: the record has none, or one too large to be held
+NO_IMAGE = -1  # the size of a missing image, or of one too large to read
 NO_LABEL = -1
-# What tarfile raises of files that are none, or were cut short.
+# Raised by tarfile on truncated files and on files that are not archives.
 UNREADABLE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, RecursionError)
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.(?:([^/]*)\.)?([^./]*)", re.DOTALL)  # of a/7.input.png: a/7, input, png
-# Name, size, checksum and prefix of a header (POSIX.1-1988) of an ordinary file; numbers as Python and GNU write them.
+_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.(?:([^/]*)\.)?([^./]*)", re.DOTALL)  # a/7.input.png gives a/7, input, png
+# Name, size, checksum and prefix in the header of a regular file (POSIX.1-1988), numbers as Python and GNU write them.
 _PLAIN = re.compile(
     rb"(?=([^\0]{1,100})).{124}([0-7]{11})[\0 ].{12}([0-7]{6})\0 0.{100}ustar.{83}(?=([^\0]{0,155})).{167}",
     re.DOTALL,
@@ -56,39 +56,43 @@ _LABEL = re.compile(rb"\s*(\d{1,9})\s*")
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """Where the records of a shard lie: offset, size and label of each image, (N,) int64.
+    """Where the records of a shard are.
 
-    A size is NO_IMAGE where there is none to read, a label NO_LABEL where it is not told. suffixes: of the images.
-    is_cut: the archive does not end as it should.
+    Attributes:
+        offsets: Offset of each image in bytes, (N,) int64.
+        sizes: Size of each image in bytes, (N,) int64; NO_IMAGE if it cannot be read.
+        labels: Label of each image, (N,) int64; NO_LABEL if it has none.
+        suffixes: Suffixes of the images.
+        is_truncated: Whether the archive lacks a proper end.
     """
 
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
     suffixes: frozenset[str]
-    is_cut: bool
+    is_truncated: bool
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     @property
     def class_count(self) -> int:
-        """Return how many classes the images are of, counted from 0; 0 where one of them tells none."""
+        """The highest label plus 1; 0 if an image has no label."""
         labels = self.labels[self.sizes != NO_IMAGE]
         return 0 if not len(labels) or labels.min() == NO_LABEL else int(labels.max()) + 1
 
 
 class Shard:
-    """An open shard; it is closed when nobody holds it any more."""
+    """An open shard. Its file is closed when the object is garbage collected."""
 
     def __init__(self, descriptor: int) -> None:
-        """Take over a file of the archive itself, uncompressed, and read its headers."""
+        """Take ownership of an uncompressed archive and scan its headers."""
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self.index = _scan(descriptor)
 
     def read(self, record: int) -> bytes:
-        """Return an image's file; less of it where it can no longer be read, nothing where there is none."""
+        """Return the encoded image of a record; truncated or empty if it cannot be read."""
         size = int(self.index.sizes[record])
         if size == NO_IMAGE:
             return b""
@@ -99,91 +103,96 @@ class Shard:
 
 
 class ShardOpener:
-    """Opens shards, from several threads if need be, and ends the commands that are at it when it is closed."""
+    """Opens shards, from any thread. Closing it kills the commands that are still running."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._is_closed = False
 
-    def open(self, place: ShardLocation) -> Shard:
-        """Return a shard; one cut short has the records that are whole.
+    def open(self, location: ShardLocation) -> Shard:
+        """Open a shard; if it is truncated, it has the complete records.
 
-        What a command prints, and what is compressed, goes to a file without a name in the user's cache folder first.
-        Raises UsageError naming it where it is absent and where its command fails, MachineError where the disk is full
-        or refuses, or too many files are open.
+        The output of a command, and the content of a compressed file, is first written to an unnamed file in the user's
+        cache folder.
+
+        Raises:
+            UsageError: The shard is missing or its command fails.
+            MachineError: The disk is full, a write fails, or too many files are open.
         """
         try:
-            return self._unpacked(self._printed(place) if place.path is None else self._found(place.path), place)
-        except OSError as error:  # that is not the shard's fault
-            what = f"Cannot read {place.path or beginning(place.name)}: {error.strerror or error}."
-            remedy = "Check how many processes and how much memory the machine has left."
+            descriptor = self._run(location) if location.path is None else self._open_file(location.path)
+            return self._uncompressed(descriptor, location)
+        except OSError as error:  # not the fault of the shard
+            what = f"Cannot read {location.path or beginning(location.name)}: {error.strerror or error}."
+            remedy = "Check that the machine has memory left and can start more processes."
             if error.errno in TOO_MANY_FILES:
-                remedy = "Use fewer data.lanes, or raise the limit by ulimit -n."
+                remedy = "Lower data.lanes, or raise the limit with ulimit -n."
             raise MachineError(what, remedy) from None
 
     @staticmethod
-    def _found(path: Path) -> int:
+    def _open_file(path: Path) -> int:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in TOO_MANY_FILES:
                 raise
             raise UsageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # opening a pipe would block
             os.close(descriptor)
-            raise UsageError(f"Cannot read {path}: it is not an ordinary file.", "Check the path.")
+            raise UsageError(f"Cannot read {path}: it is not a regular file.", "Check the path.")
         return descriptor
 
     def close(self) -> None:
-        """End the commands that are running; what is opened from now on fails."""
+        """Kill the running commands; no command can be started afterwards."""
         with self._lock:
             self._is_closed = True
             for process in self._running:
                 with contextlib.suppress(OSError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def _unpacked(self, descriptor: int, place: ShardLocation) -> Shard:
+    def _uncompressed(self, descriptor: int, location: ShardLocation) -> Shard:
         try:
             if os.pread(descriptor, len(GZIP), 0) != GZIP:
                 return Shard(descriptor)
-        except OSError as error:  # a block that the disk cannot read
+        except OSError as error:  # a bad block
             os.close(descriptor)
-            raise UsageError(f"Cannot read {place.name}: {error.strerror or error}.", "Check the disk.") from None
-        with open(descriptor, "rb") as packed, _spool(place) as (spool, keep):
-            packed.seek(0)
-            with contextlib.suppress(zlib.error):  # of what was cut short the beginning is kept
-                for part in _decompressed(packed):
-                    keep(part)
+            raise UsageError(f"Cannot read {location.name}: {error.strerror or error}.", "Check the disk.") from None
+        with open(descriptor, "rb") as compressed, _spool(location) as (spool, write):
+            compressed.seek(0)
+            with contextlib.suppress(zlib.error):  # keep the beginning of a truncated file
+                for chunk in _decompressed(compressed):
+                    write(chunk)
             return Shard(os.dup(spool.fileno()))
 
-    def _printed(self, place: ShardLocation) -> int:
-        """Run a command and return a file of what it prints."""
-        with _spool(place) as (spool, keep), tempfile.TemporaryFile() as said:
-            with self._started(place, said) as process:
+    def _run(self, location: ShardLocation) -> int:
+        """Run a command and return the descriptor of a file with its output."""
+        with _spool(location) as (spool, write), tempfile.TemporaryFile() as errors:
+            with self._process(location, errors) as process:
                 assert process.stdout is not None
-                while part := process.stdout.read(PART):
-                    keep(part)
+                while chunk := process.stdout.read(CHUNK_BYTES):
+                    write(chunk)
             if process.returncode:
-                said.seek(max(0, said.seek(0, os.SEEK_END) - 4096))
-                last = (said.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+                errors.seek(max(0, errors.seek(0, os.SEEK_END) - 4096))
+                last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1]
                 why = f"exit code {process.returncode}" + (f", {beginning(harmless(last))}" if last else "")
-                raise UsageError(f"The command {beginning(place.command)} failed: {why}.", "Try it in a shell.")
+                what = f"The command {beginning(location.command)} failed: {why}."
+                raise UsageError(what, "Run it in a shell to see why.")
             return os.dup(spool.fileno())
 
     @contextlib.contextmanager
-    def _started(self, place: ShardLocation, said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    def _process(self, location: ShardLocation, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
         with self._lock:
             if self._is_closed:
-                raise UsageError(f"{place.name} is not read: the shards are closed.", "Open them again.")
+                raise UsageError(f"Cannot read {location.name}: the shards are closed.", "Open them again.")
             process = subprocess.Popen(
-                ["/bin/sh", "-c", place.command],
-                cwd=place.folder,
+                ["/bin/sh", "-c", location.command],
+                cwd=location.folder,
                 env=environment.outside(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=said,
-                start_new_session=True,  # Ctrl-C is ours to answer: the step that is being taken still needs its images
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C must not reach it: the current step still needs its images
             )
             self._running.add(process)
         try:
@@ -199,22 +208,22 @@ class ShardOpener:
                 self._running.discard(process)
 
 
-def _decompressed(packed: IO[bytes]) -> Iterator[bytes]:
-    """Yield what a file compressed by gzip holds, a little at a time however well it is compressed."""
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    while data := packed.read(PART):
+def _decompressed(compressed: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of a gzip file in chunks of bounded size, however well it is compressed."""
+    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    while data := compressed.read(CHUNK_BYTES):
         while data:
-            yield unpacker.decompress(data, PART)
-            data = unpacker.unconsumed_tail
-            if unpacker.eof:  # another one may follow
-                data, unpacker = unpacker.unused_data, zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    yield unpacker.flush()
+            yield decompressor.decompress(data, CHUNK_BYTES)
+            data = decompressor.unconsumed_tail
+            if decompressor.eof:  # another gzip member may follow
+                data, decompressor = decompressor.unused_data, zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    yield decompressor.flush()
 
 
 @contextlib.contextmanager
-def _spool(place: ShardLocation) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
-    """Yield a file without a name, which no kill can leave behind, and what writes to it as long as there is room."""
-    folder = cache.folder().with_name("spool")
+def _spool(location: ShardLocation) -> Iterator[tuple[IO[bytes], Callable[[bytes], None]]]:
+    """Yield an unnamed file, and a function that appends to it as long as the disk has space."""
+    folder = cache_folder("spool")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         spool = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed on leaving
@@ -224,105 +233,107 @@ def _spool(place: ShardLocation) -> Iterator[tuple[IO[bytes], Callable[[bytes], 
         with refusals(folder):
             raise
     with spool as file:
-        written = ask_at = 0
+        written = next_check = 0
 
-        def keep(part: bytes) -> None:
-            nonlocal written, ask_at
-            with refusals(folder / place.file_name):
-                if written >= ask_at:
-                    cache.check_room(folder, len(part))
-                    ask_at = written + ROOM_EVERY
-                written += len(part)
-                left = memoryview(part)
+        def write(chunk: bytes) -> None:
+            nonlocal written, next_check
+            with refusals(folder / location.file_name):
+                if written >= next_check:
+                    cache.check_free_space(folder, len(chunk))
+                    next_check = written + SPACE_CHECK_BYTES
+                written += len(chunk)
+                left = memoryview(chunk)
                 while left:
                     left = left[file.write(left) :]
 
-        yield file, keep
+        yield file, write
 
 
 def _scan(descriptor: int) -> ShardIndex:
-    """Return where the records of an archive are, as far as it can be read."""
+    """Index the records of an archive, as far as it can be read."""
     rows: list[tuple[int, int, int, str]] = []
-    nothing = (0, NO_IMAGE, NO_LABEL, "")
-    key, row, is_loose = None, nothing, False
+    empty = (0, NO_IMAGE, NO_LABEL, "")
+    key, row, has_inner_name = None, empty, False
     reader = _Reader(descriptor)
     for member in _members(reader):
-        found = _KEY.fullmatch(member.name)
-        if found is None:
+        match = _KEY.fullmatch(member.name)
+        if match is None:
             continue
-        is_cut = reader.lacks(member)
-        if found[1] != key:
+        is_truncated = reader.lacks(member)
+        if match[1] != key:
             if key is not None:
                 rows.append(row)
-            key, row = None if is_cut else found[1], nothing
-        if is_cut:
+            key, row = None if is_truncated else match[1], empty
+        if is_truncated:
             break
-        is_inner, suffix = found[2] is not None, f".{found[3].lower()}"
-        # The first of several, rather 7.png than 7.input.png; none begins at 0, where a header is.
-        if suffix in SUFFIXES and (not row[0] or (is_loose and not is_inner)):
-            size = member.size if member.size <= LARGEST_MEMBER else NO_IMAGE
-            row, is_loose = (member.offset_data, size, row[2], suffix), is_inner
-        elif suffix == ".cls" and member.size <= LARGEST_CLASS and (row[2] == NO_LABEL or not is_inner):
+        is_inner, suffix = match[2] is not None, f".{match[3].lower()}"
+        # Take the first image, but prefer 7.png to 7.input.png. Offset 0 means none yet: a header is there.
+        if suffix in SUFFIXES and (not row[0] or (has_inner_name and not is_inner)):
+            size = member.size if member.size <= MAX_MEMBER_BYTES else NO_IMAGE
+            row, has_inner_name = (member.offset_data, size, row[2], suffix), is_inner
+        elif suffix == ".cls" and member.size <= MAX_CLASS_BYTES and (row[2] == NO_LABEL or not is_inner):
             number = _LABEL.fullmatch(os.pread(descriptor, member.size, member.offset_data))
             row = (*row[:2], int(number[1]) if number else NO_LABEL, row[3])
-    is_cut = reader.last != bytes(tarfile.BLOCKSIZE)  # where a header would be
-    # Of the last record of an archive that was cut the class may be gone.
-    has_lost = is_cut and row[2] == NO_LABEL and (not rows or rows[-1][2] != NO_LABEL)
-    if key is not None and not has_lost:
+    is_truncated = reader.last != bytes(tarfile.BLOCKSIZE)  # an archive ends with empty blocks
+    # A truncated archive may have lost the label of its last record, which is dropped then.
+    has_lost_label = is_truncated and row[2] == NO_LABEL and (not rows or rows[-1][2] != NO_LABEL)
+    if key is not None and not has_lost_label:
         rows.append(row)
     table = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T
     offsets, sizes, labels = np.ascontiguousarray(table)
-    return ShardIndex(offsets, sizes, labels, frozenset(row[3] for row in rows) - {""}, is_cut)
+    return ShardIndex(offsets, sizes, labels, frozenset(row[3] for row in rows) - {""}, is_truncated)
 
 
 def _members(reader: _Reader) -> Iterator[tarfile.TarInfo]:
-    """Yield the ordinary files of an archive until it ends or cannot be read on; of the last one a part may be gone."""
+    """Yield the regular files of an archive until it ends or becomes unreadable; the last one may be truncated."""
     with contextlib.suppress(*UNREADABLE), tarfile.open(fileobj=reader, mode="r:", tarinfo=_Member) as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
-            archive.members.clear()  # it would remember them all
-            reader.left = LARGEST_HEADER
-            if archive.offset < member.offset_data or member.size < 0:  # it would be read for ever
+            archive.members.clear()  # tarfile would keep them all
+            reader.left = MAX_HEADER_BYTES
+            if archive.offset < member.offset_data or member.size < 0:  # would loop forever
                 return
-            if member.isreg() and not member.issparse():  # of any other the size is not that of what follows
+            if member.isreg() and not member.issparse():  # the size of others is not that of their data
                 yield member
 
 
 class _Member(tarfile.TarInfo):
-    """A header of which only what is used is parsed, where it is a plain one: a shard has tens of thousands."""
+    """A header with a fast path for regular files, because a shard has tens of thousands."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Return what a header says; anything but an ordinary file in ordinary notation is left to tarfile."""
-        found = _PLAIN.fullmatch(buf)
-        if found is None or int(found[3], 8) != sum(buf[:148]) + sum(b" " * 8) + sum(buf[156:]):
+        """Parse a header; tarfile parses all but those of regular files in plain notation."""
+        match = _PLAIN.fullmatch(buf)
+        if match is None or int(match[3], 8) != sum(buf[:148]) + sum(b" " * 8) + sum(buf[156:]):
             return super().frombuf(buf, encoding, errors)
-        name, size, _, prefix = found.groups()
-        made = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
-        made.size = int(size, 8)
-        return made
+        name, size, _, prefix = match.groups()
+        member = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
+        member.size = int(size, 8)
+        return member
 
 
 class _Reader:
-    """A file for tarfile that reads no more than there is, and than headers need, whatever one says.
+    """A file for tarfile that limits how much a header can make it read.
 
-    left: bytes that it reads before it refuses; last: what it has read last.
+    Attributes:
+        left: Bytes that it may still read.
+        last: What it read last.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._length = os.fstat(descriptor).st_size
         self._position = 0
-        self.left = LARGEST_HEADER
+        self.left = MAX_HEADER_BYTES
         self.last = b""
 
     def lacks(self, member: tarfile.TarInfo) -> bool:
-        """Tell whether the end of a member is beyond that of the file."""
+        """Return whether a member ends beyond the end of the file."""
         return member.offset_data + member.size > self._length
 
     def read(self, size: int) -> bytes:
         self.left -= size
         if size < 0 or self.left < 0:
-            raise tarfile.ReadError("a header that is too large")
+            raise tarfile.ReadError("header too large")
         self.last = os.pread(self._descriptor, size, self._position)
         self._position += len(self.last)
         return self.last

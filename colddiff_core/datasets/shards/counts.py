@@ -1,4 +1,4 @@
-"""How many records shards hold: told by shards.json beside them, else counted once and kept in the user's cache."""
+"""Record counts of shards: read from shards.json next to them, or counted once and cached."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ from typing import Any
 from colddiff_core import devices
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.shards.archive import ShardIndex, ShardOpener
-from colddiff_core.datasets.shards.listing import LARGEST_LIST, ShardLocation
+from colddiff_core.datasets.shards.listing import MAX_LIST_BYTES, ShardLocation
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.images import SUFFIXES
+from colddiff_core.paths import cache_folder
 
-LIST = "shards.json"
-MOST_RECORDS = 10**9  # of a shard
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what reading such a list raises
-COUNTERS = 8  # shards counted at a time: what is waited for is the disk or the network
+COUNTS_FILE = "shards.json"
+MAX_RECORDS = 10**9  # per shard
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)  # raised on a damaged file
+COUNTING_THREADS = 8  # bound by the disk or the network, not by the CPU
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardCount:
-    """What a shard holds: how many records, of how many classes (0 where one tells none), the images' suffixes."""
+    """The content of a shard.
+
+    Attributes:
+        records: Number of records.
+        classes: Number of classes; 0 if a record has no label.
+        suffixes: Suffixes of the images.
+    """
 
     records: int
     classes: int
@@ -37,78 +44,93 @@ class ShardCount:
 
     @classmethod
     def of(cls, index: ShardIndex) -> ShardCount:
+        """Return the counts of an index."""
         return cls(len(index), index.class_count, index.suffixes)
 
     @classmethod
-    def parsed(cls, told: Mapping[str, Any]) -> ShardCount:
-        """Return what was written by `table`; raises ValueError, KeyError, TypeError for anything else."""
-        records, classes, suffixes = told["records"], told["classes"], frozenset(told["suffixes"])
+    def from_json(cls, entry: Mapping[str, Any]) -> ShardCount:
+        """Parse the output of `to_json`.
+
+        Raises:
+            ValueError: A value is out of range.
+            KeyError: A key is missing.
+            TypeError: A value has the wrong type.
+        """
+        records, classes, suffixes = entry["records"], entry["classes"], frozenset(entry["suffixes"])
         if type(records) is not int or type(classes) is not int or not suffixes <= SUFFIXES:
-            raise ValueError("no count")
-        if not (0 <= records <= MOST_RECORDS and 0 <= classes <= MOST_RECORDS):
-            raise ValueError("no count")
+            raise ValueError("not a shard count")
+        if not (0 <= records <= MAX_RECORDS and 0 <= classes <= MAX_RECORDS):
+            raise ValueError("not a shard count")
         return cls(records, classes, suffixes)
 
-    def table(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
         return {"records": self.records, "classes": self.classes, "suffixes": sorted(self.suffixes)}
 
 
-def listing(shards: Mapping[str, tuple[int, ShardCount]], classes: Sequence[str]) -> str:
-    """Return the text of a shards.json: the bytes of each shard and what it holds, and the names of the classes."""
-    told = [{"name": name, "bytes": size} | count.table() for name, (size, count) in shards.items()]
-    return json.dumps({"classes": list(classes), "shards": told}, indent=1) + "\n"
+def counts_json(shards: Mapping[str, tuple[int, ShardCount]], classes: Sequence[str]) -> str:
+    """Return the text of shards.json.
 
-
-def counted(places: Sequence[ShardLocation], root: Path, split: str) -> tuple[list[ShardCount], tuple[str, ...]]:
-    """Return what each of a folder's shards holds, and the names of their classes where they are told.
-
-    A file of another size than shards.json says is counted, and so are those of one name. Raises UsageError for a shard
-    that is absent, a command that fails and one that prints no records; MachineError where the disk has no room for
-    what one prints.
+    Args:
+        shards: Size in bytes and counts of each shard, by name.
+        classes: Names of the classes.
     """
-    sizes, classes = _listed(root / LIST)
-    found: dict[str, ShardCount] = {}
-    stamps = {place.name: _stamp(place) for place in places}
-    called = collections.Counter(place.file_name for place in places)
-    for place in places:
-        told = sizes.get(place.file_name) if called[place.file_name] == 1 else None
-        stamp = stamps[place.name]
-        if told and (place.path is None or (stamp and stamp[0] == told[0])):
-            found[place.name] = told[1]
-    is_told = len(found) == len(places)
-    if not is_told:
-        found |= _kept_or_scanned([place for place in places if place.name not in found], stamps, root, split)
-    return [found[place.name] for place in places], classes if is_told else ()
+    entries = [{"name": name, "bytes": size} | count.to_json() for name, (size, count) in shards.items()]
+    return json.dumps({"classes": list(classes), "shards": entries}, indent=1) + "\n"
 
 
-def _listed(path: Path) -> tuple[dict[str, tuple[int, ShardCount]], tuple[str, ...]]:
-    """Return what a shards.json tells: nothing where there is none, or it is damaged, and of no damaged entry."""
-    found: dict[str, tuple[int, ShardCount]] = {}
+def count_shards(shards: Sequence[ShardLocation], root: Path, split: str) -> tuple[list[ShardCount], tuple[str, ...]]:
+    """Return the counts of each shard, and the class names if shards.json covers all shards.
+
+    A file is counted again if its size differs from shards.json, or if two shards share its name.
+
+    Raises:
+        UsageError: A shard is missing, or its command fails or prints no records.
+        MachineError: The disk has no room for the output of a command.
+    """
+    listed, classes = _read_counts_file(root / COUNTS_FILE)
+    counts: dict[str, ShardCount] = {}
+    stamps = {shard.name: _stamp(shard) for shard in shards}
+    name_counts = collections.Counter(shard.file_name for shard in shards)
+    for shard in shards:
+        entry = listed.get(shard.file_name) if name_counts[shard.file_name] == 1 else None
+        stamp = stamps[shard.name]
+        if entry and (shard.path is None or (stamp and stamp[0] == entry[0])):
+            counts[shard.name] = entry[1]
+    is_complete = len(counts) == len(shards)
+    if not is_complete:
+        counts |= _kept_or_scanned([shard for shard in shards if shard.name not in counts], stamps, root, split)
+    return [counts[shard.name] for shard in shards], classes if is_complete else ()
+
+
+def _read_counts_file(path: Path) -> tuple[dict[str, tuple[int, ShardCount]], tuple[str, ...]]:
+    """Return the sizes and counts in shards.json, and its class names; damaged entries are left out."""
+    shards: dict[str, tuple[int, ShardCount]] = {}
     with contextlib.suppress(*DAMAGED):
-        told = parse_json(read_ordinary(path, LARGEST_LIST))
-        classes = tuple(told["classes"])
+        content = parse_json(read_ordinary(path, MAX_LIST_BYTES))
+        classes = tuple(content["classes"])
         if not all(isinstance(name, str) for name in classes):
             return {}, ()
-        for entry in told["shards"]:
+        for entry in content["shards"]:
             with contextlib.suppress(*DAMAGED):
-                found[entry["name"]] = (int(entry["bytes"]), ShardCount.parsed(entry))
-        return found, classes
+                shards[entry["name"]] = (int(entry["bytes"]), ShardCount.from_json(entry))
+        return shards, classes
     return {}, ()
 
 
 def forget(place: ShardLocation, root: Path, split: str) -> str:
-    """Drop what is kept of a shard that holds something else by now; return what has it counted anew."""
+    """Drop the cached counts of a shard that has changed, and return what the user must do to have it counted again."""
     path = _kept_at(root, split)
-    with contextlib.suppress(OSError), cache.alone(path):
+    with contextlib.suppress(OSError, MachineError), cache.lock(path):
         kept = _kept(path)
         if kept.pop(place.name, None):
             _keep(path, ((name, *found) for name, found in kept.items()))
-    return f"remove {root / LIST} and start again" if (root / LIST).exists() else "start again"
+    return f"remove {root / COUNTS_FILE} and start again" if (root / COUNTS_FILE).exists() else "start again"
 
 
 def _kept_at(root: Path, split: str) -> Path:
     name = hashlib.blake2b(repr((os.path.abspath(root), split)).encode(), digest_size=16).hexdigest()
-    return cache.folder().with_name("shards") / f"{name}.json"
+    return cache_folder("shards") / f"{name}.json"
 
 
 def _kept_or_scanned(
@@ -116,9 +138,9 @@ def _kept_or_scanned(
 ) -> dict[str, ShardCount]:
     path = _kept_at(root, split)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # processes that begin together have one of them count
+        with contextlib.suppress(OSError, MachineError):  # of processes that start together, one counts
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(cache.alone(path))
+            stack.enter_context(cache.lock(path))
         kept = {name: count for name, (stamp, count) in _kept(path).items() if stamp == stamps.get(name, ())}
         missing = [place for place in places if place.name not in kept]
         found = {place.name: kept[place.name] for place in places if place.name in kept}
@@ -128,19 +150,19 @@ def _kept_or_scanned(
         return found
 
 
-def _scanned(places: Sequence[ShardLocation]) -> dict[str, ShardCount]:
+def _scanned(shards: Sequence[ShardLocation]) -> dict[str, ShardCount]:
     opener = ShardOpener()
 
-    def scan(place: ShardLocation) -> ShardCount:
-        count = ShardCount.of(opener.open(place).index)
-        if place.command and not count.records:
-            what = f"The command {place.command} ended with exit code 0 and printed no tar archive with records."
-            raise UsageError(what, "Try it in a shell.")
+    def scan(shard: ShardLocation) -> ShardCount:
+        count = ShardCount.of(opener.open(shard).index)
+        if shard.command and not count.records:
+            what = f"The command {shard.command} ended with exit code 0 but printed no tar archive with records."
+            raise UsageError(what, "Run it in a shell to see why.")
         return count
 
-    with ThreadPoolExecutor(max(COUNTERS, devices.processors())) as pool:
+    with ThreadPoolExecutor(max(COUNTING_THREADS, devices.processors())) as pool:
         try:
-            return dict(zip((place.name for place in places), pool.map(scan, places), strict=True))
+            return dict(zip((shard.name for shard in shards), pool.map(scan, shards), strict=True))
         except BaseException:
             opener.close()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -149,19 +171,19 @@ def _scanned(places: Sequence[ShardLocation]) -> dict[str, ShardCount]:
 
 def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, ShardCount]]:
     try:
-        told = parse_json(read_ordinary(path, LARGEST_LIST))
+        entries = parse_json(read_ordinary(path, MAX_LIST_BYTES)).items()
         return {
-            name: (tuple(stamp) if stamp else None, ShardCount.parsed(count)) for name, (stamp, count) in told.items()
+            name: (tuple(stamp) if stamp else None, ShardCount.from_json(count)) for name, (stamp, count) in entries
         }
     except DAMAGED:
         return {}
 
 
-def _keep(path: Path, found: Iterable[tuple[str, tuple[int, int] | None, ShardCount]]) -> None:
-    text = json.dumps({name: (stamp, count.table()) for name, stamp, count in found})
+def _keep(path: Path, entries: Iterable[tuple[str, tuple[int, int] | None, ShardCount]]) -> None:
+    text = json.dumps({name: (stamp, count.to_json()) for name, stamp, count in entries})
     with contextlib.suppress(MachineError), whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
-def _stamp(place: ShardLocation) -> tuple[int, int] | None:
-    return cache.stamp(place.path) if place.path else None
+def _stamp(shard: ShardLocation) -> tuple[int, int] | None:
+    return cache.stamp(shard.path) if shard.path else None

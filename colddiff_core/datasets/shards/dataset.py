@@ -1,4 +1,4 @@
-"""Images out of tar shards, read while they are used: a set may be larger than memory, and lie behind commands."""
+"""Images in tar shards, read during training: the set may be larger than memory, and come from commands."""
 
 from __future__ import annotations
 
@@ -20,94 +20,99 @@ from torch import Tensor
 from colddiff_core import devices
 from colddiff_core.datasets import cache, epoch_order
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
-from colddiff_core.datasets.decoding import COLOR, SMALL_FILE, Entry, decode_entries
+from colddiff_core.datasets.decoding import COLOR, SMALL_FILE_BYTES, Entry, decode_entries
 from colddiff_core.datasets.shards import counts, listing
 from colddiff_core.datasets.shards.archive import Shard, ShardOpener
 from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError
 from colddiff_core.images import read_bytes
 from colddiff_core.text import counted, shown
 
-MOST_HELD = 50_000  # records of a split that is held as one tensor
-SPARE = 4  # shards kept open beyond one for each lane
-OPENERS = 8  # shards opened at a time: what is waited for is the disk or the network
-AHEAD = 32  # images that wait to be decoded
-PATIENCE = 60.0  # seconds that a shard may take to be opened before that is told
-RECENT = 1 << 16  # labels remembered of what was read last
+MAX_HELD_RECORDS = 50_000  # of a split that is loaded as one tensor
+SPARE_SHARDS = 4  # kept open beyond one per lane
+OPENING_SHARDS = 8  # opened at a time, bound by the disk or the network
+AHEAD_IMAGES = 32  # queued for decoding
+SLOW_OPEN_SECONDS = 60.0  # after which a shard that is still being opened is reported
+RECENT_LABELS = 1 << 16  # remembered for the records read last
 
 
 def open_shards(request: DatasetRequest, lanes: int) -> Shards:
-    """Return a split of the shards in a folder; at most `lanes` of them are read side by side.
+    """Open a split of the shards in a folder; a step reads up to `lanes` of them side by side.
 
-    Raises UsageError as `shardlists.places` and `counts.counted` do, and where there is no folder or no record.
+    Raises:
+        UsageError: The folder or its shards are missing, a command fails, or there are no records.
+        MachineError: The disk has no room for the output of a command.
     """
     root = request.directory
     if root is None:
         raise UsageError("The dataset 'shards' needs a folder.", "Name it with --data-dir.")
     if not root.is_dir():
         raise UsageError(f"No such folder: {root}.", "Name an existing one with --data-dir.")
-    places = listing.places(root, request)
-    held, classes = counts.counted(places, root, request.split)
-    if not any(count.records for count in held):
-        what = f"The {request.split} shards in {root} hold no records ({places[0].name} and all others)."
-        raise UsageError(what, "Are they tar archives of images?")
-    empty = [place.name for place, count in zip(places, held, strict=True) if not count.records]
+    locations = listing.locations(root, request)
+    shard_counts, classes = counts.count_shards(locations, root, request.split)
+    if not any(count.records for count in shard_counts):
+        what = f"The {request.split} shards in {root} hold no records ({locations[0].name} and all others)."
+        raise UsageError(what, "Check that they are tar archives of images.")
+    empty = [shard.name for shard, count in zip(locations, shard_counts, strict=True) if not count.records]
     if empty:
-        what = f"{len(empty)} of {counted(len(places), 'shard')} in {root} without records, such as {shown(empty[0])}"
+        what = (
+            f"{len(empty)} of {counted(len(locations), 'shard')} in {root} without records, such as {shown(empty[0])}"
+        )
         warnings.warn(ColddiffWarning(what), stacklevel=2)
-    return Shards(places, held, classes, request, lanes)
+    return Shards(locations, shard_counts, classes, request, lanes)
 
 
 @register("shards")
 def load(request: DatasetRequest) -> ImageSet:
-    """Return the records of a split as one tensor, at most MOST_HELD of them, evenly spread.
+    """Return up to 50,000 records of a split as one tensor, (N, C, H, W) uint8, evenly spaced.
 
-    Those that cannot be read are skipped and counted. Raises UsageError as `open_shards`, and where none can be read.
+    Unreadable records are skipped and counted.
+
+    Raises:
+        UsageError: No record can be read. Other errors are those of `open_shards`.
     """
-    with contextlib.closing(open_shards(request, 1)) as found:
-        return found.held(MOST_HELD)
+    with contextlib.closing(open_shards(request, 1)) as shards:
+        return shards.load_images(MAX_HELD_RECORDS)
 
 
 class Shards:
-    """Records of shards by their number, counted through all of them: a `TrainingSet` of any length.
+    """Records of shards, indexed through all of them: a `TrainingSet` of any length.
 
-    A shard is opened when its first record is wanted, and stays open as long as it is among those used last. In place
-    of a record that cannot be read comes the next sound one of its shard, round the end; in place of a shard that
-    cannot be opened, or holds something else than was counted, the next shard.
+    A shard is opened when first needed, and stays open while it is among the most recently used. The next readable
+    record of its shard, wrapping around, replaces an unreadable one; the next shard replaces one that fails to open.
     """
 
     def __init__(
         self,
-        places: Sequence[listing.ShardLocation],
-        held: Sequence[counts.ShardCount],
+        locations: Sequence[listing.ShardLocation],
+        shard_counts: Sequence[counts.ShardCount],
         classes: tuple[str, ...],
         request: DatasetRequest,
         lanes: int,
     ) -> None:
-        self._places, self._held, self._request, self._lanes = places, held, request, lanes
-        self._counts = tuple(count.records for count in held)
-        self._starts = epoch_order.starts(self._counts)
-        self._most_open = min(lanes, len(places)) + SPARE
-        full = [count for count in held if count.records]
-        self.class_count = max(count.classes for count in full) if all(count.classes for count in full) else 0
+        self._locations, self._shard_counts, self._request, self._lanes = locations, shard_counts, request, lanes
+        self._record_counts = tuple(count.records for count in shard_counts)
+        self._starts = epoch_order.starts(self._record_counts)
+        self._max_open = min(lanes, len(locations)) + SPARE_SHARDS
+        class_counts = [count.classes for count in shard_counts if count.records]
+        self.class_count = max(class_counts) if all(class_counts) else 0
         self.classes = classes if 0 < self.class_count <= len(classes) else ()
-        self.class_count = max(self.class_count, len(self.classes))  # a split may lack the last of them
-        self.suffixes = frozenset[str]().union(*(count.suffixes for count in held))
+        self.class_count = max(self.class_count, len(self.classes))  # a split may lack the last classes
+        self.suffixes = frozenset[str]().union(*(count.suffixes for count in shard_counts))
         self.channels = request.channels or COLOR
         self.shape = (self.channels, request.size, request.size)
         self.note = ""
-        stamps = [cache.stamp(place.path) if place.path else None for place in places]
-        self._told = [
-            (place.name, stamp, count.table()) for place, stamp, count in zip(places, stamps, held, strict=True)
-        ]
+        stamps = [cache.stamp(shard.path) if shard.path else None for shard in locations]
+        rows = zip(locations, stamps, shard_counts, strict=True)
+        self._fingerprint = [(shard.name, stamp, count.to_json()) for shard, stamp, count in rows]
         self._opener = ShardOpener()
-        self._opening = threading.Semaphore(OPENERS)
+        self._opening = threading.Semaphore(OPENING_SHARDS)
         self._pool = ThreadPoolExecutor(devices.processors(), thread_name_prefix="shards")
         self._lock = threading.Lock()
         self._is_closed = False
         self._open: collections.OrderedDict[int, Future[Shard | None]] = collections.OrderedDict()
-        self._failures: dict[int, str] = {}  # shards that gave nothing when they were opened last
-        self._news: list[str] = []
-        self._broken: dict[int, np.ndarray] = {}  # of each shard that has some: which records cannot be read
+        self._failures: dict[int, str] = {}  # shards that failed when they were last opened, and why
+        self._unreported: list[str] = []
+        self._broken: dict[int, np.ndarray] = {}  # by shard: a mask of its unreadable records
         self._recent: collections.OrderedDict[int, int] = collections.OrderedDict()
 
     def __len__(self) -> int:
@@ -115,229 +120,231 @@ class Shards:
 
     @property
     def has_labels(self) -> bool:
+        """Whether every record has a label."""
         return self.class_count > 0
 
     @property
     def skipped(self) -> int:
-        """How many records this process has met so far that others stand in for."""
+        """Number of records that this process has replaced by others so far."""
         with self._lock:
             single = sum(int(broken.sum()) for shard, broken in self._broken.items() if shard not in self._failures)
-            return single + sum(self._counts[shard] for shard in self._failures)
+            return single + sum(self._record_counts[shard] for shard in self._failures)
 
     def order(self, seed: int, step: int, size: int) -> Tensor:
-        """Return the numbers (size,) int64 of the images that a step takes, of few shards: `orders.in_lanes`."""
-        return epoch_order.in_lanes(self._counts, self._lanes, seed, step, size)
+        """Return the record indices (size,) int64 of a training step, from few shards: see `epoch_order.in_lanes`."""
+        return epoch_order.in_lanes(self._record_counts, self._lanes, seed, step, size)
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Return images (B, C, H, W) uint8 by their numbers (B,) int64, in that order.
+    def rows(self, indices: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) uint8 at the indices (B,) int64, in that order.
 
-        Raises UsageError where no record of any shard can be read, MachineError where the disk has no room for one.
+        Raises:
+            UsageError: No record of any shard can be read, or the shards are closed.
+            MachineError: The disk has no room for a shard.
         """
         try:
-            return self._rows(numbers)
+            return self._rows(indices)
         except (RuntimeError, CancelledError):
             if self._is_closed:
                 raise UsageError("The shards were closed while they were read.", "Open them again.") from None
             raise
 
-    def labels_of(self, numbers: Tensor) -> Tensor:
-        """Return the labels (B,) int64 of what `rows` gives for these numbers; of what it gave last, at no cost.
+    def labels_of(self, indices: Tensor) -> Tensor:
+        """Return the labels (B,) int64 of the images that `rows` returns; free for records that it returned recently.
 
-        Raises ValueError where there are none, and what `rows` raises.
+        Raises:
+            ValueError: The records have no labels. Other errors are those of `rows`.
         """
         if not self.has_labels:
             raise ValueError("these images have no labels")
-        found: list[int] = []
-        for number in numbers.tolist():
+        labels: list[int] = []
+        for index in indices.tolist():
             with self._lock:
-                label = self._recent.get(number)
-            found.append(self._sound(*self._place(number))[1] if label is None else label)
-        return torch.tensor(found, dtype=torch.int64)
+                label = self._recent.get(index)
+            labels.append(self._read(*self._locate(index))[1] if label is None else label)
+        return torch.tensor(labels, dtype=torch.int64)
 
-    def held(self, most: int) -> ImageSet:
-        """Return at most so many records as one tensor, evenly spread; errors as `load`."""
-        root, count = self._request.directory, min(most, len(self))
+    def load_images(self, max_records: int) -> ImageSet:
+        """Return up to `max_records` evenly spaced records as one tensor, (N, C, H, W) uint8.
+
+        Raises:
+            UsageError: No record can be read. Other errors are those of `rows`.
+        """
+        root, count = self._request.directory, min(max_records, len(self))
         assert root is not None
-        numbers = [place * len(self) // count for place in range(count)]
-        stamps = ("shards", most, self._told)
+        indices = [position * len(self) // count for position in range(count)]
+        stamps = ("shards", max_records, self._fingerprint)
         try:
-            found = decode_entries(self._entries(numbers), self._request, root, stamps, lambda: not self._failures)
+            images = decode_entries(self._entries(indices), self._request, root, stamps, lambda: not self._failures)
         except UsageError as error:
-            raise self._unreadable() if self._failures else error from None
-        self._tell("its images are left out")
+            raise self._nothing_readable() if self._failures else error from None
+        self._report_failures("its images are left out")
         labels = None
-        if self.has_labels and found.labels is None:  # they are all of one class
-            labels = self.labels_of(torch.tensor(numbers[:1])).expand(len(found)).contiguous()
-        elif found.labels is not None:
-            labels = torch.tensor([int(name) for name in found.classes])[found.labels]
-        return dataclasses.replace(found, labels=labels, classes=self.classes, suffixes=self.suffixes)
+        if self.has_labels and images.labels is None:  # all images are of one class
+            labels = self.labels_of(torch.tensor(indices[:1])).expand(len(images)).contiguous()
+        elif images.labels is not None:
+            labels = torch.tensor([int(name) for name in images.classes])[images.labels]
+        return dataclasses.replace(images, labels=labels, classes=self.classes, suffixes=self.suffixes)
 
-    def digest(self, most: int | None = None) -> str:
-        """Return a short name of the shards: what they are called, how large the files are, what they hold."""
-        told = [(name, stamp and stamp[0], table) for name, stamp, table in self._told]  # copies are as good
-        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+    def digest(self, max_images: int | None = None) -> str:
+        """Return a short hex digest of the names, sizes and counts of the shards; it reads no images."""
+        shards = [(name, stamp and stamp[0], count) for name, stamp, count in self._fingerprint]  # times may differ
+        return hashlib.blake2b(repr(shards).encode(), digest_size=8).hexdigest()
 
     def close(self) -> None:
-        """Let go of the shards, and end what is being read."""
+        """Close the shards and stop all reading."""
         self._is_closed = True
         self._opener.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._open.clear()
 
-    def _rows(self, numbers: Tensor) -> Tensor:
-        found = np.empty((len(numbers), *self.shape), np.uint8)
-        labels = [0] * len(numbers)
+    def _rows(self, indices: Tensor) -> Tensor:
+        pixels = np.empty((len(indices), *self.shape), np.uint8)
+        labels = [0] * len(indices)
 
-        def one(slot: int, shard: int, record: int, opened: Shard | None) -> None:
-            found[slot], labels[slot] = self._sound(shard, record, opened)
+        def read_into(slot: int, shard: int, record: int, opened: Shard | None) -> None:
+            pixels[slot], labels[slot] = self._read(shard, record, opened)
 
         pending: collections.deque[Future[None]] = collections.deque()
-        for shard, wanted in self._by_shard(numbers):
-            opened = self._awaited(shard)
-            is_small = opened is not None and opened.index.sizes[[record for _, record in wanted]].mean() < SMALL_FILE
-            for slot, record in wanted:
-                if is_small:  # as `files` has it: threads would wait for each other
-                    one(slot, shard, record, opened)
+        for shard, slots in self._by_shard(indices):
+            opened = self._wait_for(shard)
+            is_small = opened is not None and opened.index.sizes[[r for _, r in slots]].mean() < SMALL_FILE_BYTES
+            for slot, record in slots:
+                if is_small:  # threads would wait for each other, as in `decoding`
+                    read_into(slot, shard, record, opened)
                     continue
-                pending.append(self._pool.submit(one, slot, shard, record, opened))
-                if len(pending) > AHEAD:
+                pending.append(self._pool.submit(read_into, slot, shard, record, opened))
+                if len(pending) > AHEAD_IMAGES:
                     pending.popleft().result()
         for job in pending:
             job.result()
         if self.has_labels:
             with self._lock:
-                self._recent |= zip(numbers.tolist(), labels, strict=True)
-                while len(self._recent) > RECENT:
+                self._recent |= zip(indices.tolist(), labels, strict=True)
+                while len(self._recent) > RECENT_LABELS:
                     self._recent.popitem(last=False)
-        self._tell("other images stand in for these")
-        return torch.from_numpy(found)
+        self._report_failures("other images stand in for these")
+        return torch.from_numpy(pixels)
 
-    def _by_shard(self, numbers: Tensor) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """Yield each shard that numbers lie in, with their places among the numbers and in the shard.
-
-        Those that are open come first, so that what is opened then does not close what is wanted still; the first of
-        the others begin to be opened, several at a time.
-        """
-        found: dict[int, list[tuple[int, int]]] = {}
-        for slot, number in enumerate(numbers.tolist()):
-            shard, record = self._place(number)
-            found.setdefault(shard, []).append((slot, record))
+    def _by_shard(self, indices: Tensor) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """Yield each shard that the indices fall in, with pairs (slot in the batch, record in the shard)."""
+        # Open shards first, or opening others would close them before use; the next ones open during the read.
+        slots: dict[int, list[tuple[int, int]]] = {}
+        for slot, index in enumerate(indices.tolist()):
+            shard, record = self._locate(index)
+            slots.setdefault(shard, []).append((slot, record))
         with self._lock:
             are_open = set(self._open)
-        wanted = sorted(found, key=lambda shard: shard not in are_open)
-        for place, shard in enumerate(wanted):
-            for following in wanted[place : place + min(OPENERS, self._most_open)]:
-                self._opened(following)
-            yield shard, found[shard]
+        queue = sorted(slots, key=lambda shard: shard not in are_open)
+        for position, shard in enumerate(queue):
+            for following in queue[position : position + min(OPENING_SHARDS, self._max_open)]:
+                self._start_opening(following)
+            yield shard, slots[shard]
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """Return the shard that a number lies in, and its place there."""
-        if not 0 <= number < len(self):
-            raise IndexError(f"no image {number} of {len(self)}")
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return shard, number - int(self._starts[shard])
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the shard that an index falls in, and the record in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"no image {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
 
-    def _opened(self, shard: int) -> Future[Shard | None]:
-        """Return an open shard, None for one that gives nothing, or what is to become it."""
+    def _start_opening(self, shard: int) -> Future[Shard | None]:
+        """Return the future of an open shard, opening it if needed; its result is None if the shard failed."""
         with self._lock:
-            found = self._open.get(shard)
-            if found is None:
-                found = self._open[shard] = Future()
-                # Not by a pool: the end of the process would wait for its threads, and they for the network.
+            future = self._open.get(shard)
+            if future is None:
+                future = self._open[shard] = Future()
+                # Not in a pool: the exit of the process would wait for its threads, and they for the network.
                 try:
-                    threading.Thread(target=self._open_now, args=(shard, found), daemon=True).start()
+                    threading.Thread(target=self._open_now, args=(shard, future), daemon=True).start()
                 except BaseException:
-                    del self._open[shard]  # or it would be waited for without end
+                    del self._open[shard]  # a future without a thread never completes
                     raise
             self._open.move_to_end(shard)
-            while len(self._open) > self._most_open:
+            while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
-            return found
+            return future
 
-    def _awaited(self, shard: int) -> Shard | None:
-        """Return an open shard, None for one that gives nothing; warn while that takes long."""
-        found = self._opened(shard)
-        if not wait([found], PATIENCE).done:
-            what = f"waiting for {shown(self._places[shard].name)} for {PATIENCE:.0f} s"
+    def _wait_for(self, shard: int) -> Shard | None:
+        """Return an open shard, or None if it failed; warn if opening it takes long."""
+        future = self._start_opening(shard)
+        if not wait([future], SLOW_OPEN_SECONDS).done:
+            what = f"waiting for {shown(self._locations[shard].name)} for {SLOW_OPEN_SECONDS:.0f} s"
             warnings.warn(ColddiffWarning(what), stacklevel=4)
-        return found.result()
+        return future.result()
 
     def _open_now(self, shard: int, future: Future[Shard | None]) -> None:
-        place = self._places[shard]
+        location = self._locations[shard]
         try:
             with self._opening:
-                opened, why = self._opener.open(place), ""
-            found, told = counts.ShardCount.of(opened.index), self._held[shard]
-            if found.records != told.records or (self.has_labels and not 0 < found.classes <= self.class_count):
-                why = f"{place.name} holds {found.records} records of {found.classes} classes"
-                why += f", where {told.records} of {told.classes} were counted: "
+                opened, why = self._opener.open(location), ""
+            actual, expected = counts.ShardCount.of(opened.index), self._shard_counts[shard]
+            if actual.records != expected.records or (self.has_labels and not 0 < actual.classes <= self.class_count):
+                why = f"{location.name} holds {actual.records} records of {actual.classes} classes"
+                why += f", where {expected.records} of {expected.classes} were counted: "
                 assert self._request.directory is not None
-                why += counts.forget(place, self._request.directory, self._request.split)
+                why += counts.forget(location, self._request.directory, self._request.split)
         except UsageError as error:
             why = error.what
         except BaseException as error:
             with self._lock:
-                if self._open.get(shard) is future:  # asked again, it is tried again
+                if self._open.get(shard) is future:  # the next request tries again
                     del self._open[shard]
             future.set_exception(error)
             return
         with self._lock:
             if why:
                 if shard not in self._failures:
-                    self._news.append(why.rstrip("."))
+                    self._unreported.append(why.rstrip("."))
                 self._failures[shard] = why
             else:
                 self._failures.pop(shard, None)
         future.set_result(None if why else opened)
 
-    def _tell(self, outcome: str) -> None:
-        """Warn of shards that gave nothing when they were opened, once of each, and of what comes of it."""
+    def _report_failures(self, outcome: str) -> None:
+        """Warn once about each shard that failed to open, and say what happens to its images."""
         with self._lock:
-            told, self._news = self._news, []
-        for why in told:
+            failures, self._unreported = self._unreported, []
+        for why in failures:
             warnings.warn(ColddiffWarning(f"{why}; {outcome}"), stacklevel=4)
 
-    def _sound(self, shard: int, record: int, held: Shard | None = None) -> tuple[np.ndarray, int]:
-        """Return the pixels (C, H, W) and the label of a record, or of the next one that can be read.
-
-        held: the shard, where it is known to be open.
-        """
-        for at in itertools.chain(range(shard, len(self._counts)), range(shard)):
-            opened = held if at == shard else None
-            if opened is None and self._counts[at]:
-                opened = self._awaited(at)
+    def _read(self, shard: int, record: int, opened_shard: Shard | None = None) -> tuple[np.ndarray, int]:
+        """Return the pixels (C, H, W) and the label of a record, or of the next readable one."""
+        for candidate_shard in itertools.chain(range(shard, len(self._record_counts)), range(shard)):
+            opened, count = opened_shard if candidate_shard == shard else None, self._record_counts[candidate_shard]
+            if opened is None and count:
+                opened = self._wait_for(candidate_shard)
             if opened is None:
                 continue
-            first = record % self._counts[at]
-            for candidate in itertools.chain(range(first, self._counts[at]), range(first)):
-                picture = self._decoded(opened, at, candidate)
+            first = record % count
+            for candidate in itertools.chain(range(first, count), range(first)):
+                picture = self._decode(opened, candidate_shard, candidate)
                 if picture is not None:
                     return picture, int(opened.index.labels[candidate])
-        raise self._unreadable()
+        raise self._nothing_readable()
 
-    def _unreadable(self) -> UsageError:
+    def _nothing_readable(self) -> UsageError:
         why = next(iter(self._failures.values()), "")
         return UsageError(f"None of the {len(self)} records can be read. {why}".strip(), "Check the shards.")
 
-    def _decoded(self, opened: Shard, shard: int, record: int) -> np.ndarray | None:
-        """Return a record's pixels, None where it cannot be read, which is remembered."""
+    def _decode(self, opened: Shard, shard: int, record: int) -> np.ndarray | None:
+        """Return the pixels of a record, or None if it is unreadable, which is remembered."""
         broken = self._broken.get(shard)
         if broken is not None and broken[record]:
             return None
         content = opened.read(record)
         with contextlib.suppress(ColddiffError):
-            path = Path(self._places[shard].name)  # for messages
+            path = Path(self._locations[shard].name)  # for messages
             return read_bytes(path, size=self._request.size, channels=self.channels, content=content)
         with self._lock:
-            self._broken.setdefault(shard, np.zeros(self._counts[shard], np.bool_))[record] = True
+            self._broken.setdefault(shard, np.zeros(self._record_counts[shard], np.bool_))[record] = True
         return None
 
-    def _entries(self, numbers: Sequence[int]) -> Iterator[Entry]:
-        """Yield records for `files` to decode; their folder is their class."""
-        for number in numbers:
-            shard, record = self._place(number)
-            opened = self._awaited(shard)
+    def _entries(self, indices: Sequence[int]) -> Iterator[Entry]:
+        """Yield records as entries to decode, with the class as the folder."""
+        for index in indices:
+            shard, record = self._locate(index)
+            opened = self._wait_for(shard)
             label = int(opened.index.labels[record]) if opened else 0
             folder = f"{label:010d}" if self.has_labels else "."
-            yield Entry(Path(f"{number}"), folder, opened.read(record) if opened else b"")
+            yield Entry(Path(f"{index}"), folder, opened.read(record) if opened else b"")

@@ -1,0 +1,103 @@
+"""The dashboard under test: golden runs, a fixed clock and machine, and keys to press."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+
+from golden_runs import NOW, write_runs
+
+from colddiff_cli.console import terminal_images
+from colddiff_cli.monitor.app import Monitor
+from colddiff_cli.monitor.data.run_state import RunState, WallClock
+from colddiff_core import runs
+
+READINGS = [("CPU", "150 % of 2 cores"), ("memory", "3.1 of 25.3 GB"), ("GPU", "97 %, 11.2 of 80.0 GB")]
+
+
+class SteadyMachine:
+    """A machine whose readings never change."""
+
+    def read(self, holder):
+        return READINGS
+
+
+class FakeClock:
+    """A clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.wall, self.monotonic = NOW, 1000.0
+
+    def advance(self, seconds: float) -> None:
+        self.wall += seconds
+        self.monotonic += seconds
+
+
+def open_state(path, clock=None):
+    """Return the state of a run, polled once."""
+    clock = clock or FakeClock()
+    run = RunState(runs.Run(path), WallClock(lambda: clock.wall, lambda: clock.monotonic))
+    run.poll()
+    return run
+
+
+@contextlib.contextmanager
+def golden_folder(tmp_path, monkeypatch):
+    """Yield a folder of golden runs, in UTC, with polls only when the test asks for one."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("colddiff_cli.monitor.app.POLL_SECONDS", 3600)
+    yield write_runs(tmp_path / "runs")
+    monkeypatch.undo()
+    time.tzset()
+
+
+def make_app(folder, **options):
+    """Return a dashboard over a folder of runs."""
+    clock = WallClock(lambda: NOW, lambda: 1000.0)
+    settings = {"image_backend": terminal_images.half_blocks(), "machine": SteadyMachine(), "clock": clock}
+    return Monitor(folder, **(settings | options))
+
+
+@contextlib.asynccontextmanager
+async def opened(app, size=(160, 48), keys=""):
+    """Open the dashboard and press keys."""
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await pilot.pause()
+        for key in keys.split():
+            await pilot.press(key)
+        await pilot.pause(0.1)
+        yield pilot
+
+
+def drive(app, size=(160, 48), keys=""):
+    """Return a decorator that runs a coroutine on the opened dashboard."""
+
+    def decorate(body):
+        async def run():
+            async with opened(app, size, keys) as pilot:
+                await body(pilot)
+
+        asyncio.run(run())
+
+    return decorate
+
+
+def screen_text(app):
+    """Return the text on the screen, line by line."""
+    return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+
+
+async def poll(pilot, app):
+    """Poll the files now."""
+    app._poll()
+    await pilot.pause(0.1)
+
+
+def append_event(path, **event):
+    """Write an event as the trainer of a run would."""
+    with (path / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": NOW} | event) + "\n")

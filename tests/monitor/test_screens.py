@@ -1,0 +1,136 @@
+"""Every screen of the dashboard against its golden picture, and what every screen must do: size, color, text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import textual
+from dashboards import drive, golden_folder, make_app, poll, screen_text
+from golden_runs import NOW, write_run
+
+from colddiff_cli.monitor.app import Monitor
+from colddiff_cli.monitor.panes.curves import CurvesPane
+from colddiff_cli.monitor.panes.dialogs import HelpDialog
+from colddiff_cli.monitor.panes.pictures import PicturesPane
+from colddiff_cli.monitor.panes.runs import RunsPane
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "monitor"
+SIZES = {"80x24": (80, 24), "160x48": (160, 48)}
+SVG_ID = re.compile(r"terminal-\d+-")
+SCREENS = {
+    "curves": "2",
+    "pictures": "3",
+    "sheets-back": "3 left",
+    "full": "3 f",
+    # the rest with a run that has no pictures, whose cells would make the files large
+    "runs": "1 down",
+    "status": "1 down 4",
+    "overlay": "1 down space down 2 s s",
+    "bands": "1 down 2 m l",
+    "zoomed": "1 down 2 plus plus left left_square_bracket left_square_bracket",
+    "help": "1 down question_mark",
+    "stop": "1 down x",
+    "light": "1 down d",
+    "filter": "1 down slash d i g",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    with golden_folder(tmp_path, monkeypatch) as path:
+        yield path
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("screen", SCREENS)
+def test_every_screen_looks_as_before(folder, screen, size, pytestconfig):
+    app = make_app(folder)
+
+    @drive(app, SIZES[size], SCREENS[screen])
+    async def _(pilot):
+        await poll(pilot, app)
+        picture = SVG_ID.sub("terminal-", app.export_screenshot(title="colddiff monitor"))
+        text = screen_text(app)
+        path = GOLDEN / f"{screen}-{size}.svg"
+        if pytestconfig.getoption("update_golden"):
+            GOLDEN.mkdir(parents=True, exist_ok=True)
+            path.write_text(picture)
+            path.with_suffix(".txt").write_text(text)
+            (GOLDEN / "TEXTUAL").write_text(f"{textual.__version__}\n")
+        assert text == path.with_suffix(".txt").read_text(), "look at it, then: pytest --update-golden"
+        if (GOLDEN / "TEXTUAL").read_text().strip() == textual.__version__:  # versions draw colors differently
+            assert picture == path.read_text()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (300, 80), (111, 31), (40, 10), (20, 5)])
+def test_it_takes_any_size_and_resize(folder, size):
+    app = make_app(folder)
+
+    @drive(app)
+    async def _(pilot):
+        for pane in "1234":
+            await pilot.press(pane)
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            assert len(screen_text(app).split("\n")) == size[1]
+            await pilot.resize_terminal(160, 48)
+            await pilot.pause()
+        assert "4 Status" in screen_text(app)
+
+
+def test_no_color_is_respected(folder, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(folder)
+
+    @drive(app)
+    async def _(pilot):
+        colors = set(re.findall(r"#([0-9a-f]{6})", app.export_screenshot()))
+        window = {"ff5f57", "febc2e", "28c840", "c5c8c6"}  # the frame that Textual draws around a screenshot
+        assert [c for c in colors - window if not c[:2] == c[2:4] == c[4:]] == []
+
+
+def test_help_names_every_key(folder):
+    app = make_app(folder)
+
+    @drive(app, keys="question_mark")
+    async def _(pilot):
+        assert isinstance(app.screen, HelpDialog)
+        await pilot.press("escape")
+        assert not isinstance(app.screen, HelpDialog)
+        text = HelpDialog._text().plain
+        names = {
+            "slash": "/",
+            "left": "←",
+            "right": "→",
+            "space": "Space",
+            "minus": "-",
+            "escape": "Esc",
+            "home": "Home",
+            "left_square_bracket": "[",
+            "right_square_bracket": "]",
+            "end": "End",
+        }
+        for binding in (*Monitor.BINDINGS, *RunsPane.BINDINGS, *CurvesPane.BINDINGS, *PicturesPane.BINDINGS):
+            key = binding.key_display or binding.key.split(",")[0]
+            assert re.search(rf"(^|\s){re.escape(names.get(key, key))}\s", text), binding
+
+
+def test_brackets_in_a_reason_are_not_markup(folder):
+    write_run(folder, "odd", events=({"event": "failed", "time": NOW, "why": "RuntimeError: bad [/usr/lib/x.so]"},))
+    app = make_app(folder, pattern="odd")
+
+    @drive(app, keys="1 p 4 x f f 1 slash [ a ]")
+    async def _(pilot):
+        assert "[/usr/lib/x.so]" in next(iter(app._notifications)).message
+
+
+def test_escape_sequences_stay_text_on_every_pane(folder):
+    write_run(folder, "odd\x1b[31m", events=({"event": "failed", "time": NOW, "why": "\x1b[2J\x1b]0;x\x07"},))
+    app = make_app(folder, pattern="odd*")
+
+    @drive(app, keys="1 p 4 f f x")
+    async def _(pilot):
+        assert "\x1b" not in screen_text(app)
+        assert "\x07" not in screen_text(app)

@@ -1,0 +1,53 @@
+"""A run made by version 0.1 opens, samples, evaluates and resumes as it did there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from colddiff_cli.__main__ import run
+from colddiff_core import runs
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "run-0.1"
+# Printed by version 0.1 for this folder: `colddiff eval RUN --n 32 --features none --json`.
+METRICS = {
+    "degraded": {"rmse": 0.316523, "psnr": 10.045025, "ssim": 0.016361},
+    "direct": {"rmse": 0.190780, "psnr": 14.603937, "ssim": 0.470867},
+    "sampled": {"rmse": 0.209580, "psnr": 13.828136, "ssim": 0.412022},
+    "naive": {"rmse": 0.214201, "psnr": 13.629627, "ssim": 0.397632},
+}
+# Logged by version 0.1: `colddiff train --resume RUN --set train.steps=50`.
+LOSSES = {40: 0.177292, 50: 0.173297}
+
+
+@pytest.fixture
+def old_run(in_folder: Path) -> Path:
+    return shutil.copytree(GOLDEN, in_folder / "old")
+
+
+def test_its_figures_are_the_same(old_run, capsys):
+    assert run(["eval", str(old_run), "--n", "32", "--features", "none", "--json", "--device", "cpu"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    for kind, figures in METRICS.items():
+        for name, value in figures.items():
+            assert metrics[kind][name] == pytest.approx(value, abs=2e-4), f"{kind} {name}"
+
+
+def test_it_can_be_sampled_from(old_run):
+    assert run(["sample", str(old_run), "--n", "4", "--out-dir", "restored", "--device", "cpu"]) == 0
+    assert len(list(Path("restored").glob("*.png"))) == 4
+    assert run(["generate", str(old_run), "--n", "2", "--out", "grid.png", "--device", "cpu"]) == 0
+    assert Image.open("grid.png").size[0] > 0
+
+
+def test_it_resumes_with_the_losses_of_its_own_version(old_run):
+    assert run(["train", "--resume", str(old_run), "--set", "train.steps=50", "--device", "cpu"]) == 0
+    lines = {line["step"]: line["loss"] for line in runs.Run(old_run).metrics()}
+    assert lines[10] > lines[50]
+    for step, loss in LOSSES.items():
+        assert lines[step] == pytest.approx(loss, rel=1e-3)
+    assert [event["event"] for event in runs.Run(old_run).events()][-1] == "finished"
