@@ -1,9 +1,9 @@
-"""D(x, t) of every operator against its literal, step-by-step form: times in one run, ratio and difference.
+"""Time D(x, t) of every operator against its literal, step-by-step form.
 
 Usage: python benchmarks/degradations.py [--json] [NAME...]
-The literal forms are those of tests/literal.py: the paper's definitions written out, in float32 on the same
-images and threads. `ratio` is theirs at t = T over ours at t = T; `flat` the largest over the smallest of
-our times across t; `mixed` our time with a t of its own for each image. Medians of the repeats.
+The literal forms are the paper's definitions in tests/literal.py, in float32 on the same images and threads.
+`ratio` is their time over ours at t = T; `flat` is our longest time over our shortest across t; `mixed` is our time
+with a different t for each image; `difference` is the largest between the results. Times are medians.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REPEATS, ROUNDS = 5, 9
 
 
 def seconds(work: Callable[[], Tensor], rounds: int = ROUNDS, repeats: int = REPEATS) -> list[float]:
-    """Return each round's mean over repeats."""
+    """Return the mean time of a call in seconds, for each round of `repeats` calls."""
     times = []
     for _ in range(rounds):
         start = _now()
@@ -56,7 +56,7 @@ def seconds(work: Callable[[], Tensor], rounds: int = ROUNDS, repeats: int = REP
 
 
 def _now() -> float:
-    if torch.cuda.is_initialized():  # what it was given goes on behind Python
+    if torch.cuda.is_initialized():  # kernels run asynchronously
         torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -64,13 +64,13 @@ def _now() -> float:
 def measure(
     label: str, name: str, parameters: dict, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> dict:
-    """Return a row of the table; `literal_rounds` and `closed_rounds` hold the seconds of each round at t = T."""
+    """Return a row of the table; `literal_rounds` and `closed_rounds` are the seconds of each round at t = T."""
     op = degradations.build(name, **parameters)
     x0 = (torch.rand(shape, generator=seeds.generator(0)) * 2 - 1).to(device)
-    others = {op.second_field: x0.flip(-1)} if op.second_field else {}
-    frozen = op.freeze(x0, generator=seeds.generator(1, device=device), **others)
+    second = {op.second_field: x0.flip(-1)} if op.second_field else {}
+    frozen = op.freeze(x0, generator=seeds.generator(1, device=device), **second)
     form = literal.FORMS[name]
-    closed = op(x0, op.steps, frozen)  # builds what tables there are
+    closed = op(x0, op.steps, frozen)  # also builds the tables
     difference = (closed - form(op, x0, op.steps, frozen)).abs().max().item()
     severities = sorted({1, 2, op.steps // 4, op.steps // 2, op.steps} - {0})
     rounds = {t: seconds(lambda t=t: op(x0, t, frozen)) for t in severities}
@@ -94,7 +94,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="operators; all of them if none are named")
+    parser.add_argument("names", nargs="*", help="operators (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     rows = [measure(*case) for case in CASES if not arguments.names or case[1] in arguments.names]

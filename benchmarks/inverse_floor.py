@@ -1,7 +1,7 @@
-"""The inverse of a blur with one floor for both axes against a floor per axis, on MNIST.
+"""Compare the inverse of a blur with one floor for both axes against a floor per axis, on MNIST.
 
 Usage: python benchmarks/inverse_floor.py DATA_DIR
-Prints the RMSE of each, clamped to the pixel range, by severity: the table of docs/decisions/003.
+Prints the RMSE of each by severity, clamped to the pixel range: the table of docs/decisions/003.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         return ((x.clamp(-1, 1) - x0) / 2).square().mean().sqrt().item()
 
     def along_rows(x: Tensor, t: int) -> Tensor:
-        """Invert the horizontal blur alone: a picture one pixel high has no vertical one."""
+        """Invert the horizontal blur only: rows are passed as pictures one pixel high."""
         return op.invert(x.reshape(-1, 1, 1, x.shape[-1]), t, None, FLOOR).view_as(x)
 
     print(f"{'t':>3}{'degraded':>10}{'per axis':>10}{'one floor':>11}")

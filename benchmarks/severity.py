@@ -1,9 +1,9 @@
-"""How near severity estimates come: the median relative error by operator, data set and band of severities.
+"""Measure severity estimates: the median relative error by operator, data set and band of severities.
 
 Usage: python benchmarks/severity.py --data-dir DIR [--n N] [--per N] [OPERATOR...]
-DIR/kodak holds PNGs, DIR/celeba-half a test.tar or a folder test of JPEGs; what is absent is passed over. Each picture
-is degraded at severities spread over 1..steps, rounded to 8 bits and handed to `estimate` with nothing else. Where a
-preset photos-OPERATOR is of that operator its parameters are used.
+DIR/kodak holds PNGs; DIR/celeba-half holds test.tar or a folder `test` of JPEGs; missing sets are skipped. Each picture
+is degraded at severities spread over 1..steps, rounded to 8 bits and passed to `estimate`. Parameters come from the
+preset photos-OPERATOR if there is one for that operator.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ OPERATORS = {
     "snow": {"steps": 50, "level": 3},
 }
 BANDS = (1 / 3, 2 / 3, 1.0)
-GOLDEN = 0.618  # so that no two pictures have the same severities
+GOLDEN_RATIO = 0.618  # spreads the severities differently for each picture
 
 
 def operator(name: str) -> Degradation:
+    """Return the operator of a preset photos-NAME, or of OPERATORS."""
     preset = f"photos-{name}"
     degradation = presets.load(preset).degradation if preset in presets.names() else None
     if degradation is not None and degradation.name == name:
@@ -47,16 +48,19 @@ def operator(name: str) -> Degradation:
 
 
 def picture(source: Path | io.BytesIO) -> Tensor:
+    """Return an image file as (1, 3, H, W) float32 in [-1, 1]."""
     values = np.array(Image.open(source).convert("RGB"))
     return torch.from_numpy(values).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def kodak(directory: Path, most: int) -> Iterator[Tensor]:
+    """Yield up to `most` of the Kodak photographs."""
     for path in sorted((directory / "kodak").glob("*.png"))[:most]:
         yield picture(path)
 
 
 def celeba(directory: Path, most: int) -> Iterator[Tensor]:
+    """Yield up to `most` test images of CelebA at half size, evenly spread."""
     archive = directory / "celeba-half" / "test.tar"
     if not archive.exists():
         paths = sorted((directory / "celeba-half" / "test").glob("**/*.jpg"))
@@ -65,45 +69,46 @@ def celeba(directory: Path, most: int) -> Iterator[Tensor]:
     with tarfile.open(archive) as files:
         members = [member for member in files if member.isfile() and member.name.endswith(".jpg")]
         for member in members[:: max(1, len(members) // most)][:most]:
-            held = files.extractfile(member)
-            assert held is not None
-            yield picture(io.BytesIO(held.read()))
+            file = files.extractfile(member)
+            assert file is not None
+            yield picture(io.BytesIO(file.read()))
 
 
 def measure(op: Degradation, pictures: list[Tensor], per: int) -> None:
-    found, seconds = [], 0.0
+    """Estimate `per` severities of each picture and print the row's figures."""
+    results, seconds = [], 0.0
     for number, x0 in enumerate(pictures):
-        for turn in range(per):
-            t = 1 + int((turn + number * GOLDEN % 1) / per * op.steps)
-            frozen = op.freeze(x0, generator=seeds.generator(1000 * number + turn))
+        for index in range(per):
+            t = 1 + int((index + number * GOLDEN_RATIO % 1) / per * op.steps)
+            frozen = op.freeze(x0, generator=seeds.generator(1000 * number + index))
             x_t = quantize(op(x0, t, frozen), 8)
             started = time.perf_counter()
-            told = op.estimate(x_t)
+            estimate = op.estimate(x_t)
             seconds += time.perf_counter() - started
-            found.append((t, abs(told.t - t) / t, told.low <= t <= told.high))
-    errors = [error for _, error, _ in found]
-    shown = f"{len(found):>5}{statistics.median(errors):>9.1%}"
+            results.append((t, abs(estimate.t - t) / t, estimate.low <= t <= estimate.high))
+    errors = [error for _, error, _ in results]
+    row = f"{len(results):>5}{statistics.median(errors):>9.1%}"
     low = 0.0
     for high in BANDS:
-        band = [error for t, error, _ in found if low < t / op.steps <= high + 1e-9]
-        shown += f"{statistics.median(band):>9.1%}" if band else f"{'-':>9}"
+        band = [error for t, error, _ in results if low < t / op.steps <= high + 1e-9]
+        row += f"{statistics.median(band):>9.1%}" if band else f"{'-':>9}"
         low = high + 1e-9
-    inside = sum(is_inside for *_, is_inside in found) / len(found)
-    print(f"{shown}{inside:>9.0%}{seconds / len(found):>9.2f}", flush=True)
+    inside = sum(is_inside for *_, is_inside in results) / len(results)
+    print(f"{row}{inside:>9.0%}{seconds / len(results):>9.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("operators", nargs="*", help=f"of {', '.join(OPERATORS)}; all if none are named")
-    parser.add_argument("--data-dir", type=Path, required=True, help="where the folders kodak and celeba-half lie")
-    parser.add_argument("--n", type=int, default=50, help="most pictures of a set")
-    parser.add_argument("--per", type=int, default=4, help="severities of each picture")
+    parser.add_argument("operators", nargs="*", help=f"of {', '.join(OPERATORS)} (default: all)")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder that contains kodak and celeba-half")
+    parser.add_argument("--n", type=int, default=50, help="maximum number of pictures per set")
+    parser.add_argument("--per", type=int, default=4, help="severities per picture")
     arguments = parser.parse_args()
     sets = {
         "kodak": list(kodak(arguments.data_dir, arguments.n)),
         "celeba": list(celeba(arguments.data_dir, arguments.n)),
     }
-    print("median |t - truth| / truth; by thirds of the severities; how often low..high holds the truth")
+    print("median |t - truth| / truth, also by thirds of the severities; how often low..high contains the truth")
     print(
         f"{'operator':<12}{'set':<8}{'n':>5}{'median':>9}{'mild':>9}{'middle':>9}{'severe':>9}{'inside':>9}{'seconds':>9}"
     )

@@ -1,0 +1,46 @@
+"""The precision that commands run in and report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small_memory import COMMANDS
+
+from colddiff_cli.__main__ import run
+from colddiff_core import runs
+from colddiff_core.config import toml
+from colddiff_core.models import UNet
+
+
+@pytest.fixture
+def run_folder(tiny_run, in_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+    return shutil.copytree(tiny_run, in_folder / "runs" / "own")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_use_and_report_the_requested_precision(command, run_folder, monkeypatch, capsys):
+    dtypes = set()
+    original = UNet.forward
+
+    def forward(self, *arguments):
+        dtypes.add(self.body_dtype)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    for word, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        for option, in_run in (([], word), (["--precision", word], "float32" if word == "bf16" else "bf16")):
+            table = runs.Run(run_folder).table()
+            table["train"]["precision"] = in_run
+            Path(run_folder, "run.toml").write_text(toml.dump(table))
+            dtypes.clear()
+            assert run([command, *COMMANDS[command], *option, "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["precision"] == word
+            assert dtypes == {dtype}
+    assert run([command, *COMMANDS[command], "--precision", "auto", "--json"]) == 0
+    assert dtypes >= {torch.bfloat16 if json.loads(capsys.readouterr().out)["precision"] == "bf16" else torch.float32}
+    assert runs.Run(run_folder).config().train.precision == "bf16"
