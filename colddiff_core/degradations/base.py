@@ -87,7 +87,7 @@ class Degradation:
     is_linear: ClassVar[bool] = False  # D(., t) is linear or affine, and `_invert` inverts each component separately
     is_coloring: ClassVar[bool] = False  # restoring may add color, so a gray picture must be read as RGB
     has_estimate: ClassVar[bool] = False
-    estimated: ClassVar[tuple[str, ...]] = ()  # the random fields that `estimate` recovers
+    estimated_fields: ClassVar[tuple[str, ...]] = ()  # the random fields that `estimate` recovers
     second_field: ClassVar[str] = ""  # the random field that holds images of a second data set
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -175,11 +175,11 @@ class Degradation:
         return self._invert(x_t, self._check_severity(t, x_t), self._require_frozen(frozen), floor)
 
     @property
-    def is_solving(self) -> bool:
+    def has_reestimate(self) -> bool:
         """Whether `reestimate` solves for the random fields, so that they need not be known in advance."""
         return type(self)._reestimate is not Degradation._reestimate
 
-    def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
+    def severity_to_hide(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
         """Return the lowest severity, and the random fields, at which D hides all pixels of a mask.
 
         Shapes: hidden (B, H, W) bool, true where a pixel is hidden.

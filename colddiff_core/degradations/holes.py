@@ -59,7 +59,7 @@ class Holes(Degradation):
     frozen_type = FrozenHoles
     has_inverse = True
     has_estimate = True
-    estimated = ("turn",)
+    estimated_fields = ("turn",)
     is_linear = True
 
     steps: int = setting(20, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -98,7 +98,7 @@ class Holes(Degradation):
         visible = (frozen.turn.unsqueeze(1) > entry_at(self.shares, t, x_t)).to(x_t.dtype)
         return _fill(x_t, visible)
 
-    def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
+    def severity_to_hide(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
         """Return T and the `turn` that hides exactly the pixels of `hidden` (B, H, W) bool.
 
         Raises:

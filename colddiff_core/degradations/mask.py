@@ -63,7 +63,7 @@ class Mask(Degradation):
     has_inverse = True
     has_estimate = True
     is_linear = True
-    estimated = ("center_row", "center_col", "color")
+    estimated_fields = ("center_row", "center_col", "color")
 
     steps: int = setting(50, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
     std: float = setting(1.1, "width of the first Gaussian, in pixels", minimum=MIN_STD_PIXELS)
@@ -110,7 +110,7 @@ class Mask(Degradation):
         visible = x_t if self.fill == "gray" else x_t - (1 - mask) * frozen.color[:, :, None, None]
         return mask / (mask.square() + floor**2) * visible
 
-    def covering(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
+    def severity_to_hide(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
         """Return the lowest severity, and the centers, at which the hole hides all pixels of `hidden` (B, H, W) bool.
 
         Raises:

@@ -86,18 +86,18 @@ class PhotographRestorer:
         estimate = None
         wanted = {field.name for field in dataclasses.fields(self.operator.frozen_type)}
         if hidden is not None:
-            t, fields = self.operator.covering(hidden[None].to(x_t.device))
+            t, fields = self.operator.severity_to_hide(hidden[None].to(x_t.device))
         elif t is None:
             estimate = self.operator.estimate(self._seen(x_t))
             t, fields = estimate.t, estimate.fields
-        elif wanted.intersection(self.operator.estimated):
+        elif wanted.intersection(self.operator.estimated_fields):
             with contextlib.suppress(UsageError):  # then nothing is known of them
                 fields = self.operator.estimate(self._seen(x_t)).fields
         fields = {name: _for_each(value, x_t) for name, value in fields.items() if name in wanted}
         frozen = self.operator.freeze(x_t, generator=torch.Generator().manual_seed(self.sampling.seed), **fields)
         if hidden is not None:  # whatever is there now, a scratch or a name, must not be seen
             x_t = self.operator(x_t, t, frozen)
-        is_known = hidden is not None or wanted <= set(fields) or self.operator.is_solving
+        is_known = hidden is not None or wanted <= set(fields) or self.operator.has_reestimate
         return DegradedPhotograph(picture, x_t, self.color, frozen, is_known, estimate, t)
 
     def restore(self, given: DegradedPhotograph, at_share: Callable[[float], None] = lambda share: None) -> Tensor:

@@ -91,7 +91,7 @@ def test_activations_are_freed_before_the_retry():
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
-    """A run with classes, whose operator has fields of its own for each image."""
+    """A run with classes, whose operator has frozen fields for each image."""
     return masked_run(tmp_path_factory.mktemp("masked") / "run")
 
 
