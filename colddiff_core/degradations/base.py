@@ -68,7 +68,7 @@ class Degradation:
     `setting` and define hooks. A public method checks its arguments and calls the hook of the same name. A hook gets a
     valid t, on the images' device if it is a tensor, and `frozen` of type `frozen_type`; it returns:
 
-        _degrade(x0, t, frozen)              x_t. Required. Rows with t = 0 are ignored.
+        _degrade(x0, t, frozen)              x_t. Required. Results for t = 0 are ignored.
         _freeze(x0, generator, fields)       a `frozen_type`, drawing what `fields` lacks. For random operators.
         _pair(x0, s, r, frozen)              (D(x0, s), D(x0, r)), s and r ints > 0. When one pass is cheaper than two.
         _invert(x_t, t, frozen, floor)       a regularized inverse of x_t. With `has_inverse = True`.
@@ -85,7 +85,7 @@ class Degradation:
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
     is_linear: ClassVar[bool] = False  # D(., t) is linear or affine, and `_invert` inverts each component separately
-    is_coloring: ClassVar[bool] = False  # restoring may add color, so a gray picture must be read as RGB
+    is_coloring: ClassVar[bool] = False  # restoring a gray picture may give it color
     has_estimate: ClassVar[bool] = False
     estimated_fields: ClassVar[tuple[str, ...]] = ()  # the random fields that `estimate` recovers
     second_field: ClassVar[str] = ""  # the random field that holds images of a second data set
