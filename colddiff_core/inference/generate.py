@@ -21,7 +21,7 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.runs import Run
-from colddiff_core.sampling import DegradedImages, Sampling, Step, priors
+from colddiff_core.sampling import DegradedImages, Sampling, Step, fitting, priors
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
 # Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
@@ -133,7 +133,7 @@ def prepare(
         raise UsageError(f"The prior '{prior.name}' has no symmetry that noise could break.", "Leave --noise out.")
     source = _source(built)
     together = group.current()
-    weights = priors.load_or_fit(prior, source, run.path / "priors", components) if together.is_first else {}
+    weights = fitting.load_or_fit(prior, source, run.path / "priors", components) if together.is_first else {}
     weights = dict(together.broadcast_tensors(weights))
     if prior.is_drawn_from_images and not together.is_alone:
         together.one_process_first(source.images)
