@@ -22,7 +22,7 @@ from skimage.restoration import wiener
 from skimage.transform import resize
 from torch import Tensor
 
-from colddiff_core import devices, experiment, runs, seeds
+from colddiff_core import experiment, runs, seeds
 from colddiff_core.datasets.decoding import list_images
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize, read, to_bytes
@@ -43,7 +43,8 @@ def main() -> None:
     options.add_argument("--samplers", default="direct,tacos", help="samplers of the run to compare")
     chosen = options.parse_args()
     run = runs.Run(chosen.run)
-    built, step = open_run.open_run(run, devices.choose("auto"))
+    trained = open_run.open_run(run, device="auto")
+    built, step = trained.experiment, trained.step
     op = built.operator
     severities = [int(t) for t in chosen.t.split(",") if t] or sorted({1, op.steps // 4 or 1, op.steps // 2, op.steps})
     files = list_images(chosen.folder)

@@ -21,7 +21,7 @@ from unittest import mock
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import devices, images, runs
+from colddiff_core import images, runs
 from colddiff_core.inference import open_run, photograph
 from colddiff_core.models import memory
 from colddiff_core.sampling import Sampling
@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("photo", type=Path)
     options.add_argument("--t", type=int, default=0, help="severity; half of the operator's by default")
     chosen = options.parse_args()
-    built, _ = open_run.open_run(runs.Run(chosen.run), devices.choose("cpu"))
+    built = open_run.open_run(runs.Run(chosen.run), device="cpu").experiment
     t = chosen.t or -(-built.operator.steps // 2)
     x0 = images.read(chosen.photo, channels=built.channels)
     x_t = images.quantize(built.operator(x0[None], t, built.operator.freeze(x0[None])), photograph.BITS)[0]

@@ -9,7 +9,7 @@ import typer
 from colddiff_cli.arguments import operator_options
 from colddiff_cli.commands import compare, data, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
 from colddiff_cli.jobs import launch
-from colddiff_core import __version__
+from colddiff_core.config.version import __version__
 
 # What the processes of a job can do together; the rest is for one alone.
 SHARED = frozenset({"degrade", "train", "sample", "generate", "eval"})

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import __version__, datasets, degradations, devices, seeds
+from colddiff_core import datasets, degradations, devices, seeds
 from colddiff_core.config.schema import Config
+from colddiff_core.config.version import __version__
 from colddiff_core.datasets.from_config import load_second
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal

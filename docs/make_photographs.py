@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from colddiff_core import devices, images, runs, seeds
+from colddiff_core import images, runs, seeds
 from colddiff_core.datasets import photos
 from colddiff_core.inference import open_run, photograph
 from colddiff_core.sampling import Sampling
@@ -29,7 +29,7 @@ def main() -> None:
     place = Path(sys.argv[1])
     columns: dict[str, list[torch.Tensor]] = {"given": [], "restored": [], "original": []}
     for name, t, file, (top, left) in ROWS:
-        built, _ = open_run.open_run(runs.Run(place / f"photos-{name}-small"), devices.choose("cpu"))
+        built = open_run.open_run(runs.Run(place / f"photos-{name}-small"), device="cpu").experiment
         x0 = images.read(_photograph(file), channels=3)[:, top : top + SIDE, left : left + SIDE]
         frozen = built.operator.freeze(x0[None], generator=seeds.image_generators(1, [0]))
         x_t = images.quantize(built.operator(x0[None], t, frozen), photograph.BITS)[0]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import references
 from colddiff_cli.arguments import options, outputs
+from colddiff_cli.console import explain
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import COMPARED, comparison_table, measured
 from colddiff_cli.jobs import open_run
@@ -85,13 +85,16 @@ def compare(
     overrides = options.run_overrides(data_dir, precision, compiled)
     for run in found:
         run.config(overrides)  # what cannot be is told before weights are fetched
-    means = references.prepare(screen, features, weights, device)
 
     from colddiff_core import images, sampling
     from colddiff_core.evaluation import comparison
+    from colddiff_core.evaluation import reference as references
 
-    opened = [open_run.open_run(screen, run, device, overrides) for run in found]
-    experiments = [built for built, _ in opened]
+    with explain.advancing(screen) as progress:
+        choice = references.prepare(features, weights, device, progress)
+
+    opened = [open_run.open_run(run, device, overrides) for run in found]
+    experiments = [trained.experiment for trained in opened]
     _check_alike(experiments)
     kind = "generated" if is_generating else "restored"
     path = outputs.free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
@@ -107,7 +110,8 @@ def compare(
             sampling.Sampling(name, stride).check(built.operator, t)
         generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
         contenders += _contenders(label if len(found) > 1 else "", built, ways, t, generators or [None])
-    reference = references.load(screen, experiments[0], means)
+    with explain.advancing(screen) as progress:
+        reference = references.load(experiments[0], choice, progress)
     config = experiments[0].config
     count = n if is_generating else min(n, len(reference.test))
     chosen_seed = config.train.seed if seed is None else seed
@@ -122,17 +126,17 @@ def compare(
     published = {contender.label: _published(contender) for contender in contenders}
     title = f"{counted(count, 'image')} from nothing" if is_generating else title
     screen.show(comparison_table(title, figures, references.labels(reference), published))
-    screen.say(", ".join(f"{run.path} at step {step}" for run, (_, step) in zip(found, opened, strict=True)))
+    screen.say(", ".join(f"{trained.run.path} at step {trained.step}" for trained in opened))
     screen.say("steps: evaluations of the network; ms: milliseconds an image")
     has_too_few_images = any(outcome.has_too_few_images for outcome in outcomes.values())
-    references.explain(screen, reference, measured(figures, COMPARED), has_too_few_images=has_too_few_images)
+    explain.explain(screen, reference, measured(figures, COMPARED), has_too_few_images=has_too_few_images)
     if is_generating and reference.target:
         screen.say(f"{REAL}: as many test images, their distances those of training images")
     for source in dict.fromkeys(c.experiment.config.paper["source"] for c in contenders if published[c.label]):
         screen.say(f"paper: {source}")
     outcome = {
         "runs": [str(run.path) for run in found],
-        "steps": [step for _, step in opened],
+        "steps": [trained.step for trained in opened],
         "kind": kind,
         "precision": ", ".join(dict.fromkeys(built.precision for built in experiments)),
         "n": count,

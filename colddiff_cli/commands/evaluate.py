@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import references
 from colddiff_cli.arguments import options
-from colddiff_cli.console import plots
+from colddiff_cli.console import explain, plots
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_cli.jobs import launch, open_run
@@ -70,6 +69,11 @@ def evaluate(
     screen = Screen(json)
     if by_severity and t is not None:
         raise UsageError("--by-severity measures at many t.", "Leave --t out, or --by-severity.")
+
+    from colddiff_core.evaluation import evaluate as evaluation
+    from colddiff_core.evaluation import reference as references
+    from colddiff_core.sampling import Sampling
+
     references.check(features)
     if by_severity and (features == "inception" or weights is not None):
         raise UsageError("--by-severity measures no distances.", "Leave --features and --weights out.")
@@ -77,18 +81,17 @@ def evaluate(
     found = open_run.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
-    means = references.prepare(screen, "none" if by_severity else features, weights, device)
-
-    from colddiff_core.evaluation import evaluate as evaluation
-    from colddiff_core.sampling import Sampling
-
-    built, step = open_run.open_run(screen, found, device, overrides)
+    with explain.advancing(screen) as progress:
+        choice = references.prepare("none" if by_severity else features, weights, device, progress)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     last = built.operator.steps
     severity = last if t is None else t
     sampling = Sampling.of(config, stride=stride, seed=seed)
     sampling.check(built.operator, severity)
     pace = sampling.stride
-    reference = references.load(screen, built, means)
+    with explain.advancing(screen) as progress:
+        reference = references.load(built, choice, progress)
     count = min(n, len(reference.test))
     size = together.broadcast_json(batch_size or built.batch_size(evaluation.MOST))
     settings = evaluation.EvaluationSettings(severity, count, sampling.seed, pace, uint8, size)
@@ -133,7 +136,9 @@ def _show(
         kind: Row(kind, outcome.figures, outcome.intervals, outcome.has_too_few_images, paper.get(kind, {}))
         for kind, outcome in outcomes.items()
     }
-    screen.show(evaluation_table(title, rows, EVALUATED, references.labels(reference)))
+    from colddiff_core.evaluation.reference import labels
+
+    screen.show(evaluation_table(title, rows, EVALUATED, labels(reference)))
     _explain(screen, reference, outcomes, config.paper if config and any(paper.values()) else {})
     metrics = {kind: outcome.figures for kind, outcome in outcomes.items()}
     intervals = {kind: outcome.intervals for kind, outcome in outcomes.items()}
@@ -147,7 +152,7 @@ def _explain(
     figures = measured({kind: outcome.figures for kind, outcome in outcomes.items()}, EVALUATED)
     if any(ends for outcome in outcomes.values() for ends in outcome.intervals.values()):
         screen.explain("±: half of the 95 % bootstrap interval over the images")
-    references.explain(screen, reference, figures, has_too_few_images=outcomes["degraded"].has_too_few_images)
+    explain.explain(screen, reference, figures, has_too_few_images=outcomes["degraded"].has_too_few_images)
     for kind, outcome in outcomes.items():
         if outcome.figures["rmse"] is None:
             screen.warn(f"{kind}: not all pixels are numbers; the network has diverged")

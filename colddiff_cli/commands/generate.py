@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import references
 from colddiff_cli.arguments import options, outputs
+from colddiff_cli.console import explain
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
 from colddiff_cli.jobs import launch, open_run
@@ -89,11 +89,13 @@ def generate(
     count = n or interpolate or SHOWN
 
     from colddiff_core.distributed import group
+    from colddiff_core.evaluation import reference as references
     from colddiff_core.inference import batches
     from colddiff_core.inference import generate as generation
     from colddiff_core.sampling import Sampling
 
-    built, step = open_run.open_run(screen, found, device, overrides)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
     sampling.check(built.operator)
     generation.check_label(built, label)
@@ -123,10 +125,10 @@ def generate(
                 grid_path, film_path = None, None
         generator = generation.prepare(found, built, prior, components, noise)
         own.begin()
-        with group.alone():  # the others go ahead
-            reference = (
-                references.load(screen, built, references.FeatureChoice()) if diversity and together.is_first else None
-            )
+        reference = None
+        if diversity and together.is_first:
+            with group.alone(), explain.advancing(screen) as progress:  # the other ranks start generating
+                reference = references.load(built, references.FeatureChoice(), progress)
 
         def is_needed(numbers: range) -> bool:
             on_grid = grid_path is not None and numbers.start < SHOWN
@@ -234,8 +236,10 @@ def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, nei
     figures = described.figures
     _show_neighbors(made, reference, neighbors)
     real = comparison.describe_real(len(made), reference).figures
-    screen.show(diversity_table(title, {"generated": figures, "real": real}, references.labels(reference)))
-    references.explain(
+    from colddiff_core.evaluation.reference import labels
+
+    screen.show(diversity_table(title, {"generated": figures, "real": real}, labels(reference)))
+    explain.explain(
         screen, reference, measured({"": figures}, DIVERSITY), has_too_few_images=described.has_too_few_images
     )
     screen.say(f"nearest training images: {neighbors}")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from colddiff_cli import references, trainings
 from colddiff_cli.arguments import options, outputs
+from colddiff_cli.console import explain, training_progress
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import REPRODUCED, Row, evaluation_table
 from colddiff_cli.jobs import open_run
@@ -110,7 +110,11 @@ def reproduce(
         del configs[name]
     if not configs:
         raise UsageError(f"No run in {root} is finished.", "Leave --no-train out, or name another --runs.")
-    means = references.prepare(screen, features, weights, device)
+
+    from colddiff_core.evaluation import reference as references
+
+    with explain.advancing(screen) as progress:
+        choice = references.prepare(features, weights, device, progress)
     for name in configs:
         if not standing[name].is_done:
             outputs.check_folder(root / name, "another --runs")
@@ -138,8 +142,11 @@ def reproduce(
         run = runs.Run(root / name)
         if not standing[name].is_done:
             _train(screen, run.path, configs[name], place, device)
-        built, step = open_run.open_run(screen, run, device, tuple(place))
-        bench = reproduction.RunMeasurer(run, step, built, references.load(screen, built, means), how)
+        trained = open_run.open_run(run, device, tuple(place))
+        built, step = trained.experiment, trained.step
+        with explain.advancing(screen) as progress:
+            reference = references.load(built, choice, progress)
+        bench = reproduction.RunMeasurer(run, step, built, reference, how)
         changed = [*changes, *standing[name].changed]
         results[name] = _measure(screen, bench, configs[name], wanted[name], changed)
         in_order = {preset: results[preset] for preset in wanted if preset in results}
@@ -281,12 +288,13 @@ def _check_all(standing: list[_TableState]) -> None:
 
     from colddiff_core import experiment
     from colddiff_core.datasets import from_config
+    from colddiff_core.training.start import check_names
 
     sets: dict[tuple[DataConfig, Split], ImageSet] = {}
     splits: tuple[Split, ...] = ("test", "train")
     for run in standing:
         config = run.config
-        trainings.check_names(config)
+        check_names(config)
         if config.data.directory:
             open_run.check_data_dir(config)
         for split in splits[:1] if run.is_done else splits:
@@ -298,11 +306,14 @@ def _check_all(standing: list[_TableState]) -> None:
 
 def _train(screen: Screen, path: Path, config: Config, place: list[str], device: str) -> None:
     """Train a run to its end, from where it stands; a Ctrl-C leaves it to the same command."""
+    from colddiff_core.training import start
+
     if (path / "run.toml").is_file():
-        trainer = trainings.resume(screen, str(path), place, device)
+        trainer = start.resume(str(path), place, device)
     else:
-        trainer = trainings.start(screen, config, path, device)
-    if not trainings.work(screen, trainer):
+        trainer = start.start(config, path, device)
+    training_progress.introduce(screen, trainer)
+    if not training_progress.work(screen, trainer):
         screen.say("The same command goes on from there.")
         raise typer.Exit(130)
 

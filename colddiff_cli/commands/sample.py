@@ -158,7 +158,8 @@ def sample(
     from colddiff_core.inference import restore
     from colddiff_core.sampling import Sampling
 
-    built, step = open_run.open_run(screen, found, device, overrides)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     severity = built.operator.steps if t is None else sample_photographs.whole(t, is_degraded=False)
     sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
     sampling.check(built.operator, severity)

@@ -70,7 +70,8 @@ def restore(
 
     if asked.mask is not None:
         photographs.read(asked.mask)  # before the run is opened: it is for all pictures
-    built, step = open_run.open_run(screen, found, device, overrides)
+    trained = open_run.open_run(found, device, overrides)
+    built, step = trained.experiment, trained.step
     tile = together.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
     worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli import trainings
 from colddiff_cli.arguments import options, outputs
+from colddiff_cli.console import training_progress
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import fidelity_table
 from colddiff_cli.jobs import launch, open_run
@@ -83,7 +83,8 @@ def train(
     trainer = _trainer(screen, job)
     if trainer is None:
         return
-    if trainings.work(screen, trainer):
+    training_progress.introduce(screen, trainer)
+    if training_progress.work(screen, trainer):
         if process_info().is_first:
             _conclude(screen, trainer)
         return
@@ -136,9 +137,11 @@ class _Job:
         """
         if not (self.is_continued and self.out is not None and (self.out / "run.toml").is_file()):
             return [None, None]
+        from colddiff_core.training.start import finished
+
         found = runs.find(str(self.out))
         _check_same(found, self.config())
-        return [str(self.out), trainings.finished(found, found.config())]
+        return [str(self.out), finished(found, found.config())]
 
     def path(self) -> Path:
         """Return the folder of the run; raises UsageError where a new one's is taken."""
@@ -155,8 +158,10 @@ class _Job:
         if self.resume is not None:
             runs.find(self.resume).config(tuple(self.changes + options.data_override(self.data_dir)))
             return
+        from colddiff_core.training.start import check_names
+
         config = self.config()
-        trainings.check_names(config)
+        check_names(config)
         if (path / "run.toml").is_file():
             _check_same(runs.find(str(path)), config)
 
@@ -175,8 +180,10 @@ class _Job:
 
 def _show(screen: Screen, job: _Job) -> None:
     """Print the resolved configuration."""
+    from colddiff_core.training.start import check_names
+
     config = job.config()
-    trainings.check_names(config)
+    check_names(config)
     screen.result(config.to_table())
     if not screen.is_json:
         screen.say(toml.dump(config.to_table()).rstrip())
@@ -184,22 +191,24 @@ def _show(screen: Screen, job: _Job) -> None:
 
 def _trainer(screen: Screen, job: _Job) -> Trainer | None:
     """Return the trainer of a new run, or of one that goes on; None, with a word, where nothing is left to do."""
+    from colddiff_core.training import start
+
     changes = job.changes + options.data_override(job.data_dir)
     if job.resume is not None:
-        return trainings.resume(screen, job.resume, changes, job.device, may_change=job.may_change)
+        return start.resume(job.resume, changes, job.device, may_change=job.may_change)
     from colddiff_core import devices
     from colddiff_core.distributed import group
 
     # The first process decides: the others need not see the run's folder.
     begun, step = group.join(devices.choose(job.device)).on_first(job.begun)
     if begun is None:
-        return trainings.start(screen, job.config(), job.out, job.device, changes)
+        return start.start(job.config(), job.out, job.device)
     if step is not None:
         screen.say(f"{begun} is finished: step {step}. Nothing is left to do.")
         screen.result({"run": begun, "step": step, "finished": True})
         return None
     places = [change for change in changes if change.partition("=")[0].strip() in PLACES]
-    return trainings.resume(screen, begun, places, job.device)
+    return start.resume(begun, places, job.device)
 
 
 def _train_together(job: _Job, asked: list[str]) -> int:

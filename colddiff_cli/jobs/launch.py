@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -10,9 +9,9 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -84,21 +83,6 @@ def check_alone(command: str, processes: int | None = None) -> None:
     if not here.is_alone:
         what = f"{command} is for one process, and this is one of {here.count}."
         raise UsageError(what, "Run it by itself, without torchrun.")
-
-
-def check_alike(settings: Mapping[str, Any]) -> None:
-    """Raise UsageError where a process would come to something else than the first, by what holds on it.
-
-    Where a job is of several machines, one may have another torch, or bfloat16 that the other has not.
-    """
-    from colddiff_core.distributed import group
-
-    together = group.current()
-    told = json.loads(json.dumps(settings))
-    for key, first in together.broadcast_json(told).items():
-        if told[key] != first:
-            what = f"Process {together.index} differs from the first one in {key}: {told[key]}, not {first}."
-            raise UsageError(what, "Have the same program, run and files on all machines, one device and precision.")
 
 
 def hear_no_more(together: Group) -> None:

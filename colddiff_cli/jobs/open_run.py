@@ -6,14 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colddiff_cli.console.screen import Screen
-from colddiff_cli.jobs import launch
 from colddiff_core import runs
 from colddiff_core.config import schema
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
     from colddiff_core.experiment import Experiment
+    from colddiff_core.inference.open_run import TrainedRun
 
 
 def find(name: str | None) -> runs.Run:
@@ -23,20 +22,17 @@ def find(name: str | None) -> runs.Run:
     return runs.Run(Path(group.current().on_first(lambda: str(runs.find(name).path))))
 
 
-def open_run(screen: Screen, run: runs.Run, device: str, overrides: tuple[str, ...]) -> tuple[Experiment, int]:
-    """Return a run's experiment and the step of its weights; a newer checkpoint that is damaged is told by a warning.
+def open_run(run: runs.Run, device: str, overrides: tuple[str, ...]) -> TrainedRun:
+    """Load a run, after checking --data-dir.
 
-    Raises UsageError where the overrides name a folder, by --data-dir, that nothing would be read from.
+    Raises:
+        UsageError: The run's data sets come with a package, so --data-dir has no effect.
     """
-    from colddiff_core import devices
-    from colddiff_core.distributed import group
     from colddiff_core.inference import open_run
 
     if any(change.startswith("data.directory=") for change in overrides):
         check_data_dir(run.config(overrides))
-    chosen = devices.choose(device)
-    group.join(chosen)
-    return open_run.open_run(run, chosen, overrides)
+    return open_run.open_run(run, device=device, overrides=overrides)
 
 
 def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
@@ -47,6 +43,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
     import torch
 
     from colddiff_core import experiment
+    from colddiff_core.distributed import group
 
     table = built.config.to_table()
     digest = hashlib.blake2b(digest_size=8)
@@ -63,7 +60,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
         "device": built.device.type,
         "versions": experiment.versions(),
     }
-    launch.check_alike(settings)
+    group.current().check_alike(settings)
     return settings
 
 

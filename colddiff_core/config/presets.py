@@ -6,7 +6,6 @@ Imports no torch, so listing presets and reading a run's configuration are insta
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def restrict_downloads(config: Config, overrides: Iterable[str]) -> Config:
     places = {"data.directory": config.data.directory, "data.second_directory": config.data.second_directory}
     if "data.download" in named or all(key in named for key, place in places.items() if place):
         return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, download=False))
+    return config.without_downloads()
 
 
 def directory() -> Path:
@@ -58,7 +57,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> Config:
                 f"{path}: extends '{base}', which itself extends another.", f"Copy the settings of {base_path} instead."
             )
         table = _merged(_without_foreign_parameters(base_table, table.get("degradation", {})), table)
-    return from_table({"name": path.stem} | table, str(path), overrides)
+    overrides = list(overrides)
+    return restrict_downloads(from_table({"name": path.stem} | table, str(path), overrides), overrides)
 
 
 def from_table(table: Mapping[str, Any], where: str, overrides: Iterable[str] = ()) -> Config:

@@ -152,6 +152,11 @@ class Config:
     train: TrainConfig
     sample: SampleConfig
     paper: Mapping[str, Any]
+    may_download: bool = dataclasses.field(default=True, compare=False)  # trust in the file; never written to one
+
+    def without_downloads(self) -> Config:
+        """Return the configuration without permission to download files or run commands."""
+        return dataclasses.replace(self, may_download=False)
 
     def to_table(self) -> dict[str, Any]:
         """Return the configuration as plain tables, ready for TOML."""

@@ -27,7 +27,7 @@ def load_images(
         MachineError: See `datasets.load`.
     """
     data = config.data
-    request = _request(data, data.directory, split, channels or data.channels)
+    request = _request(config, data.directory, split, channels or data.channels)
     request = dataclasses.replace(request, size=data.size + data.margin, crop=data.crop, margin=data.margin)
     images = datasets.load(data.dataset, request)
     return images if has_margin else images.center(data.size)
@@ -47,7 +47,7 @@ def load_training(config: Config) -> datasets.TrainingSet:
         return load_images(config, "train", has_margin=True)
     if data.crop:
         raise datasets.base.crop_unsupported(data.dataset)
-    request = _request(data, data.directory, "train", data.channels)
+    request = _request(config, data.directory, "train", data.channels)
     return datasets.open_shards(dataclasses.replace(request, size=data.size + data.margin), data.lanes)
 
 
@@ -67,7 +67,7 @@ def load_second(config: Config, split: datasets.base.Split, channels: int, degra
     if not data.second:
         names = ", ".join(datasets.names())
         raise UsageError(f"{degradation} mixes in images of a second data set.", f"Set data.second to one of: {names}.")
-    request = _request(data, data.second_directory or data.directory, split, channels)
+    request = _request(config, data.second_directory or data.directory, split, channels)
     images = datasets.load(data.second, request)
     if images.channels != channels:
         raise UsageError(
@@ -77,8 +77,10 @@ def load_second(config: Config, split: datasets.base.Split, channels: int, degra
     return images
 
 
-def _request(data: DataConfig, directory: str, split: datasets.base.Split, channels: int) -> datasets.DatasetRequest:
-    return datasets.DatasetRequest(split, data.size, channels, Path(directory) if directory else None, data.download)
+def _request(config: Config, place: str, split: datasets.base.Split, channels: int) -> datasets.DatasetRequest:
+    directory = Path(place) if place else None
+    may_download = config.data.download and config.may_download
+    return datasets.DatasetRequest(split, config.data.size, channels, directory, may_download)
 
 
 def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:

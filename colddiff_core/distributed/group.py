@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from colddiff_core.distributed import environment
 from colddiff_core.distributed.environment import ProcessInfo, process_info
 from colddiff_core.distributed.rendezvous import POLL_SECONDS, await_key, meet, pauses
-from colddiff_core.errors import LostError, MachineError
+from colddiff_core.errors import LostError, MachineError, UsageError
 
 T = TypeVar("T")
 LEAVE_SECONDS = 30  # how long the first process waits for the others at the end
@@ -215,6 +215,20 @@ class Group:
             if self._store.get(key) != b"done":
                 raise LostError("Another process of this job could not prepare the data that all of them need.")
         return work()
+
+    def check_alike(self, settings: Mapping[str, Any]) -> None:
+        """Check that all processes have the same settings: another machine may have another torch, or no bfloat16.
+
+        Raises:
+            UsageError: This process differs from rank 0.
+        """
+        settings = json.loads(json.dumps(settings))
+        for key, first in self.broadcast_json(settings).items():
+            if settings[key] != first:
+                what = f"Process {self.index} differs from the first one in {key}: {settings[key]}, not {first}."
+                raise UsageError(
+                    what, "Have the same program, run and files on all machines, one device and precision."
+                )
 
     def leave(self) -> None:
         """Report that this process is done; rank 0 then waits up to LEAVE_SECONDS for the others."""

@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from colddiff_core import devices
 from colddiff_core.config import schema
 from colddiff_core.config.schema import Config
 from colddiff_core.distributed import group
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.experiment import Experiment, build
 from colddiff_core.models import UNet, compiling
-from colddiff_core.runs import Run, checkpoint
+from colddiff_core.runs import Run, checkpoint, find
 from colddiff_core.text import shown
 
 MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights
 
 
-def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) -> tuple[Experiment, int]:
-    """Return a run's experiment with the averaged weights of its newest checkpoint, and that step.
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run with its experiment, and the step of the weights in it."""
 
-    A checkpoint that is damaged is passed over with a ColddiffWarning. Of the processes of a job, all of which open the
-    run, the first alone reads it: its trainer may be at work. Raises UsageError where no other is left, or there never
-    was one, and where the run's configuration is damaged.
+    run: Run
+    experiment: Experiment
+    step: int
+
+
+def open_run(
+    run: Run | str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    overrides: Sequence[str] = (),
+) -> TrainedRun:
+    """Load a run with the averaged weights of its newest checkpoint.
+
+    Damaged checkpoints are skipped with a ColddiffWarning. All processes of a job must call this; only rank 0 reads the
+    run's folder.
+
+    Args:
+        run: The run, its path or name; None for the newest one.
+        overrides: Settings to change, as `section.key=value`.
+
+    Raises:
+        UsageError: The run does not exist, is damaged or has no checkpoint.
     """
+    chosen = devices.choose(str(device))
+    group.join(chosen)
+    if not isinstance(run, Run):
+        name = None if run is None else str(run)
+        run = Run(Path(group.current().on_first(lambda: str(find(name).path))))
+    return _load(run, chosen, tuple(overrides))
+
+
+def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> TrainedRun:
     together = group.current()
     read = _newest(run) if together.is_first else None
     content = checkpoint.shared(together, read, (checkpoint.AVERAGE,))
     state, step = content.state, int(content.state["step"])
     config = run.config(overrides)
     for change in _retold(state, run.config()):
-        warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=2)
+        warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=3)
     try:
         experiment = together.one_process_first(lambda: build(config, int(state["channels"]), device, "test"))
     except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
@@ -43,7 +75,7 @@ def open_run(run: Run, device: torch.device, overrides: tuple[str, ...] = ()) ->
     content.fill(checkpoint.AVERAGE, unet)
     assert isinstance(unet, UNet)
     compiling.compile_network(unet.settle(), config.sample.compile)
-    return experiment, step
+    return TrainedRun(run, experiment, step)
 
 
 def _newest(run: Run) -> checkpoint.CheckpointFiles:
@@ -52,7 +84,7 @@ def _newest(run: Run) -> checkpoint.CheckpointFiles:
         raise run.untrained()
     step = found.content.state["step"]
     for path in found.damaged:
-        warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=3)
+        warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=4)
     return found.content
 
 

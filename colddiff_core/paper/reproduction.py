@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import __version__, images
+from colddiff_core import images
 from colddiff_core.config import presets
 from colddiff_core.config.schema import Config
+from colddiff_core.config.version import __version__
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import comparison, evaluate
 from colddiff_core.evaluation.comparison import Contender

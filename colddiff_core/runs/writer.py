@@ -196,7 +196,7 @@ def rewrite_config(run: Run, config: Config) -> None:
     """Replace the configuration of a run that continues with changed settings."""
     before = run.table()
     table = config.to_table() | {"versions": before.get("versions", {})}
-    # What `Run.config` withholds is not the run's own setting.
+    # An override of data.download holds for one call.
     table["data"]["download"] = from_table({"data": before.get("data", {})}, str(run.config_file)).data.download
     with whole(run.config_file) as draft:
         draft.write_text(dump(table), encoding="utf-8")

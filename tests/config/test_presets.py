@@ -6,7 +6,6 @@ import shutil
 import tomllib
 
 import pytest
-import torch
 
 from colddiff_core import datasets, degradations, runs
 from colddiff_core.config import presets, toml
@@ -131,7 +130,7 @@ def test_a_runs_parameter_that_the_operator_refuses_names_the_file(tiny_run, tmp
     lines = [line for line in text.splitlines() if "name" not in damage or line != 'name = "blur"']
     (copy / "run.toml").write_text("\n".join(damage if line == "steps = 5" else line for line in lines))
     with pytest.raises(UsageError) as refusal:
-        open_run.open_run(runs.Run(copy), torch.device("cpu"))
+        open_run.open_run(runs.Run(copy), device="cpu")
     assert str(copy / "run.toml") in refusal.value.what
 
 

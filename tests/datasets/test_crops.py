@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from colddiff_cli import trainings
 from colddiff_core import datasets, experiment
 from colddiff_core.config import presets
 from colddiff_core.datasets import DatasetRequest, cache, crops, decoding, from_config, photos
 from colddiff_core.errors import UsageError
+from colddiff_core.training import start
 from colddiff_core.training.loader import BatchLoader
 
 SIZE = 16
@@ -245,7 +245,7 @@ def test_sets_without_sizes_of_their_own_refuse_a_crop(tmp_path, name):
         datasets.load(name, DatasetRequest("train", 8, directory=tmp_path, download=False, crop=1))
     assert "afhq, celeba, cifar10, folder, photos" in str(refusal.value)
     with pytest.raises(UsageError, match=r"data\.crop"):
-        trainings.check_names(presets.load("digits-blur", ["data.crop=1", f"data.dataset={name}"]))
+        start.check_names(presets.load("digits-blur", ["data.crop=1", f"data.dataset={name}"]))
 
 
 def test_cifar_in_its_binary_version_refuses_a_crop(tmp_path):

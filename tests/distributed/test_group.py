@@ -13,12 +13,12 @@ import torch.distributed as dist
 from conftest import make_trainer
 from safetensors.torch import load_file
 
-from colddiff_cli import trainings
 from colddiff_core import runs, seeds
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
 from colddiff_core.distributed import environment, group, rendezvous
 from colddiff_core.errors import LostError, MachineError, UsageError
 from colddiff_core.runs import checkpoint
+from colddiff_core.training import start
 
 TOLERANCE = 1e-5  # relative, of float32 losses summed in another order
 WEIGHTS = 1e-4  # absolute, of weights after some steps of Adam, which divides by small numbers
@@ -242,7 +242,7 @@ def test_a_process_that_differs_from_the_first_is_refused(tmp_path, monkeypatch,
 
     trainer = make_trainer(tmp_path / "run")
     trainer.run.close()
-    trainings._check_alike(trainer)
+    start.check_alike(trainer)
     monkeypatch.setattr(group, "_joined", Second(environment.ProcessInfo(1, 2)))
     with pytest.raises(UsageError, match=f"Process 1 differs from the first one in {key}: .*, not other"):
-        trainings._check_alike(trainer)
+        start.check_alike(trainer)

@@ -37,7 +37,7 @@ def built(tmp_path_factory):
     """A network that x_t alone goes into, so that its last x0_hat is far from the sampled x_0."""
     path = tmp_path_factory.mktemp("plain") / "run"
     finish(make_trainer(path, "model.inputs=plain", "model.consistent=false", "train.precision=float32"))
-    made, _ = open_run.open_run(runs.Run(path), torch.device("cpu"))
+    made = open_run.open_run(runs.Run(path), device="cpu").experiment
     return made
 
 

@@ -10,7 +10,6 @@ import shutil
 
 import launches
 import pytest
-import torch
 from conftest import finish, left_behind, make_trainer
 from test_evaluation import PixelFeatures
 
@@ -32,7 +31,7 @@ EACH = 2  # batches of a portion
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("measured") / "run"
     finish(make_trainer(path, "train.precision=float32"))
-    return open_run.open_run(runs.Run(path), torch.device("cpu"))[0]
+    return open_run.open_run(runs.Run(path), device="cpu").experiment
 
 
 @pytest.fixture(scope="module")

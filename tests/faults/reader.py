@@ -35,12 +35,12 @@ def read_files(run: runs.Run, seen: int) -> int:
 
 
 def read_weights(run: runs.Run) -> None:
-    import torch
 
     from colddiff_core.inference import open_run
 
     if run.checkpoints():
-        built, step = open_run.open_run(run, torch.device("cpu"))
+        trained = open_run.open_run(run, device="cpu")
+        built, step = trained.experiment, trained.step
         assert step > 0
         assert all(p.isfinite().all() for p in built.restorer.parameters())
 

@@ -35,7 +35,7 @@ def images(generator: generate.Generator, count: int, *, label: int | None = Non
 
 
 def test_image_k_is_the_same_bits_whatever_n_is(run):
-    built, _ = open_run.open_run(run, CPU)
+    built = open_run.open_run(run, device=CPU).experiment
     generator = generate.prepare(run, built, None)
     many = images(generator, generator.batch_size + 4)
     assert torch.equal(images(generator, 3), many[:3])
@@ -45,20 +45,20 @@ def test_image_k_is_the_same_bits_whatever_n_is(run):
 
 
 def test_the_noise_is_the_runs_own_unless_said_otherwise(run):
-    built, _ = open_run.open_run(run, CPU)
+    built = open_run.open_run(run, device=CPU).experiment
     assert generate.prepare(run, built, None).noise == 0.01
     assert generate.prepare(run, built, None, noise=0.0).noise == 0.0
     assert generate.prepare(run, built, "degraded").noise == 0.0
     with pytest.raises(UsageError, match="no symmetry"):
         generate.prepare(run, built, "degraded", noise=0.1)
-    plain, _ = open_run.open_run(run, CPU, ("degradation.dither=0.0",))
+    plain = open_run.open_run(run, device=CPU, overrides=("degradation.dither=0.0",)).experiment
     assert generate.prepare(run, plain, None).noise == 0.002
 
 
 def test_a_prior_is_kept_in_the_run_and_needs_no_data_after_that(run, tmp_path, monkeypatch):
     copy = shutil.copytree(run.path, tmp_path / "copy", ignore=shutil.ignore_patterns("priors"))
     here = runs.Run(copy)
-    built, _ = open_run.open_run(here, CPU)
+    built = open_run.open_run(here, device=CPU).experiment
     first = images(generate.prepare(here, built, None), 2)
     assert (copy / "priors" / "gmm-1.safetensors").is_file()
     monkeypatch.setattr(from_config, "load_images", lambda *a: pytest.fail("the data set was read"))
@@ -66,7 +66,7 @@ def test_a_prior_is_kept_in_the_run_and_needs_no_data_after_that(run, tmp_path, 
 
 
 def test_interpolation_begins_and_ends_with_images_0_and_1(run):
-    built, _ = open_run.open_run(run, CPU)
+    built = open_run.open_run(run, device=CPU).experiment
     generator = generate.prepare(run, built, None)
     count = generator.batch_size + 3
     made = []
@@ -82,7 +82,7 @@ def test_interpolation_begins_and_ends_with_images_0_and_1(run):
 
 def test_a_sampler_that_draws_noise_takes_image_0s_all_the_way(tmp_path):
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset="digits-noise"))
-    built, _ = open_run.open_run(trainer.run, CPU)
+    built = open_run.open_run(trainer.run, device=CPU).experiment
     generator = generate.prepare(trainer.run, built, None)
     (batch,) = generator.interpolate(3, Sampling("ddpm", seed=3))
     *_, last = batch.steps
@@ -107,7 +107,7 @@ def test_every_small_preset_generates_from_its_operators_own_prior(preset, tmp_p
     overrides = ["train.steps=2", f"data.directory={tmp_path / 'photos'}"]
     overrides += ["degradation.steps=2"] if preset == "digits-pixelate" else []
     trainer = finish(make_trainer(tmp_path / "run", *overrides, preset=preset))
-    built, _ = open_run.open_run(trainer.run, CPU)
+    built = open_run.open_run(trainer.run, device=CPU).experiment
     generator = generate.prepare(trainer.run, built, None)
     assert generator.prior.name == built.operator.priors[0]
     made = images(generator, 3)
@@ -118,7 +118,7 @@ def test_every_small_preset_generates_from_its_operators_own_prior(preset, tmp_p
 
 def test_ddpm_draws_the_same_noise_for_an_image_every_time(tmp_path):
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", preset="digits-noise"))
-    built, _ = open_run.open_run(trainer.run, CPU)
+    built = open_run.open_run(trainer.run, device=CPU).experiment
     generator = generate.prepare(trainer.run, built, None)
     many = images(generator, 5, sampler="ddpm")
     assert torch.equal(images(generator, 2, sampler="ddpm"), many[:2])
@@ -127,7 +127,7 @@ def test_ddpm_draws_the_same_noise_for_an_image_every_time(tmp_path):
 
 def test_a_conditional_network_hears_the_class(tmp_path):
     trainer = finish(make_trainer(tmp_path / "run", *BLUR, "model.classes=10", "train.steps=4"))
-    built, _ = open_run.open_run(trainer.run, CPU)
+    built = open_run.open_run(trainer.run, device=CPU).experiment
     with torch.no_grad():
         built.restorer.unet.label.weight.normal_(generator=seeds.generator(1))
     generator = generate.prepare(trainer.run, built, None)

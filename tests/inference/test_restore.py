@@ -13,7 +13,7 @@ from colddiff_core.sampling import Sampling
 
 @pytest.fixture(scope="module")
 def built(tiny_run):
-    return open_run.open_run(runs.Run(tiny_run), torch.device("cpu"))[0]
+    return open_run.open_run(runs.Run(tiny_run), device="cpu").experiment
 
 
 def restored(built, count, absent=(), **values) -> dict[int, torch.Tensor]:

@@ -143,7 +143,7 @@ def masked(tmp_path_factory):
 
 @pytest.mark.parametrize("sampler", ["direct", "naive", "tacos"])
 def test_sampling_in_pieces_comes_to_the_same_and_remembers(masked, sampler, monkeypatch):
-    built, _ = open_run.open_run(masked, CPU)
+    built = open_run.open_run(masked, device=CPU).experiment
     x0 = torch.rand(10, built.channels, 12, 12, generator=seeds.generator(1)) * 2 - 1
     x_t, frozen = built.degrade(x0, 5, seeds.image_generators(0, range(10)))
     request = (DegradedImages(x_t, 5, frozen), Sampling(sampler), torch.arange(10))
@@ -273,7 +273,7 @@ def test_batches_are_as_large_as_memory_allows_within_bounds(monkeypatch):
 
 
 def test_a_run_takes_as_many_as_fit_and_image_k_stays_the_same(masked, monkeypatch):
-    built, _ = open_run.open_run(masked, CPU)
+    built = open_run.open_run(masked, device=CPU).experiment
     limited(monkeypatch, 1e12)
     assert built.batch_size(generate.MOST) == 16
     assert built.batch_size(evaluate.MOST) == 64

@@ -165,7 +165,7 @@ def test_weights_under_a_changed_run_toml_are_used_with_a_warning(tiny_run, tmp_
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     rewrite(copy, "std = ", "std = 1.5 #")
     with pytest.warns(ColddiffWarning, match=r"run.toml was changed: the weights are of degradation.std"):
-        open_run.open_run(runs.Run(copy), torch.device("cpu"))
+        open_run.open_run(runs.Run(copy), device="cpu")
 
 
 def test_numbers_that_are_not_finite_are_not_used(tiny_run, tmp_path):
@@ -176,7 +176,7 @@ def test_numbers_that_are_not_finite_are_not_used(tiny_run, tmp_path):
     save_file(tensors, newest)
     seal(newest)
     with pytest.warns(ColddiffWarning, match="step-000006 is damaged; the weights of step 3 are used"):
-        _, step = open_run.open_run(runs.Run(copy), torch.device("cpu"))
+        step = open_run.open_run(runs.Run(copy), device="cpu").step
     assert step == 3
 
 
@@ -185,7 +185,7 @@ def test_where_no_checkpoint_is_whole_that_is_said(tiny_run, tmp_path):
     for path in runs.Run(copy).checkpoints():
         (path / "ema.safetensors").write_bytes(b"x")
     with pytest.raises(UsageError, match="no other checkpoint is whole"):
-        open_run.open_run(runs.Run(copy), torch.device("cpu"))
+        open_run.open_run(runs.Run(copy), device="cpu")
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tiny_run, tmp_path, monkeypatch):
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tiny_run, tmp_p
 
     monkeypatch.setattr(checkpoint, "read_ordinary", closed)
     with pytest.raises(UsageError, match=r"Cannot read .*step-000006.*Permission denied"):
-        open_run.open_run(runs.Run(copy), torch.device("cpu"))
+        open_run.open_run(runs.Run(copy), device="cpu")
 
 
 def test_it_fits_a_checkpoint(own):

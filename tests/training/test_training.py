@@ -62,7 +62,7 @@ def test_what_was_logged_after_the_checkpoint_is_written_again(tmp_path):
 def test_every_digits_preset_trains_and_restores(tmp_path, preset):
     steps = "degradation.steps=2" if preset == "digits-pixelate" else "degradation.steps=5"
     trainer = finish(make_trainer(tmp_path / "run", "train.steps=2", steps, preset=preset))
-    restored, _ = open_run.open_run(trainer.run, torch.device("cpu"))
+    restored = open_run.open_run(trainer.run, device="cpu").experiment
     x0 = trainer.test_set.images(slice(0, 3))
     x_t, frozen = restored.degrade(x0, restored.operator.steps, seeds.image_generators(0, range(3)))
     alone, _ = restored.degrade(x0[2:], restored.operator.steps, seeds.image_generators(0, [2]))
@@ -89,7 +89,8 @@ def test_the_run_folder_says_everything(tiny_run):
     assert left_behind(run.samples) == ["step-000006.json", "step-000006.png"]
     note = json.loads((run.samples / "step-000006.json").read_text())
     assert note["metrics"]["degraded"]["rmse"] > 0
-    restored, step = open_run.open_run(run, torch.device("cpu"))
+    trained = open_run.open_run(run, device="cpu")
+    restored, step = trained.experiment, trained.step
     assert step == 6
     averaged = read_tensors(run.newest_checkpoint() / "ema.safetensors")
     weights = restored.restorer.unet.state_dict()  # the body's in the dtype that it runs in

@@ -1,0 +1,58 @@
+"""Progress while a reference is loaded, and what the columns of a table mean."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
+
+from rich.progress import Progress
+
+from colddiff_cli.console.screen import Screen
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from colddiff_core.evaluation.evaluate import Reference
+
+
+def explain(screen: Screen, reference: Reference, shown: Collection[str], *, has_too_few_images: bool) -> None:
+    """Explain the shown columns, and warn about a distance of too few images."""
+    from colddiff_core.evaluation.reference import labels
+
+    if reference.target is None:
+        return
+    features = reference.target.features
+    names = [name for key, name in labels(reference).items() if key in shown]
+    measured = names + [key for key in ("accuracy", "confidence", "classes") if key in shown]
+    by = "Inception-v3"
+    if measured and features.name != "FID":
+        metadata = features.metadata()
+        task = (
+            "which class an image is of"
+            if metadata["of"] == "classes"
+            else f"by how many {metadata['of']} an image is turned"
+        )
+        by = f"a small classifier, right about {task} in {metadata['accuracy']:.1%} of the test images"
+    if measured:
+        screen.explain(f"{', '.join(measured)}: by {by}")
+    if names:
+        screen.explain(f"{', '.join(names)}: to all {reference.target.count:,} test images")
+    if has_too_few_images and names:
+        screen.warn(f"{names[0]}: too few images for {features.size:,} features; it says little")
+
+
+@contextlib.contextmanager
+def advancing(screen: Screen) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback (words, done, total) that shows one progress bar for each kind of work."""
+    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(words: str, done: int, total: int) -> None:
+            if words not in tasks:
+                tasks[words] = bars.add_task(words)
+            bars.update(tasks[words], completed=done, total=total or None)
+            if 0 < total <= done:
+                bars.remove_task(tasks.pop(words))
+
+        yield advance
