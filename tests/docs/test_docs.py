@@ -48,3 +48,11 @@ def test_links_are_not_broken(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"colddiff_(?:core|cli)/[\w/]+(?:\.\w+|/)", text))
+    assert paths
+    missing = sorted(path for path in paths if not (ROOT / path).exists())
+    assert not missing, f"CONTRIBUTING.md: {missing}"
