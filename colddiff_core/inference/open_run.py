@@ -66,7 +66,9 @@ def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> Trained
     state, step = content.state, int(content.state["step"])
     config = run.config(overrides)
     for change in _changed_settings(state, run.config()):
-        warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights were trained with {change}"), stacklevel=3)
+        warnings.warn(
+            ColddiffWarning(f"{run.config_file} was changed: the weights were trained with {change}"), stacklevel=3
+        )
     try:
         experiment = ranks.one_process_first(lambda: build(config, int(state["channels"]), device, "test"))
     except UsageError as error:  # operators check their parameters when built, not when run.toml is read
