@@ -11,7 +11,7 @@ from colddiff_cli.commands import compare, data, degrade, evaluate, generate, mo
 from colddiff_cli.jobs import launch
 from colddiff_core.config.version import __version__
 
-# What the processes of a job can do together; the rest is for one alone.
+# Commands that a job of several processes can run.
 SHARED = frozenset({"degrade", "train", "sample", "generate", "eval"})
 
 
@@ -23,18 +23,20 @@ def _print_version(value: bool) -> None:
 
 def root(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails (anywhere).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback on errors (works anywhere on the line).")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Generalized (cold) diffusion: degrade images, train a restorer, sample, measure."""
+    """Generalized (cold) diffusion: degrade images, train a restorer, sample and evaluate."""
     if context.invoked_subcommand not in SHARED:
         launch.check_alone(str(context.invoked_subcommand))
 
 
 def create(arguments: list[str]) -> typer.Typer:
-    """Return the app for a command line: where it names an operator, the operator's parameters are options."""
+    """Return the app; `degrade` gets options for the operator that the command line names."""
     made = typer.Typer(
         name="colddiff",
         no_args_is_help=True,
@@ -59,7 +61,7 @@ def create(arguments: list[str]) -> typer.Typer:
 
 def _data() -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help="Prepare images for training.")
-    group.callback()(lambda: None)  # or its one command would go without its name
+    group.callback()(lambda: None)  # keeps the name of its only command
     group.command("pack")(data.pack)
     return group
 

@@ -1,1 +1,1 @@
-"""What users type: options, operators' parameters, inputs and outputs."""
+"""What users type: options, operator parameters, inputs and outputs."""

@@ -1,4 +1,4 @@
-"""Which pictures a command line means."""
+"""The picture files that a command line names."""
 
 from __future__ import annotations
 
@@ -8,42 +8,54 @@ from pathlib import Path
 
 from colddiff_core.errors import UsageError
 
-Files = Sequence[tuple[Path, bool]]
+Files = Sequence[tuple[Path, bool]]  # each with whether it was named itself, not found in a folder or by a glob
 
 
 def agreed(find: Callable[[], Files]) -> list[tuple[Path, bool]]:
-    """Return the files that the first process of a job finds: others might find more, of those that come meanwhile."""
+    """Return the files that rank 0 finds: other ranks might see files that arrived in the meantime."""
     from colddiff_core.distributed import group
 
-    together = group.current()
-    if together.is_alone:
+    ranks = group.current()
+    if ranks.is_alone:
         return list(find())
-    told = together.on_first(lambda: [[str(file), is_named] for file, is_named in find()])
-    return [(Path(str(file)), bool(is_named)) for file, is_named in told]
+    files = ranks.on_first(lambda: [[str(file), is_named] for file, is_named in find()])
+    return [(Path(str(file)), bool(is_named)) for file, is_named in files]
 
 
 def listed(names: list[str]) -> list[tuple[Path, bool]]:
-    """Return the files meant, and whether each was named itself: one found in a folder may be left out.
+    """Return the files of all names; those found in folders or by globs may be left out if they cannot be read.
 
-    Raises UsageError for an empty name, a folder or glob without images, and where nothing is named.
+    Raises:
+        UsageError: A name is empty, a folder or glob has no images, or there are no names.
     """
     from colddiff_core.datasets.decoding import list_images
 
-    found: list[tuple[Path, bool]] = []
+    files: list[tuple[Path, bool]] = []
     for name in names:
         if not name:
-            raise UsageError("An image's name is empty.", "Was a variable of the shell not set?")
+            raise UsageError("An image's name is empty.", "Is a shell variable unset?")
         path = Path(name)
         if path.is_dir():
             inside = list_images(path)
         elif not path.exists() and glob.has_magic(name):
             inside = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
         else:
-            found.append((path, True))
+            files.append((path, True))
             continue
         if not inside:
             raise UsageError(f"No images in {name}.", "Name images, folders of images or globs.")
-        found += [(path, False) for path in inside]
-    if not found:
+        files += [(path, False) for path in inside]
+    if not files:
         raise UsageError("No image was named.", "Name images, folders of images or globs.")
-    return found
+    return files
+
+
+def names_images(name: str) -> bool:
+    """Say whether a name is that of a file, or of images: by suffix, by glob, or a folder of them that is not a run."""
+    from colddiff_core.images import SUFFIXES
+
+    path = Path(name)
+    if path.is_dir():
+        is_run = (path / "run.toml").exists()
+        return not is_run and any(inside.suffix.lower() in SUFFIXES for inside in path.iterdir())
+    return path.suffix.lower() in SUFFIXES or path.is_file() or bool(glob.has_magic(name) and glob.glob(name))

@@ -1,4 +1,4 @@
-"""Options for an operator's parameters, made from the operator's own declaration."""
+"""Options for an operator's parameters, generated from its fields."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import typer
 
 from colddiff_core.errors import ColddiffError
 
-COMMON = "steps"  # has an option of its own in every command
+COMMON = "steps"  # every command has its own option for it
 
 
 def named_operator(arguments: list[str]) -> str | None:
-    """Return the operator that a command line names with --op or --preset, if it can be known."""
+    """Return the operator that a command line names with --op or --preset; None if it names none."""
     for index, word in enumerate(arguments):
         for option in ("--op", "--preset"):
             value = arguments[index + 1] if word == option and index + 1 < len(arguments) else None
@@ -27,11 +27,11 @@ def named_operator(arguments: list[str]) -> str | None:
 
 
 def with_parameters(command: Callable[..., Any], name: str | None) -> Callable[..., Any]:
-    """Return `command` with an option for every parameter of the operator `name`, none where it is None.
+    """Return `command` with an option for every parameter of the operator `name`.
 
-    The values given arrive as the keyword `given`, {parameter: value}. An unknown operator adds nothing:
-    the command itself says what is wrong. A parameter of the same name as one of the command's options has the
-    operator's name before it (`--holes-size`).
+    Values arrive as the keyword `given`, {parameter: value}. An unknown operator adds no options; the command reports
+    it. A parameter with the name of one of the command's own options gets the operator's name as a prefix
+    (`--holes-size`).
     """
     try:
         options = _options(name, inspect.signature(command).parameters) if name else {}
@@ -65,12 +65,12 @@ def _operator_of_preset(preset: str) -> str | None:
 
 
 def _options(name: str, taken: Container[str]) -> dict[str, tuple[str, Any]]:
-    """Return {variable: (parameter, annotation)}; a part of a composition has its name before the parameter's."""
+    """Return {variable: (parameter, annotation)}; in a composition, parameters have their part's name as a prefix."""
     from colddiff_core import degradations
     from colddiff_core.config.fields import settings_of
 
     parts = name.split("+")
-    found = {}
+    options = {}
     for part in parts:
         operator = degradations.find(part)
         hints = typing.get_type_hints(operator)
@@ -80,8 +80,8 @@ def _options(name: str, taken: Container[str]) -> dict[str, tuple[str, Any]]:
             key = f"{part}.{field.name}" if len(parts) > 1 else field.name
             variable = f"operator_{part}_{field.name}"
             label = f"{part}.{field.name}" if field.name in taken else key
-            found[variable] = (key, _annotation(label, field, hints[field.name], part))
-    return found
+            options[variable] = (key, _annotation(label, field, hints[field.name], part))
+    return options
 
 
 def _annotation(label: str, field: dataclasses.Field[Any], hint: Any, part: str) -> Any:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
-from colddiff_cli.picture_series import series
+from colddiff_cli.picture_series import manifest, series
 from colddiff_core.config.schema import MOST_SIDE_PIXELS
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
@@ -91,7 +91,7 @@ def pack(
     screen.result({"out_dir": str(out_dir), "classes": list(splits.classes)} | tables, last=out_dir)
 
 
-def _check_folder(folder: Path, settings: series.Settings, *, is_resumed: bool, is_forced: bool) -> list[Path]:
+def _check_folder(folder: Path, settings: manifest.Settings, *, is_resumed: bool, is_forced: bool) -> list[Path]:
     """Return the existing shards. Raises UsageError if they must be kept, or if other shards are in the folder."""
     from colddiff_core.datasets.shards.counts import COUNTS_FILE
     from colddiff_core.datasets.shards.pack import existing_shards
@@ -102,7 +102,7 @@ def _check_folder(folder: Path, settings: series.Settings, *, is_resumed: bool, 
             f"{others[0]} is in the way: it would be read as one of the new shards.", "Choose another --out-dir."
         )
     if own and not (is_resumed or is_forced):
-        is_marked = series.SeriesManifest.of(folder, COMMAND, settings, [COUNTS_FILE]).is_there
+        is_marked = manifest.SeriesManifest.of(folder, COMMAND, settings, [COUNTS_FILE]).is_there
         outputs.check(own[0], "another --out-dir" + (", continue with --resume" if is_marked else ""), force=False)
     return own
 
@@ -155,7 +155,7 @@ def _splits(
                 raise UsageError(f"No such file: {path}.", "Check the path.")
         splits = from_files([path for path, _ in files], size, channels)
     paths = [path for source in splits.sources.values() for path in source.paths]  # type: ignore[attr-defined]
-    return splits, series.fingerprint(paths)
+    return splits, manifest.fingerprint(paths)
 
 
 def _summary(split: str, made: PackedSplit) -> str:

@@ -1,4 +1,4 @@
-"""`colddiff degrade`: any operator on any picture, no network."""
+"""`colddiff degrade`: apply any operator to any picture, without a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
-from colddiff_cli.picture_series import per_file, series
+from colddiff_cli.picture_series import manifest, per_file, series
 from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 
@@ -26,32 +26,39 @@ if TYPE_CHECKING:
 
 JSON_KEYS = {"color": "colour"}  # as scripts that read version 0.1 know them
 MOST_FRAMES = 60
-MOST_SEVERITIES = 41  # of a description
-SAMPLE_PHOTO = "flower.jpg"  # scikit-learn's, where a description names no picture
+MOST_SEVERITIES = 41  # in --describe
+SAMPLE_PHOTO = "flower.jpg"  # scikit-learn's, for --describe without a picture
 
 
 def degrade(
     context: typer.Context,
     inputs: Annotated[list[str] | None, typer.Argument(help="Images, folders, globs.", metavar="IMAGE...")] = None,
     op: Annotated[str | None, typer.Option("--op", help="The operator, or several as a+b.", metavar="NAME")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="Take operator and parameters from a preset.")] = None,
-    t: Annotated[int | None, typer.Option("--t", help="Severity, 0 to the operator's steps (all if left out).")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Number of severities (the paper's).")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="Use a preset's operator and parameters.")] = None,
+    t: Annotated[int | None, typer.Option("--t", help="Severity, 0 to T (default: T).")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Number of severities T (default: the paper's).")] = None,
     size: Annotated[int, typer.Option("--size", help="Scale and crop to a square of this side.", min=0)] = 0,
-    strip: Annotated[int, typer.Option("--strip", help="A filmstrip of this many severities, 0 to t.", min=0)] = 0,
-    animate: Annotated[bool, typer.Option("--animate", help="Write the severities 0 to t as a film (GIF).")] = False,
-    describe: Annotated[bool, typer.Option("--describe", help="Tell what is left by severity; write nothing.")] = False,
+    strip: Annotated[
+        int, typer.Option("--strip", help="Write a filmstrip of this many severities, 0 to t.", min=0)
+    ] = 0,
+    animate: Annotated[bool, typer.Option("--animate", help="Write the severities 0 to t as a film, a GIF.")] = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Show what is left at each severity; write nothing.")
+    ] = False,
     second: Annotated[
         Path | None, typer.Option("--second", help="Image or folder to mix in, for animorph.", metavar="PATH")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The picture to write, for one image.", parser=outputs.picture, metavar="PATH"),
+        typer.Option("--out", help="The picture to write, for a single image.", parser=outputs.picture, metavar="PATH"),
     ] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option(
-            "--out-dir", help="Where pictures go that --out does not name (.).", parser=outputs.folder, metavar="DIR"
+            "--out-dir",
+            help="Folder for the pictures (default: the current one).",
+            parser=outputs.folder,
+            metavar="DIR",
         ),
     ] = None,
     resume: options.Resume = False,
@@ -62,14 +69,14 @@ def degrade(
     json: options.Json = False,
     given: dict[str, Any] | None = None,
 ) -> None:
-    """Degrade pictures: x_t = D(x0, t). With --op NAME --help, the operator's own parameters are listed too."""
+    """Degrade pictures: x_t = D(x0, t). --op NAME --help also lists the operator's parameters."""
     screen = Screen(json)
     if describe:
         launch.check_alone("degrade --describe", nproc)
-    together = launch.share(context, nproc, device)
+    ranks = launch.share(context, nproc, device)
     operator = _operator(op, preset, steps, given or {})
     severity = _severity(operator, t)
-    pool = list(map(Path, together.on_first(lambda: list(map(str, _pool(operator, second))))))
+    pool = list(map(Path, ranks.on_first(lambda: list(map(str, _pool(operator, second))))))
     draw = _drawing(operator, pool, seed or 0)
     if describe:
         _describe(screen, operator, draw, inputs or [], size or _size_of(preset), device)
@@ -91,18 +98,18 @@ def degrade(
         "output": f"strip of {strip}" if strip else kind if animate else "picture",
         "size": size,
         "seed": seed or 0,
-        "second": series.fingerprint(pool) if pool else None,
+        "second": manifest.fingerprint(pool) if pool else None,
         "device": chosen.type,
         "versions": versions(),
     }
-    together.check_alike(settings)
+    ranks.check_alike(settings)
     if resume:
         files = series.without_own(files, folder, "degrade", settings)
     paths = [file for file, _ in files]
     ending = f"{operator.name.replace('+', '-')}-{kind}{'.gif' if animate else '.png'}"
     targets = [out] if out else series.targets(paths, folder, ending)
-    if together.is_first:
-        settings["inputs"] = series.fingerprint(paths)
+    if ranks.is_first:
+        settings["inputs"] = manifest.fingerprint(paths)
         outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
     is_series = out is None and (out_dir is not None or len(files) > 1)
     for target in targets:
@@ -155,16 +162,16 @@ def _severity(operator: Degradation, t: int | None) -> int:
 
 def _check_single(count: int, *, is_resumed: bool) -> None:
     if count > 1:
-        raise UsageError(f"--out names one picture and {count} were given.", "Use --out-dir.")
+        raise UsageError(f"--out names one picture, but there are {count}.", "Use --out-dir.")
     if is_resumed:
-        raise UsageError("--resume goes on with a folder of pictures and --out names one.", "Leave one of them out.")
+        raise UsageError("--resume completes a folder of pictures, but --out names one.", "Leave one of them out.")
 
 
 def _check_frames(strip: int, severity: int, *, animate: bool) -> None:
     if strip == 1 or (animate and severity == 0):
-        raise UsageError("An animation or a filmstrip of one frame is a picture.", "Ask for two severities or more.")
+        raise UsageError("A film or a filmstrip needs more than one frame.", "Use two severities or more.")
     if strip and animate:
-        raise UsageError("--strip and --animate are two different outputs.", "Ask for one of them.")
+        raise UsageError("--strip and --animate are two different outputs.", "Use one of them.")
 
 
 def _operator(op: str | None, preset: str | None, steps: int | None, given: dict[str, Any]) -> Degradation:
@@ -172,7 +179,7 @@ def _operator(op: str | None, preset: str | None, steps: int | None, given: dict
 
     if (op is None) == (preset is None):
         known = ", ".join(degradations.names())
-        raise UsageError("Name either an operator with --op or a --preset.", f"Operators: {known}.")
+        raise UsageError("Name an operator with --op, or a --preset.", f"Operators: {known}.")
     name, values = op, {}
     if preset is not None:
         degradation = presets.load(preset).degradation
@@ -186,7 +193,7 @@ def _size_of(preset: str | None) -> int:
 
 
 def _pool(operator: Degradation, second: Path | None) -> list[Path]:
-    """Return the pictures that are mixed in, none where the operator mixes in none."""
+    """Return the pictures to mix in; empty for an operator that mixes in none."""
     from colddiff_core.datasets.decoding import list_images
 
     if not operator.second_field:
@@ -200,7 +207,7 @@ def _pool(operator: Degradation, second: Path | None) -> list[Path]:
 
 
 def _drawing(operator: Degradation, pool: list[Path], seed: int) -> Callable[[Tensor, int], Frozen]:
-    """Return what draws the randomness of the image numbered so, a picture of the pool among it."""
+    """Return a function that draws what is random about an image, by number, and picks a picture of the pool."""
     from colddiff_core import images, seeds
 
     def draw(x0: Tensor, index: int) -> Frozen:
@@ -214,7 +221,7 @@ def _drawing(operator: Degradation, pool: list[Path], seed: int) -> Callable[[Te
 
 
 def _spread(last: int, count: int) -> list[int]:
-    """Return at most `count` severities from 0 to `last`, evenly."""
+    """Return at most `count` evenly spaced severities from 0 to `last`."""
     return sorted({round(i * last / (count - 1)) for i in range(count)})
 
 
@@ -226,7 +233,7 @@ def _describe(
     size: int,
     device: str,
 ) -> None:
-    """Show what is left of pictures, by severity, as a plot and a table."""
+    """Plot what is left of a picture at each severity."""
     from colddiff_cli.console import plots
     from colddiff_core import devices
     from colddiff_core.evaluation import remains as core
@@ -247,20 +254,20 @@ def _settings(operator: Degradation) -> str:
 
 
 def _parameters(operator: Degradation) -> dict[str, Any]:
-    """Return an operator's parameters by name; a composition's have the part's name before them."""
+    """Return an operator's parameters by name; in a composition, with the part's name as a prefix."""
     from colddiff_core.config.fields import settings_of
 
     parts = getattr(operator, "parts", (operator,))
-    before = [f"{number}.{part.name}." for number, part in enumerate(parts)] if len(parts) > 1 else [""]
+    prefixes = [f"{number}.{part.name}." for number, part in enumerate(parts)] if len(parts) > 1 else [""]
     return {
-        start + field.name: getattr(part, field.name)
-        for start, part in zip(before, parts, strict=True)
+        prefix + field.name: getattr(part, field.name)
+        for prefix, part in zip(prefixes, parts, strict=True)
         for field in settings_of(type(part))
     }
 
 
 def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
-    """Return the picture to describe on, (1, C, H, W): the one named, or a photograph that is always there."""
+    """Return the picture for --describe, (1, C, H, W) float32 in [-1, 1]: the first one named, or a sample photo."""
     import torch
 
     from colddiff_core import images

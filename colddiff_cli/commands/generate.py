@@ -1,4 +1,4 @@
-"""`colddiff generate`: images from nothing."""
+"""`colddiff generate`: new images, from a prior."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from colddiff_core.evaluation.evaluate import Reference
+    from colddiff_core.experiment import Experiment
     from colddiff_core.inference.generate import GeneratedBatch
 
 SHOWN = 64  # images on a grid
 ACROSS = 8
 IMAGES = "images"
-NEIGHBORS = 16  # images shown beside their nearest training image
+NEIGHBORS = 16  # images shown with their nearest training image
 
 
 def generate(
@@ -37,37 +38,37 @@ def generate(
     prior: Annotated[
         str | None,
         typer.Option(
-            "--prior", help="gmm, gaussian, color, normal, images or degraded (the operator's own).", metavar="NAME"
+            "--prior", help="gmm, gaussian, color, normal, images, degraded (default: the operator's).", metavar="NAME"
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", help=f"How many images ({SHOWN}).", min=1)] = None,
+    n: Annotated[int | None, typer.Option("--n", help=f"Number of images (default: {SHOWN}).", min=1)] = None,
     components: Annotated[
-        int | None, typer.Option("--components", help="Gaussians in the prior's mixture (1).", min=1)
+        int | None, typer.Option("--components", help="Gaussians in the prior's mixture (default: 1).", min=1)
     ] = None,
     noise: options.Noise = None,
     label: Annotated[
-        int | None, typer.Option("--class", help="The class of them all, for a run trained with classes.", metavar="K")
+        int | None, typer.Option("--class", help="Class of all images, for a run trained with classes.", metavar="K")
     ] = None,
     interpolate: Annotated[
-        int | None, typer.Option("--interpolate", help="So many images between the first two starts, instead.", min=2)
+        int | None, typer.Option("--interpolate", help="Instead: this many images between the first two.", min=2)
     ] = None,
     sampler: options.Sampler = None,
     stride: options.Stride = None,
     animate: Annotated[
-        bool, typer.Option("--animate", help="Write the trajectory too, as a GIF beside the grid.")
+        bool, typer.Option("--animate", help="Also write the trajectory, as a GIF beside the grid.")
     ] = False,
     diversity: Annotated[
-        bool, typer.Option("--diversity", help="Measure how varied they are; show their nearest training images.")
+        bool, typer.Option("--diversity", help="Measure diversity and show the nearest training images.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The grid to write (RUN/generated/...png).", parser=outputs.picture, metavar="PATH"),
+        typer.Option(
+            "--out", help="Grid of the images (default: RUN/generated/...png).", parser=outputs.picture, metavar="PATH"
+        ),
     ] = None,
     out_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--out-dir", help="Write every image there too, a PNG each.", parser=outputs.folder, metavar="DIR"
-        ),
+        typer.Option("--out-dir", help="Also write each image there, as PNG.", parser=outputs.folder, metavar="DIR"),
     ] = None,
     resume: options.Resume = False,
     precision: options.Precision = None,
@@ -79,27 +80,25 @@ def generate(
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
-    """Generate images from nothing: x_T from a prior, taken back to x_0. Image k is the same whatever --n is."""
+    """Generate new images: draw x_T from a prior and take it back to x_0. Image k does not depend on --n."""
     screen = Screen(json)
-    together = launch.share(context, nproc, device)
+    ranks = launch.share(context, nproc, device)
     found = open_run.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
     _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
 
-    from colddiff_core.distributed import group
-    from colddiff_core.evaluation import reference as references
     from colddiff_core.inference import batches
     from colddiff_core.inference import generate as generation
     from colddiff_core.sampling import Sampling
 
     trained = open_run.open_run(found, device, overrides)
-    built, step = trained.experiment, trained.step
+    built = trained.experiment
     sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
     sampling.check(built.operator)
     generation.check_label(built, label)
-    asked = {
+    request = {
         "prior": prior or built.operator.priors[0],
         "components": components,
         "noise": noise,
@@ -110,41 +109,44 @@ def generate(
         "seed": sampling.seed,
         "batch": built.batch_size(generation.MOST),
     }
-    default = found.path / "generated" / f"{asked['prior']}-{sampling.sampler}.png"
+    default = found.path / "generated" / f"{request['prior']}-{sampling.sampler}.png"
     grid_path, film_path, neighbors_path = outputs.agreed(
-        lambda: _places(out, default, animate=animate, force=force, keep=resume)
+        lambda: _paths(out, default, animate=animate, force=force, keep=resume)
     )
     singles = [out_dir / f"{number:06d}.png" for number in range(count)] if out_dir else []
-    settings = open_run.described(found, built, step)
-    if together.is_first:
+    settings = open_run.described(found, built, trained.step) | request
+    if ranks.is_first:
         outputs.check_apart((grid_path, film_path), singles)
-    with series.Series(singles, "generate", settings | asked if out_dir else None, resume=resume, force=force) as own:
+    with series.Series(singles, "generate", settings if out_dir else None, resume=resume, force=force) as own:
         if own.is_complete and resume:
             screen.say("Nothing is missing: all were there already.")
-            if out is None and not diversity:  # there is a grid already
+            if out is None and not diversity:  # an earlier call wrote the grid
                 grid_path, film_path = None, None
         generator = generation.prepare(found, built, prior, components, noise)
         own.begin()
-        reference = None
-        if diversity and together.is_first:
-            with group.alone(), explain.advancing(screen) as progress:  # the other ranks start generating
-                reference = references.load(built, references.FeatureChoice(), progress)
+        reference = _load_reference(screen, built) if diversity and ranks.is_first else None
 
         def is_needed(numbers: range) -> bool:
             on_grid = grid_path is not None and numbers.start < SHOWN
             return not singles or own.lacks(numbers) or on_grid or diversity
 
-        mine = batches.round_robin(together, count, generator.batch_size, is_needed)
-        draw = generator.generate if interpolate is None else generator.interpolate
-        drawn = draw(count, sampling, label=label, accepts=mine)
+        mine = batches.round_robin(ranks, count, generator.batch_size, is_needed)
+        make = generator.generate if interpolate is None else generator.interpolate
         total = sum(1 for _ in batches.batches(count, generator.batch_size, mine))
-        held = _run(screen, drawn, total, own, is_all=diversity, is_film=film_path is not None)
-    made = held.gather(together)
-    if not together.is_first:
+        collected = _run(
+            screen,
+            make(count, sampling, label=label, accepts=mine),
+            total,
+            own,
+            is_all=diversity,
+            is_film=film_path is not None,
+        )
+    results = collected.gather(ranks)
+    if not ranks.is_first:
         return
     outcome: dict[str, Any] = {
         "run": str(found.path),
-        "step": step,
+        "step": trained.step,
         "prior": generator.prior.name,
         "noise": generator.noise,
         "sampler": sampling.sampler,
@@ -158,12 +160,13 @@ def generate(
         "kept": len(own.kept),
     }
     if grid_path:
-        _show(screen, made[IMAGES][:SHOWN], count, grid_path, gather.way(made), film_path)
+        _show(screen, results[IMAGES][:SHOWN], count, grid_path, gather.trajectory(results), film_path)
     if reference is not None and neighbors_path:
-        title = f"{counted(count, 'image')} of {found.path}, step {step}, beside real ones of {config.data.dataset}"
-        outcome |= _measure(screen, made[IMAGES], reference, title, neighbors_path)
+        title = f"{counted(count, 'image')} of {found.path}, step {trained.step}"
+        title += f", beside real ones of {config.data.dataset}"
+        outcome |= _measure(screen, results[IMAGES], reference, title, neighbors_path)
     if out_dir is not None:
-        _tell_of_others(screen, out_dir, (*singles, grid_path, neighbors_path))
+        _warn_of_others(screen, out_dir, (*singles, grid_path, neighbors_path))
         screen.say(series.summary(own.folder, count, len(own.kept)))
     screen.result(outcome, grid_path)
 
@@ -172,13 +175,22 @@ def _check(n: int | None, interpolate: int | None, out_dir: Path | None, *, is_r
     if n is not None and interpolate is not None:
         raise UsageError("--n and --interpolate both say how many images.", "Give one of them.")
     if is_resumed and out_dir is None:
-        raise UsageError("--resume goes on with a folder of pictures.", "Name it with --out-dir.")
+        raise UsageError("--resume completes a folder of pictures.", "Name it with --out-dir.")
 
 
-def _places(
+def _load_reference(screen: Screen, built: Experiment) -> Reference:
+    """Load the reference on rank 0 while the other ranks generate."""
+    from colddiff_core.distributed import group
+    from colddiff_core.evaluation import reference
+
+    with group.alone(), explain.advancing(screen) as progress:
+        return reference.load(built, reference.FeatureChoice(), progress)
+
+
+def _paths(
     out: Path | None, default: Path, *, animate: bool, force: bool, keep: bool
 ) -> tuple[Path | None, Path | None, Path]:
-    """Return where the grid, its film and the nearest training images go, as `films.outputs` has it."""
+    """Return the paths of the grid, its film and the sheet of nearest training images."""
     grid_path, film_path = films.outputs(out, default, animate=animate, force=force, keep=keep)
     beside = grid_path or out or default
     return grid_path, film_path, outputs.free_path(None, beside.with_name(f"{beside.stem}-neighbors.png"), force=force)
@@ -187,13 +199,14 @@ def _places(
 def _run(
     screen: Screen, batches: Iterator[GeneratedBatch], total: int, own: series.Series, *, is_all: bool, is_film: bool
 ) -> ImageCollector:
-    """Write what is missing of a series; return the images (all of them, or those shown), and the grid's trajectory.
+    """Write the missing pictures of a series; collect all images, or those on the grid, and the grid's trajectory.
 
-    total: how many batches there are.
+    Args:
+        total: Number of batches.
     """
     from colddiff_core import images
 
-    held = ImageCollector()
+    collected = ImageCollector()
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("generating", total=total)
         for batch in batches:
@@ -204,19 +217,19 @@ def _run(
                 frames.append(step.x[:on_film].cpu())
             x = step.x[: batch.count].cpu()
             if on_film:
-                held.add_way(batch.first, frames)
+                collected.add_trajectory(batch.first, frames)
             for number, image in enumerate(x, batch.first):
                 if own.lacks([number]):
                     images.write(images.to_pillow(image), own.place(number))
             if is_all or batch.first < SHOWN:
-                held.add(IMAGES, batch.first, x)
-    return held
+                collected.add(IMAGES, batch.first, x)
+    return collected
 
 
 def _show(
     screen: Screen, shown: Tensor, count: int, grid_path: Path, trajectory: list[Tensor], film_path: Path | None
 ) -> None:
-    """Write the grid of those shown, of `count`, and their film, and draw the grid on a terminal."""
+    """Write the grid and its film, and show the grid on a terminal; `count` images were generated."""
     from colddiff_core import images
 
     images.write(images.image_grid({"": shown}, across=ACROSS), grid_path)
@@ -228,14 +241,14 @@ def _show(
         screen.say(f"on the grid: the first {len(shown)} of {counted(count, 'image')}")
 
 
-def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, neighbors: Path) -> dict[str, Any]:
-    """Show how varied the images are, beside real ones, and write their nearest training images; return the figures."""
+def _measure(screen: Screen, generated: Tensor, reference: Reference, title: str, neighbors: Path) -> dict[str, Any]:
+    """Show the diversity of images next to that of real ones, write the nearest training images; return the figures."""
     from colddiff_core.evaluation import comparison
 
-    described = comparison.describe(made, reference)
+    described = comparison.describe(generated, reference)
     figures = described.figures
-    _show_neighbors(made, reference, neighbors)
-    real = comparison.describe_real(len(made), reference).figures
+    _show_neighbors(generated, reference, neighbors)
+    real = comparison.describe_real(len(generated), reference).figures
     from colddiff_core.evaluation.reference import labels
 
     screen.show(diversity_table(title, {"generated": figures, "real": real}, labels(reference)))
@@ -246,18 +259,18 @@ def _measure(screen: Screen, made: Tensor, reference: Reference, title: str, nei
     return {"figures": figures, "figures_of_real_images": real, "neighbours": str(neighbors)}
 
 
-def _tell_of_others(screen: Screen, folder: Path, own: Iterable[Path | None]) -> None:
+def _warn_of_others(screen: Screen, folder: Path, own: Iterable[Path | None]) -> None:
     written = {path.resolve() for path in own if path is not None}
     others = sum(path.resolve() not in written for path in folder.glob("*.png"))
     if others:
-        screen.warn(f"{folder} holds {counted(others, 'other PNG file')}, not of this call")
+        screen.warn(f"{folder} has {counted(others, 'other PNG file')} from other calls")
 
 
-def _show_neighbors(made: Tensor, reference: Reference, path: Path) -> None:
+def _show_neighbors(generated: Tensor, reference: Reference, path: Path) -> None:
     from colddiff_core import images
     from colddiff_core.evaluation import diversity
 
-    shown = made[:NEIGHBORS]
+    shown = generated[:NEIGHBORS]
     nearest = diversity.nearest_neighbors(shown, reference.train())
     columns = {"generated": shown, "nearest": reference.train().images(nearest.number)}
     images.write(images.sheet(columns, blocks=4 if len(shown) > 4 else 1), path)

@@ -1,4 +1,4 @@
-"""`colddiff presets`: what can be trained, and with which settings."""
+"""`colddiff presets`: list the presets and show their settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from colddiff_core.config import toml
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Show this preset in full.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this preset with all settings.")] = None,
     overrides: options.Set = None,
     json: options.Json = False,
 ) -> None:
-    """List the presets, or print one with everything resolved."""
+    """List the presets, or print one in full."""
     screen = Screen(json)
     if name is not None:
         table = library.load(name, overrides or []).to_table()
@@ -28,8 +28,8 @@ def presets(
         return
     loaded = {preset: library.load(preset) for preset in library.names()}
     listing = Table(box=None, pad_edge=False)
-    for heading in ("preset", "operator", "T", "data", "what it is"):
-        listing.add_column(heading, no_wrap=heading != "what it is")
+    for heading in ("preset", "operator", "T", "data", "description"):
+        listing.add_column(heading, no_wrap=heading != "description")
     for preset, config in loaded.items():
         steps = str(config.degradation.parameters.get("steps", ""))
         data = f"{config.data.dataset} {config.data.size}"
@@ -37,4 +37,4 @@ def presets(
     screen.result({preset: config.description for preset, config in loaded.items()})
     if not json:
         screen.show(listing)
-        screen.say("\nTrain one: colddiff train --preset NAME      See one in full: colddiff presets NAME")
+        screen.say("\nTrain one: colddiff train --preset NAME      Print one: colddiff presets NAME")

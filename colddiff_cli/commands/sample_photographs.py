@@ -1,4 +1,4 @@
-"""`colddiff sample --degraded`: the user's own pictures, which are degraded already."""
+"""`colddiff sample --degraded`: restore pictures that are already degraded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import open_run
-from colddiff_cli.picture_series import per_file, series
+from colddiff_cli.picture_series import manifest, per_file, series
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from colddiff_core.inference.photograph import DegradedPhotograph, PhotographRestorer
 
 AUTO, SWEEP = "auto", "sweep"
-COLORS = ("channels", "luma")  # how a gray run takes a picture in color
-SWEPT = 384  # pixels of a side of the window that candidates are shown of
-RIM = 64  # pixels around it that are restored as well: beyond the window the picture goes on
-OPAQUE = 127  # of 255
-LOW = 0.5  # confidence below which an estimate is worth a second look
+COLORS = ("channels", "luma")  # how a gray run restores a color picture
+WINDOW_PIXELS = 384  # side of the window that a sweep shows
+RIM_PIXELS = 64  # restored around the window, so that its border looks right
+OPAQUE = 127  # alpha above this, of 255
+LOW_CONFIDENCE = 0.5  # an estimate below it is worth a second look
 
 
 @dataclasses.dataclass(frozen=True)
 class RestoreOptions:
-    """What the options ask for; None is the run's own or the operator's."""
+    """The options of one call; None is the run's or the operator's default."""
 
     t: str | None
     mask: Path | None
@@ -55,9 +55,9 @@ class RestoreOptions:
 def restore(
     screen: Screen, found: runs.Run, names: list[str], asked: RestoreOptions, device: str, overrides: tuple[str, ...]
 ) -> None:
-    """Restore pictures as they are, or show what each would be at several severities."""
+    """Restore pictures, or show each at several severities."""
     if not names:
-        raise UsageError("--degraded restores pictures of your own.", "Name images, folders of images or globs.")
+        raise UsageError("--degraded needs pictures to restore.", "Name images, folders of images or globs.")
     files = inputs.agreed(lambda: inputs.listed(names))
     _check(asked, files)
 
@@ -66,17 +66,17 @@ def restore(
     from colddiff_core.images import photograph as photographs
     from colddiff_core.models import memory
 
-    together = group.current()
+    ranks = group.current()
 
     if asked.mask is not None:
-        photographs.read(asked.mask)  # before the run is opened: it is for all pictures
+        photographs.read(asked.mask)  # fails before the run is opened
     trained = open_run.open_run(found, device, overrides)
     built, step = trained.experiment, trained.step
-    tile = together.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
+    tile = ranks.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
     worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:
-        what = "this run learned from pictures that were not rounded to 8 bits, and sharpens the rounding of yours"
-        screen.warn(f"{what}: train one with degradation.quantize=8, such as a photos- preset")
+        what = "this run was trained on pictures not rounded to 8 bits, so it sharpens the rounding of yours"
+        screen.warn(f"{what}. Train one with degradation.quantize=8, such as a photos- preset.")
     t = _severity(asked.t, built.operator)
     settings = open_run.described(found, built, step) | {
         "degraded": True,
@@ -87,7 +87,7 @@ def restore(
         "colour": asked.color,
         "compared": asked.is_compared,
         "seed": asked.seed,
-        "mask": series.fingerprint([asked.mask]) if asked.mask else None,
+        "mask": manifest.fingerprint([asked.mask]) if asked.mask else None,
     }
     folder = asked.out_dir or Path()
     if asked.is_resumed:
@@ -100,8 +100,8 @@ def restore(
         targets += [_compared(asked.out)] if asked.out else series.targets(paths, folder, "compared.png")
     for target in targets:
         images.check_suffix(target, images.SUFFIXES if asked.is_sweep else photographs.SUFFIXES)
-    if together.is_first:
-        settings["inputs"] = series.fingerprint(paths)
+    if ranks.is_first:
+        settings["inputs"] = manifest.fingerprint(paths)
         outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
     is_series = asked.out is None and (asked.out_dir is not None or len(files) > 1)
     with series.Series(
@@ -110,14 +110,16 @@ def restore(
         job = PhotographJob(screen, own, asked, worker, t, paths)
         work = job.sweep if asked.is_sweep else job.restore
         done, kept = per_file.make(screen, own, files, "restored", work, is_slow=True)
-    told = {n: metadata for every in together.gather_json(list(job.told.items())) for n, metadata in every}
-    if not together.is_first:
+    records = {n: record for own in ranks.gather_json(list(job.records.items())) for n, record in own}
+    if not ranks.is_first:
         return
     result = {"run": str(found.path), "step": step}
     result |= {"sampler": worker.sampling.sampler, "stride": worker.sampling.stride}
     result |= {"consistent": worker.is_consistent, "precision": built.precision, "steps": built.operator.steps}
     result |= {"n": len(done), "kept": kept}
-    result |= {"files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | told.get(n, {}) for n in done]}
+    result |= {
+        "files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | records.get(n, {}) for n in done]
+    }
     screen.result(result, targets[done[-1]] if len(done) == 1 else None)
 
 
@@ -131,7 +133,10 @@ def _outputs(targets: list[Path]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class PhotographJob:
-    """The pictures of one call: reads, restores and writes each, and says what it took it for."""
+    """Reads, restores and writes the pictures of one call.
+
+    records: what the JSON result says about each picture, by number.
+    """
 
     screen: Screen
     own: series.Series
@@ -139,10 +144,10 @@ class PhotographJob:
     worker: PhotographRestorer
     t: int | None
     paths: list[Path]
-    told: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    records: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def restore(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
-        """Restore one picture; return what writes it."""
+        """Restore one picture; return a function that writes it."""
         from colddiff_core import images
         from colddiff_core.images import photograph as photographs
 
@@ -152,8 +157,8 @@ class PhotographJob:
         given = self._look(path, photograph)
         worker = self._worker_for(given)
         restored = worker.restore(given, at_share)
-        own = {"sampler": worker.sampling.sampler, "consistent": worker.is_consistent}
-        self.told[number] = self._told(given) | own
+        self.records[number] = self._record(given)
+        self.records[number] |= {"sampler": worker.sampling.sampler, "consistent": worker.is_consistent}
 
         def write() -> None:
             is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
@@ -166,17 +171,17 @@ class PhotographJob:
                 self.screen.warn(f"{path}: {note}")
             if both is not None and is_shown:
                 self.screen.picture(images.to_pillow(both.pixels))
-            self._tell(number)
+            self._print_path(number)
 
         return write
 
-    def _tell(self, number: int) -> None:
-        """Say where a picture of several went; a single one's path ends the command."""
+    def _print_path(self, number: int) -> None:
+        """Print the path of one of several pictures; that of a single one is printed at the end."""
         if 1 < len(self.paths) <= series.MANY and not self.screen.is_json:
             self.screen.say(str(self.own.targets[number]))
 
     def _check_sides(self, number: int, photograph: Photograph) -> None:
-        """Refuse what its format cannot hold before it is made."""
+        """Refuse a picture that its output format cannot hold, before it is restored."""
         from colddiff_core import images
         from colddiff_core.images import photograph as photographs
 
@@ -187,7 +192,7 @@ class PhotographJob:
             images.check_sides(both, self.own.targets[number + len(self.paths)])
 
     def sweep(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
-        """Make a strip of what one picture, or a part of it, would be at several severities; return what writes it."""
+        """Make a strip of one picture, or a part of it, at several severities; return a function that writes it."""
         from colddiff_core import images
         from colddiff_core.images import photograph as photographs
         from colddiff_core.inference import photograph as blind
@@ -196,10 +201,12 @@ class PhotographJob:
         photograph = photographs.read(path)
         picture = photographs.upright(photograph, photograph.pixels)
         whole = self._look(path, dataclasses.replace(photograph, pixels=picture, orientation=1))
-        # A hole or snow is of the whole picture; a blur is the same everywhere.
-        window = picture if dataclasses.fields(whole.frozen) else blind.detailed(picture, SWEPT + 2 * RIM)
+        # A hole or snow depends on the whole picture; a blur is the same everywhere.
+        window = (
+            picture if dataclasses.fields(whole.frozen) else blind.detailed(picture, WINDOW_PIXELS + 2 * RIM_PIXELS)
+        )
         place = blind.hole(whole, self.worker.operator) if whole.is_known and window is picture else None
-        shown = blind.around(window, SWEPT, place)
+        shown = blind.around(window, WINDOW_PIXELS, place)
         candidates = blind.severities(self.worker.operator, whole.estimate)
         columns = {"given": window[shown][None]}
         for index, t in enumerate(candidates):
@@ -208,17 +215,17 @@ class PhotographJob:
                 at_share((index + part) / len(candidates))
 
             given = whole.at(t) if window is picture else self.worker.look(window, t)
-            made = self._worker_for(given).restore(given, at_part)
+            restored = self._worker_for(given).restore(given, at_part)
             is_estimate = whole.estimate is not None and t == whole.estimate.t
-            columns[f"t {t}{'*' if is_estimate else ''}"] = made[shown][None]
+            columns[f"t {t}{'*' if is_estimate else ''}"] = restored[shown][None]
         strip = images.sheet(columns)
-        self.told[number] = self._told(whole) | {"candidates": candidates}
+        self.records[number] = self._record(whole) | {"candidates": candidates}
 
         def write() -> None:
             images.write(strip, self.own.place(number))
             if len(self.paths) <= series.MANY:
                 self.screen.picture(strip)
-            self._tell(number)
+            self._print_path(number)
 
         return write
 
@@ -227,58 +234,56 @@ class PhotographJob:
             self.screen.warn(f"{path}: {note}")
         own, channels = len(photograph.pixels), self.worker.experiment.channels
         if own > channels:
-            how = "its brightness is restored, its colors stay" if self.asked.color == "luma" else "channel by channel"
-            self.screen.say(f"{path}: the run knows gray pictures and this one has color: {how}")
+            how = "brightness is restored, its colors stay" if self.asked.color == "luma" else "channel by channel"
+            self.screen.say(f"{path}: a color picture and a gray run: {how}")
         hidden = _hidden(self.asked.mask, photograph) if self.asked.mask else None
         try:
             given = self.worker.look(photograph.pixels, self.t, hidden)
         except UsageError:
             if not self.asked.is_sweep:
                 raise
-            given = self.worker.look(photograph.pixels, self.worker.operator.steps)  # it is for the user to choose
+            given = self.worker.look(photograph.pixels, self.worker.operator.steps)  # the user chooses
         steps = self.worker.operator.steps
         estimate = given.estimate
         if self.t is None and estimate is not None:
             sure = f"{estimate.low} to {estimate.high}, {estimate.confidence:.0%} sure"
             self.screen.say(f"{path}: t = {estimate.t} of {steps} ({sure}): {estimate.trace}")
             if not estimate.t and not self.asked.is_sweep:
-                self.screen.warn(f"{path}: nothing to restore was found; it stays as it is. Say how much with --t.")
-            elif estimate.confidence < LOW and not self.asked.is_sweep:
-                self.screen.say("  Look at the candidates with --t sweep.")
+                self.screen.warn(f"{path}: nothing to restore was found. Set the severity with --t.")
+            elif estimate.confidence < LOW_CONFIDENCE and not self.asked.is_sweep:
+                self.screen.say("  Compare candidates with --t sweep.")
         elif hidden is not None:
-            self.screen.say(f"{path}: t = {given.t} of {steps}, as the mask asks for")
+            self.screen.say(f"{path}: t = {given.t} of {steps}, from the mask")
         return given
 
     def _worker_for(self, given: DegradedPhotograph) -> PhotographRestorer:
-        """Return what restores a picture: with the run's own sampler, unless that needs what nobody knows of it."""
+        """Return the restorer for a picture: "direct", if the run's sampler needs random fields that are unknown."""
         if given.is_known or self.asked.sampler is not None:
             return self.worker
-        return dataclasses.replace(
-            self.worker, sampling=dataclasses.replace(self.worker.sampling, sampler="direct", stride=1)
-        )
+        direct = dataclasses.replace(self.worker.sampling, sampler="direct", stride=1)
+        return dataclasses.replace(self.worker, sampling=direct)
 
-    def _told(self, given: DegradedPhotograph) -> dict[str, Any]:
-        told: dict[str, Any] = {"t": given.t}
+    def _record(self, given: DegradedPhotograph) -> dict[str, Any]:
+        record: dict[str, Any] = {"t": given.t}
         if self.t is None and given.estimate is not None:
-            found = given.estimate
-            told |= {"low": found.low, "high": found.high, "confidence": found.confidence, "trace": found.trace}
-        return told
+            record |= {key: getattr(given.estimate, key) for key in ("low", "high", "confidence", "trace")}
+        return record
 
 
 def _check(asked: RestoreOptions, files: list[tuple[Path, bool]]) -> None:
-    """Refuse what cannot be, before the run is opened."""
+    """Refuse bad combinations before the run is opened."""
     if asked.out is not None and len(files) > 1:
-        raise UsageError(f"--out names one picture and {len(files)} were given.", "Use --out-dir.")
+        raise UsageError(f"--out names one picture, but there are {len(files)}.", "Use --out-dir.")
     if asked.out is not None and asked.out_dir is not None:
-        raise UsageError("--out names a picture and --out-dir a folder.", "Give one of them.")
+        raise UsageError("--out names a picture and --out-dir a folder.", "Use one of them.")
     if asked.out is not None and asked.is_resumed:
-        raise UsageError("--resume goes on with a folder of pictures and --out names one.", "Leave one of them out.")
+        raise UsageError("--resume completes a folder of pictures, but --out names one.", "Leave one of them out.")
     if asked.is_sweep and asked.is_compared:
         raise UsageError("--t sweep shows candidates and restores nothing.", "Leave --compare out.")
     if asked.mask is not None and asked.t not in (None, AUTO):
-        raise UsageError("--mask tells the severity by itself.", "Leave --t out.")
+        raise UsageError("--mask sets the severity.", "Leave --t out.")
     if asked.color not in COLORS:
-        raise UsageError(f"--color {asked.color} is not known.", f"Choices: {', '.join(COLORS)}.")
+        raise UsageError(f"--color {asked.color} is unknown.", f"Choices: {', '.join(COLORS)}.")
     if asked.t not in (None, AUTO, SWEEP):
         whole(asked.t)
 
@@ -289,11 +294,11 @@ def _worker(built: Experiment, asked: RestoreOptions) -> PhotographRestorer:
 
     op = built.operator
     if op.second_field:
-        what = f"{op.name} mixes in a second picture, and nobody knows which one is in yours."
+        what = f"{op.name} mixes in a second picture, and yours is unknown."
         raise UsageError(what, "Use a run of another operator.")
     can_project = op.is_linear and op.has_inverse
     if asked.is_consistent and not can_project:
-        raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave it out.")
+        raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave --consistent out.")
     sampling = Sampling.of(built.config, sampler=asked.sampler, stride=asked.stride, seed=asked.seed)
     dataclasses.replace(sampling, stride=min(sampling.stride, op.steps)).check(op)
     is_consistent = can_project if asked.is_consistent is None else asked.is_consistent
@@ -301,7 +306,7 @@ def _worker(built: Experiment, asked: RestoreOptions) -> PhotographRestorer:
 
 
 def _severity(text: str | None, operator: Degradation) -> int | None:
-    """Return the severity asked for, None where it is to be estimated."""
+    """Return the severity of --t, None to estimate it."""
     if text in (None, AUTO, SWEEP):
         return None
     t = whole(text)
@@ -311,25 +316,25 @@ def _severity(text: str | None, operator: Degradation) -> int | None:
 
 
 def whole(text: str, *, is_degraded: bool = True) -> int:
-    """Return the number that --t gives; raises UsageError for anything else."""
+    """Parse --t as a whole number; raises UsageError for anything else."""
     try:
         return int(text)
     except ValueError:
         if not is_degraded and text in (AUTO, SWEEP):
-            what = f"--t {text} is for pictures that are degraded already."
-            raise UsageError(what, "Say so with --degraded, or give a whole number.") from None
-        raise UsageError(f"--t {text} is no severity.", f"Give a whole number, {AUTO} or {SWEEP}.") from None
+            what = f"--t {text} is for pictures that are already degraded."
+            raise UsageError(what, "Add --degraded, or use a whole number.") from None
+        raise UsageError(f"--t {text} is not a severity.", f"Use a whole number, {AUTO} or {SWEEP}.") from None
 
 
 def _hidden(mask: Path, photograph: Photograph) -> Tensor:
-    """Return which pixels of a photograph, as it lies in its file, a picture of a mask marks in white."""
+    """Return the pixels of a photograph, in file orientation, that a mask picture marks: (H, W) bool."""
     import torch
 
     from colddiff_core.images import photograph as photographs
 
     drawn = photographs.read(mask)
     marked = photographs.upright(drawn, drawn.pixels).mean(0) > 0
-    if drawn.alpha is not None:  # strokes on nothing
+    if drawn.alpha is not None:  # strokes on a transparent layer
         marked &= photographs.upright(drawn, drawn.alpha) > OPAQUE
     height, width = photograph.pixels.shape[-2:]
     numbers = torch.arange(height * width).view(1, height, width)
@@ -337,7 +342,7 @@ def _hidden(mask: Path, photograph: Photograph) -> Tensor:
     if marked.shape != upright.shape:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (marked.shape, upright.shape)]
         what = f"{mask} has {sizes[0]} pixels and the picture {sizes[1]}."
-        raise UsageError(what, "Draw the mask on a copy of the picture: white where it is to be made anew.")
+        raise UsageError(what, "Draw the mask on a copy of the picture, white where pixels are to be filled in.")
     hidden = torch.zeros(height * width, dtype=torch.bool)
     hidden[upright[marked]] = True
     return hidden.view(height, width)

@@ -1,4 +1,4 @@
-"""Trajectories as films."""
+"""Write trajectories as films."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 
 FILMS = (".gif", ".webp")
 MOST_FRAMES = 60
-TILE = 64
+TILE_PIXELS = 64
 
 
 def outputs(
     out: Path | None, default: Path, *, animate: bool, force: bool, keep: bool = False
 ) -> tuple[Path | None, Path | None]:
-    """Return where a picture and its film go; --out may name either, and they never are the same file.
+    """Return the paths of a picture and its film; --out may name either.
 
-    keep: where what --out names exists, neither is to be written: both are None.
-    Raises UsageError where one exists and is not to be overwritten, or for an unknown suffix.
+    Args:
+        keep: If --out exists, write neither and return None for both.
+
+    Raises:
+        UsageError: A path exists without `force`, or has an unknown suffix.
     """
     from colddiff_core import images
 
@@ -37,11 +40,11 @@ def outputs(
 
 
 def frames(trajectory: list[Tensor]) -> list[Image.Image]:
-    """Return at most MOST_FRAMES grids of the images (B, C, H, W) on their way, the first and the last among them."""
+    """Return at most MOST_FRAMES grids of images (B, C, H, W) float32 in [-1, 1], including the first and the last."""
     from colddiff_core import images
 
     count = min(len(trajectory), MOST_FRAMES)
     picked = sorted({round(i * (len(trajectory) - 1) / max(count - 1, 1)) for i in range(count)})
     across = max(1, round(len(trajectory[0]) ** 0.5))
-    side = TILE * across
+    side = TILE_PIXELS * across
     return [images.enlarge(images.to_pillow(images.tile(trajectory[i], across)), side) for i in picked]

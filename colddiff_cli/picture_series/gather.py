@@ -1,4 +1,4 @@
-"""Images of several kinds, held back batch by batch until all that are shown together are there."""
+"""Collect images of several kinds, batch by batch, to show them together."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ if TYPE_CHECKING:
     from colddiff_core.distributed.group import Group
 
 
+TRAJECTORY = "trajectory-"  # prefix of the kinds that are frames
+
+
 class ImageCollector:
-    """Images (B, C, H, W) by kind, added in any order, in whichever process of a job they were made."""
+    """Images (B, C, H, W) by kind, added in any order and by any process of a job."""
 
     def __init__(self) -> None:
         self._parts: dict[str, Tensor] = {}
 
     def add(self, kind: str, first: int, x: Tensor) -> None:
-        """Add images of a kind, numbered from `first` on; they are held on the CPU."""
-        self._parts[f"{kind}/{first:012d}"] = x.cpu().clone()  # not a view, which would hold all of a batch
+        """Add images of a kind, numbered from `first`; they are kept on the CPU."""
+        self._parts[f"{kind}/{first:012d}"] = x.cpu().clone()  # a view would keep the whole batch
 
-    def add_way(self, first: int, frames: list[Tensor]) -> None:
-        """Add the frames of the way that images went."""
+    def add_trajectory(self, first: int, frames: list[Tensor]) -> None:
+        """Add the frames of a batch on its way from x_t to x_0."""
         for index, x in enumerate(frames):
-            self.add(f"way-{index:06d}", first, x)
+            self.add(f"{TRAJECTORY}{index:06d}", first, x)
 
-    def gather(self, together: Group) -> dict[str, Tensor]:
-        """Return to the first process the images of all, a stack for each kind in the order of the numbers."""
+    def gather(self, ranks: Group) -> dict[str, Tensor]:
+        """Gather the images of all processes on rank 0: a stack per kind, in the order of their numbers."""
         import torch
 
-        parts = {name: x for told in together.gather_tensors(self._parts) for name, x in told.items()}
-        found: dict[str, list[Tensor]] = {}
+        parts = {name: x for own in ranks.gather_tensors(self._parts) for name, x in own.items()}
+        stacks: dict[str, list[Tensor]] = {}
         for name in sorted(parts):
-            found.setdefault(name.rpartition("/")[0], []).append(parts[name])
-        return {kind: torch.cat(stack) for kind, stack in found.items()}
+            stacks.setdefault(name.rpartition("/")[0], []).append(parts[name])
+        return {kind: torch.cat(stack) for kind, stack in stacks.items()}
 
 
-def way(stacks: dict[str, Tensor]) -> list[Tensor]:
-    """Return the frames among gathered stacks."""
-    return [stacks[kind] for kind in sorted(stacks) if kind.startswith("way-")]
+def trajectory(stacks: dict[str, Tensor]) -> list[Tensor]:
+    """Return the trajectory's frames among gathered stacks."""
+    return [stacks[kind] for kind in sorted(stacks) if kind.startswith(TRAJECTORY)]

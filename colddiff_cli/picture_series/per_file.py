@@ -1,4 +1,4 @@
-"""Pictures that a command makes one by one, out of files that may be many."""
+"""Make a picture from each of many files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from colddiff_core.text import counted
 if TYPE_CHECKING:
     from colddiff_core.distributed.group import Group
 
-Line = tuple[int, list[list[str]]]  # what is told of a file, by its number
+Messages = tuple[int, list[list[str]]]  # the number of a file, and what to print about it
 AtShare = Callable[[float], None]
 
 
@@ -30,40 +30,44 @@ def make(
     *,
     is_slow: bool = False,
 ) -> tuple[list[int], int]:
-    """Have what is missing of a series made and written for each file; return the numbers of those done, and how many
-    of them were there already.
+    """Make the missing pictures of a series; return the numbers of the files done, and how many were kept.
 
-    A series has one picture for each file, or several: all the first ones, then all the second. What cannot be made of
-    a file out of a folder is told and left out. `work` makes what belongs to a file, by its number, and returns what
-    writes it; it is given what to call with the share of its work that is done. doing: what is done to the pictures, as
-    "degraded"; is_slow: show progress of a single picture too.
-    The processes of a job share the files out; the first one returns, and tells of, what all of them have done.
-    Raises UsageError for a file that was named itself, and where none of a folder's can be used.
+    A series has one picture per file, or several: all the first ones, then all the second ones. The processes of a job
+    share the files; rank 0 prints and returns the results of all.
+
+    Args:
+        doing: What happens to the pictures, such as "degraded".
+        work: Makes the pictures of a file, by number, and returns a function that writes them. It can call its second
+            argument with the share of its work that is done.
+        is_slow: Show progress even for a single picture.
+
+    Raises:
+        UsageError: A file that was named itself cannot be used, or none can. Others are skipped with a warning.
     """
-    count, together = len(files), own.together
+    count, ranks = len(files), own.ranks
     if own.is_complete:
         screen.say("Nothing is missing: all were there already.")
     own.begin()
     missing = [number for number in range(count) if own.lacks(range(number, len(own.targets), count))]
-    mine = list(together.round_robin(missing))
+    mine = list(ranks.round_robin(missing))
     made: list[int] = []
-    told: list[Line] = []
+    messages: list[Messages] = []
     is_shown = screen.is_terminal and (is_slow or count > series.MANY)
     with Progress(console=screen.console, transient=True, disable=not is_shown) as progress:
         task = progress.add_task(doing, total=len(mine))
-        for place, number in enumerate(mine):
+        for index, number in enumerate(mine):
 
-            def at_share(share: float, place: int = place) -> None:
-                progress.update(task, completed=place + share)
+            def at_share(share: float, index: int = index) -> None:
+                progress.update(task, completed=index + share)
 
             at_share(0)
-            with contextlib.nullcontext() if together.is_alone else screen.holding() as held:
+            with contextlib.nullcontext() if ranks.is_alone else screen.holding() as held:
                 if _has_made(screen, files[number], lambda number=number: work(number, at_share)):  # type: ignore[misc]
                     made.append(number)
-            told += [(number, held)] if held else []
-    made = _gather(screen, together, made, told)
+            messages += [(number, held)] if held else []
+    made = _gather(screen, ranks, made, messages)
     done = sorted({*range(count)}.difference(missing).union(made))
-    if together.is_first and not done:
+    if ranks.is_first and not done:
         raise UsageError(f"None of {counted(count, 'image')} could be {doing}.", "Check the files.")
     kept = count - len(missing)
     if count > series.MANY or kept:
@@ -72,26 +76,26 @@ def make(
 
 
 def _has_made(screen: Screen, file: tuple[Path, bool], work: Callable[[], Callable[[], None]]) -> bool:
-    """Do the work on a file; False, with a word, where it is left out."""
-    path, is_asked_for = file
+    """Do the work on a file; return False, with a warning, if it is skipped."""
+    path, is_named = file
     try:
         write = work()
     except UsageError as error:
         what = error.what if str(path) in error.what else f"{path}: {error.what}"
-        if is_asked_for:
+        if is_named:
             raise UsageError(what, error.remedy) from None
-        screen.warn(f"{what} Left out.")
+        screen.warn(f"{what} Skipped.")
         return False
     write()
     return True
 
 
-def _gather(screen: Screen, together: Group, made: list[int], told: list[Line]) -> list[int]:
-    """Return, to the first process, what all have made; it tells what they have to tell, in the order of the files."""
-    if together.is_alone:
+def _gather(screen: Screen, ranks: Group, made: list[int], messages: list[Messages]) -> list[int]:
+    """Return the files done, on rank 0 those of all ranks; it prints their messages in the order of the files."""
+    if ranks.is_alone:
         return made
-    together.barrier()
-    every = together.gather_json([made, told])
+    ranks.barrier()
+    every = ranks.gather_json([made, messages])
     for _, held in sorted(line for _, lines in every for line in lines):
         screen.tell(held)
     return [number for numbers, _ in every for number in numbers]

@@ -1,134 +1,93 @@
-"""Pictures that one call writes into a folder, which a later call can go on with.
+"""The pictures that one call writes into a folder, and that a later call can complete with `--resume`.
 
-The folder is marked with the settings of the call before its first picture is written. Pictures are written whole, so
-one that is there was made by the call whose mark is there: `--resume` keeps it, and makes those that are missing.
-Of the processes of a job the first alone looks at the folder and marks it; pictures are written by all.
+A manifest with the settings of the call is written before the first picture. Pictures are written whole, so one that
+exists belongs to the call whose manifest exists: `--resume` keeps it and makes the missing ones. In a job, all
+processes write pictures; only rank 0 looks at the folder and writes the manifest.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.jobs import launch
+from colddiff_cli.picture_series.manifest import SeriesManifest, Settings, in_folder, nothing_to_resume
 from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, MachineError, UsageError
-from colddiff_core.files import FileLock, drafted, flush, parse_json, read_ordinary, refusals
+from colddiff_core.files import FileLock, drafted, flush, refusals
 from colddiff_core.text import counted
 
-LARGEST_MARK = 1 << 30  # bytes: ten million pictures
-MANY = 16  # pictures that are told and drawn one by one; more are counted
-MOST_DIFFERENCES = 3  # told of two calls
-# Settings that say nothing to a person, and what is said instead.
-DIGESTS = {"digest": "the input files are others or have changed since", "weights": "the weights are others"}
-Settings = Mapping[str, Any]
+MANY = 16  # up to so many pictures, each is listed and shown; beyond, they are counted
 
 
-class SeriesInterrupted(ColddiffError):  # noqa: N818 - nothing is in error
-    """Ctrl-C among pictures that can be gone on with."""
+class SeriesInterrupted(ColddiffError):  # noqa: N818 - not an error
+    """Ctrl-C in a series that can be resumed."""
 
     exit_code = 130
 
 
-@dataclasses.dataclass(frozen=True)
-class SeriesManifest:
-    """A hidden file in a folder of pictures: which call made them, with what, and what they are called."""
-
-    path: Path
-    command: str
-    settings: dict[str, Any]
-    pictures: list[str]
-
-    @classmethod
-    def of(cls, folder: Path, command: str, settings: Settings, pictures: list[str]) -> Self:
-        """Return the mark of a call; its name follows from all that it says."""
-        plain = json.loads(json.dumps(settings))  # as it is read again: a tuple is a list
-        said = json.dumps([command, plain, pictures], sort_keys=True)
-        name = hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
-        return cls(folder / f".colddiff-{name}.json", command, plain, pictures)
-
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """Return a mark that is there; None where there is none, or one whose writer was killed at it."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            values = parse_json(read_ordinary(path, LARGEST_MARK))
-            pictures = list(values["pictures"])
-            if isinstance(values["command"], str) and all(isinstance(name, str) for name in pictures):
-                return cls(path, values["command"], dict(values["settings"]), pictures)
-        return None
-
-    @property
-    def is_there(self) -> bool:
-        return SeriesManifest.read(self.path) == self
-
-    def text(self) -> str:
-        values = {"command": self.command, "settings": self.settings, "pictures": self.pictures}
-        return json.dumps(values, indent=1) + "\n"
-
-
 class Series:
-    """Pictures 0..n - 1 of one call, and the folder that is its own until the context ends.
+    """Pictures 0 to n - 1 of one call, in a folder that is locked until the context ends.
 
-    kept: the numbers of those that were there already, and stay. together: the processes at work on them; unless
-    something fails none of them leaves the context before all pictures are made.
+    kept: the numbers of the pictures that existed and stay; ranks: the processes that make them. Unless something
+    fails, no process leaves the context before all pictures are made.
     """
 
     def __init__(
         self, targets: Sequence[Path], command: str, settings: Settings | None, *, resume: bool = False, force: bool
     ) -> None:
-        """Take the pictures of `targets`, all in one folder, for a call of these settings; None leaves no mark.
+        """Claim the pictures of `targets`, all in one folder. A job that torchrun restarts resumes without `resume`.
 
-        Raises UsageError for pictures that are there and are neither kept (`resume`) nor overwritten (`force`), and
-        for a `resume` where no call of these settings was at work; MachineError where one is at work now. A job that
-        torchrun starts again after a failure resumes by itself.
+        Args:
+            settings: Of the call; None to write no manifest, so that it cannot be resumed.
+
+        Raises:
+            UsageError: Pictures exist without `resume` or `force`, or there is no call of these settings to resume.
+            MachineError: Another process is writing them.
         """
         from colddiff_core.distributed import group
 
-        self.together = group.current()
+        self.ranks = group.current()
         self.targets, self.is_forced = targets, force
         self.folder = targets[0].parent if targets else Path()
         self.kept: frozenset[int] = frozenset()
         self.made = 0
         self._lock: FileLock | None = None
-        self._mark: SeriesManifest | None = None
+        self._manifest: SeriesManifest | None = None
         self._is_begun = False
-        if self.together.is_first:
+        if self.ranks.is_first:
             self._take(command, settings, resume)
-        if not self.together.is_alone:
-            self._hear_kept()
+        if not self.ranks.is_alone:
+            self._receive_kept()
 
     def _take(self, command: str, settings: Settings | None, resume: bool) -> None:
         if resume and self.is_forced:
             raise UsageError("--resume keeps pictures and --force overwrites them.", "Give one of them.")
         if settings is not None:
-            self._mark = SeriesManifest.of(self.folder, command, settings, [target.name for target in self.targets])
-        is_marked = self._mark is not None and self._mark.is_there
+            self._manifest = SeriesManifest.of(self.folder, command, settings, [target.name for target in self.targets])
+        is_marked = self._manifest is not None and self._manifest.is_there
         if is_marked:
             self._hold()
             resume = resume or (environment.process_info().restarts > 0 and not self.is_forced)
         try:
             if resume and not is_marked:
-                raise _nothing_to_go_on_with(self.folder, command, self._mark)
+                raise nothing_to_resume(self.folder, command, self._manifest)
             self._check(is_marked, resume)
         except BaseException:
             self._release()
             raise
         self._is_begun = is_marked and not self.is_forced
 
-    def _hear_kept(self) -> None:
-        """Learn from the first process which pictures are kept: a byte each, for there may be millions."""
-        told = bytearray(len(self.targets))
+    def _receive_kept(self) -> None:
+        """Receive the kept pictures from rank 0, a byte each: there may be millions."""
+        flags = bytearray(len(self.targets))
         for number in self.kept:
-            told[number] = 1
-        self.kept = frozenset(number for number, is_kept in enumerate(self.together.broadcast(bytes(told))) if is_kept)
+            flags[number] = 1
+        self.kept = frozenset(number for number, is_kept in enumerate(self.ranks.broadcast(bytes(flags))) if is_kept)
 
     def __enter__(self) -> Self:
         return self
@@ -137,18 +96,18 @@ class Series:
         late: KeyboardInterrupt | None = None
         try:
             if error is None:
-                self.together.barrier()
+                self.ranks.barrier()
         except KeyboardInterrupt as interrupt:
             error = late = interrupt
         finally:
             if isinstance(error, KeyboardInterrupt):
-                launch.hear_no_more(self.together)
+                launch.hear_no_more(self.ranks)
             self._release()
-        if isinstance(error, KeyboardInterrupt) and self._mark is not None and self._is_begun:
+        if isinstance(error, KeyboardInterrupt) and self._manifest is not None and self._is_begun:
             done, total = sum(target.exists() for target in self.targets), len(self.targets)
             what = f"Interrupted: {done} of {counted(total, 'image')} {'is' if done == 1 else 'are'} in {self.folder}."
-            how = "--resume in place of --force" if self.is_forced else "--resume"
-            raise SeriesInterrupted(what, f"Go on with them: the same call with {how}.") from None
+            how = "--resume instead of --force" if self.is_forced else "--resume"
+            raise SeriesInterrupted(what, f"To continue, run the same command with {how}.") from None
         if late:
             raise late
 
@@ -157,23 +116,23 @@ class Series:
         return len(self.kept) == len(self.targets)
 
     def lacks(self, numbers: Iterable[int]) -> bool:
-        """Tell whether any of these pictures is to be made; there may be fewer than the numbers say."""
+        """Say whether any of these pictures is missing; numbers past the last are ignored."""
         return any(number < len(self.targets) and number not in self.kept for number in numbers)
 
     def begin(self) -> None:
-        """Have the folder marked, of the processes of a job by the first, which the others wait for.
+        """Write the manifest, in a job of several processes; call it before the first picture.
 
-        To be called before any picture is made; one process by itself marks it when the first one is there.
+        Rank 0 writes it and the others wait. A single process writes it with the first picture.
         """
-        if self.together.is_alone:
+        if self.ranks.is_alone:
             return
-        if self.together.is_first and not self.is_complete:
+        if self.ranks.is_first and not self.is_complete:
             self._begin_once()
         self._is_begun = True
-        self.together.barrier()
+        self.ranks.barrier()
 
     def place(self, number: int) -> Path:
-        """Return where to write a picture now; the folder is marked before the first."""
+        """Return the path of a picture about to be written; writes the manifest before the first."""
         self._begin_once()
         self.made += 1
         return self.targets[number]
@@ -184,7 +143,7 @@ class Series:
             self._is_begun = True
 
     def _check(self, is_marked: bool, is_resumed: bool) -> None:
-        instead = "another --out or --out-dir" + (", go on with --resume" if is_marked else "")
+        instead = "another --out or --out-dir" + (", continue with --resume" if is_marked else "")
         for target in self.targets:
             outputs.check(target, instead, force=self.is_forced or is_resumed)
         if is_resumed:
@@ -192,51 +151,51 @@ class Series:
             self._drop_drafts()
 
     def _begin(self) -> None:
-        """Make the folder this call's own: it may have been another's since it was looked at."""
-        if self._mark is None:
+        """Claim the folder: another call may have written into it since it was checked."""
+        if self._manifest is None:
             return
-        with refusals(self._mark.path):
+        with refusals(self._manifest.path):
             self.folder.mkdir(parents=True, exist_ok=True)
         if self._lock is None:
             self._hold()
-        others = [mark for mark in marks(self.folder) if mark != self._mark]
+        others = [manifest for manifest in in_folder(self.folder) if manifest != self._manifest]
         if not self.is_forced:
             for target in self.targets:
                 outputs.check(target, "another --out-dir", force=False)
-        names = set(self._mark.pictures)
+        names = set(self._manifest.pictures)
         for other in others:
-            if not names.isdisjoint(other.pictures):  # from now on what bears these names is not of that call
+            if not names.isdisjoint(other.pictures):  # these names are no longer that call's
                 with _locked(other.path):
                     other.path.unlink(missing_ok=True)
         if self.is_forced:
-            # Now, and not one by one: what --resume finds after a kill must be this call's.
+            # All at once: after a kill, --resume must find pictures of this call only.
             for target in self.targets:
                 with refusals(target):
                     target.unlink(missing_ok=True)
-        if self._mark.is_there:
+        if self._manifest.is_there:
             self._drop_drafts()
             return
         assert self._lock is not None
-        with refusals(self._mark.path):
-            # In place, not by a draft: whoever holds the lock holds this very file. Half of it counts for no mark.
-            self._lock.write(self._mark.text().encode())
+        with refusals(self._manifest.path):
+            # In place, not by rename: the lock is on this very file. A half-written manifest counts as none.
+            self._lock.write(self._manifest.text().encode())
             os.fsync(self._lock)
             flush(self.folder)
 
     def _hold(self) -> None:
-        assert self._mark is not None
-        self._lock = _locked(self._mark.path)
+        assert self._manifest is not None
+        self._lock = _locked(self._manifest.path)
 
     def _release(self) -> None:
         if self._lock is None:
             return
-        if self._mark is not None and not self._lock.size:  # refused before anything was written
-            self._mark.path.unlink(missing_ok=True)
+        if self._manifest is not None and not self._lock.size:  # nothing was written
+            self._manifest.path.unlink(missing_ok=True)
         self._lock.release()
         self._lock = None
 
     def _drop_drafts(self) -> None:
-        """Remove what a killed call had half written of these pictures."""
+        """Remove half-written drafts of these pictures that a killed call left."""
         names = {target.name for target in self.targets}
         with refusals(self.folder), os.scandir(self.folder) as entries:
             drafts = [entry.path for entry in entries if drafted(entry.name) in names]
@@ -244,42 +203,23 @@ class Series:
                 os.unlink(draft)
 
 
-def marks(folder: Path) -> list[SeriesManifest]:
-    """Return the marks in a folder."""
-    found = (SeriesManifest.read(path) for path in sorted(folder.glob(".colddiff-*.json")))
-    return [mark for mark in found if mark is not None]
-
-
 def targets(files: Sequence[Path], folder: Path, ending: str) -> list[Path]:
-    """Return where the picture made of each file goes; the same name out of two folders gets a number."""
-    found = [folder / f"{file.stem}-{ending}" for file in files]
+    """Return the output path for each file; files of one name from several folders get a number."""
+    paths = [folder / f"{file.stem}-{ending}" for file in files]
     names: dict[Path, int] = {}
-    for index, target in enumerate(found):
-        names[target] = count = names.get(target, 0) + 1
+    for index, path in enumerate(paths):
+        names[path] = count = names.get(path, 0) + 1
         if count > 1:
-            found[index] = target.with_name(f"{target.stem}-{count}{target.suffix}")
-    return found
-
-
-def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
-    """Return what tells lists of input files apart: how many, and a digest of their paths, sizes and times."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        stamp: tuple[int, ...] = ()
-        with contextlib.suppress(OSError):  # what is absent is told where it is read
-            status = file.stat()
-            stamp = (status.st_size, status.st_mtime_ns)
-        digest.update(repr((str(file), stamp)).encode())
-    return {"files": len(files), "digest": digest.hexdigest()}
+            paths[index] = path.with_name(f"{path.stem}-{count}{path.suffix}")
+    return paths
 
 
 def without_own(
     files: list[tuple[Path, bool]], folder: Path, command: str, settings: Settings
 ) -> list[tuple[Path, bool]]:
-    """Return files, and whether each was named itself, without what a call of these settings made of them in `folder`.
+    """Drop the outputs of a call with these settings from a list of input files, as rank 0 sees them.
 
-    Where pictures go below the folder that they are made of, those made so far are found among its images. What the
-    first process of a job finds counts.
+    A call that writes into its input folder would otherwise take its own pictures for inputs when it is resumed.
     """
     return inputs.agreed(lambda: _without_own(files, folder, command, settings))
 
@@ -287,62 +227,26 @@ def without_own(
 def _without_own(
     files: list[tuple[Path, bool]], folder: Path, command: str, settings: Settings
 ) -> list[tuple[Path, bool]]:
-    same = [mark for mark in marks(folder) if mark.command == command and _agree(settings, mark.settings)]
-    own = {name for mark in same for name in mark.pictures}
+    same = [manifest for manifest in in_folder(folder) if manifest.is_of(command, settings)]
+    own = {name for manifest in same for name in manifest.pictures}
     if not own:
         return files
-    is_there = {parent: parent.resolve() == folder.resolve() for parent in {file.parent for file, _ in files}}
+    is_target = {parent: parent.resolve() == folder.resolve() for parent in {file.parent for file, _ in files}}
     return [
-        (file, is_named) for file, is_named in files if is_named or not (is_there[file.parent] and file.name in own)
+        (file, is_named) for file, is_named in files if is_named or not (is_target[file.parent] and file.name in own)
     ]
 
 
-def _agree(some: Settings, every: Settings) -> bool:
-    return all(every.get(key) == value for key, value in json.loads(json.dumps(some)).items())
-
-
 def summary(folder: Path, count: int, kept: int) -> str:
-    """Return a line on a finished series of `count` images: how many, how many of them were kept, and where."""
-    told = f" ({kept} of them kept)" if kept else ""
-    return f"{counted(count, 'image')}{told}: {folder}"
+    """Return a line about a finished series: how many images, how many of them were kept, and where."""
+    how = f" ({kept} of them kept)" if kept else ""
+    return f"{counted(count, 'image')}{how}: {folder}"
 
 
 def _locked(path: Path) -> FileLock:
-    """Lock a mark; raises MachineError if another process holds it."""
+    """Lock a manifest; raises MachineError if another process holds it."""
     try:
         return FileLock.take(path)
     except BlockingIOError:
         what = f"Another process is writing these pictures into {path.parent}."
-        raise MachineError(what, "Wait for it or stop it first, or give another --out-dir.") from None
-
-
-def _nothing_to_go_on_with(folder: Path, command: str, mark: SeriesManifest | None) -> UsageError:
-    others = [other for other in marks(folder) if other.command == command] if mark else []
-    if mark is None or not others:
-        what = f"There is nothing to go on with: no call of {command} has marked {folder} as its own."
-        return UsageError(what, "Leave --resume out, or name the folder with --out-dir.")
-    told = min((list(_differences(other.settings, mark.settings)) for other in others), key=len)
-    more = f" and {len(told) - MOST_DIFFERENCES} more" if len(told) > MOST_DIFFERENCES else ""
-    difference = ", ".join(told[:MOST_DIFFERENCES]) or "the pictures have other names"
-    what = f"The call of {command} that {folder} was marked by had other settings: {difference}{more}."
-    return UsageError(what, "Give the settings of that call, or another --out-dir without --resume.")
-
-
-def _differences(was: Settings, now: Settings) -> Iterator[str]:
-    """Yield what differs between two calls, in words."""
-    for key in {**was, **now}:
-        before, after = was.get(key), now.get(key)
-        if before == after:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after)
-        elif key not in DIGESTS:
-            yield f"{key} was {_told(before)}, now {_told(after)}"
-        elif all(was.get(other) == now.get(other) for other in {**was, **now} if other not in DIGESTS):
-            yield DIGESTS[key]
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{key} {entry}" for key, entry in value.items() if key not in DIGESTS)
-    return "left out" if value is None else str(value)
+        raise MachineError(what, "Wait for it, stop it, or use another --out-dir.") from None

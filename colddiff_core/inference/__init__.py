@@ -1,1 +1,1 @@
-"""Using a trained run: restore, generate, photographs."""
+"""Use a trained run: restore, generate, restore photographs."""

@@ -1,4 +1,4 @@
-"""Batches of numbered images, the same however many are asked for."""
+"""Batches of numbered images, such that an image does not depend on how many there are."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Callable, Iterator
 
 from colddiff_core.distributed.group import Group
 
-BatchFilter = Callable[[range], bool]
+BatchFilter = Callable[[range], bool]  # by the numbers of the images in a batch
 
 
 def every_batch(numbers: range) -> bool:
-    """Tell that of images of these numbers some are wanted: of any."""
+    """Accept every batch."""
     return True
 
 
 def batches(count: int, size: int, accepts: BatchFilter = every_batch) -> Iterator[range]:
-    """Return the numbers of the batches of images 0..count - 1, `size` in each and so some beyond `count` in the last.
+    """Yield the image numbers of each accepted batch of images 0 to count - 1.
 
-    An image is thus computed among as many others, and at the same place, however many are asked for: bit for bit the
-    same. Batches whose numbers below `count` are not accepted are left out.
+    Every batch has `size` numbers, so the last one may go past `count`: an image is always computed in a batch of the
+    same size and at the same place in it, bit for bit the same for any `count`. `accepts` gets numbers below `count`.
     """
     for first in range(0, count, size):
         if accepts(range(first, min(first + size, count))):
             yield range(first, first + size)
 
 
-def round_robin(together: Group, count: int, size: int, accepts: BatchFilter) -> BatchFilter:
-    """Return what tells which batches are this process's: of those that hold something wanted each has as many.
+def round_robin(ranks: Group, count: int, size: int, accepts: BatchFilter) -> BatchFilter:
+    """Return a filter that assigns accepted batches to processes round-robin.
 
-    They are dealt out whole, so that an image is computed as it is where one process has them all.
+    Batches stay whole, so that an image comes out as it does in a single process.
     """
-    if together.is_alone:
+    if ranks.is_alone:
         return accepts
-    own = {numbers.start for numbers in together.round_robin(batches(count, size, accepts))}
+    own = {numbers.start for numbers in ranks.round_robin(batches(count, size, accepts))}
     return lambda numbers: numbers.start in own

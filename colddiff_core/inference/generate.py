@@ -1,7 +1,7 @@
-"""Images from nothing: a prior's x_T, taken back to x_0 batch by batch.
+"""Generate images: draw x_T from a prior and take it back to x_0, batch by batch.
 
-Every batch has the same number of images, the last one too, and every image its own generators: image k is the
-same, bit for bit, however many are asked for.
+All batches have the same size, and every image has its own random generators, so image k is the same bit for bit
+however many are generated.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.runs import Run
-from colddiff_core.sampling import DegradedImages, Sampling, Step, final, priors
+from colddiff_core.sampling import DegradedImages, Sampling, Step, final, fitting, priors
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
-# Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
+# Images at a time, if they fit in memory. Batches are always full, so a large one wastes time on few images.
 MOST = {"cpu": 16, "cuda": 256}
-MOST_NOISE = 1.0  # wider and little else is left of x_T
+MOST_NOISE = 1.0  # wider noise leaves little else of x_T
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedBatch:
-    """Images first..first + count - 1 of those asked for; `start` and `steps` may hold more, which nobody asked for."""
+    """Images first to first + count - 1; `start` and `steps` may hold more, to fill the batch."""
 
     first: int
     count: int
@@ -42,7 +42,7 @@ class GeneratedBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A run's experiment with a prior: all that images are generated from.
+    """Generates images with a run's experiment and a prior.
 
     noise: width of the white noise on x_T that breaks the symmetry between its pixels; batch_size: images at a time.
     """
@@ -55,17 +55,20 @@ class Generator:
     batch_size: int
 
     def starts(self, seed: int, numbers: range) -> InitialState:
-        """Return where the images of these numbers start."""
+        """Draw the starting points of the images with these numbers."""
         generators = seeds.image_generators(seed, numbers, "prior")
         return priors.draw(self.prior, self.source, self.weights, generators, self.noise)
 
     def generate(
         self, count: int, sampling: Sampling, *, label: int | None = None, accepts: BatchFilter = every_batch
     ) -> Iterator[GeneratedBatch]:
-        """Return images 0..count - 1 in batches; `label` is the class of them all, None for any.
+        """Generate images 0 to count - 1 in batches; skipped batches do not change the others.
 
-        Batches that are not accepted are left out, and change nothing of the others.
-        Raises UsageError for a sampler, stride or label that does not suit the run.
+        Args:
+            label: The class of all images, for a conditional network; None for any.
+
+        Raises:
+            UsageError: The sampler, stride or label does not fit the run.
         """
 
         def start(numbers: range) -> InitialState:
@@ -76,10 +79,10 @@ class Generator:
     def interpolate(
         self, count: int, sampling: Sampling, *, label: int | None = None, accepts: BatchFilter = every_batch
     ) -> Iterator[GeneratedBatch]:
-        """Return `count` images from x_T between those of images 0 and 1, both included; else as `generate`.
+        """Generate `count` images from x_T on the way from image 0's to image 1's, as `generate` does otherwise.
 
-        The first is image 0 and the last image 1. With "ddpm" the last is not, by design: the noise that it draws is
-        image 0's all the way, so that the images change with x_T alone.
+        The first is image 0 and the last is image 1, except with "ddpm": all images then share the sampler noise of
+        image 0, so that they change with x_T alone.
         """
         ends = self.starts(sampling.seed, range(2))
         states = priors.between(self.prior, self.experiment.operator, ends, count)
@@ -88,7 +91,7 @@ class Generator:
             return states[torch.tensor(numbers).clamp(max=count - 1)]
 
         def zeros(numbers: range) -> list[int]:
-            return [0] * len(numbers)  # one noise for them all, so that a random sampler too goes evenly across
+            return [0] * len(numbers)  # the same sampler noise for all, so that they change smoothly
 
         return self._batches(count, start, zeros, sampling, label, accepts)
 
@@ -119,42 +122,52 @@ class Generator:
 def prepare(
     run: Run, built: Experiment, name: str | None, components: int | None = None, noise: float | None = None
 ) -> Generator:
-    """Return what a run's images are generated from; `name` None is its operator's default prior.
+    """Build the generator of a run; the prior is fitted once and kept in the run.
 
-    noise None is the width that the run was trained with, else the prior's own. The prior is fitted once and kept
-    in the run. All processes of a job prepare: the first fits, and its memory decides on how many images there are at a
-    time. Raises UsageError for a prior, components or noise that do not suit the run.
+    All processes of a job must call this. Rank 0 fits the prior, and its memory sets the batch size.
+
+    Args:
+        name: The prior; None for the operator's default.
+        components: Gaussians in the prior's mixture; None for one.
+        noise: Width of the noise on x_T; None for the width that the run was trained with, or else the prior's.
+
+    Raises:
+        UsageError: The prior, components or noise does not fit the run.
     """
     prior = priors.find(name, built.operator)
     if noise is not None and not math.isfinite(noise):
-        raise UsageError(f"noise = {noise} is not finite.", "Give its width; pictures span 2.")
+        raise UsageError(f"noise = {noise} is not finite.", f"Use 0 to {MOST_NOISE:g}.")
     if noise is not None and not 0 <= noise <= MOST_NOISE:
         raise UsageError(f"noise = {noise:g} is out of range: x_T lies in [-1, 1].", f"Use 0 to {MOST_NOISE:g}.")
     if noise is not None and prior.noise is None:
-        raise UsageError(f"The prior '{prior.name}' has no symmetry that noise could break.", "Leave --noise out.")
+        raise UsageError(f"The prior '{prior.name}' has no symmetry to break with noise.", "Leave --noise out.")
     source = _source(built)
-    together = group.current()
-    weights = priors.load_or_fit(prior, source, run.path / "priors", components) if together.is_first else {}
-    weights = dict(together.broadcast_tensors(weights))
-    if prior.is_drawn_from_images and not together.is_alone:
-        together.one_process_first(source.images)
-    size = together.broadcast_json(built.batch_size(MOST))
+    ranks = group.current()
+    weights = fitting.load_or_fit(prior, source, run.path / "priors", components) if ranks.is_first else {}
+    weights = dict(ranks.broadcast_tensors(weights))
+    if prior.is_drawn_from_images and not ranks.is_alone:
+        ranks.one_process_first(source.images)
+    size = ranks.broadcast_json(built.batch_size(MOST))
     if noise is None:
         noise = 0.0 if prior.noise is None else built.config.degradation.dither or prior.noise
     return Generator(built, prior, source, weights, noise, size)
 
 
 def check_label(built: Experiment, label: int | None) -> None:
-    """Raise UsageError for a class that the run does not know."""
+    """Check that the run has this class.
+
+    Raises:
+        UsageError: It does not.
+    """
     classes = built.config.model.classes
     if label is None or 0 <= label < classes:
         return
     if not classes:
         raise UsageError(
             f"--class {label}: this run was trained without classes.",
-            "Leave it out, or train with --set model.classes=N.",
+            "Leave --class out, or train with --set model.classes=N.",
         )
-    raise UsageError(f"--class {label} is out of range.", f"This run knows classes 0 to {classes - 1}.")
+    raise UsageError(f"--class {label} is out of range.", f"Use 0 to {classes - 1}.")
 
 
 def _source(built: Experiment) -> PriorSource:

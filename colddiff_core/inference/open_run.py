@@ -1,4 +1,4 @@
-"""A trained run, opened for use."""
+"""Open a trained run for use."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from colddiff_core.models import UNet, compiling
 from colddiff_core.runs import Run, checkpoint, find
 from colddiff_core.text import shown
 
-MAKING = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # settings that make other weights
+WEIGHT_SETTINGS = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # the weights depend on them
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A run with its experiment, and the step of the weights in it."""
+    """A run with its experiment, and the step of its weights."""
 
     run: Run
     experiment: Experiment
@@ -60,16 +60,18 @@ def open_run(
 
 
 def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> TrainedRun:
-    together = group.current()
-    read = _newest(run) if together.is_first else None
-    content = checkpoint.shared(together, read, (checkpoint.AVERAGE,))
+    ranks = group.current()
+    read = _newest(run) if ranks.is_first else None
+    content = checkpoint.shared(ranks, read, (checkpoint.AVERAGE,))
     state, step = content.state, int(content.state["step"])
     config = run.config(overrides)
-    for change in _retold(state, run.config()):
-        warnings.warn(ColddiffWarning(f"{run.config_file} was changed: the weights are of {change}"), stacklevel=3)
+    for change in _changed_settings(state, run.config()):
+        warnings.warn(
+            ColddiffWarning(f"{run.config_file} was changed: the weights were trained with {change}"), stacklevel=3
+        )
     try:
-        experiment = together.one_process_first(lambda: build(config, int(state["channels"]), device, "test"))
-    except UsageError as error:  # what an operator admits is known where it is built, not where run.toml is read
+        experiment = ranks.one_process_first(lambda: build(config, int(state["channels"]), device, "test"))
+    except UsageError as error:  # operators check their parameters when built, not when run.toml is read
         raise UsageError(f"{run.config_file}: {error.what}", error.remedy) from None
     unet = experiment.restorer.unet
     content.fill(checkpoint.AVERAGE, unet)
@@ -79,17 +81,17 @@ def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> Trained
 
 
 def _newest(run: Run) -> checkpoint.CheckpointFiles:
-    found = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
-    if found is None:
+    newest = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
+    if newest is None:
         raise run.untrained()
-    step = found.content.state["step"]
-    for path in found.damaged:
-        warnings.warn(ColddiffWarning(f"{path} is damaged; the weights of step {step} are used"), stacklevel=4)
-    return found.content
+    step = newest.content.state["step"]
+    for path in newest.damaged:
+        warnings.warn(ColddiffWarning(f"{path} is damaged; using the weights of step {step}"), stacklevel=4)
+    return newest.content
 
 
-def _retold(state: Mapping[str, Any], config: Config) -> list[str]:
-    """Return the settings that weights were trained with and that a configuration tells otherwise."""
+def _changed_settings(state: Mapping[str, Any], config: Config) -> list[str]:
+    """Return the settings that differ between a configuration and the weights' training, in words."""
     trained = state.get("provenance")
     settings = trained.get("settings") if isinstance(trained, Mapping) else None
     if not isinstance(settings, Mapping):
@@ -97,5 +99,5 @@ def _retold(state: Mapping[str, Any], config: Config) -> list[str]:
     return [
         f"{key} = {shown(before)}, not {shown(after)}"
         for key, (before, after) in schema.changes(settings, config.to_table()).items()
-        if key.startswith(MAKING) and before is not None and after is not None
+        if key.startswith(WEIGHT_SETTINGS) and before is not None and after is not None
     ]

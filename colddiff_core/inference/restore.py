@@ -1,4 +1,4 @@
-"""Images degraded and brought back batch by batch: image k is the same however many are asked for."""
+"""Degrade images and restore them, batch by batch. Image k does not depend on how many there are."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.sampling import DegradedImages, Sampling, Step, final
 
-# Images at a time, if memory has room: a batch is computed whole, and few images would pay for a large one.
+# Images at a time, if they fit in memory. Batches are always full, so a large one wastes time on few images.
 MOST = {"cpu": 16, "cuda": 256}
 
 
 @dataclasses.dataclass(frozen=True)
 class DegradedBatch:
-    """Images `numbers` of those asked for, degraded to severity t and not yet restored.
+    """A batch of images, degraded to severity t and not yet restored.
 
-    The batch is filled up: x0, x_t (B, C, H, W) and frozen hold more than `numbers` where too few are left, and
-    gray ones in place of those that could not be loaded. Neither are in `numbers`.
+    x0, x_t: (B, C, H, W) float32 in [-1, 1], images first to first + B - 1; numbers: those that count. Gray images
+    fill the batch where there are no more images, or one could not be loaded.
     """
 
     experiment: Experiment
@@ -38,7 +38,7 @@ class DegradedBatch:
     t: int
 
     def restore(self, sampling: Sampling) -> Iterator[Step]:
-        """Take the whole batch back to x_0, step by step; errors as `Experiment.restore`."""
+        """Take the whole batch back to x_0 and yield every step, as `Experiment.restore` does."""
         numbers = range(self.first, self.first + len(self.x_t))
         return self.experiment.restore(DegradedImages(self.x_t, self.t, self.frozen, numbers), sampling)
 
@@ -48,9 +48,9 @@ class DegradedBatch:
         return final(self.restore(sampling))
 
     def of(self, x: Tensor, numbers: range) -> Tensor:
-        """Return those of (B, C, H, W) whose numbers are in a range, without what fills the batch up; on the CPU."""
-        places = [number - self.first for number in self.numbers if number in numbers]
-        return x[places].cpu()
+        """Select the images of x (B, C, H, W) that count and whose numbers are in a range; return them on the CPU."""
+        indices = [number - self.first for number in self.numbers if number in numbers]
+        return x[indices].cpu()
 
 
 def degraded(
@@ -63,25 +63,27 @@ def degraded(
     size: int,
     accepts: BatchFilter = every_batch,
 ) -> Iterator[DegradedBatch]:
-    """Return images 0..count - 1 degraded, `size` at a time as `experiment.batches` has them.
+    """Degrade images 0 to count - 1, `size` at a time.
 
-    load: returns an image (C, H, W) by its number, None where it cannot be had; what it raises goes through.
-    Batches that are not accepted, and those of which no image can be loaded, are left out.
+    Batches that are not accepted are skipped, and so are those without a single image.
+
+    Args:
+        load: Returns image (C, H, W) by number, None to skip it; may raise.
     """
     side = built.config.data.size
     for numbers in batches.batches(count, size, accepts):
         loaded = {number: load(number) for number in numbers if number < count}
-        there = tuple(number for number, image in loaded.items() if image is not None)
-        if not there:
+        present = tuple(number for number, image in loaded.items() if image is not None)
+        if not present:
             continue
         x0 = torch.zeros(size, built.channels, side, side)
-        for number in there:
+        for number in present:
             image = loaded[number]
             assert image is not None
             x0[number - numbers.start] = image
         x0 = x0.to(built.device)
         x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
-        yield DegradedBatch(built, numbers.start, there, x0, x_t, frozen, t)
+        yield DegradedBatch(built, numbers.start, present, x0, x_t, frozen, t)
 
 
 def restore(

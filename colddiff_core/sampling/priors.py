@@ -1,45 +1,36 @@
-"""x_T from nothing: where generation starts.
+"""Priors: distributions of x_T, where generation starts.
 
-A prior says how the most degraded images are distributed. What it must learn it fits once to the training
-images; every draw then has a generator of its own, so an image does not depend on how many are asked for.
+Every image is drawn with its own generator, so it does not depend on how many are drawn.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
-from colddiff_core.errors import MachineError, UsageError
-from colddiff_core.files import whole
-from colddiff_core.tensor_files import write
-from colddiff_core.text import counted, nearest
+from colddiff_core.errors import UsageError
+from colddiff_core.text import nearest
 
 Weights = dict[str, Tensor]
-ImageGenerators = Sequence[torch.Generator]  # one for each image
-FIT_BATCH = 500
+ImageGenerators = Sequence[torch.Generator]  # one per image
 BROKEN_SYMMETRY = 0.002  # Source: Bansal et al. 2022, section 5.2
 
 
 @dataclasses.dataclass(frozen=True)
 class PriorSource:
-    """What priors are fitted to and drawn for.
+    """The operator and the data that a prior is fitted to and drawn for.
 
-    operator: D; shape: (C, H, W) of an image; images: loads the training images, called only by priors that need
-    them; freeze: draws everything random about images; observe: what the network gets to see of x_t; second: the
-    second data set where the operator mixes one in.
+    operator: D; shape: (C, H, W) of an image; images: loads the training images, for the priors that need them;
+    freeze: draws everything random about images; observe: turns x_t into what the network sees; second: the second
+    data set of an operator that mixes one in.
     """
 
     operator: Degradation
@@ -52,10 +43,10 @@ class PriorSource:
 
 @dataclasses.dataclass(frozen=True)
 class InitialState:
-    """Where generation starts: base + noise * field is x_T, and `frozen` what is random about each image.
+    """Where generation starts: x_T = base + noise * field.
 
-    base: (B, C, H, W) float32 in [-1, 1], x_T before its symmetry is broken; field: standard normal numbers of the
-    same shape; noise: their width.
+    base: (B, C, H, W) float32 in [-1, 1], x_T before its symmetry is broken; field: standard normal noise of the same
+    shape; noise: its width; frozen: what is random about each image.
     """
 
     base: Tensor
@@ -68,22 +59,21 @@ class InitialState:
         return self.base + self.noise * self.field
 
     def __getitem__(self, images: Tensor) -> InitialState:
-        """Return the starts of some images, by their numbers (N,) int64."""
+        """Select images by index, (N,) int64."""
         return dataclasses.replace(self, base=self.base[images], field=self.field[images], frozen=self.frozen[images])
 
     def to(self, device: torch.device) -> InitialState:
-        """Return the start on a device."""
+        """Return a copy on a device."""
         fields = {f.name: getattr(self.frozen, f.name).to(device) for f in dataclasses.fields(self.frozen)}
         frozen = dataclasses.replace(self.frozen, **fields)
         return dataclasses.replace(self, base=self.base.to(device), field=self.field.to(device), frozen=frozen)
 
 
 class Prior:
-    """A distribution of x_T. A subclass says how it is drawn, and what x_T tells of the operator's random fields.
+    """A distribution of x_T. Subclasses define how to draw it and which random fields of the operator x_T fixes.
 
-    noise: width of the white noise that breaks the symmetry between pixels, unless user or run say otherwise; None
-    where there is no symmetry to break. is_fitted: whether it learns from the training images; is_drawn_from_images:
-    whether every draw takes some of them.
+    noise: default width of the white noise that breaks the symmetry between pixels; None if there is no symmetry to
+    break. is_fitted: learns from the training images; is_drawn_from_images: every draw uses some of them.
     """
 
     name: ClassVar[str]
@@ -93,42 +83,42 @@ class Prior:
     noise: ClassVar[float | None] = None
 
     def draw(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
-        """Return x_T (B, C, H, W) float32 and its frozen fields, an image for each generator."""
+        """Draw x_T (B, C, H, W) float32 and its frozen fields, one image per generator."""
         x = self.images(source, weights, generators)
         return x, source.operator.freeze(x, generator=generators, **self.known(source.operator, x))
 
     def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
-        """Return x_T (B, C, H, W) float32, an image for each generator."""
+        """Draw x_T (B, C, H, W) float32, one image per generator."""
         raise TypeError(f"{type(self).__name__} does not define images")
 
     def known(self, op: Degradation, x: Tensor) -> dict[str, Tensor]:
-        """Return the operator's random fields that x_T tells."""
+        """Return the random fields of the operator that follow from x_T."""
         return {}
 
     def blend(self, first: Tensor, last: Tensor, share: Tensor) -> Tensor:
-        """Return what lies between two draws (1, C, H, W) at shares (N, 1, 1, 1) in [0, 1]."""
+        """Interpolate between two draws (1, C, H, W) at shares (N, 1, 1, 1) in [0, 1]."""
         return torch.lerp(first, last, share)
 
 
 class MixturePrior(Prior):
-    """A Gaussian mixture over a few numbers of each image."""
+    """A Gaussian mixture over a short summary of each image."""
 
     is_fitted = True
     noise = 0.0
 
     def summarize(self, op: Degradation, x: Tensor) -> Tensor:
-        """Return the few numbers that tell images x_T (B, C, H, W) apart: (B, D) float32."""
+        """Summarize images x_T (B, C, H, W) as vectors (B, D) float32."""
         raise TypeError(f"{type(self).__name__} does not define summarize")
 
     def spread(self, source: PriorSource, summaries: Tensor) -> Tensor:
-        """Return the images (B, C, H, W) that summaries (B, D) stand for."""
+        """Turn summaries (B, D) back into images (B, C, H, W)."""
         raise TypeError(f"{type(self).__name__} does not define spread")
 
     def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
         blank = torch.empty(len(generators), 0)
         shares = draw_uniform(blank, generators, (1,))
         normal = draw_normal(blank, generators, tuple(weights["means"].shape[1:]))
-        # The shares may sum to a hair below 1.
+        # The cumulative sum may end slightly below 1.
         component = (
             torch.searchsorted(weights["shares"].cumsum(0), shares).squeeze(1).clamp_(max=len(weights["shares"]) - 1)
         )
@@ -137,7 +127,7 @@ class MixturePrior(Prior):
 
 
 class ChannelMeansPrior(MixturePrior):
-    """Every pixel of an image alike: the mean of each channel. Source: Bansal et al. 2022, section 5.2."""
+    """One constant per channel: the channel's mean. Source: Bansal et al. 2022, section 5.2."""
 
     name = "gmm"
     meaning = "a Gaussian mixture over the channel means of the training images"
@@ -151,7 +141,7 @@ class ChannelMeansPrior(MixturePrior):
 
 
 class LowResolutionPrior(MixturePrior):
-    """The few pixels that pixelation leaves, as one vector. Source: Bansal et al. 2022, section 5.3."""
+    """The few pixels that pixelation leaves. Source: Bansal et al. 2022, section 5.3."""
 
     name = "gaussian"
     meaning = "a Gaussian over the few pixels that are left"
@@ -169,10 +159,10 @@ class LowResolutionPrior(MixturePrior):
 
 
 class ColorPrior(Prior):
-    """One solid color, uniform over all. Source: Bansal et al. 2022, section 5.3."""
+    """One solid color, uniform over all colors. Source: Bansal et al. 2022, section 5.3."""
 
     name = "color"
-    meaning = "one solid color an image, any as likely as another"
+    meaning = "one solid color per image, all equally likely"
     noise = 0.0
 
     def images(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> Tensor:
@@ -215,10 +205,10 @@ class ImagesPrior(Prior):
 
 
 class DegradedPrior(Prior):
-    """Training images, degraded: nothing is modeled, so it shows what a perfect prior would give."""
+    """Degraded training images: no model, so it shows what a perfect prior would give."""
 
     name = "degraded"
-    meaning = "training images, degraded: what a perfect prior would give"
+    meaning = "degraded training images, as a perfect prior would give"
     is_drawn_from_images = True
 
     def draw(self, source: PriorSource, weights: Weights, generators: ImageGenerators) -> tuple[Tensor, Frozen]:
@@ -243,14 +233,15 @@ _REGISTRY: dict[str, Prior] = {
 
 
 def names() -> list[str]:
-    """Return every prior's name, sorted."""
+    """Return the names of all priors, sorted."""
     return sorted(_REGISTRY)
 
 
 def find(name: str | None, op: Degradation) -> Prior:
-    """Return a prior of an operator, its default where `name` is None.
+    """Find a prior by name; None is the operator's default.
 
-    Raises UsageError for an unknown name, and for one that does not fit the operator.
+    Raises:
+        UsageError: for an unknown name, or one that does not fit the operator.
     """
     if name is None:
         name = op.priors[0]
@@ -259,52 +250,32 @@ def find(name: str | None, op: Degradation) -> Prior:
     if name not in op.priors:
         meaning = _REGISTRY[name].meaning
         remedy = f"Use one of: {', '.join(op.priors)}."
-        raise UsageError(f"The prior '{name}' is {meaning}; images under {op.name} do not end as that.", remedy)
+        raise UsageError(f"The prior '{name}' does not fit {op.name}: it is {meaning}.", remedy)
     return _REGISTRY[name]
-
-
-def load_or_fit(prior: Prior, source: PriorSource, folder: Path, components: int | None) -> Weights:
-    """Return a prior's weights, fitted once and kept in `folder`; none for a prior that is not fitted.
-
-    Raises UsageError for more components than images, or components where nothing is fitted.
-    """
-    if not isinstance(prior, MixturePrior):
-        if components is not None:
-            raise UsageError(f"The prior '{prior.name}' has no components.", "Leave --components out.")
-        return {}
-    count = 1 if components is None else components
-    path = folder / f"{prior.name}-{count}.safetensors"
-    kept = _read(path, count)
-    if kept is None:
-        kept = _fit(prior, source, count)
-        if not folder.is_symlink():  # in someone's run that may lead anywhere
-            with contextlib.suppress(MachineError), whole(path) as draft:  # a run that cannot be written to can be used
-                write(kept, draft)
-    return kept
 
 
 def draw(
     prior: Prior, source: PriorSource, weights: Weights, generators: ImageGenerators, noise: float
 ) -> InitialState:
-    """Return where generation starts: an image for each generator, white noise of width `noise` on it."""
+    """Draw where generation starts, one image per generator, with white noise of width `noise`."""
     base, frozen = prior.draw(source, weights, generators)
     field = draw_normal(base, generators, tuple(base.shape[1:]))
     return InitialState(base, field, noise, frozen)
 
 
 def between(prior: Prior, op: Degradation, ends: InitialState, count: int) -> InitialState:
-    """Return `count` starts on the way from the first image of `ends` to its second, both included."""
+    """Interpolate `count` starting points from the first image of `ends` to its second, both included."""
     share = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     base = prior.blend(ends.base[:1], ends.base[1:2], share)
-    frozen = ends.frozen[(share.flatten() > 0.5).long()]  # the nearer end's, for there is nothing between two holes
+    frozen = ends.frozen[(share.flatten() > 0.5).long()]  # the nearer end's: two holes have nothing in between
     frozen = dataclasses.replace(frozen, **prior.known(op, base))
     return InitialState(base, slerp(ends.field[:1], ends.field[1:2], share), ends.noise, frozen)
 
 
 def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
-    """Return points of the great circle through two images (1, C, H, W), for shares (N, 1, 1, 1) in [0, 1].
+    """Interpolate along the great circle through two images (1, C, H, W), at shares (N, 1, 1, 1) in [0, 1].
 
-    Between two draws of standard normal numbers a straight line passes through lengths that no draw has.
+    A straight line between two draws of normal noise would pass through norms that no draw has.
     Source: Shoemake 1985.
     """
     cosine = (first * last).sum() / (first.norm() * last.norm()).clamp_min(torch.finfo(first.dtype).tiny)
@@ -312,42 +283,3 @@ def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
     if torch.sin(angle) < 1e-6:
         return torch.lerp(first, last, share)
     return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
-
-
-def _fit(prior: MixturePrior, source: PriorSource, count: int) -> Weights:
-    from sklearn.mixture import GaussianMixture  # noqa: PLC0415 - half a second that a kept prior need not pay
-
-    images, op = source.images(), source.operator
-    if len(images) < 2:
-        raise UsageError(f"The prior '{prior.name}' cannot be fitted to one training image.", "Use --prior degraded.")
-    if count > len(images):
-        raise UsageError(
-            f"{counted(count, 'component')} for {counted(len(images), 'training image')}.", "Use fewer --components."
-        )
-    summaries = []
-    for first in range(0, len(images), FIT_BATCH):
-        numbers = range(first, min(first + FIT_BATCH, len(images)))
-        x0 = images.images(slice(numbers.start, numbers.stop))
-        frozen = source.freeze(x0, seeds.image_generators(0, numbers))
-        summaries.append(prior.summarize(op, op(x0, op.steps, frozen)))
-    # The seed is fixed: a prior belongs to the run, not to a request.
-    mixture = GaussianMixture(count, random_state=0).fit(torch.cat(summaries).double().numpy())
-    covariances = torch.from_numpy(mixture.covariances_)
-    return {
-        "shares": torch.from_numpy(mixture.weights_).float(),
-        "means": torch.from_numpy(mixture.means_).float(),
-        "factors": torch.linalg.cholesky(covariances).float().contiguous(),
-    }
-
-
-def _read(path: Path, count: int) -> Weights | None:
-    """Return the weights kept in a file, or None where there are none that could be these."""
-    try:
-        weights = safetensors.torch.load(path.read_bytes())
-        size = weights["means"].shape[1]
-        wanted = {"shares": (count,), "means": (count, size), "factors": (count, size, size)}
-        is_right = {name: tuple(tensor.shape) for name, tensor in weights.items()} == wanted
-    except (OSError, safetensors.SafetensorError, KeyError, IndexError):
-        return None
-    is_sound = all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights.values())
-    return weights if is_right and is_sound else None

@@ -1,7 +1,6 @@
-"""From x_t back to x_0: one loop, several updates.
+"""Samplers, from x_t back to x_0: one loop, several update rules.
 
-Every sampler is an update that takes x_s and x0_hat = R(x_s, s) to x_r for some r < s. The loop
-yields its steps, and progress bars, filmstrips and animations all watch it.
+A rule takes x_s and x0_hat = R(x_s, s) to x_r for some r < s. The loop yields its steps, for progress bars and films.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ Restore = Callable[[Tensor, int, Any], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How degraded images are brought back to x_0.
+    """How to take degraded images back to x_0.
 
-    stride: severities per step; seed: keys the noise that "ddpm" draws, together with each image's number; bits: what
-    x_t was rounded to, 0 for not at all. Half a level is then all that x_t says about its values, and they are taken
-    from D(x0_hat, t) as far as that rounds to x_t: Algorithm 2 would carry the rounding through every step, and R take
-    it for the picture where the operator leaves little of it (docs/decisions/010-rounded-inputs.md).
+    stride: severities per step; seed: with an image's number, the key of the noise that "ddpm" draws for it; bits: x_t
+    was rounded to so many bits, 0 if it was not. A rounded x_t is replaced by the values nearest to D(x0_hat, t) that
+    round to it. Algorithm 2 would otherwise carry the rounding error through every step, and R would take it for
+    detail where the operator leaves little (docs/decisions/010-rounded-inputs.md).
     """
 
     sampler: str = "tacos"
@@ -46,7 +45,7 @@ class Sampling:
     def of(
         cls, config: Config, *, sampler: str | None = None, stride: int | None = None, seed: int | None = None
     ) -> Sampling:
-        """Return the sampling of a run, with the given options in place of the run's own."""
+        """Return a run's own sampling, with the given options in place of its own."""
         return cls(
             sampler or config.sample.sampler,
             config.sample.stride if stride is None else stride,
@@ -57,18 +56,14 @@ class Sampling:
     def check(self, op: Degradation, t: int | None = None) -> None:
         """Check that sampler, stride and severity fit the operator.
 
-        `sample` accepts one thing more: a stride above T, which goes to 0 in one step as T does.
-
         Raises:
-            UsageError: for an unknown sampler, one for other operators, a severity outside 1..T or a stride outside it.
+            UsageError: for an unknown sampler, one for other operators, or a severity or a stride outside 1..T.
         """
         if self.sampler not in SAMPLERS:
             raise UsageError(f"Unknown sampler '{self.sampler}'.", nearest(self.sampler, names(op)))
         if self.sampler not in names(op):
-            wanted = (
-                "Gaussian noise" if SAMPLERS[self.sampler].operators is Noise else "a mixture with noise or pictures"
-            )
-            what = f"The sampler '{self.sampler}' is for {wanted}, not for {op.name}."
+            kind = "Gaussian noise" if SAMPLERS[self.sampler].operators is Noise else "a mixture with noise or pictures"
+            what = f"The sampler '{self.sampler}' is for {kind}, not for {op.name}."
             raise UsageError(what, f"Use one of {', '.join(names(op))}.")
         if t is not None and not 1 <= t <= op.steps:
             raise UsageError(f"t = {t} is out of range for {op.name}.", f"Use t from 1 to {op.steps} (its steps).")
@@ -81,9 +76,10 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class DegradedImages:
-    """Images to restore: x_t (B, C, H, W) float32 in [-1, 1] at severity t, and what is random about each.
+    """Images to restore, x_t (B, C, H, W) float32 in [-1, 1] at severity t.
 
-    numbers: one per image, to key the noise that a sampler draws for it; 0 to B - 1 by default.
+    frozen: what is random about each image; numbers: one per image, the key of the noise that a sampler draws for it;
+    0 to B - 1 by default.
     """
 
     x_t: Tensor
@@ -92,17 +88,16 @@ class DegradedImages:
     numbers: Sequence[int] | None = None
 
     def generators(self, seed: int) -> list[torch.Generator]:
-        """Return a random generator per image, for samplers that draw noise."""
+        """Return one random generator per image."""
         numbers = range(len(self.x_t)) if self.numbers is None else self.numbers
         return seeds.image_generators(seed, numbers, "sampler")
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of a sampler, after it was taken.
+    """A finished step of a sampler.
 
-    severity: r, what is left of the degradation; x: x_r (B, C, H, W) float32; x0_hat: what R made of
-    the step before; index and count: this is step `index` of `count`, from 1.
+    severity: r; x: x_r, (B, C, H, W) float32; x0_hat: R(x_s, s), the guess that the step used; index: 1 to count.
     """
 
     severity: int
@@ -114,7 +109,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class StepInputs:
-    """What a step of a sampler starts from: x_s, x0_hat = R(x_s, s), and where it goes, r < s."""
+    """The inputs of a step from x_s to x_r: x0_hat = R(x_s, s), and r < s."""
 
     op: Degradation
     x_s: Tensor
@@ -127,10 +122,10 @@ class StepInputs:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerRule:
-    """A step from x_s to x_r.
+    """An update rule, x_s to x_r.
 
-    is_single: jumps to 0 at once; is_estimating: what is random in the operator is solved from x_s and x0_hat
-    before the step, where x_s tells it; operators: the kind of degradation that the step is defined for.
+    is_single: goes straight to 0; is_estimating: re-estimates the operator's randomness from x_s and x0_hat before
+    every step, where x_s shows it; operators: the degradations that the rule is defined for.
     """
 
     apply: Callable[[StepInputs], Tensor]
@@ -139,45 +134,45 @@ class SamplerRule:
     operators: type[Degradation] = Degradation
 
 
-def _direct(move: StepInputs) -> Tensor:
+def _direct(step: StepInputs) -> Tensor:
     """x_0 = R(x_t, t). Source: Bansal et al. 2022, appendix A.10 (one step)."""
-    return move.x0_hat
+    return step.x0_hat
 
 
-def _naive(move: StepInputs) -> Tensor:
+def _naive(step: StepInputs) -> Tensor:
     """x_r = D(x0_hat, r). Source: Bansal et al. 2022, Algorithm 1."""
-    return move.op(move.x0_hat, move.r, move.frozen)
+    return step.op(step.x0_hat, step.r, step.frozen)
 
 
-def _tacos(move: StepInputs) -> Tensor:
+def _tacos(step: StepInputs) -> Tensor:
     """x_r = x_s - D(x0_hat, s) + D(x0_hat, r). Source: Bansal et al. 2022, Algorithm 2."""
-    at_s, at_r = move.op.pair(move.x0_hat, move.s, move.r, move.frozen)
-    return (move.x_s - at_s).add_(at_r)
+    at_s, at_r = step.op.pair(step.x0_hat, step.s, step.r, step.frozen)
+    return (step.x_s - at_s).add_(at_r)
 
 
-def _ddim(move: StepInputs) -> Tensor:
+def _ddim(step: StepInputs) -> Tensor:
     """x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r) z_hat. Source: Song et al. 2021, equation 12 with sigma = 0."""
-    return _with_fresh_noise(move, 0.0)
+    return _with_fresh_noise(step, 0.0)
 
 
-def _ddpm(move: StepInputs) -> Tensor:
-    """The ancestral step: part of z_hat is drawn anew, as much as the posterior of x_r given x_s and x0 has.
+def _ddpm(step: StepInputs) -> Tensor:
+    """The ancestral step: redraw the part of z_hat that the posterior of x_r given x_s and x0 leaves open.
 
     Source: Ho et al. 2020, equation 7; Song et al. 2021, equation 16; Bansal et al. 2022, appendix A.8.
     """
-    assert isinstance(move.op, Mixture)
-    abar_s, abar_r = (float(move.op.abar[t]) for t in (move.s, move.r))
-    return _with_fresh_noise(move, ((1 - abar_r) / (1 - abar_s) * (1 - abar_s / abar_r)) ** 0.5)
+    assert isinstance(step.op, Mixture)
+    abar_s, abar_r = (float(step.op.abar[t]) for t in (step.s, step.r))
+    return _with_fresh_noise(step, ((1 - abar_r) / (1 - abar_s) * (1 - abar_s / abar_r)) ** 0.5)
 
 
-def _with_fresh_noise(move: StepInputs, sigma: float) -> Tensor:
+def _with_fresh_noise(step: StepInputs, sigma: float) -> Tensor:
     """x_r = sqrt(abar_r) x0_hat + sqrt(1 - abar_r - sigma^2) z_hat + sigma z, z ~ N(0, 1)."""
-    assert isinstance(move.op, Mixture)
-    assert isinstance(move.frozen, FrozenMixture)
-    abar = float(move.op.abar[move.r])
-    x_r = abar**0.5 * move.x0_hat + max(1 - abar - sigma**2, 0.0) ** 0.5 * move.frozen.z
+    assert isinstance(step.op, Mixture)
+    assert isinstance(step.frozen, FrozenMixture)
+    abar = float(step.op.abar[step.r])
+    x_r = abar**0.5 * step.x0_hat + max(1 - abar - sigma**2, 0.0) ** 0.5 * step.frozen.z
     if sigma:
-        x_r += sigma * draw_normal(x_r, move.generator, tuple(x_r.shape[1:]))
+        x_r += sigma * draw_normal(x_r, step.generator, tuple(x_r.shape[1:]))
     return x_r
 
 
@@ -192,19 +187,19 @@ SAMPLERS = {
 
 
 def names(op: Degradation) -> list[str]:
-    """Return the samplers that an operator can be sampled with, in the order of the registry."""
-    return [name for name, update in SAMPLERS.items() if isinstance(op, update.operators)]
+    """Return the samplers that fit an operator, in the order of the registry."""
+    return [name for name, rule in SAMPLERS.items() if isinstance(op, rule.operators)]
 
 
 def sample(restore: Restore, op: Degradation, images: DegradedImages, sampling: Sampling) -> Iterator[Step]:
     """Take x_t back to x_0 and yield every step; the last one's `x` is the result.
 
-    Severities run t, t - stride, ..., 0. What is random in the operator is estimated again from each x0_hat where x_s
-    shows it (Bansal et al. 2022, section 5.1), so `images.frozen` need not be right; "fixed-noise" keeps to it.
-    All arithmetic is float32.
+    Severities run t, t - stride, ..., 0. All samplers but "fixed-noise" re-estimate what is random in the operator from
+    each x0_hat where x_s shows it (Bansal et al. 2022, section 5.1), so `images.frozen` need not be right for them. All
+    arithmetic is float32.
 
     Raises:
-        UsageError: as `Sampling.check` does, but for a stride above T.
+        UsageError: as `Sampling.check`, except for a stride above T, which means one step.
     """
     dataclasses.replace(sampling, stride=min(sampling.stride, op.steps)).check(op, images.t)
     return _steps(restore, op, images, sampling)

@@ -181,8 +181,8 @@ def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
 
     assert warnings("--n", "5", "--out", "many/grid.png") == []
     Path("many/grid.png").unlink()
-    assert warnings("--n", "4", "--force") == ["warning: many holds 1 other PNG file, not of this call"]
-    assert warnings("--n", "2", "--force") == ["warning: many holds 3 other PNG files, not of this call"]
+    assert warnings("--n", "4", "--force") == ["warning: many has 1 other PNG file from other calls"]
+    assert warnings("--n", "2", "--force") == ["warning: many has 3 other PNG files from other calls"]
     assert len(pictures_in(Path("many"))) == 5
 
 
@@ -202,7 +202,7 @@ def test_weights_older_than_the_newest_are_used_with_a_word(command, own_run, ca
     newest = max((own_run / "checkpoints").iterdir())
     (newest / "ema.safetensors").write_bytes(b"x")
     assert run([command, "--n", "2"]) == 0
-    assert f"{newest.name} is damaged; the weights of step 3 are used" in " ".join(capsys.readouterr().err.split())
+    assert f"{newest.name} is damaged; using the weights of step 3" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_that_cannot_be_written_to_can_be_generated_from(own_run, capsys):

@@ -109,7 +109,7 @@ def test_a_mask_is_drawn_on_the_upright_picture(photo_runs, blurred, capsys):
     mask.save("mask.png")
     call = ["sample", str(photo_runs / "mask"), "blurred.jpg", "--degraded", "--mask"]
     assert run([*call, "mask.png", "--out", "filled.png"]) == 0
-    assert "as the mask asks for" in capsys.readouterr().out
+    assert "from the mask" in capsys.readouterr().out
     turned = [Image.open(name).transpose(Image.Transpose.ROTATE_270) for name in ("blurred.jpg", "filled.png")]
     rows, columns = np.nonzero((np.asarray(turned[0]) != np.asarray(turned[1])).any(-1))
     where = set(zip(columns.tolist(), rows.tolist(), strict=True))
@@ -152,7 +152,7 @@ def test_without_knowledge_of_the_snow_it_is_restored_in_one_step(photo_runs, bl
     assert run(call) == 0
     assert json.loads(capsys.readouterr().out)["files"][0]["sampler"] == "direct"
     assert run([*call, "--force", "--sampler", "tacos"]) == 2
-    assert "must know what snow drew" in capsys.readouterr().err
+    assert "needs the random choices of snow" in capsys.readouterr().err
 
 
 def test_a_gray_run_says_how_it_takes_color(tiny_run, blurred, capsys):
@@ -167,21 +167,21 @@ def test_a_gray_run_says_how_it_takes_color(tiny_run, blurred, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--degraded restores pictures of your own"),
+        ([], "--degraded needs pictures to restore"),
         (["blurred.jpg", "--t", "9"], "t = 9 is out of range for blur"),
         (["blurred.jpg", "--t", "-1"], "t = -1 is out of range for blur"),
-        (["blurred.jpg", "--t", "much"], "--t much is no severity"),
+        (["blurred.jpg", "--t", "much"], "--t much is not a severity"),
         (["blurred.jpg", "--mask", "blurred.jpg"], "blur hides no pixels"),
         (["blurred.jpg", "--mask", "none.png"], "No such file: none.png"),
-        (["blurred.jpg", "--mask", "blurred.jpg", "--t", "3"], "--mask tells the severity by itself"),
-        (["blurred.jpg", "--mask", "blurred.jpg", "--t", "sweep"], "--mask tells the severity by itself"),
-        (["blurred.jpg", "--colour", "red"], "--color red is not known"),
+        (["blurred.jpg", "--mask", "blurred.jpg", "--t", "3"], "--mask sets the severity"),
+        (["blurred.jpg", "--mask", "blurred.jpg", "--t", "sweep"], "--mask sets the severity"),
+        (["blurred.jpg", "--colour", "red"], "--color red is unknown"),
         (["blurred.jpg", "--sampler", "taco"], "tacos"),
         (["blurred.jpg", "--stride", "0"], "stride"),
         (["blurred.jpg", "--out", "a.gif"], "Unknown image format: a.gif"),
         (["blurred.jpg", "--out", "a.png", "--out-dir", "b"], "--out names a picture and --out-dir a folder"),
-        (["blurred.jpg", "--resume", "--out", "a.png"], "--resume goes on with a folder"),
-        (["blurred.jpg", "blurred.jpg", "--out", "a.png"], "--out names one picture and 2 were given"),
+        (["blurred.jpg", "--resume", "--out", "a.png"], "--resume completes a folder"),
+        (["blurred.jpg", "blurred.jpg", "--out", "a.png"], "--out names one picture, but there are 2"),
         (["nothing.png"], "No such file: nothing.png"),
         (["blurred.jpg", "--n", "4"], "--n counts test images"),
         (["blurred.jpg", "--animate"], "--animate"),

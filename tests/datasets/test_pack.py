@@ -177,7 +177,7 @@ def test_unreadable_files_are_left_out_and_counted(images, capsys):
         (["empty", "--out-dir", "out"], "No images in"),
         (["images/train/dog/01.png", "--out-dir", "out"], "Only one image"),
         (["images", "--out-dir", "images/train/dog/01.png"], "is a file"),
-        (["images", "--out-dir", "out", "--resume"], "nothing to go on with"),
+        (["images", "--out-dir", "out", "--resume"], "nothing to resume"),
         (["images", "--out-dir", "out", "--resume", "--force"], "Give one of them"),
         (["broken", "--out-dir", "out"], "None of the"),
     ],

@@ -134,7 +134,7 @@ def test_a_refusal_is_reported_once_and_writes_nothing(place):
     for command, words in (
         (["generate", "own", "--out-dir", "taken"], "exists already"),
         (["generate", "own", "--out-dir", "fresh", "--noise", "7"], "out of range"),
-        (["generate", "own", "--out-dir", "fresh", "--resume"], "nothing to go on with"),
+        (["generate", "own", "--out-dir", "fresh", "--resume"], "nothing to resume"),
         (["sample", "own", "in/3.png", "--t", "9", "--out-dir", "fresh"], "out of range"),
     ):
         job = launches.start(command, place, 2)

@@ -198,7 +198,7 @@ def test_a_sampler_that_has_to_know_the_snow_is_refused():
     snowed = worker("photos-snow-small", sampler="tacos")
     given = snowed.look(scene(), 20)
     assert not given.is_known
-    with pytest.raises(UsageError, match="must know what snow drew"):
+    with pytest.raises(UsageError, match="needs the random choices of snow"):
         snowed.restore(given)
     assert dataclasses.replace(snowed, sampling=Sampling("direct")).restore(given).isfinite().all()
 

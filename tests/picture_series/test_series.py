@@ -8,34 +8,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import left_behind, pictures_in
+from conftest import left_behind
 from PIL import Image
+from series_folders import BLUR, bytes_in, noise_photos, states_in
 
 from colddiff_cli.__main__ import run
-from colddiff_cli.picture_series import series
+from colddiff_cli.picture_series import manifest, series
 from colddiff_core import images
 from colddiff_core.errors import MachineError, UsageError
-from colddiff_core.images.sheets import GAP_PIXELS, HEAD_PIXELS
-
-BLUR = ["--op", "noise", "--steps", "10", "--t", "4"]
-
-
-def bytes_in(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in left_behind(folder)}
-
-
-def states_in(folder: Path) -> dict[str, tuple[int, int]]:
-    """What changes where a file is written again, even with the same bytes."""
-    found = {name: (folder / name).stat() for name in pictures_in(folder)}
-    return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
 @pytest.fixture
 def photos(in_folder: Path) -> Path:
-    (in_folder / "in").mkdir()
-    for number in range(6):
-        Image.effect_noise((12, 12), 40).convert("RGB").save(in_folder / "in" / f"{number}.png")
-    return in_folder / "in"
+    return noise_photos(in_folder / "in")
 
 
 def opened(folder: Path, resume: bool = False, force: bool = False, names: str = "ab", **settings) -> series.Series:
@@ -88,7 +73,7 @@ def test_other_settings_are_no_series_to_go_on_with(tmp_path, changes, words):
     with pytest.raises(UsageError, match=words):
         opened(tmp_path, resume=True, **changes)
     assert bytes_in(tmp_path) == before
-    with pytest.raises(UsageError, match="nothing to go on with"):
+    with pytest.raises(UsageError, match="nothing to resume"):
         opened(tmp_path / "elsewhere", resume=True)
     with pytest.raises(UsageError, match="overwrites"):
         opened(tmp_path, resume=True, force=True)
@@ -98,14 +83,14 @@ def test_other_settings_are_no_series_to_go_on_with(tmp_path, changes, words):
 
 
 def test_changed_inputs_are_told_from_others(photos):
-    was = series.fingerprint(sorted(photos.iterdir()))
-    assert series.fingerprint(sorted(photos.iterdir())) == was
+    was = manifest.fingerprint(sorted(photos.iterdir()))
+    assert manifest.fingerprint(sorted(photos.iterdir())) == was
     os.utime(photos / "1.png", ns=(1, 1))
-    now = series.fingerprint(sorted(photos.iterdir()))
-    assert list(series._differences({"inputs": was}, {"inputs": now})) == [series.DIGESTS["digest"]]
+    now = manifest.fingerprint(sorted(photos.iterdir()))
+    assert list(manifest.differences({"inputs": was}, {"inputs": now})) == [manifest.DIGESTS["digest"]]
     (photos / "1.png").unlink()
-    now = series.fingerprint(sorted(photos.iterdir()))
-    assert list(series._differences({"inputs": was}, {"inputs": now})) == ["files was 6, now 5"]
+    now = manifest.fingerprint(sorted(photos.iterdir()))
+    assert list(manifest.differences({"inputs": was}, {"inputs": now})) == ["files was 6, now 5"]
 
 
 def test_two_calls_are_not_at_work_on_the_same_pictures(tmp_path):
@@ -170,7 +155,7 @@ def test_half_a_mark_is_none(tmp_path):
     (tmp_path / "a.png").unlink()
     for part in (b"", whole[:20], b"[]\n", b"{}\n"):
         (tmp_path / name).write_bytes(part)
-        with pytest.raises(UsageError, match="nothing to go on with"):
+        with pytest.raises(UsageError, match="nothing to resume"):
             opened(tmp_path, resume=True)
     with opened(tmp_path) as own:
         fill(own, 0)
@@ -241,161 +226,3 @@ def test_many_are_counted_and_few_are_told(photos, capsys):
     assert capsys.readouterr().out == "20 images: many\n"
     assert run(["degrade", "in", *BLUR, "--out-dir", "many", "--resume"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "Nothing is missing: all were there already."
-
-
-@pytest.fixture
-def own_run(tiny_run, in_folder) -> Path:
-    return shutil.copytree(tiny_run, in_folder / "own")
-
-
-def test_sample_writes_each_image_as_it_is_however_many_are_asked_for(own_run, photos, capsys):
-    command = ["sample", "own", "--json", "--out-dir"]
-    assert run([*command, "many", "--n", "70"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"][3] == "many/000003-tacos-t005.png"
-    assert (told["n"], told["kept"], len(told["files"])) == (70, 0, 70)
-    with Image.open(told["picture"]) as sheet:
-        assert sheet.height == HEAD_PIXELS + GAP_PIXELS + 32 * (72 + GAP_PIXELS)
-    assert run([*command, "few", "--n", "5"]) == 0
-    for name in pictures_in(Path("few")):
-        assert Path("few", name).read_bytes() == Path("many", name).read_bytes()
-    whole, states = bytes_in(Path("many")), states_in(Path("many"))
-    gone = ["000002-tacos-t005.png", "000069-tacos-t005.png"]
-    for name in gone:
-        Path("many", name).unlink()
-    capsys.readouterr()
-    assert run([*command, "many", "--n", "70", "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["kept"] == 68
-    assert bytes_in(Path("many")) == whole
-    now = states_in(Path("many"))
-    assert [name for name in now if now[name] != states[name]] == gone
-    sheets = left_behind(own_run / "restored")
-    assert run([*command, "many", "--n", "70", "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["picture"] is None
-    assert left_behind(own_run / "restored") == sheets
-    assert run(["sample", "own", "--n", "70", "--out-dir", "many", "--resume", "--sampler", "direct"]) == 2
-    assert "sampler was tacos, now direct" in capsys.readouterr().err
-
-
-def test_sample_takes_folders_and_globs_and_leaves_out_what_is_broken(own_run, photos, capsys):
-    (photos / "3.png").write_bytes(b"broken")
-    (photos / "deep").mkdir()
-    shutil.copy(photos / "1.png", photos / "deep" / "1.png")
-    command = ["sample", "own", "--out-dir", "out", "in", "in/[01].png"]
-    assert run(command) == 0
-    told = capsys.readouterr().out
-    assert "3.png" in told
-    assert "8 images: out" in told
-    stems = ["0", "0", "1", "1", "1", "2", "4", "5"]
-    assert [name.split("-")[0] for name in pictures_in(Path("out"))] == stems
-    assert "1-tacos-t005-3.png" in left_behind(Path("out"))
-    Path("out/4-tacos-t005.png").unlink()
-    whole = bytes_in(Path("out"))
-    assert run([*command, "--resume", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kept"] == 7
-    assert whole.items() <= bytes_in(Path("out")).items()
-    Path("runs").mkdir()
-    own_run.rename("runs/own")
-    assert run(["sample", "in", "--out-dir", "new"]) == 0
-    assert run(["sample", "in/[0]*.png", "--out-dir", "newer"]) == 0
-    assert pictures_in(Path("newer")) == ["0-tacos-t005.png"]
-
-
-def test_a_named_picture_that_is_broken_stops_sample(own_run, photos, capsys):
-    (photos / "3.png").write_bytes(b"broken")
-    assert run(["sample", "own", "in/0.png", "in/3.png", "--out-dir", "out"]) == 2
-    assert "3.png" in capsys.readouterr().err
-    assert not Path("out").exists()
-
-
-def test_channels_that_are_not_the_runs_are_told(own_run, photos, capsys):
-    Image.new("L", (9, 9)).save("gray.png")
-    for given, words in (
-        (["in"], "6 pictures are in color and the run knows gray: they are restored in gray"),
-        (["in/1.png", "gray.png"], "1 picture is in color and the run knows gray: it is restored in gray"),
-    ):
-        assert run(["sample", "own", *given]) == 0
-        warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-        assert warned == [f"warning: {words}"]
-    assert run(["sample", "own", "gray.png"]) == 0
-    assert "warning" not in capsys.readouterr().out
-
-
-def test_a_color_run_tells_of_gray_pictures(tmp_path, in_folder, capsys):
-    from conftest import finish, make_trainer
-
-    finish(make_trainer(in_folder / "colour", "data.channels=3", "train.steps=1"))
-    Image.new("L", (9, 9)).save("gray.png")
-    assert run(["sample", "colour", "gray.png"]) == 0
-    assert "1 picture is gray and the run knows color: it is restored in color" in capsys.readouterr().out
-
-
-def test_a_sheet_says_what_has_no_room_on_it(own_run, capsys):
-    assert run(["sample", "own", "--n", "100"]) == 0
-    assert run(["sample", "own", "--n", "257"]) == 2
-    assert "--out-dir" in capsys.readouterr().err
-    assert run(["sample", "own", "--n", "70", "--out-dir", "out"]) == 0
-    assert "on the sheet: the first 64 of 70 images" in capsys.readouterr().out
-    assert run(["generate", "own", "--n", "65", "--out-dir", "made"]) == 0
-    assert "on the grid: the first 64 of 65 images" in capsys.readouterr().out
-
-
-def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, monkeypatch, capsys):
-    from colddiff_core.evaluation import classifier
-
-    monkeypatch.setattr(classifier, "STEPS", 20)
-    command = ["generate", "own", "--n", "20", "--json", "--out-dir", "out", "--diversity", "--animate"]
-    assert run(command) == 0
-    told = json.loads(capsys.readouterr().out)
-    whole = bytes_in(Path("out"))
-    Path("out/000018.png").unlink()
-    assert run([*command, "--resume"]) == 0
-    again = json.loads(capsys.readouterr().out)
-    assert again["kept"] == 19
-    assert again["figures"] == told["figures"]
-    assert bytes_in(Path("out")) == whole
-    for kind in ("picture", "animation", "neighbours"):
-        assert again[kind] != told[kind]
-        assert Path(again[kind]).read_bytes() == Path(told[kind]).read_bytes()
-    assert run(["generate", "own", "--n", "21", "--out-dir", "out", "--resume"]) == 2
-    assert "n was 20, now 21" in capsys.readouterr().err
-
-
-WRITING = [
-    ["degrade", "in/0.png", *BLUR],
-    ["degrade", "in", *BLUR, "--out-dir", "out"],
-    ["degrade", "in/0.png", *BLUR, "--animate", "--out", "film.gif"],
-    ["degrade", "in/0.png", *BLUR, "--strip", "3", "--out", "strip.png"],
-    ["sample", "own", "--n", "3"],
-    ["sample", "own", "--n", "3", "--out", "sheet.png"],
-    ["sample", "own", "--n", "3", "--animate"],
-    ["sample", "own", "--n", "3", "--animate", "--out", "way.webp"],
-    ["sample", "own", "--n", "3", "--out-dir", "out"],
-    ["sample", "own", "in", "--out-dir", "out"],
-    ["generate", "own", "--n", "3"],
-    ["generate", "own", "--n", "3", "--animate", "--out", "way.gif"],
-    ["generate", "own", "--n", "3", "--diversity"],
-    ["generate", "own", "--n", "3", "--out-dir", "out"],
-    ["compare", "own", "--n", "3"],
-    ["compare", "own", "--n", "3", "--generate"],
-    ["compare", "own", "--n", "3", "--out", "compared.png"],
-    ["eval", "own", "--n", "3"],
-    ["presets", "digits-blur"],
-]
-
-
-@pytest.mark.parametrize("command", WRITING, ids=[" ".join(command) for command in WRITING])
-def test_no_command_changes_what_an_earlier_one_wrote(command, own_run, photos, monkeypatch):
-    from colddiff_core.evaluation import classifier
-
-    monkeypatch.setattr(classifier, "STEPS", 20)
-
-    def state() -> dict[str, tuple[int, bytes]]:
-        files = [path for path in photos.parent.rglob("*") if path.is_file()]
-        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-    assert run(command) == 0
-    first = state()
-    assert run(command) in (0, 2)
-    now = state()
-    assert first.items() <= now.items()

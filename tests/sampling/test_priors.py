@@ -8,7 +8,7 @@ import torch
 from colddiff_core import degradations, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import UsageError
-from colddiff_core.sampling import priors
+from colddiff_core.sampling import fitting, priors
 
 SIDE, CHANNELS, COUNT = 8, 3, 60
 OPERATORS = {
@@ -37,7 +37,7 @@ def source(name: str, images=pictures) -> priors.PriorSource:
 
 def drawn(name: str, folder, numbers, noise: float = 0.0, components: int | None = None) -> priors.InitialState:
     prior, here = priors.find(name, OPERATORS[name]), source(name)
-    weights = priors.load_or_fit(prior, here, folder, components)
+    weights = fitting.load_or_fit(prior, here, folder, components)
     return priors.draw(prior, here, weights, seeds.image_generators(1, numbers, "prior"), noise)
 
 
@@ -71,7 +71,7 @@ def test_the_draw_is_what_the_operator_ends_in(name, tmp_path):
 
 def test_one_gaussian_has_the_mean_and_covariance_of_the_channel_means(tmp_path):
     prior, here = priors.find("gmm", OPERATORS["gmm"]), source("gmm")
-    weights = priors.load_or_fit(prior, here, tmp_path, None)
+    weights = fitting.load_or_fit(prior, here, tmp_path, None)
     means = pictures().images(slice(None)).mean((2, 3))
     torch.testing.assert_close(weights["means"][0], means.mean(0), rtol=0, atol=1e-5)
     covariance = (weights["factors"] @ weights["factors"].mT)[0]
@@ -87,7 +87,7 @@ def test_components_find_groups(tmp_path):
     dark += torch.randint(9, dark.shape, generator=seeds.generator(2)).to(torch.uint8)
     here = source("gmm", lambda: ImageSet(dark))
     prior = priors.find("gmm", OPERATORS["gmm"])
-    weights = priors.load_or_fit(prior, here, tmp_path, 2)
+    weights = fitting.load_or_fit(prior, here, tmp_path, 2)
     start = priors.draw(prior, here, weights, seeds.image_generators(1, range(900)), 0.0)
     bright = (start.base[:, 0, 0, 0] > 0).double().mean()
     assert abs(float(bright) - 1 / 3) < 0.05
@@ -100,7 +100,7 @@ def test_a_prior_is_fitted_once_and_a_damaged_one_again(tmp_path):
 
     first = drawn("gaussian", tmp_path, range(3))
     prior, without = priors.find("gaussian", OPERATORS["gaussian"]), source("gaussian", gone)
-    weights = priors.load_or_fit(prior, without, tmp_path, None)
+    weights = fitting.load_or_fit(prior, without, tmp_path, None)
     again = priors.draw(prior, without, weights, seeds.image_generators(1, range(3), "prior"), 0.0)
     assert torch.equal(first.x, again.x)
     kept = tmp_path / "gaussian-1.safetensors"
@@ -144,11 +144,11 @@ def test_too_many_components_and_components_of_nothing_are_refused(tmp_path):
     for name, count in (("gmm", COUNT + 1), ("normal", 2)):
         prior = priors.find(name, OPERATORS[name])
         with pytest.raises(UsageError, match="component"):
-            priors.load_or_fit(prior, source(name), tmp_path, count)
+            fitting.load_or_fit(prior, source(name), tmp_path, count)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_image_is_no_distribution(tmp_path):
     one = ImageSet(pictures().pixels[:1])
     with pytest.raises(UsageError, match="one training image"):
-        priors.load_or_fit(priors.find("gmm", OPERATORS["gmm"]), source("gmm", lambda: one), tmp_path, None)
+        fitting.load_or_fit(priors.find("gmm", OPERATORS["gmm"]), source("gmm", lambda: one), tmp_path, None)

@@ -164,7 +164,7 @@ def test_a_digest_of_some_is_of_the_whole_set():
 def test_weights_under_a_changed_run_toml_are_used_with_a_warning(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     rewrite(copy, "std = ", "std = 1.5 #")
-    with pytest.warns(ColddiffWarning, match=r"run.toml was changed: the weights are of degradation.std"):
+    with pytest.warns(ColddiffWarning, match=r"run.toml was changed: the weights were trained with degradation.std"):
         open_run.open_run(runs.Run(copy), device="cpu")
 
 
@@ -175,7 +175,7 @@ def test_numbers_that_are_not_finite_are_not_used(tiny_run, tmp_path):
     next(iter(tensors.values())).view(-1)[0] = torch.nan
     save_file(tensors, newest)
     seal(newest)
-    with pytest.warns(ColddiffWarning, match="step-000006 is damaged; the weights of step 3 are used"):
+    with pytest.warns(ColddiffWarning, match="step-000006 is damaged; using the weights of step 3"):
         step = open_run.open_run(runs.Run(copy), device="cpu").step
     assert step == 3
 
