@@ -22,7 +22,8 @@ from colddiff_core.text import counted
 if TYPE_CHECKING:
     from colddiff_core.datasets import ImageSet
     from colddiff_core.evaluation.comparison import Contender
-    from colddiff_core.evaluation.evaluate import EvaluationResult, Reference
+    from colddiff_core.evaluation.evaluate import EvaluationResult
+    from colddiff_core.evaluation.metrics import Reference
     from colddiff_core.experiment import Experiment
     from colddiff_core.inference.generate import Generator
 
@@ -91,11 +92,11 @@ def compare(
     from colddiff_core.evaluation import reference as references
 
     with explain.advancing(screen) as progress:
-        choice = references.prepare(features, weights, device, progress)
+        choice = references.prepare_features(features, weights, device, progress)
 
     opened = [open_run.open_run(run, device, overrides) for run in found]
     experiments = [trained.experiment for trained in opened]
-    _check_alike(experiments)
+    _check_comparable(experiments)
     kind = "generated" if is_generating else "restored"
     path = outputs.free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
     images.check_suffix(path, images.SUFFIXES)
@@ -111,7 +112,7 @@ def compare(
         generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
         contenders += _contenders(label if len(found) > 1 else "", built, ways, t, generators or [None])
     with explain.advancing(screen) as progress:
-        reference = references.load(experiments[0], choice, progress)
+        reference = references.load_reference(experiments[0], choice, progress)
     config = experiments[0].config
     count = n if is_generating else min(n, len(reference.test))
     chosen_seed = config.train.seed if seed is None else seed
@@ -249,7 +250,7 @@ def _draw(path: Path, outcomes: Mapping[str, EvaluationResult], originals: Image
     images.write(images.sheet(columns, blocks=2 if len(columns) <= MOST_COLUMNS else 1), path)
 
 
-def _check_alike(experiments: list[Experiment]) -> None:
+def _check_comparable(experiments: list[Experiment]) -> None:
     """Refuse runs whose images cannot be held against each other."""
     first = experiments[0]
     for other in experiments[1:]:

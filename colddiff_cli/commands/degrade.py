@@ -95,7 +95,7 @@ def degrade(
         "device": chosen.type,
         "versions": versions(),
     }
-    together.check_alike(settings)
+    together.check_same_everywhere(settings)
     if resume:
         files = series.without_own(files, folder, "degrade", settings)
     paths = [file for file, _ in files]

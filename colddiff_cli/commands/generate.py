@@ -22,7 +22,7 @@ from colddiff_core.text import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.evaluation.evaluate import Reference
+    from colddiff_core.evaluation.metrics import Reference
     from colddiff_core.inference.generate import GeneratedBatch
 
 SHOWN = 64  # images on a grid
@@ -128,7 +128,7 @@ def generate(
         reference = None
         if diversity and together.is_first:
             with group.alone(), explain.advancing(screen) as progress:  # the other ranks start generating
-                reference = references.load(built, references.FeatureChoice(), progress)
+                reference = references.load_reference(built, references.FeatureSource(), progress)
 
         def is_needed(numbers: range) -> bool:
             on_grid = grid_path is not None and numbers.start < SHOWN

@@ -217,7 +217,7 @@ def _train_together(job: _Job, asked: list[str]) -> int:
     launch.check_machine(job.processes, job.device)
     path = job.path()
     job.look(path)
-    words = launch.without(asked, launch.OPTION, "--max-restarts")
+    words = launch.remove_options(asked, launch.OPTION, "--max-restarts")
     if job.resume is None:
         words += [] if job.out else ["--out", str(path)]
         words += ["--continue"] if job.restarts and not job.is_continued else []  # with what they have begun themselves

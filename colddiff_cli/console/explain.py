@@ -13,7 +13,7 @@ from colddiff_cli.console.screen import Screen
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from colddiff_core.evaluation.evaluate import Reference
+    from colddiff_core.evaluation.metrics import Reference
 
 
 def explain(screen: Screen, reference: Reference, shown: Collection[str], *, has_too_few_images: bool) -> None:

@@ -108,7 +108,7 @@ class Screen:
         self.console.print(harmless(f"warning: {text}"), markup=False, style="yellow")
 
     @contextlib.contextmanager
-    def holding(self) -> Iterator[list[list[str]]]:
+    def hold_lines(self) -> Iterator[list[list[str]]]:
         """Hold back the lines of the context, and draw nothing; yields what `tell` takes, in this process or another.
 
         So each line is told in its place whichever process of a job has it to tell.
@@ -120,7 +120,7 @@ class Screen:
         finally:
             self._held = before
 
-    def tell(self, held: list[list[str]]) -> None:
+    def print_held(self, held: list[list[str]]) -> None:
         """Print lines that were held back."""
         for kind, text in held:
             (self.warn if kind == "warn" else self.say)(text)
@@ -180,7 +180,7 @@ class Screen:
 
 
 @contextlib.contextmanager
-def telling_warnings() -> Iterator[None]:
+def one_line_warnings() -> Iterator[None]:
     """Have the library's warnings told in a line each on stderr; others are shown as Python shows them."""
     usual = warnings.showwarning
 

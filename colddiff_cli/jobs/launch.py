@@ -47,7 +47,7 @@ def share(context: typer.Context, processes: int | None, device: str, remedy: st
     check(processes)
     if processes is not None and processes > 1:
         check_machine(processes, device)
-        if code := launch(without(context.obj, OPTION), processes, 0, remedy):
+        if code := launch(remove_options(context.obj, OPTION), processes, 0, remedy):
             raise JobEnded(code)
         raise typer.Exit
     from colddiff_core import devices
@@ -85,13 +85,13 @@ def check_alone(command: str, processes: int | None = None) -> None:
         raise UsageError(what, "Run it by itself, without torchrun.")
 
 
-def hear_no_more(together: Group) -> None:
+def ignore_interrupts(together: Group) -> None:
     """Have a process of a job take no second Ctrl-C: torchrun passes on what the terminal has sent to all."""
     if not together.is_alone:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def without(words: Sequence[str], *options: str) -> list[str]:
+def remove_options(words: Sequence[str], *options: str) -> list[str]:
     """Return a command line without some options and what follows each."""
     kept: list[str] = []
     left = iter(words)

@@ -60,7 +60,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
         "device": built.device.type,
         "versions": experiment.versions(),
     }
-    group.current().check_alike(settings)
+    group.current().check_same_everywhere(settings)
     return settings
 
 

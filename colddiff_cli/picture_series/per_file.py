@@ -57,7 +57,7 @@ def make(
                 progress.update(task, completed=place + share)
 
             at_share(0)
-            with contextlib.nullcontext() if together.is_alone else screen.holding() as held:
+            with contextlib.nullcontext() if together.is_alone else screen.hold_lines() as held:
                 if _has_made(screen, files[number], lambda number=number: work(number, at_share)):  # type: ignore[misc]
                     made.append(number)
             told += [(number, held)] if held else []
@@ -93,5 +93,5 @@ def _gather(screen: Screen, together: Group, made: list[int], told: list[Line]) 
     together.barrier()
     every = together.gather_json([made, told])
     for _, held in sorted(line for _, lines in every for line in lines):
-        screen.tell(held)
+        screen.print_held(held)
     return [number for numbers, _ in every for number in numbers]

@@ -168,7 +168,7 @@ def test_nproc_starts_the_same_command_line_as_processes(place):
 
 def test_the_command_line_of_the_processes_is_that_of_the_call():
     words = ["generate", "--nproc", "2", "own", "--debug", "--nproc=4", "--n", "3", "--", "--nproc"]
-    assert launch.without(words, launch.OPTION) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
+    assert launch.remove_options(words, launch.OPTION) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
 
 
 @pytest.fixture
