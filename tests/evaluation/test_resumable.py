@@ -169,11 +169,11 @@ def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monk
 
     monkeypatch.setattr(MetricAccumulator, "measure", interrupting)
     assert run(ASKED) == 130
-    assert "the same call with --resume" in capsys.readouterr().err
+    assert "the same command with --resume" in capsys.readouterr().err
     assert len(list((own / "evaluated").glob("*/*.safetensors"))) == 5 // EACH
     monkeypatch.setattr(MetricAccumulator, "measure", look)
     assert run([*ASKED, "--resume", "--seed", "7"]) == 2
-    assert "nothing to go on with" in capsys.readouterr().err
+    assert "Nothing to resume" in capsys.readouterr().err
     assert run([*ASKED, "--resume"]) == 0
     assert outcome(capsys) == wanted
     assert not (own / "evaluated").exists()
