@@ -102,7 +102,7 @@ def compare(
     opened = [open_run.open_run(run, device, overrides) for run in found]
     experiments = [trained.experiment for trained in opened]
     _check_comparable(experiments)
-    kind = "generated" if is_generating else "restored"
+    kind = "from nothing" if is_generating else "restored"
     path = outputs.free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
     images.check_suffix(path, images.SUFFIXES)
     contenders: list[Contender] = []
@@ -133,7 +133,7 @@ def compare(
     data = reference.title(config.data.dataset)
     title = f"{counted(count, 'test image')} of {data} from t = {', '.join(map(str, severities))}"
     published = {contender.label: _published(contender) for contender in contenders}
-    title = f"{counted(count, 'image')} generated" if is_generating else title
+    title = f"{counted(count, 'image')} from nothing" if is_generating else title
     screen.show(comparison_table(title, figures, references.labels(reference), published))
     screen.say(", ".join(f"{trained.run.path} at step {trained.step}" for trained in opened))
     screen.say("steps: network evaluations per image; ms: milliseconds per image")
