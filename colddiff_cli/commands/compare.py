@@ -87,9 +87,9 @@ def compare(
     is_generating = generate or symmetry or prior is not None or noise is not None
     if t is not None and is_generating:
         raise UsageError("--t is for restored test images; generation starts at T.", "Leave out one of them.")
-    found = _find(names)
+    selected = _find(names)
     overrides = options.run_overrides(data_dir, precision, compiled)
-    for run in found:
+    for run in selected:
         run.config(overrides)  # check before downloading weights
 
     from colddiff_core import images, sampling
@@ -99,26 +99,26 @@ def compare(
     with explain.advancing(screen) as progress:
         source = references.prepare_features(features, weights, device, progress)
 
-    opened = [open_run.open_run(run, device, overrides) for run in found]
+    opened = [open_run.open_run(run, device, overrides) for run in selected]
     experiments = [trained.experiment for trained in opened]
     _check_comparable(experiments)
     kind = "from nothing" if is_generating else "restored"
-    path = outputs.free_path(out, found[0].path / "compared" / f"{kind}.png", force=force)
+    path = outputs.free_path(out, selected[0].path / "compared" / f"{kind}.png", force=force)
     images.check_suffix(path, images.SUFFIXES)
     contenders: list[Contender] = []
-    for label, run, built in zip(_labels([run.path for run in found]), found, experiments, strict=True):
-        is_alone = len(found) == 1 and strides is None and not symmetry
+    for label, run, built in zip(_labels([run.path for run in selected]), selected, experiments, strict=True):
+        is_alone = len(selected) == 1 and strides is None and not symmetry
         requested = _samplers(samplers, built, is_alone=is_alone)
         # With several runs, each uses the samplers it supports: some are for hot diffusion only.
         supported = [
             name for name in requested if name in sampling.names(built.operator) or name not in sampling.SAMPLERS
         ]
-        names_used = supported if len(found) > 1 and supported else requested
+        names_used = supported if len(selected) > 1 and supported else requested
         pairs = list(itertools.product(names_used, _strides(strides, built)))
         for name, stride in pairs:
             sampling.Sampling(name, stride).check(built.operator, t)
         generators = _generators(run, built, prior, noise, symmetry=symmetry) if is_generating else []
-        contenders += _contenders(label if len(found) > 1 else "", built, pairs, t, generators or [None])
+        contenders += _contenders(label if len(selected) > 1 else "", built, pairs, t, generators or [None])
     with explain.advancing(screen) as progress:
         reference = references.load_reference(experiments[0], source, progress)
     config = experiments[0].config
@@ -128,7 +128,7 @@ def compare(
     figures = {label: result.figures for label, result in results.items()}
     if is_generating:
         figures[REAL] = comparison.describe_real(count, reference).figures
-    _draw(path, results, None if is_generating else reference.test, is_alone=len(found) == 1)
+    _draw(path, results, None if is_generating else reference.test, is_alone=len(selected) == 1)
     severities = sorted({contender.t for contender in contenders})
     data = reference.title(config.data.dataset)
     title = f"{counted(count, 'test image')} of {data} from t = {', '.join(map(str, severities))}"
@@ -144,7 +144,7 @@ def compare(
     for source in dict.fromkeys(c.experiment.config.paper["source"] for c in contenders if published[c.label]):
         screen.say(f"paper: {source}")
     output = {
-        "runs": [str(run.path) for run in found],
+        "runs": [str(run.path) for run in selected],
         "steps": [trained.step for trained in opened],
         "kind": kind,
         "precision": ", ".join(dict.fromkeys(built.precision for built in experiments)),
@@ -162,13 +162,15 @@ def compare(
 
 def _find(names: list[str] | None) -> list[runs.Run]:
     """Return the runs with these names, or the newest. Raises UsageError for a run that is named twice."""
-    found = [runs.find(name) for name in names] if names else [runs.find(None)]
+    selected = [runs.find(name) for name in names] if names else [runs.find(None)]
     duplicates = [
-        run.path for index, run in enumerate(found) if run.path.resolve() in [r.path.resolve() for r in found[:index]]
+        run.path
+        for index, run in enumerate(selected)
+        if run.path.resolve() in [r.path.resolve() for r in selected[:index]]
     ]
     if duplicates:
         raise UsageError(f"{duplicates[0]} is named twice.", "Name each run once.")
-    return found
+    return selected
 
 
 def _generators(

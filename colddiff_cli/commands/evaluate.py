@@ -81,12 +81,12 @@ def evaluate(
     from colddiff_core.sampling import Sampling
 
     ranks = launch.share(context, nproc, device, CONTINUE)
-    found = open_run.find(run)
+    run_folder = open_run.find(run)
     overrides = options.run_overrides(data_dir, precision, compiled)
-    config = found.config(overrides)
+    config = run_folder.config(overrides)
     with explain.advancing(screen) as progress:
         source = references.prepare_features("none" if by_severity else features, weights, device, progress)
-    trained = open_run.open_run(found, device, overrides)
+    trained = open_run.open_run(run_folder, device, overrides)
     built, step = trained.experiment, trained.step
     last = built.operator.steps
     severity = last if t is None else t
@@ -100,11 +100,13 @@ def evaluate(
     at_stride = "" if sampling.stride == config.sample.stride else f", stride {sampling.stride}"
     rounded = ", degraded images rounded to 8 bits" if uint8 else ""
     data = reference.title(config.data.dataset)
-    title = f"{found.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
-    output = {"run": str(found.path), "step": step, "n": count, "stride": sampling.stride, "seed": sampling.seed}
+    title = f"{run_folder.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
+    output = {"run": str(run_folder.path), "step": step, "n": count, "stride": sampling.stride, "seed": sampling.seed}
     output |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
     request = dataclasses.asdict(settings) | {"t": None if by_severity else severity, **reference.metadata()}
-    with _partial_results(open_run.described(found, built, step) | request, found, is_resumed=resume) as folder:
+    with _partial_results(
+        open_run.described(run_folder, built, step) | request, run_folder, is_resumed=resume
+    ) as folder:
         if by_severity:
             curve = _curve(screen, built, reference, folder, settings)
             if ranks.is_first:

@@ -253,17 +253,11 @@ def _check_changes(overrides: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _TableState:
-    """State of a run that a table needs.
+    """State of a run that a table needs."""
 
-    Attributes:
-        config: The run's configuration; the preset's if there is no run yet.
-        is_done: Whether training has finished.
-        changed: Settings that differ from the preset, as key=value.
-    """
-
-    config: Config
-    is_done: bool
-    changed: tuple[str, ...] = ()
+    config: Config  # the preset's if there is no run yet
+    is_done: bool  # trained to the end
+    changed: tuple[str, ...] = ()  # settings that differ from the preset, as key=value
 
 
 def _table_state(path: Path, config: Config, changes: list[str], data_override: list[str]) -> _TableState:
