@@ -36,9 +36,9 @@ def run(arguments: list[str]) -> int:
     words = [word for word in arguments if word != "--debug"]  # it may come before or after the command
     try:
         from colddiff_cli.app import create  # imported here so that Ctrl-C is handled meanwhile
-        from colddiff_cli.console.screen import telling_warnings
+        from colddiff_cli.console.screen import one_line_warnings
 
-        with telling_warnings():
+        with one_line_warnings():
             code: int = create(words)(words, prog_name="colddiff", standalone_mode=False, obj=arguments) or 0
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -102,7 +102,7 @@ def degrade(
         "device": chosen.type,
         "versions": versions(),
     }
-    ranks.check_alike(settings)
+    ranks.check_same_everywhere(settings)
     if resume:
         files = series.without_own(files, folder, "degrade", settings)
     paths = [file for file, _ in files]

@@ -22,7 +22,7 @@ from colddiff_core.text import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.evaluation.evaluate import Reference
+    from colddiff_core.evaluation.metrics import Reference
     from colddiff_core.experiment import Experiment
     from colddiff_core.inference.generate import GeneratedBatch
 
@@ -184,7 +184,7 @@ def _load_reference(screen: Screen, built: Experiment) -> Reference:
     from colddiff_core.evaluation import reference
 
     with group.alone(), explain.advancing(screen) as progress:
-        return reference.load(built, reference.FeatureChoice(), progress)
+        return reference.load_reference(built, reference.FeatureSource(), progress)
 
 
 def _paths(

@@ -1,4 +1,4 @@
-"""`colddiff train`: a run from a preset, or on from a checkpoint."""
+"""`colddiff train`: train a run from a preset, or resume one."""
 
 from __future__ import annotations
 
@@ -22,44 +22,47 @@ from colddiff_core.text import counted, shown
 if TYPE_CHECKING:
     from colddiff_core.training.trainer import Trainer
 
-PLACES = ("data.directory", "data.second_directory", "data.download")  # settings of the machine, not of the run
+MACHINE_SETTINGS = ("data.directory", "data.second_directory", "data.download")  # may differ between machines
 
 
 def train(
     context: typer.Context,
     preset: Annotated[str | None, typer.Option("--preset", help="What to train: see `colddiff presets`.")] = None,
-    resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run.", metavar="RUN")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", help="Continue this run.", metavar="RUN")] = None,
     overrides: options.Set = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The run's folder (runs/PRESET).", parser=outputs.run, metavar="RUN"),
+        typer.Option("--out", help="The folder of the new run (runs/PRESET).", parser=outputs.run, metavar="RUN"),
     ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and exit.")] = False,
     allow_change: Annotated[
-        bool, typer.Option("--allow-change", help="Resume though settings, images or the operator are others now.")
+        bool, typer.Option("--allow-change", help="Resume even if settings, images or the operator have changed.")
     ] = False,
     continued: Annotated[
         bool,
-        typer.Option("--continue", help="Go on with the run at --out where there is one: for jobs that start again."),
+        typer.Option("--continue", help="Continue the run at --out if it exists: for jobs that are restarted."),
     ] = False,
     nproc: options.Processes = None,
     max_restarts: Annotated[
-        int, typer.Option("--max-restarts", help="With --nproc: how often to go on after a process failed.", min=0)
+        int, typer.Option("--max-restarts", help="With --nproc: how often to restart after a process failed.", min=0)
     ] = 0,
     monitor: Annotated[
-        bool, typer.Option("--monitor", help="Train in the background and watch; closing that leaves it training.")
+        bool,
+        typer.Option(
+            "--monitor", help="Train in the background and open the dashboard; closing it does not stop the training."
+        ),
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a restorer. Ctrl-C, and SIGTERM, save a checkpoint and end; --resume goes on from it."""
+    """Train a restorer. Ctrl-C or SIGTERM saves a checkpoint and stops; --resume continues from it."""
     screen = Screen(json)
     if (preset is None) == (resume is None):
         raise UsageError("Name either a --preset or a run to --resume.", "List the presets with: colddiff presets")
     if allow_change and resume is None:
-        raise UsageError("--allow-change is of --resume.", "A new run may have any settings: leave it out.")
+        raise UsageError("--allow-change needs --resume.", "Leave it out: a new run may have any settings.")
     if resume is not None:
         _check_resumed(resume, out, is_dry=dry_run, is_continued=continued)
     changes = list(overrides or [])
@@ -74,7 +77,7 @@ def train(
         _train_watched(screen, job)
         return
     if nproc and nproc > 1 and not dry_run:
-        if code := _train_together(job, context.obj):
+        if code := _train_in_processes(job, context.obj):
             raise launch.JobEnded(code)
         return
     if dry_run:
@@ -89,15 +92,15 @@ def train(
             _conclude(screen, trainer)
         return
     path = trainer.run.path
-    screen.say(f"Go on with: colddiff train --resume {path}")
+    screen.say(f"Continue with: colddiff train --resume {path}")
     screen.result({"run": str(path), "step": trainer.step, "finished": False})
-    # A job would start its processes again after a failure, and this is none where a reader asked for it.
+    # torchrun would restart the processes after a failure; a stop that was asked for is not one.
     raise typer.Exit(130 if process_info().is_alone or not trainer.is_stopped_as_asked else 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What is to be trained, as other processes are told it."""
+    """The options of a training, to pass on to other processes."""
 
     preset: str | None
     resume: str | None
@@ -111,40 +114,41 @@ class _Job:
     restarts: int
 
     def check(self) -> None:
-        """Raise UsageError for options that do not go together."""
-        here = process_info()
+        """Raise UsageError for options that cannot be combined."""
+        process = process_info()
         if self.is_continued and self.out is None:
-            raise UsageError("--continue goes on with the run at --out.", "Name it with --out.")
+            raise UsageError("--continue needs the folder of the run.", "Add --out RUN.")
         if self.restarts and (self.processes or 1) < 2:
-            raise UsageError("--max-restarts is of --nproc, 2 or more.", "Name them; torchrun has its own.")
+            raise UsageError(
+                "--max-restarts needs --nproc 2 or more.", "Add --nproc; under torchrun, use torchrun's own option."
+            )
         launch.check(self.processes)
-        if here.most_restarts and not here.is_alone and self.resume is None and not self.is_continued:
-            raise UsageError("A job that starts again must know that it may go on.", "Give --out and --continue.")
+        if process.most_restarts and not process.is_alone and self.resume is None and not self.is_continued:
+            raise UsageError("A job with restarts must be able to continue its run.", "Add --out RUN --continue.")
 
     def config(self) -> schema.Config:
-        """Return the settings of a new run; raises UsageError where the preset and the changes do not make any."""
+        """Return the configuration of a new run. Raises UsageError if the preset or a change is invalid."""
         assert self.preset is not None
         config = presets.load(self.preset, self.changes + options.data_override(self.data_dir))
         if self.data_dir is not None:
             open_run.check_data_dir(config)
         return config
 
-    def begun(self) -> list[Any]:
-        """Return the run that this job, or one before it, has begun and is to go on with, and its last step if nothing
-        is left of it; None for what there is none of.
+    def existing(self) -> list[Any]:
+        """Return the run at --out to continue and, if it is finished, its last step; None for each that is missing.
 
-        Raises UsageError where that run is not the one asked for.
+        Raises UsageError if the run has other settings.
         """
         if not (self.is_continued and self.out is not None and (self.out / "run.toml").is_file()):
             return [None, None]
         from colddiff_core.training.start import finished
 
-        found = runs.find(str(self.out))
-        _check_same(found, self.config())
-        return [str(self.out), finished(found, found.config())]
+        run = runs.find(str(self.out))
+        _check_same(run, self.config())
+        return [str(self.out), finished(run, run.config())]
 
     def path(self) -> Path:
-        """Return the folder of the run; raises UsageError where a new one's is taken."""
+        """Return the folder of the run. Raises UsageError if that of a new run exists."""
         if self.resume is not None:
             return runs.find(self.resume).path
         assert self.preset is not None
@@ -153,8 +157,8 @@ class _Job:
             raise runs.taken(path)
         return path
 
-    def look(self, path: Path) -> None:
-        """Raise UsageError for what can be told to be wrong before any process is started."""
+    def check_settings(self, path: Path) -> None:
+        """Raise UsageError for wrong settings, before any process starts."""
         if self.resume is not None:
             runs.find(self.resume).config(tuple(self.changes + options.data_override(self.data_dir)))
             return
@@ -190,7 +194,7 @@ def _show(screen: Screen, job: _Job) -> None:
 
 
 def _trainer(screen: Screen, job: _Job) -> Trainer | None:
-    """Return the trainer of a new run, or of one that goes on; None, with a word, where nothing is left to do."""
+    """Return the trainer of a new or resumed run; None, after a message, if the run is finished."""
     from colddiff_core.training import start
 
     changes = job.changes + options.data_override(job.data_dir)
@@ -199,58 +203,58 @@ def _trainer(screen: Screen, job: _Job) -> Trainer | None:
     from colddiff_core import devices
     from colddiff_core.distributed import group
 
-    # The first process decides: the others need not see the run's folder.
-    begun, step = group.join(devices.choose(job.device)).on_first(job.begun)
-    if begun is None:
+    # Rank 0 decides, because the others may not see the run's folder.
+    existing, step = group.join(devices.choose(job.device)).on_first(job.existing)
+    if existing is None:
         return start.start(job.config(), job.out, job.device)
     if step is not None:
-        screen.say(f"{begun} is finished: step {step}. Nothing is left to do.")
-        screen.result({"run": begun, "step": step, "finished": True})
+        screen.say(f"{existing} is finished: step {step}. Nothing to do.")
+        screen.result({"run": existing, "step": step, "finished": True})
         return None
-    places = [change for change in changes if change.partition("=")[0].strip() in PLACES]
-    return start.resume(begun, places, job.device)
+    machine_changes = [change for change in changes if change.partition("=")[0].strip() in MACHINE_SETTINGS]
+    return start.resume(existing, machine_changes, job.device)
 
 
-def _train_together(job: _Job, asked: list[str]) -> int:
-    """Train in several processes, by the command line that asked for it; return the exit code."""
+def _train_in_processes(job: _Job, arguments: list[str]) -> int:
+    """Run the same command line in several processes; return the exit code."""
     assert job.processes is not None
     launch.check_machine(job.processes, job.device)
     path = job.path()
-    job.look(path)
-    words = launch.without(asked, launch.OPTION, "--max-restarts")
+    job.check_settings(path)
+    words = launch.remove_options(arguments, launch.OPTION, "--max-restarts")
     if job.resume is None:
         words += [] if job.out else ["--out", str(path)]
-        words += ["--continue"] if job.restarts and not job.is_continued else []  # with what they have begun themselves
-    code = launch.launch(words, job.processes, job.restarts, f"Go on with: colddiff train --resume {path}")
+        words += ["--continue"] if job.restarts and not job.is_continued else []  # restarts continue the new run
+    code = launch.launch(words, job.processes, job.restarts, f"Continue with: colddiff train --resume {path}")
     has_failed = [event["event"] for event in runs.Run(path).events()[-1:]] == ["failed"]
-    return 1 if code == launch.INTERRUPTED and has_failed else code  # a signal came, and nothing was saved
+    return 1 if code == launch.INTERRUPTED and has_failed else code  # stopped by a signal without saving
 
 
-def _check_same(found: runs.Run, asked: schema.Config) -> None:
-    """Raise UsageError where a run that is to be gone on with is not the one asked for."""
-    told = [
+def _check_same(run: runs.Run, requested: schema.Config) -> None:
+    """Raise UsageError if the run to continue has other settings than requested."""
+    differences = [
         f"{key} is {shown(before)}, not {shown(after)}"
-        for key, (before, after) in schema.changes(found.config().to_table(), asked.to_table()).items()
-        if key not in PLACES and before != after
+        for key, (before, after) in schema.changes(run.config().to_table(), requested.to_table()).items()
+        if key not in MACHINE_SETTINGS and before != after
     ]
-    if told:
-        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
-        what = f"{found.path} was begun with other settings: {told[0]}{more}."
-        raise UsageError(what, "Give another --out, or go on as it was with --resume.")
+    if differences:
+        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        what = f"{run.path} was started with other settings: {differences[0]}{more}."
+        raise UsageError(what, "Use another --out, or continue it unchanged with --resume.")
 
 
 def _check_resumed(run: str, out: Path | None, *, is_dry: bool, is_continued: bool) -> None:
-    """Raise UsageError for options that a run which goes on has no use for."""
+    """Raise UsageError for options that do not apply to a resumed run."""
     if is_continued:
-        raise UsageError("--continue does not go with --resume.", "Leave it out: --resume goes on with a run anyway.")
+        raise UsageError("--continue does not go with --resume.", "Leave it out: --resume continues the run anyway.")
     if is_dry:
         raise UsageError("--dry-run does not go with --resume.", f"The configuration is in {run}/run.toml.")
     if out is not None:
-        raise UsageError("--out does not go with --resume.", "A resumed run stays where it is.")
+        raise UsageError("--out does not go with --resume.", "Leave it out: a resumed run stays in its folder.")
 
 
 def _train_watched(screen: Screen, job: _Job) -> None:
-    """Train in a process of its own and open the dashboard on it."""
+    """Train in a background process and open the dashboard."""
     from colddiff_cli.commands.monitor import check_terminal, watch
     from colddiff_cli.jobs import background
 
@@ -262,21 +266,21 @@ def _train_watched(screen: Screen, job: _Job) -> None:
     finally:
         log = path / background.LOG
         if trainer.returncode is None:
-            screen.say(f"Training goes on (process {trainer.pid}). Watch it again with: colddiff monitor {path}")
+            screen.say(f"Training continues (process {trainer.pid}). Watch it with: colddiff monitor {path}")
         elif trainer.returncode == 0:
-            screen.say(f"{path} is trained. What it said is in {log}")
+            screen.say(f"{path} is trained. Its output is in {log}")
         else:
-            screen.say(f"{path} has ended; its words are in {log}. Go on with: colddiff train --resume {path}")
+            screen.say(f"{path} has stopped; its output is in {log}. Continue with: colddiff train --resume {path}")
     if trainer.returncode:
         raise typer.Exit(trainer.returncode if trainer.returncode > 0 else 1)
 
 
 def _conclude(screen: Screen, trainer: Trainer) -> None:
-    """Show the last sheet and say what can be done with the run."""
+    """Show the last sample sheet and suggest the next commands."""
     path = trainer.run.path
     columns, figures = trainer.last_sheet or trainer.restore_tests()
-    found = trainer.run.samples / f"step-{trainer.step:06d}.png"
-    sheet = found if found.exists() else None  # the disk may have had no room for it
+    sheet_path = trainer.run.samples / f"step-{trainer.step:06d}.png"
+    sheet = sheet_path if sheet_path.exists() else None  # not written if the disk was full
     screen.rows(columns)
     screen.show(fidelity_table(f"{counted(len(columns['original']), 'test image')} at t = T", figures))
     screen.say("Next:")

@@ -1,4 +1,4 @@
-"""Progress while a reference is loaded, and what the columns of a table mean."""
+"""Show progress while a reference loads, and explain the columns of a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from colddiff_cli.console.screen import Screen
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from colddiff_core.evaluation.evaluate import Reference
+    from colddiff_core.evaluation.metrics import Reference
 
 
 def explain(screen: Screen, reference: Reference, shown: Collection[str], *, has_too_few_images: bool) -> None:
@@ -39,12 +39,12 @@ def explain(screen: Screen, reference: Reference, shown: Collection[str], *, has
     if names:
         screen.explain(f"{', '.join(names)}: to all {reference.target.count:,} test images")
     if has_too_few_images and names:
-        screen.warn(f"{names[0]}: too few images for {features.size:,} features; it says little")
+        screen.warn(f"{names[0]}: too few images for {features.size:,} features; it is unreliable")
 
 
 @contextlib.contextmanager
 def advancing(screen: Screen) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback (words, done, total) that shows one progress bar for each kind of work."""
+    """Yield a callback (words, done, total) that shows a progress bar for each kind of work."""
     with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 

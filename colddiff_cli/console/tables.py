@@ -1,4 +1,4 @@
-"""Tables of figures: ours with their uncertainty, the paper's beside them."""
+"""Tables of figures: ours with their uncertainty, and the paper's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.text import Text
 
 from colddiff_core.paper import tables
 
-Columns = Mapping[str, tuple[str, int]]  # label and digits, by the figure's name
+Columns = Mapping[str, tuple[str, int]]  # (label, digits) by the name of a figure
 DISTANCES = dict.fromkeys(("fd", "fid", "kd", "kid"), ("{name}", 3))
-FRECHET = ("fd", "fid")  # which need more images than features
+FRECHET = ("fd", "fid")  # need more images than features
 METRICS = {"rmse": ("RMSE", 4), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3)}
 LIKENESS = {"confidence": ("confidence", 3), "nearest": ("nearest", 3), "pairwise": ("pairwise", 3)}
 DIVERSITY = {"fd": DISTANCES["fd"], "fid": DISTANCES["fid"], **LIKENESS, "classes": ("classes", 0)}
@@ -25,17 +25,17 @@ COST = {"evaluations": ("steps", 0), "milliseconds": ("ms", 1)}
 PUBLISHED = {"rmse": ("paper RMSE", 3), "fid": ("paper FID", 2)}
 STYLES = {"better": "green", "worse": "red"}
 BARS = " ▁▂▃▄▅▆▇█"
-SCARCE = "*"  # beside a distance that too few images were measured for
+TOO_FEW_MARK = "*"  # beside a distance of too few images
 
 
 def fidelity_table(title: str, rows: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """Return a table of metrics by kind of image."""
+    """Return a table of RMSE, PSNR and SSIM, a row per kind of image."""
     return _table(title, rows, METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a kind of image came to: figures, their intervals, if they are too few for a FD, and the paper's figures."""
+    """The results for one kind of image, and the paper's figures."""
 
     kind: str
     figures: Mapping[str, Any]
@@ -45,9 +45,15 @@ class Row:
 
 
 def evaluation_table(title: str, rows: Mapping[str, Row], columns: Columns, names: Mapping[str, str]) -> Table:
-    """Return a table of figures and half the width of their 95 % intervals, the paper's below each row with a verdict.
+    """Return a table of figures with half the width of their 95 % intervals.
 
-    names: what distances are called, by key. Of degraded images, which nobody restored, the difference is told instead.
+    The paper's figures are below each row, with a verdict; for degraded images with the difference in percent.
+
+    Args:
+        title: The title.
+        rows: Results by label.
+        columns: The columns, if any row has a figure for them.
+        names: Names of the distances, by key.
     """
     columns = measured({label: row.figures for label, row in rows.items()}, columns)
     table = _headed(title, _named(columns, names))
@@ -59,7 +65,7 @@ def evaluation_table(title: str, rows: Mapping[str, Row], columns: Columns, name
 
 
 def severity_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    """Return RMSE and SSIM against severity, for each kind of image."""
+    """Return a table of RMSE and SSIM by severity, for each kind of image."""
     labels = {"t": ("t", 0)}
     for key in ("rmse", "ssim"):
         labels |= {f"{kind} {key}": (f"{kind} {METRICS[key][0]}", METRICS[key][1]) for kind in columns}
@@ -77,13 +83,13 @@ def severity_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Seque
 def comparison_table(
     title: str, rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], paper: Mapping[str, Mapping[str, Any]]
 ) -> Table:
-    """Return a table of contenders: what was measured of any of them, what it cost, and the paper's figures."""
+    """Return a table of contenders: their figures, their cost, and the paper's figures."""
     shown = {key: label for key, label in PUBLISHED.items() if any(key in row for row in paper.values())}
     return _table(title, rows, _named(measured(rows, COMPARED | COST), names), paper, shown)
 
 
 def diversity_table(title: str, rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Table:
-    """Return a table of what images that answer to no original are like."""
+    """Return a table of figures of images without originals."""
     return _table(title, rows, _named(measured(rows, DIVERSITY), names))
 
 
@@ -114,7 +120,7 @@ def _table(
 
 
 def _headed(title: str, columns: Columns) -> Table:
-    # Narrow enough for 80 columns with every figure.
+    # Fits 80 columns with all figures.
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for label, _ in columns.values():
@@ -126,7 +132,7 @@ def _with_interval(row: Row, key: str, digits: int) -> Text:
     value, ends = row.figures.get(key), row.intervals.get(key)
     text = Text(_cell(value, digits))
     if row.has_too_few_images and key in FRECHET and value is not None:
-        text.append(SCARCE, "yellow")
+        text.append(TOO_FEW_MARK, "yellow")
     if ends is not None:
         text.append(f" ±{(ends[1] - ends[0]) / 2:.{digits}f}".replace("±0.", "±."), "dim")
     return text

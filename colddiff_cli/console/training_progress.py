@@ -1,4 +1,4 @@
-"""Show a training on the terminal: a progress bar or lines, and what Ctrl-C does."""
+"""Show a training on the terminal, as a progress bar or lines, and handle Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from colddiff_core.training.trainer import Trainer
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LINE_EVERY = 10.0  # seconds between progress lines without a terminal
+LINE_EVERY_SECONDS = 10.0  # without a terminal
 
 
 def introduce(screen: Screen, trainer: Trainer) -> None:
@@ -36,7 +36,7 @@ def introduce(screen: Screen, trainer: Trainer) -> None:
 
 
 def _machines(device: str) -> str:
-    """Return the device, and the number of processes that each use one."""
+    """Return the device, with the number of processes if there are several."""
     process = environment.process_info()
     return device if process.is_alone else f"{device}, each of {process.count} processes"
 
@@ -94,7 +94,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
         console=screen.console,
         disable=not screen.is_terminal,
     )
-    started = spoken = time.monotonic()
+    started = printed = time.monotonic()
     first = trainer.step
     with progress:
         task = progress.add_task("", total=trainer.settings.steps, completed=first, note="")
@@ -102,13 +102,15 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
             progress.update(task, completed=tick.step)
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
-                screen.say(f"Paused at step {tick.step} as asked; `colddiff monitor {trainer.run.path}` has it go on")
+                screen.say(
+                    f"Paused at step {tick.step} as requested. Continue with: colddiff monitor {trainer.run.path}"
+                )
             if tick.metrics is None:
                 continue
             note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
             progress.update(task, note=note)
             now = time.monotonic()
-            if not screen.is_terminal and (now - spoken > LINE_EVERY or tick.step == trainer.settings.steps):
-                spoken = now
+            if not screen.is_terminal and (now - printed > LINE_EVERY_SECONDS or tick.step == trainer.settings.steps):
+                printed = now
                 left = (now - started) / (tick.step - first) * (trainer.settings.steps - tick.step)
                 screen.say(f"step {tick.step}/{trainer.settings.steps}  {note}  {left:,.0f} s left")

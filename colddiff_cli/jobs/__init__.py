@@ -1,1 +1,1 @@
-"""Processes that a command starts, and runs that it opens."""
+"""Start processes and open runs."""

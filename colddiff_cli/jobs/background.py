@@ -1,4 +1,4 @@
-"""A training in a process of its own, which goes on when the terminal it was started from is gone."""
+"""Train in a background process that survives the end of the terminal."""
 
 from __future__ import annotations
 
@@ -17,54 +17,58 @@ from colddiff_cli.console.screen import Screen
 from colddiff_core import runs
 from colddiff_core.files import refusals
 
-POLL = 0.1  # seconds between looks at a trainer that starts
-LOG = "train.log"  # in the run: what the trainer would have said on a terminal
+POLL_SECONDS = 0.1
+LOG = "train.log"  # in the run: the trainer's output
 
 
 def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Popen[bytes]:
-    """Start `colddiff train` with these arguments and wait until it trains the run.
+    """Start `colddiff train` with these arguments, wait until training begins, and return the process.
 
-    What it says goes to train.log in the run. Where it ends before it trains, its own words are shown and
-    this command ends with its exit code.
+    Its output goes to train.log in the run.
+
+    Raises:
+        MachineError: The log cannot be written.
+        typer.Exit: The process ended before training; its output has been printed.
     """
-    before = len(_beginnings(run))
+    before = _start_count(run)
     with _log(run) as log:
         with refusals(log), log.open("ab") as file:
-            said = file.tell()
+            offset = file.tell()
             child = subprocess.Popen(
                 [sys.executable, "-m", "colddiff_cli", "train", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                start_new_session=True,  # Ctrl-C here and the end of this terminal are not its business
+                start_new_session=True,  # not affected by Ctrl-C here or the end of this terminal
             )
-        # Waited for, so that it does not seem to be there still when it is gone.
+        # Reap it when it ends, or it would still look alive.
         threading.Thread(target=child.wait, daemon=True).start()
         try:
             with screen.console.status("starting the trainer ..."):
-                while len(_beginnings(run)) == before and child.returncode is None:
-                    time.sleep(POLL)
+                while _start_count(run) == before and child.returncode is None:
+                    time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             child.terminate()
             child.wait()
             raise
-        if len(_beginnings(run)) == before:
-            sys.stderr.write(log.read_bytes()[said:].decode(errors="replace"))
+        if _start_count(run) == before:
+            sys.stderr.write(log.read_bytes()[offset:].decode(errors="replace"))
             raise typer.Exit(child.returncode if child.returncode > 0 else 1)
     return child
 
 
-def _beginnings(run: Path) -> list[object]:
-    return [event for event in runs.Run(run).events() if event.get("event") in runs.BEGINNINGS]
+def _start_count(run: Path) -> int:
+    """Return how often the run was started or resumed."""
+    return sum(event.get("event") in runs.BEGINNINGS for event in runs.Run(run).events())
 
 
 @contextlib.contextmanager
 def _log(run: Path) -> Iterator[Path]:
-    """Yield the run's log: beside the run as long as that is not there, and gone again if it never is."""
+    """Yield the log file: beside the run until its folder exists, and removed if it never does."""
     if run.is_dir():
         yield run / LOG
         return
-    made = [folder for folder in (run.parent, *run.parent.parents) if not folder.exists()]
+    created = [folder for folder in (run.parent, *run.parent.parents) if not folder.exists()]
     with refusals(run):
         run.parent.mkdir(parents=True, exist_ok=True)
     log = run.with_name(f".{run.name}-{uuid.uuid4().hex[:8]}.log")
@@ -76,6 +80,6 @@ def _log(run: Path) -> Iterator[Path]:
                 log.replace(run / LOG)
         else:
             log.unlink(missing_ok=True)
-        for folder in made:
-            with contextlib.suppress(OSError):  # it is no longer empty
+        for folder in created:
+            with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()

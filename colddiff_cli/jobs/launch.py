@@ -1,4 +1,4 @@
-"""Commands that several processes of this machine carry out together: `--nproc` starts torchrun's own agent."""
+"""Run a command in several processes of this machine: `--nproc` starts torchrun's agent."""
 
 from __future__ import annotations
 
@@ -23,31 +23,41 @@ if TYPE_CHECKING:
     from colddiff_core.distributed.group import Group
 
 OPTION = "--nproc"
-TRIED = 4  # processes that any machine may start on its processors, to try things out
+MIN_CPU_PROCESSES = 4  # allowed on any machine, to try things out
 INTERRUPTED = 130
-PICTURES_KEPT = "Where whole pictures were written to a folder, the same call with --resume goes on."
-LONG = 600  # seconds: how long a process may take to save its work
+REMEDY = "If pictures were being written to a folder, run the same command with --resume to continue."
+SHUTDOWN_SECONDS = 600  # for a process to save its work
 
 
-class JobEnded(ColddiffError):  # noqa: N818 - they have told whatever was in error
-    """Processes that were launched have ended otherwise than well, and have said why."""
+class JobEnded(ColddiffError):  # noqa: N818 - the processes have printed the error
+    """The launched processes failed and have printed why."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
         self.exit_code = exit_code
 
 
-def share(context: typer.Context, processes: int | None, device: str, remedy: str = PICTURES_KEPT) -> Group:
-    """Return the processes that carry out this command together, once this one has met the others.
+def share(context: typer.Context, processes: int | None, device: str, remedy: str = REMEDY) -> Group:
+    """Join the group of processes that run this command.
 
-    With --nproc that many processes do all that the command line asks for, and this one ends with them; `remedy` is
-    said where the system ends one of them. Raises
-    UsageError for --nproc in a process of a job, and as `devices.choose` does.
+    With --nproc, run the whole command in that many processes instead, and exit when they end.
+
+    Args:
+        context: Holds the command line.
+        processes: The value of --nproc.
+        device: The value of --device.
+        remedy: Advice if the system kills a process.
+
+    Raises:
+        UsageError: --nproc is used in a process of a job, or it or the device does not suit this machine.
+        MachineError: The system killed a process.
+        JobEnded: The processes failed.
+        typer.Exit: The processes have done the work.
     """
     check(processes)
     if processes is not None and processes > 1:
         check_machine(processes, device)
-        if code := launch(without(context.obj, OPTION), processes, 0, remedy):
+        if code := launch(remove_options(context.obj, OPTION), processes, 0, remedy):
             raise JobEnded(code)
         raise typer.Exit
     from colddiff_core import devices
@@ -57,42 +67,58 @@ def share(context: typer.Context, processes: int | None, device: str, remedy: st
 
 
 def check(processes: int | None) -> None:
-    """Raise UsageError for --nproc where there is a job already."""
+    """Check that --nproc is not used in a process of a job.
+
+    Raises:
+        UsageError: It is.
+    """
     if processes and not process_info().is_alone:
-        raise UsageError(f"{OPTION} starts torchrun, and this is a process of it.", f"Leave {OPTION} out.")
+        raise UsageError(
+            f"{OPTION} starts torchrun, but this process is part of a job already.", f"Leave out {OPTION}."
+        )
 
 
 def check_machine(processes: int, device: str) -> None:
-    """Raise UsageError for more processes than this machine is for, and for a device that not each can have."""
+    """Check that this machine can run so many processes, each on a device.
+
+    Raises:
+        UsageError: There are too many processes, or the device is missing or a single one.
+    """
     from colddiff_core import devices
 
     if ":" in device:
-        raise UsageError(f"--device {device} is one device, and {OPTION} is for several.", "Use --device cuda.")
-    devices.choose(device)  # is it there?
+        raise UsageError(
+            f"--device {device} is a single device, but {OPTION} needs one per process.", "Use --device cuda."
+        )
+    devices.choose(device)  # raises if it is missing
     count, what = devices.units(device)
-    # Each is a program of some hundred megabytes: a thousand would take the machine. A GPU takes one.
-    if processes > (count if what == "GPU" else max(TRIED, count)):
+    # Each takes some hundred megabytes, so too many would exhaust the machine. A GPU takes one.
+    if processes > (count if what == "GPU" else max(MIN_CPU_PROCESSES, count)):
         raise UsageError(f"{OPTION} {processes}: this machine has {counted(count, what)}.", f"Use {OPTION} {count}.")
 
 
 def check_alone(command: str, processes: int | None = None) -> None:
-    """Raise UsageError where a command that is for one process is a process of a job, or is to be of several."""
+    """Check that a command for one process runs in one.
+
+    Raises:
+        UsageError: It is part of a job, or --nproc asks for several processes.
+    """
     if (processes or 1) > 1:
-        raise UsageError(f"{command} is for one process.", f"Leave {OPTION} out.")
-    here = process_info()
-    if not here.is_alone:
-        what = f"{command} is for one process, and this is one of {here.count}."
-        raise UsageError(what, "Run it by itself, without torchrun.")
+        raise UsageError(f"{command} runs in one process.", f"Leave out {OPTION}.")
+    process = process_info()
+    if not process.is_alone:
+        what = f"{command} runs in one process, and this is one of {process.count}."
+        raise UsageError(what, "Run it without torchrun.")
 
 
-def hear_no_more(together: Group) -> None:
-    """Have a process of a job take no second Ctrl-C: torchrun passes on what the terminal has sent to all."""
-    if not together.is_alone:
+def ignore_interrupts(ranks: Group) -> None:
+    """Ignore further Ctrl-C in a process of a job: torchrun sends it again after the terminal did."""
+    if not ranks.is_alone:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def without(words: Sequence[str], *options: str) -> list[str]:
-    """Return a command line without some options and what follows each."""
+def remove_options(words: Sequence[str], *options: str) -> list[str]:
+    """Return the words of a command line without these options and their values."""
     kept: list[str] = []
     left = iter(words)
     for word in left:
@@ -106,17 +132,19 @@ def without(words: Sequence[str], *options: str) -> list[str]:
 
 
 def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str) -> int:
-    """Run `colddiff` with these arguments as so many processes; return the exit code, 130 where a signal ended them.
+    """Run `colddiff` with these arguments in several processes; return the exit code, 130 after a signal.
 
-    Where one fails, all are ended and started again, so many times. What they say goes where this process's words go.
-    Raises MachineError, with `remedy`, where the system ended one of them.
+    If one fails, all are stopped and restarted, up to `restarts` times. They print to the output of this process.
+
+    Raises:
+        MachineError: The system killed a process; the error suggests `remedy`.
     """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _prepare(processes)
-    with tempfile.TemporaryDirectory() as place_of_logs:  # which the agent wants, and has nothing to write into
+    with tempfile.TemporaryDirectory() as log_folder:  # the agent requires one
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -126,39 +154,39 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str)
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=restarts,
-            logs_specs=DefaultLogsSpecs(log_dir=place_of_logs),
+            logs_specs=DefaultLogsSpecs(log_dir=log_folder),
         )
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
             config.signals_to_handle = config.signals_to_handle.replace("SIGHUP,", "")
         try:
-            # -P: a file of the user's that is called like a module is none of ours.
+            # -P: do not import modules from the current folder.
             elastic_launch(config, sys.executable)("-P", "-m", "colddiff_cli", *arguments)
         except SignalException:
             return INTERRUPTED
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode > 0:  # it has said why
+            if failure.exitcode > 0:  # it has printed why
                 return int(failure.exitcode)
-            by = signal.Signals(-failure.exitcode).name
+            cause = signal.Signals(-failure.exitcode).name
             after = f", after {counted(restarts, 'restart')}" if restarts else ""
-            raise MachineError(f"Process {rank} of {processes} was ended by {by}{after}.", remedy) from None
+            raise MachineError(f"Process {rank} of {processes} was killed by {cause}{after}.", remedy) from None
     return 0
 
 
 def _prepare(processes: int) -> None:
-    """Set what the processes find in their environment, unless the user did; torch's own words on failures are ours."""
+    """Set the environment of the processes, unless the user did, and silence torch's messages about failures."""
     from colddiff_core import devices
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     root = Path(__file__).parents[2]
-    if root not in map(Path, sys.path[1:]):  # run from a checkout that is not installed
+    if root not in map(Path, sys.path[1:]):  # a checkout that is not installed
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.processors() // processes)))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(LONG))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else traces of what is told in a line
-    # All of them are here: the machine's own name may lead nowhere.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides C++ traces of errors that are reported in one line
+    # All processes are on this machine, whose host name may not resolve.
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)

@@ -1,4 +1,4 @@
-"""Opening a run for use, with a word where it is not what its owner would expect."""
+"""Find and open runs for commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def find(name: str | None) -> runs.Run:
-    """Return the run of this name, the newest for None, as `runs.find` does; in all processes of a job the same."""
+    """Return the run with this name, or the newest, the same on all ranks; see `runs.find`.
+
+    Raises:
+        UsageError: There is no such run.
+    """
     from colddiff_core.distributed import group
 
     return runs.Run(Path(group.current().on_first(lambda: str(runs.find(name).path))))
@@ -36,9 +40,10 @@ def open_run(run: runs.Run, device: str, overrides: tuple[str, ...]) -> TrainedR
 
 
 def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
-    """Return what images made with a run depend on, but for what is asked of it, as JSON holds it.
+    """Return everything about a run that its images depend on, ready for JSON. Options are not included.
 
-    Raises UsageError in a process of a job for which that is something else than for the first one.
+    Raises:
+        UsageError: This rank differs from rank 0.
     """
     import torch
 
@@ -47,7 +52,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
 
     table = built.config.to_table()
     digest = hashlib.blake2b(digest_size=8)
-    for weights in built.restorer.unet.state_dict().values():  # not of the file: a trainer may have removed it by now
+    for weights in built.restorer.unet.state_dict().values():  # the file may have been removed by a trainer
         digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
     settings = {
         "run": str(run.path),
@@ -60,15 +65,19 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
         "device": built.device.type,
         "versions": experiment.versions(),
     }
-    group.current().check_alike(settings)
+    group.current().check_same_everywhere(settings)
     return settings
 
 
 def check_data_dir(config: schema.Config) -> None:
-    """Raise UsageError where no data set of a configuration lies in a folder."""
+    """Check that --data-dir is of use.
+
+    Raises:
+        UsageError: All data sets of the configuration come with packages.
+    """
     from colddiff_core import datasets
 
     sets = [name for name in (config.data.dataset, config.data.second) if name]
     if all(datasets.required_package(name) for name in sets):
-        what = f"--data-dir has no use: {sets[0]} comes with {datasets.required_package(sets[0])}."
+        what = f"--data-dir has no effect: {sets[0]} comes with {datasets.required_package(sets[0])}."
         raise UsageError(what, "Leave it out.")

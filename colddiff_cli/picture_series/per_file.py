@@ -61,7 +61,7 @@ def make(
                 progress.update(task, completed=index + share)
 
             at_share(0)
-            with contextlib.nullcontext() if ranks.is_alone else screen.holding() as held:
+            with contextlib.nullcontext() if ranks.is_alone else screen.hold_lines() as held:
                 if _has_made(screen, files[number], lambda number=number: work(number, at_share)):  # type: ignore[misc]
                     made.append(number)
             messages += [(number, held)] if held else []
@@ -97,5 +97,5 @@ def _gather(screen: Screen, ranks: Group, made: list[int], messages: list[Messag
     ranks.barrier()
     every = ranks.gather_json([made, messages])
     for _, held in sorted(line for _, lines in every for line in lines):
-        screen.tell(held)
+        screen.print_held(held)
     return [number for numbers, _ in every for number in numbers]

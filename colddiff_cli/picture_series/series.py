@@ -101,7 +101,7 @@ class Series:
             error = late = interrupt
         finally:
             if isinstance(error, KeyboardInterrupt):
-                launch.hear_no_more(self.ranks)
+                launch.ignore_interrupts(self.ranks)
             self._release()
         if isinstance(error, KeyboardInterrupt) and self._manifest is not None and self._is_begun:
             done, total = sum(target.exists() for target in self.targets), len(self.targets)

@@ -216,7 +216,7 @@ class Group:
                 raise LostError("Another process of this job could not prepare the data that all of them need.")
         return work()
 
-    def check_alike(self, settings: Mapping[str, Any]) -> None:
+    def check_same_everywhere(self, settings: Mapping[str, Any]) -> None:
         """Check that all processes have the same settings: another machine may have another torch, or no bfloat16.
 
         Raises:

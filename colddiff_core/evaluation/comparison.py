@@ -1,4 +1,4 @@
-"""The same images and seeds, restored or generated in several ways: what the paper's argument rests on."""
+"""Compare samplers, strides and runs on the same images and seeds."""
 
 from __future__ import annotations
 
@@ -9,25 +9,19 @@ import torch
 from torch import Tensor
 
 from colddiff_core.evaluation import diversity, evaluate
-from colddiff_core.evaluation.evaluate import (
-    EvaluationResult,
-    EvaluationSettings,
-    Figures,
-    MetricAccumulator,
-    Reference,
-    SamplingTimer,
-)
+from colddiff_core.evaluation.evaluate import EvaluationResult, EvaluationSettings, SamplingTimer
+from colddiff_core.evaluation.metrics import Figures, MetricAccumulator, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference.generate import Generator
 from colddiff_core.sampling import Sampling
 
-CHUNK = 500  # images measured at a time
-DESCRIBED = 1000  # images whose variety is measured: every pair of them is, and every training image
+CHUNK_IMAGES = 500  # measured at a time
+DIVERSITY_IMAGES = 1000  # each is compared with every other and with every training image
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One way to restore from severity t, or with a `generator` to generate: a run, a sampler and a stride."""
+    """A run, a sampler and a stride to compare: restores from severity t, or generates if it has a generator."""
 
     label: str
     experiment: Experiment
@@ -47,10 +41,15 @@ def restore(
     batch_size: int | None = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> EvaluationResult:
-    """Return how `count` test images come back, as `evaluation.restore` does."""
+    """Measure `count` restored test images, see `evaluate.restore`.
+
+    Raises:
+        UsageError: The sampler, t or stride does not fit the operator.
+    """
     settings = EvaluationSettings(contender.t, count, seed, contender.stride, batch_size=batch_size)
-    built, sampler = contender.experiment, contender.sampler
-    return evaluate.restore(built, reference, settings, sampler, shown=shown, progress=progress)
+    return evaluate.restore(
+        contender.experiment, reference, settings, contender.sampler, shown=shown, progress=progress
+    )
 
 
 def generate(
@@ -60,33 +59,37 @@ def generate(
     count: int,
     seed: int,
     shown: int,
-    described: int = DESCRIBED,
+    diversity_count: int = DIVERSITY_IMAGES,
     progress: Callable[[int], None] = lambda images: None,
 ) -> EvaluationResult:
-    """Return what `count` images from nothing are like.
+    """Measure `count` generated images.
 
-    Beside the figures of `MetricAccumulator`, pairwise: between two images, nearest: to the nearest training image,
-    mean RMSE on
-    [0, 1], of the first `described` images at most; evaluations of the network and milliseconds an image.
+    Adds to the figures of `MetricAccumulator`: pairwise and nearest, the mean RMSE (on [0, 1]) between two images and
+    to the nearest training image, over the first `diversity_count` images; evaluations of the network and
+    milliseconds per image.
+
+    Raises:
+        UsageError: The sampler or stride does not fit the operator.
     """
     assert contender.generator is not None
-    clock, meter = SamplingTimer(contender.experiment.device), MetricAccumulator(reference, has_originals=False)
+    timer, meter = SamplingTimer(contender.experiment.device), MetricAccumulator(reference, has_originals=False)
     kept: list[Tensor] = []
     sampling = Sampling(contender.sampler, contender.stride, seed)
+    # Warm up: tables, memory and kernels are created on first use.
     next(next(contender.generator.generate(1, sampling)).steps)
     for batch in contender.generator.generate(count, sampling):
-        images = clock.finish(batch.steps)[: batch.count].clamp(-1, 1).cpu()
+        images = timer.finish(batch.steps)[: batch.count].clamp(-1, 1).cpu()
         meter.update(images)
-        if batch.first < max(shown, described):
+        if batch.first < max(shown, diversity_count):
             kept.append(images)
         progress(batch.count)
     first = torch.cat(kept)
-    figures = meter.figures() | _variety(first[:described], reference) | clock.figures()
+    figures = meter.figures() | _variety(first[:diversity_count], reference) | timer.figures()
     return EvaluationResult(figures, meter.intervals(), meter.has_too_few_images, first[:shown])
 
 
 def describe(images: Tensor, reference: Reference) -> EvaluationResult:
-    """Return what images (N, C, H, W) are like that answer to no original: the figures of `generate` but time."""
+    """Measure images without originals, (N, C, H, W) float32 in [-1, 1]: the figures of `generate` except time."""
     meter = _measure(images, reference)
     return EvaluationResult(
         meter.figures() | _variety(images, reference), meter.intervals(), meter.has_too_few_images, images
@@ -94,30 +97,29 @@ def describe(images: Tensor, reference: Reference) -> EvaluationResult:
 
 
 def describe_real(count: int, reference: Reference) -> EvaluationResult:
-    """Return what images drawn from the data are like: what perfect generation would come to.
+    """Measure real images, as a bound for generated ones.
 
-    `count` test images (all there are if fewer), their distances those of as many training images.
+    Uses `count` test images, or all if there are fewer. Distances are those of as many training images.
     """
     numbers = reference.test.draw(count)
-    found = describe(reference.test.images(numbers), dataclasses.replace(reference, target=None))
+    result = describe(reference.test.images(numbers), dataclasses.replace(reference, target=None))
     if reference.target is None:
-        return found
+        return result
     train = reference.train()
-    others = train.images(train.draw(len(numbers)))
-    meter = _measure(others, dataclasses.replace(reference, classifier=None))
-    figures: Figures = found.figures | meter.figures()
-    return dataclasses.replace(found, figures=figures, intervals=found.intervals | meter.intervals())
+    meter = _measure(train.images(train.draw(len(numbers))), dataclasses.replace(reference, classifier=None))
+    figures: Figures = result.figures | meter.figures()
+    return dataclasses.replace(result, figures=figures, intervals=result.intervals | meter.intervals())
 
 
 def _measure(images: Tensor, reference: Reference) -> MetricAccumulator:
     meter = MetricAccumulator(reference, has_originals=False)
-    for part in images.split(CHUNK):
+    for part in images.split(CHUNK_IMAGES):
         meter.update(part)
     return meter
 
 
 def _variety(images: Tensor, reference: Reference) -> Figures:
-    """Return how far images are from each other and from the training images; nothing of no images."""
+    """Return the distances of images to each other and to the training images; empty without images."""
     if not len(images):
         return {}
     return {

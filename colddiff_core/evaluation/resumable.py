@@ -1,8 +1,7 @@
-"""An evaluation in portions: measured by one process or many, in any order, kept on the disk, added up in order.
+"""A resumable evaluation: measure in chunks, in any order and in several processes, and store each on the disk.
 
-A portion is what there is to know of each of some hundred images, without anything said of them all: the figures are
-made of the portions in the order of the images, and so the same, bit for bit, however many processes measured them and
-however often that was interrupted.
+A chunk file holds the measurements of some hundred images, one by one. Figures are computed from the chunks in the
+order of the images, so they are the same bit for bit, however many processes measured and however often they stopped.
 """
 
 from __future__ import annotations
@@ -21,34 +20,32 @@ from torch import Tensor
 from colddiff_core.distributed.group import ALONE, Group
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import evaluate as evaluation
-from colddiff_core.evaluation.evaluate import (
-    COLUMNS,
-    EvaluationResult,
-    EvaluationSettings,
-    ImageMeasurements,
-    MetricAccumulator,
-    Reference,
-    SamplingTimer,
-)
+from colddiff_core.evaluation.evaluate import COLUMNS, EvaluationResult, EvaluationSettings, SamplingTimer
+from colddiff_core.evaluation.metrics import ImageMeasurements, MetricAccumulator, Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import FileLock, read_ordinary, refusals, whole
 
-LEAST, SHARES, MOST_PORTIONS = 256, 8, 512  # images of a portion, at least, unless a column has few; and portions then
-LOCK = ".lock"  # beside a folder, of whoever is at work on it
-ABANDONED = 30 * 86_400.0  # seconds after which nobody goes on with an evaluation any more
-CLOCK = "clock"  # seconds, images and evaluations of the network that the clock told
-Heard = Callable[[int], None]
+MIN_CHUNK_IMAGES = 256
+MIN_CHUNKS, MAX_CHUNKS = 8, 512  # per column; small evaluations get smaller chunks
+LOCK = ".lock"  # suffix of the lock file beside the folder
+STALE_SECONDS = 30 * 86_400.0  # after which partial results count as abandoned
+CLOCK = "clock"  # name of the tensor (seconds, images, evaluations) in a chunk file
+Progress = Callable[[int], None]
 
 
 class PartialResults:
-    """The portions of one call, in a folder of its own, which is this job's alone while it is at work.
-
-    Raises MachineError where another job is at it, or the disk refuses.
-    """
+    """The folder with the chunks of one evaluation, locked while a job works on it."""
 
     def __init__(self, path: Path, *, is_first: bool = True, is_resumed: bool = False) -> None:
-        """Take the folder; what an earlier call left there is kept for `is_resumed`, else removed, by the first process
-        of the job.
+        """Lock the folder and clear it.
+
+        Args:
+            path: The folder.
+            is_first: Whether this is rank 0; other ranks neither lock nor clear.
+            is_resumed: Keep the chunks of an earlier call.
+
+        Raises:
+            MachineError: Another job has locked the folder, or it cannot be written.
         """
         self.path = path
         self._lock: FileLock | None = None
@@ -59,38 +56,46 @@ class PartialResults:
         try:
             self._lock = FileLock.take(path.with_suffix(LOCK))
         except BlockingIOError:
-            what = "Another process is at this very evaluation."
-            raise MachineError(what, "Wait for it, or stop it first.") from None
+            what = "Another process is running this evaluation."
+            raise MachineError(what, "Wait until it ends, or stop it.") from None
         with refusals(path):
-            _sweep(path.parent, but=path)
+            _remove_stale(path.parent, keep=path)
             if not is_resumed:
                 shutil.rmtree(path, ignore_errors=True)
             path.mkdir(exist_ok=True)
 
     def has(self, name: str) -> bool:
-        """Tell whether a portion is there."""
+        """Return whether a chunk exists."""
         return self._file(name).is_file()
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a portion, whole or not at all."""
+        """Write a chunk atomically.
+
+        Raises:
+            MachineError: It cannot be written.
+        """
         with whole(self._file(name)) as draft:
             draft.write_bytes(safetensors.torch.save(dict(tensors)))
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Return a portion; raises MachineError where it is not as it was written."""
+        """Read a chunk.
+
+        Raises:
+            MachineError: It is missing or damaged.
+        """
         path = self._file(name)
         try:
             return safetensors.torch.load(read_ordinary(path))
         except (OSError, safetensors.SafetensorError) as error:
-            raise MachineError(f"{path} cannot be read: {error}.", "Evaluate anew, without --resume.") from None
+            raise MachineError(f"{path} cannot be read: {error}.", "Start again without --resume.") from None
 
     def close(self, *, is_done: bool) -> None:
-        """Let go of the folder; what is done with needs no portions any more."""
+        """Unlock the folder; remove it if the evaluation is done."""
         if self._lock is None:
             return
         if is_done:
             shutil.rmtree(self.path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # others' portions are there
+            with contextlib.suppress(OSError):  # other evaluations have chunks there
                 self.path.with_suffix(LOCK).unlink(missing_ok=True)
                 self.path.parent.rmdir()
         self._lock.release()
@@ -108,74 +113,87 @@ def evaluate(
     columns: Sequence[str] = COLUMNS,
     *,
     ranks: Group = ALONE,
-    progress: Heard = lambda images: None,
+    progress: Progress = lambda images: None,
 ) -> dict[str, EvaluationResult]:
-    """Return what `evaluation.evaluate` does, without pictures, to the first process, and nothing to the others.
+    """Return the same results as `evaluate.evaluate`, without images, on rank 0, and nothing on other ranks.
 
-    They share the portions that `folder` lacks. `progress` is called with the number of images of every batch that
-    this process makes, and of those it finds there.
+    The ranks share the missing chunks.
+
+    Args:
+        experiment: The run's operator and network.
+        reference: What the images are measured against.
+        folder: Stores the chunks.
+        settings: Severity, number of images and so on.
+        columns: See `evaluation.column_sampler`.
+        ranks: The processes that measure together.
+        progress: Called once with the number of images in existing chunks, then with the size of each finished batch.
+
+    Raises:
+        UsageError: A sampler, t or stride does not fit the operator.
+        MachineError: A chunk cannot be written or read.
     """
     count, batch_size = settings.count, settings.batch_size or experiment.batch_size(evaluation.MOST)
-    parts, size = evaluation.batches(experiment, reference, count, batch_size), evaluation.filled(count, batch_size)
-    least = max(min(LEAST, count // SHARES), count // MOST_PORTIONS)
-    each = max(1, least // batch_size)  # batches of a portion
-    pieces = [(column, first) for column in columns for first in range(0, len(parts), each)]
-    named = {(column, first): f"t{settings.t:04d}-{column}-{first // each:06d}" for column, first in pieces}
-    clocks = {column: SamplingTimer(experiment.device) for column in columns}
-    missing = [piece for piece in pieces if not folder.has(named[piece])] if ranks.is_first else []
+    batches = evaluation.index_batches(experiment, reference, count, batch_size)
+    padded_size = evaluation.padded_size(count, batch_size)
+    min_images = max(min(MIN_CHUNK_IMAGES, count // MIN_CHUNKS), count // MAX_CHUNKS)
+    per_chunk = max(1, min_images // batch_size)  # batches
+    chunks = [(column, first) for column in columns for first in range(0, len(batches), per_chunk)]
+    names = {(column, first): f"t{settings.t:04d}-{column}-{first // per_chunk:06d}" for column, first in chunks}
+    timers = {column: SamplingTimer(experiment.device) for column in columns}
+    missing = [chunk for chunk in chunks if not folder.has(names[chunk])] if ranks.is_first else []
     missing = [(column, first) for column, first in ranks.broadcast_json(missing)]
-    progress(len(columns) * count - sum(_images(parts, first, each) for _, first in missing))
+    progress(len(columns) * count - sum(_image_count(batches[first : first + per_chunk]) for _, first in missing))
     for number in ranks.next_tasks(len(missing)):
         column, first = missing[number]
-        own, found = clocks[column], MetricAccumulator(reference, has_originals=True)
-        before = own.told()
-        seen: list[ImageMeasurements] = []
-        sampler = evaluation.sampler(experiment, column)
-        some = parts[first : first + each]
-        for batch in evaluation.make(experiment, reference, some, own, settings, sampler, size):
-            seen.append(found.look(batch.x, batch.numbers).first(batch.count))
+        timer, meter = timers[column], MetricAccumulator(reference, has_originals=True)
+        before = timer.totals()
+        measurements: list[ImageMeasurements] = []
+        sampler = evaluation.column_sampler(experiment, column)
+        selected = batches[first : first + per_chunk]
+        for batch in evaluation.restore_batches(experiment, reference, selected, timer, settings, sampler, padded_size):
+            measurements.append(meter.measure(batch.x, batch.numbers).first(batch.count))
             progress(batch.count)
-        spent = [after - earlier for after, earlier in zip(own.told()[:2], before[:2], strict=True)]
-        told = torch.tensor([*spent, own.evaluations], dtype=torch.float64)
-        folder.write(named[column, first], _joined(seen) | {CLOCK: told})
+        spent = [after - earlier for after, earlier in zip(timer.totals()[:2], before[:2], strict=True)]
+        totals = torch.tensor([*spent, timer.evaluations], dtype=torch.float64)
+        folder.write(names[column, first], _join(measurements) | {CLOCK: totals})
     ranks.barrier()
     if not ranks.is_first:
         return {}
-    outcomes = {}
+    results = {}
     for column in columns:
-        meter, clock = MetricAccumulator(reference, has_originals=True), SamplingTimer(experiment.device)
-        for piece in (piece for piece in pieces if piece[0] == column):
-            content = folder.read(named[piece])
-            clock.add(content.pop(CLOCK).tolist())
-            for seen_batch in _split(content, batch_size):
-                meter.add(seen_batch)
-        figures = meter.figures() | clock.figures()
-        outcomes[column] = EvaluationResult(
+        meter, timer = MetricAccumulator(reference, has_originals=True), SamplingTimer(experiment.device)
+        for chunk in (chunk for chunk in chunks if chunk[0] == column):
+            tensors = folder.read(names[chunk])
+            timer.add(tensors.pop(CLOCK).tolist())
+            for measured in _split(tensors, batch_size):
+                meter.add(measured)
+        figures = meter.figures() | timer.figures()
+        results[column] = EvaluationResult(
             figures, meter.intervals(), meter.has_too_few_images, torch.empty(0), torch.empty(0)
         )
-    return outcomes
+    return results
 
 
-def _images(parts: Sequence[Tensor], first: int, each: int) -> int:
-    return sum(len(part) for part in parts[first : first + each])
+def _image_count(batches: Sequence[Tensor]) -> int:
+    return sum(map(len, batches))
 
 
-def _joined(seen: Sequence[ImageMeasurements]) -> dict[str, Tensor]:
-    """Return what was seen of several batches by name."""
-    every = [one.tensors() for one in seen]
-    return {name: torch.cat([tensors[name] for tensors in every]) for name in every[0]}
+def _join(measurements: Sequence[ImageMeasurements]) -> dict[str, Tensor]:
+    """Concatenate the measurements of several batches, by name."""
+    tensors = [batch.tensors() for batch in measurements]
+    return {name: torch.cat([batch[name] for batch in tensors]) for name in tensors[0]}
 
 
-def _split(content: Mapping[str, Tensor], size: int) -> Iterator[ImageMeasurements]:
-    """Yield what was seen batch by batch: sums are made in the order of batches."""
-    for parts in zip(*(tensor.split(size) for tensor in content.values()), strict=True):
-        yield ImageMeasurements(**dict(zip(content, parts, strict=True)))
+def _split(tensors: Mapping[str, Tensor], size: int) -> Iterator[ImageMeasurements]:
+    """Yield the measurements batch by batch, because sums depend on the batches."""
+    for parts in zip(*(tensor.split(size) for tensor in tensors.values()), strict=True):
+        yield ImageMeasurements(**dict(zip(tensors, parts, strict=True)))
 
 
-def _sweep(place: Path, but: Path) -> None:
-    """Remove the portions of calls that nobody has gone on with for long."""
-    for found in place.iterdir():
+def _remove_stale(parent: Path, keep: Path) -> None:
+    """Remove partial results that were not touched for a long time."""
+    for folder in parent.iterdir():
         with contextlib.suppress(OSError):
-            if found != but and found.is_dir() and time.time() - found.stat().st_mtime > ABANDONED:
-                shutil.rmtree(found)
-                found.with_suffix(LOCK).unlink(missing_ok=True)
+            if folder != keep and folder.is_dir() and time.time() - folder.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(folder)
+                folder.with_suffix(LOCK).unlink(missing_ok=True)

@@ -26,7 +26,8 @@ from colddiff_core.config.version import __version__
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import comparison, evaluate
 from colddiff_core.evaluation.comparison import Contender
-from colddiff_core.evaluation.evaluate import EvaluationResult, EvaluationSettings, Reference
+from colddiff_core.evaluation.evaluate import EvaluationResult, EvaluationSettings
+from colddiff_core.evaluation.metrics import Reference
 from colddiff_core.experiment import Experiment
 from colddiff_core.files import parse_json, whole
 from colddiff_core.inference import generate
@@ -165,7 +166,7 @@ class RunMeasurer:
             count=self.count(kind),
             seed=config.train.seed,
             shown=SHOWN_IMAGES,
-            described=0,
+            diversity_count=0,
             progress=progress,
         )
         return outcome, {"noise": source.noise}

@@ -78,7 +78,7 @@ def start(config: schema.Config, out: Path | None, device: str) -> Trainer:
     run = runs.create(path, config, experiment.versions()) if ranks.is_first else runs.FollowerRun(path)
     try:
         trainer = Trainer(built, *sets, run)
-        check_alike(trainer)
+        check_same_everywhere(trainer)
     except BaseException:
         run.close()
         if ranks.is_first:
@@ -122,7 +122,7 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
     run = runs.RunWriter(Path(path)) if ranks.is_first else runs.FollowerRun(Path(path))
     try:
         trainer = Trainer(built, *sets, run)
-        check_alike(trainer)
+        check_same_everywhere(trainer)
         trainer.resume(may_change=may_change)
         if changes and ranks.is_first:
             runs.rewrite_config(run, config)
@@ -133,7 +133,7 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
     return trainer
 
 
-def check_alike(trainer: Trainer) -> None:
+def check_same_everywhere(trainer: Trainer) -> None:
     """Check that all ranks train on the same images, with the same versions and precision.
 
     Raises:
@@ -146,7 +146,7 @@ def check_alike(trainer: Trainer) -> None:
     }
     versions = {key: version for key, version in experiment.versions().items() if key != "python"}
     ranks = group.current()
-    ranks.check_alike(images | versions | {"precision": trainer.experiment.precision})
+    ranks.check_same_everywhere(images | versions | {"precision": trainer.experiment.precision})
     ranks.barrier()  # so that no rank creates files that another one is about to refuse
 
 

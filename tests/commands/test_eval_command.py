@@ -93,9 +93,9 @@ def test_the_papers_row_stands_below_ours_with_a_verdict(here, capsys):
     assert rows["degraded"].split() == ["paper", f"{paper['degraded']['rmse']:g}", "+10.0", "%"]
     assert rows["direct"].split() == ["paper", "0.9", "better", "0.999", "worse"]
     assert rows["sampled"].split()[-1] == "same"
-    assert "paper: A paper, Table 1; same: it lies in our interval" in lines
+    assert "paper: A paper, Table 1; same: the paper's figure is in our interval" in lines
     assert "One figure is a copy of another." in lines
-    assert any("FID, of Inception's features and not to be held against these: direct 5.1" in line for line in lines)
+    assert any("FID, on Inception features and not comparable with these: direct 5.1" in line for line in lines)
     for other in (["--t", "3"], ["--uint8"], ["--stride", "2"]):
         assert run(["eval", "--n", "9", "--features", "none", *other]) == 0
         assert "paper" not in capsys.readouterr().out, "the paper measured something else"
@@ -158,6 +158,19 @@ def test_what_cannot_be_measured_is_told(here, capsys):
     assert "w.safetensors" in refused(capsys, "--features", "inception", "--weights", "w.safetensors")
 
 
+@pytest.mark.parametrize("command", [["eval"], ["compare"], ["reproduce", "table1"]])
+@pytest.mark.parametrize("options", [["--features", "incepton"], ["--weights", "w.pth"]])
+def test_wrong_features_are_refused_without_torch(command, options, in_folder):
+    code = (
+        "import sys; from colddiff_cli.__main__ import run; code = run(sys.argv[1:]);"
+        "print('HEAVY', sorted({'torch', 'numpy', 'PIL'} & set(sys.modules))); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "incepton" in done.stderr or "Inception's" in done.stderr
+    assert "HEAVY []" in done.stdout
+
+
 def test_a_run_whose_images_are_gone(in_folder, capsys):
     from PIL import Image
 
@@ -172,7 +185,7 @@ def test_a_run_whose_images_are_gone(in_folder, capsys):
     capsys.readouterr()
     (in_folder / "photos" / "test" / "3.png").write_bytes(b"cut")
     assert run(["eval", "--features", "none"]) == 0
-    assert "left out 1 test file that could not be read" in " ".join(capsys.readouterr().out.split())
+    assert "left out 1 test file that could not be read" in " ".join(capsys.readouterr().err.split())
     (in_folder / "photos").rename(in_folder / "moved")
     assert f"{in_folder / 'photos'}" in refused(capsys)
     assert run(["eval", "--features", "none", "--data-dir", "moved"]) == 0
@@ -211,5 +224,5 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     assert "LPIPS" in capsys.readouterr().out
     path.write_bytes(b"cut")
     assert run(["eval", "--n", "4", "--features", "none"]) == 0
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert f"warning: no LPIPS: {path} is not {path.name} as published" in " ".join(shown.split())

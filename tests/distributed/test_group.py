@@ -242,7 +242,7 @@ def test_a_process_that_differs_from_the_first_is_refused(tmp_path, monkeypatch,
 
     trainer = make_trainer(tmp_path / "run")
     trainer.run.close()
-    start.check_alike(trainer)
+    start.check_same_everywhere(trainer)
     monkeypatch.setattr(group, "_joined", Second(environment.ProcessInfo(1, 2)))
     with pytest.raises(UsageError, match=f"Process 1 differs from the first one in {key}: .*, not other"):
-        start.check_alike(trainer)
+        start.check_same_everywhere(trainer)

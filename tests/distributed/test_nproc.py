@@ -20,12 +20,12 @@ from colddiff_core.runs import checkpoint
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ("--preset digits-blur --max-restarts 1", "--max-restarts is of --nproc"),
-        ("--preset digits-blur --continue", "--continue goes on with the run at --out"),
+        ("--preset digits-blur --max-restarts 1", "--max-restarts needs --nproc"),
+        ("--preset digits-blur --continue", "--continue needs the folder of the run"),
         ("--resume x --continue", "--continue does not go with --resume"),
         ("--preset digits-blur --nproc 0", "nproc"),
         ("--preset digits-blur --nproc 100000", "--nproc 100000: this machine has"),
-        ("--preset digits-blur --nproc 2 --device cuda:1", "--device cuda:1 is one device"),
+        ("--preset digits-blur --nproc 2 --device cuda:1", "--device cuda:1 is a single device"),
         ("--preset digits-blur --nproc 2 --set train.stepz=1", "train.stepz"),
         ("--preset digits-blur --nproc 2 --set sample.stride=99", "stride"),
         ("--resume absent --nproc 2", "absent"),
@@ -40,9 +40,9 @@ def test_options_that_conflict_are_refused(capsys, monkeypatch, words, what):
 @pytest.mark.parametrize(
     ("words", "more", "what"),
     [
-        ("--preset digits-blur --nproc 2", {}, "this is a process of it"),
-        ("--preset digits-blur", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must know that it may go on"),
-        ("--preset digits-blur --out x", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must know that it may go on"),
+        ("--preset digits-blur --nproc 2", {}, "this process is part of a job"),
+        ("--preset digits-blur", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must be able to continue its run"),
+        ("--preset digits-blur --out x", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must be able to continue its run"),
     ],
 )
 def test_every_process_of_a_job_reports_a_refusal(capsys, monkeypatch, words, more, what):
@@ -87,7 +87,7 @@ def test_continue_starts_a_run_and_resumes_it(tmp_path, capsys):
     assert colddiff([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"run": str(out), "step": STEPS, "finished": True}
     assert colddiff([*words, "--set", "train.lr=0.5"]) == 2
-    assert "begun with other settings: train.lr" in capsys.readouterr().err
+    assert "started with other settings: train.lr" in capsys.readouterr().err
     (out / "events.jsonl").write_text("")
     for path in runs.Run(out).checkpoints()[1:]:
         checkpoint.set_aside(path)

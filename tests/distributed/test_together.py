@@ -168,7 +168,7 @@ def test_nproc_starts_the_same_command_line_as_processes(place):
 
 def test_the_command_line_of_the_processes_is_that_of_the_call():
     words = ["generate", "--nproc", "2", "own", "--debug", "--nproc=4", "--n", "3", "--", "--nproc"]
-    assert launch.without(words, launch.OPTION) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
+    assert launch.remove_options(words, launch.OPTION) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
 
 
 @pytest.fixture
@@ -192,9 +192,9 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_commands_for_one_process_are_refused_in_a_job(command, in_folder, as_process, capsys):
     as_process(0)
     assert run(command) == 2
-    assert "for one process" in capsys.readouterr().err
+    assert "in one process" in capsys.readouterr().err
     assert run(["generate", "own", "--nproc", "2"]) == 2
-    assert "is a process of it" in capsys.readouterr().err
+    assert "is part of a job" in capsys.readouterr().err
     assert left_behind(in_folder) == []
 
 

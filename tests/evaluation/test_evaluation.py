@@ -14,7 +14,8 @@ from test_fidelity import ssim_by_hand
 from colddiff_core import datasets, images, runs, sampling, seeds
 from colddiff_core.evaluation import distances as distribution
 from colddiff_core.evaluation import evaluate
-from colddiff_core.evaluation.evaluate import EvaluationSettings, Reference
+from colddiff_core.evaluation.evaluate import EvaluationSettings
+from colddiff_core.evaluation.metrics import MetricAccumulator, Reference
 from colddiff_core.inference import open_run
 
 COUNT, T = 30, 5
@@ -103,14 +104,14 @@ def _last_x0_hat(monkeypatch):
 
 
 def _no_first_image(monkeypatch):
-    true, seen = evaluate.MetricAccumulator.update, []
+    true, seen = MetricAccumulator.update, []
 
     def update(self, x, numbers, count):
         drop = 0 if seen else 1
         seen.append(True)
         true(self, x[drop:], numbers[drop:], count - drop)
 
-    monkeypatch.setattr(evaluate.MetricAccumulator, "update", update)
+    monkeypatch.setattr(MetricAccumulator, "update", update)
 
 
 def _uninitialized_rows(monkeypatch):
@@ -168,7 +169,7 @@ def test_few_images_are_told(built, reference):
 
 def test_what_is_kept_does_not_grow_with_the_images(built, reference):
     def kept(count: int) -> int:
-        meter = evaluate.MetricAccumulator(dataclasses.replace(reference, test=reference.test), has_originals=True)
+        meter = MetricAccumulator(dataclasses.replace(reference, test=reference.test), has_originals=True)
         for first in range(0, count, 50):
             numbers = torch.arange(first, first + 50) % len(reference.test)
             meter.update(reference.test.images(numbers) * 0.9, numbers)

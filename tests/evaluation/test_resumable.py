@@ -19,7 +19,8 @@ from colddiff_core import datasets, runs
 from colddiff_core.distributed.environment import ProcessInfo
 from colddiff_core.errors import MachineError
 from colddiff_core.evaluation import classifier, distances, evaluate, resumable
-from colddiff_core.evaluation.evaluate import EvaluationSettings, Reference
+from colddiff_core.evaluation.evaluate import EvaluationSettings
+from colddiff_core.evaluation.metrics import MetricAccumulator, Reference
 from colddiff_core.inference import open_run
 
 COLUMNS = ("degraded", "sampled")
@@ -42,8 +43,8 @@ def reference(made):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(resumable, "LEAST", EACH * SIZE)
-    monkeypatch.setattr(resumable, "SHARES", 1)
+    monkeypatch.setattr(resumable, "MIN_CHUNK_IMAGES", EACH * SIZE)
+    monkeypatch.setattr(resumable, "MIN_CHUNKS", 1)
 
 
 def plain(outcomes):
@@ -95,9 +96,9 @@ def test_what_is_measured_is_not_measured_again(
     folder.close(is_done=False)
     assert len(left_behind(folder.path)) == kept
     counted = []
-    make = evaluate.make
+    true = evaluate.restore_batches
     monkeypatch.setattr(
-        evaluate, "make", lambda *all_, **way: (counted.append(batch.count) or batch for batch in make(*all_, **way))
+        evaluate, "restore_batches", lambda *arguments: (counted.append(b.count) or b for b in true(*arguments))
     )
     again = resumable.PartialResults(tmp_path / "x", is_resumed=True)
     assert plain(measure(made, reference, again)) == wanted
@@ -120,14 +121,14 @@ def test_a_portion_that_is_damaged_is_told(made, reference, tmp_path):
 
 def test_a_folder_is_one_jobs_at_a_time(tmp_path):
     folder = resumable.PartialResults(tmp_path / "x")
-    with pytest.raises(MachineError, match="at this very evaluation"):
+    with pytest.raises(MachineError, match="running this evaluation"):
         resumable.PartialResults(tmp_path / "x")
     folder.close(is_done=False)
     resumable.PartialResults(tmp_path / "x").close(is_done=True)
 
 
 def test_what_nobody_goes_on_with_is_removed(tmp_path):
-    for name, age in (("old", 2 * resumable.ABANDONED), ("new", 0)):
+    for name, age in (("old", 2 * resumable.STALE_SECONDS), ("new", 0)):
         (tmp_path / name).mkdir()
         then = (tmp_path / name).stat().st_mtime - age
         os.utime(tmp_path / name, (then, then))
@@ -158,7 +159,7 @@ def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monk
     assert run(ASKED) == 0
     wanted = outcome(capsys)
     assert not (own / "evaluated").exists()
-    look, left = evaluate.MetricAccumulator.look, [5]
+    look, left = MetricAccumulator.measure, [5]
 
     def interrupting(self, *arguments):
         left[0] -= 1
@@ -166,13 +167,13 @@ def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monk
             raise KeyboardInterrupt
         return look(self, *arguments)
 
-    monkeypatch.setattr(evaluate.MetricAccumulator, "look", interrupting)
+    monkeypatch.setattr(MetricAccumulator, "measure", interrupting)
     assert run(ASKED) == 130
-    assert "the same call with --resume" in capsys.readouterr().err
+    assert "the same command with --resume" in capsys.readouterr().err
     assert len(list((own / "evaluated").glob("*/*.safetensors"))) == 5 // EACH
-    monkeypatch.setattr(evaluate.MetricAccumulator, "look", look)
+    monkeypatch.setattr(MetricAccumulator, "measure", look)
     assert run([*ASKED, "--resume", "--seed", "7"]) == 2
-    assert "nothing to go on with" in capsys.readouterr().err
+    assert "Nothing to resume" in capsys.readouterr().err
     assert run([*ASKED, "--resume"]) == 0
     assert outcome(capsys) == wanted
     assert not (own / "evaluated").exists()
@@ -218,7 +219,7 @@ def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
 
 
 def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, monkeypatch):
-    look, left = evaluate.MetricAccumulator.look, [5]
+    look, left = MetricAccumulator.measure, [5]
 
     def failing(self, *arguments):
         left[0] -= 1
@@ -226,7 +227,7 @@ def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, mo
             raise MachineError("a process of it was lost")
         return look(self, *arguments)
 
-    monkeypatch.setattr(evaluate.MetricAccumulator, "look", failing)
+    monkeypatch.setattr(MetricAccumulator, "measure", failing)
     assert run(ASKED) == 1
     monkeypatch.setattr(commands, "process_info", lambda: ProcessInfo(restarts=1))
     left[0] = 4 * math.ceil(COUNT / SIZE) - 5 // EACH * EACH

@@ -122,11 +122,11 @@ def execute(arguments: list[str]) -> tuple[int, str, str]:
 def _load(folder: str, split: Any) -> int:
     """Load a folder as a data set, as training does, with errors reported as by the command line."""
     from colddiff_cli import __main__ as cli
-    from colddiff_cli.console.screen import telling_warnings
+    from colddiff_cli.console.screen import one_line_warnings
     from colddiff_core import datasets
 
     try:
-        with telling_warnings():
+        with one_line_warnings():
             found = datasets.load("folder", datasets.DatasetRequest(split, 8, directory=Path(folder)))
     except Exception as error:  # as in `run`
         return cli._explain(error)

@@ -232,7 +232,7 @@ def test_a_diverged_network_is_reported(command, capsys):
     assert "the network has diverged" in Path(output["page"]).read_text()
     assert "No metric is known to be worse" not in Path(output["page"]).read_text()
     assert run(["eval", "--n", "9"]) == 0
-    assert "direct: not all pixels are numbers" in " ".join(capsys.readouterr().out.split())
+    assert "direct: some pixels are not finite" in " ".join(capsys.readouterr().out.split())
 
 
 def test_bad_requests_fail_before_training(command, capsys, pictures):
@@ -245,13 +245,13 @@ def test_bad_requests_fail_before_training(command, capsys, pictures):
 
     assert "Did you mean 'table1'" in refused("reproduce", "tabel1")
     assert "No scale 'big'" in refused("reproduce", "table1", "--scale", "big")
-    assert "no row of 'afhq'" in refused("reproduce", "table1", "--datasets", "afhq")
-    assert "names none" in refused("reproduce", "table1", "--datasets", ",")
+    assert "no rows for 'afhq'" in refused("reproduce", "table1", "--datasets", "afhq")
+    assert "names no data set" in refused("reproduce", "table1", "--datasets", ",")
     assert "CelebA is not in" in refused(
         "reproduce", "table1", "--datasets", "cifar10,celeba", "--data-dir", str(pictures), *CHANGES
     )
     assert "No features 'incepton'" in refused("reproduce", "table1", "--features", "incepton")
-    assert "table4 is of generated ones" in refused("reproduce", "table1", "table4", "--uint8")
+    assert "table4 is about generated ones" in refused("reproduce", "table1", "table4", "--uint8")
     assert "halved" in refused(*command("table1", "table3"), "--set", "degradation.steps=5"), (
         "the last one must fail before the first is trained"
     )
@@ -259,11 +259,11 @@ def test_bad_requests_fail_before_training(command, capsys, pictures):
         mine = Path("mine", name)
         mine.parent.mkdir(exist_ok=True)
         mine.write_text("my notes")
-        assert f"{mine} is not of this command" in refused(*command("table1"), "--out-dir", "mine")
+        assert f"{mine} was not written by this command" in refused(*command("table1"), "--out-dir", "mine")
         assert mine.read_text() == "my notes"
         mine.unlink()
-    assert "Name it with --data-dir" in refused(*command("table1"), "--set", "data.directory=x")
-    assert "no row of the paper's" in refused(*command("table1"), "--set", "data.dataset=digits")
+    assert "Use --data-dir" in refused(*command("table1"), "--set", "data.directory=x")
+    assert "the paper has no such row" in refused(*command("table1"), "--set", "data.dataset=digits")
     Path("file").touch()
     assert "is not a folder" in refused(*command("table1"), "--runs", "file")
     assert "is empty" in refused(*command("table1"), "--runs", "")

@@ -108,7 +108,7 @@ def test_a_network_of_another_shape_is_refused_even_so(own, capsys):
 
 def test_allow_change_is_no_word_for_a_new_run(in_folder, capsys):
     assert command(["train", "--preset", "digits-blur", "--allow-change"]) == 2
-    assert "--allow-change is of --resume" in capsys.readouterr().err
+    assert "--allow-change needs --resume" in capsys.readouterr().err
 
 
 def test_what_changes_nothing_asks_nothing(own):
