@@ -28,7 +28,9 @@ def train(
     """Train a new run to the end and return it.
 
     Args:
-        out: The run's folder, which must not exist; None for runs/NAME, numbered where that is taken.
+        config: The configuration, as from `load_preset`.
+        out: The run's folder, which must not exist; None for runs/NAME, with a number if that is taken.
+        device: "auto", "cpu", "cuda" or one GPU, such as "cuda:1".
         on_tick: Called after every optimizer step.
 
     Raises:
@@ -94,6 +96,7 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
     Args:
         name: The run's path or name.
         changes: Overrides of its settings, as `section.key=value`.
+        device: "auto", "cpu", "cuda" or one GPU, such as "cuda:1".
         may_change: Accept any override, and other images or another operator.
 
     Raises:
@@ -109,8 +112,8 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
             )
     message = None
     if environment.process_info().is_first:
-        found, config = _resumable(name, changes)
-        message = [str(found), config.to_table(), config.may_download]
+        folder, config = _resumable(name, changes)
+        message = [str(folder), config.to_table(), config.may_download]
     chosen = devices.choose(device)
     ranks = group.join(chosen)
     path, table, may_download = ranks.broadcast_json(message)  # only rank 0 needs to see the run's folder
