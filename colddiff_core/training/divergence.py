@@ -23,6 +23,7 @@ class SkippedStep:
 
     @property
     def why(self) -> str:
+        """What was not finite, in words."""
         wrong, value = ("loss", self.loss) if not math.isfinite(self.loss) else ("gradient's norm", self.norm)
         return f"the {wrong} was {value}"
 
@@ -35,7 +36,7 @@ class DivergenceWatch:
         self._unread: list[tuple[int, Tensor]] = []
 
     def add(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
-        """Record a step's loss and gradient norm, both () floats; return () float32 on their device: 1 to skip, else 0."""
+        """Record loss and gradient norm, both () float32; return () float32 on their device, 1 to skip the step."""
         values = torch.stack((loss, norm))
         self._unread.append((step, values))
         return (~values.isfinite().all()).float()

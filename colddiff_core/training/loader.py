@@ -49,7 +49,7 @@ class BatchLoader:
             self._begun.append((indices, self._thread.submit(self._send, indices)))
 
     def draw(self, count: int, numbers: torch.Generator) -> CropsAndFlips:
-        """Draw crops and flips for `count` images from a CPU generator, which is used only if there is something to draw."""
+        """Draw crops and flips of `count` images from a CPU generator, untouched if there are none to draw."""
         mirrored = torch.rand(count, generator=numbers) < 0.5 if self._flip else None
         corners = torch.randint(self._margin + 1, (count, 2), generator=numbers) if self._margin else None
         return CropsAndFlips(mirrored, corners)
@@ -80,7 +80,7 @@ class BatchLoader:
         return sent.pixels
 
     def _begun_for(self, indices: Tensor, thread: ThreadPoolExecutor) -> Future[_Sent]:
-        """Return the pending upload of these images and drop older ones that were not taken; start one if there is none."""
+        """Return the pending upload of these images and drop older ones; start one if none is pending."""
         if not any(torch.equal(pending, indices) for pending, _ in self._begun):
             return thread.submit(self._send, indices)
         while True:
