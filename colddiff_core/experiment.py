@@ -1,4 +1,4 @@
-"""A configuration brought to life: operator, restorer and images, for training and for using a run."""
+"""Build the parts of a configuration: operator, restorer and second data set, to train or to use a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BEST_JPEG = 100  # quality
 class Experiment:
     """The parts of one configuration on one device.
 
-    pieces: what sampling evaluates the restorer by; it remembers how many images there was memory for.
+    pieces: evaluates the restorer in chunks during sampling; it remembers how many images fit into memory.
     """
 
     config: Config
@@ -43,59 +43,62 @@ class Experiment:
 
     @property
     def body_dtype(self) -> torch.dtype:
-        """Return the dtype that the network's body runs in."""
+        """Return the dtype of the network's body."""
         unet: Any = self.restorer.unet
         return unet.body_dtype
 
     @property
     def precision(self) -> str:
-        """Return the same as train.precision has it: "bf16" or "float32"."""
+        """Return that dtype as `train.precision` spells it: "bf16" or "float32"."""
         return "bf16" if self.body_dtype == torch.bfloat16 else "float32"
 
     def batch_size(self, most: Mapping[str, int]) -> int:
-        """Return how many images to sample at a time: what memory has room for, `most` of the kind of device at most.
+        """Return how many images to sample at a time: as many as fit into memory, at most `most[device type]`.
 
-        The same on every call, and on every machine of as much memory.
+        The result depends only on the configuration and the size of the memory.
         """
         side, limit = self.config.data.size, most[self.device.type]
         return memory.batch_size(self.config.model, side, self.body_dtype, self.device, limit)
 
     @functools.cached_property
     def variants(self) -> tuple[Degradation, ...]:
-        """Return the operators that training degrades by, of which any may have made a picture that a user has."""
+        """Return the operators that training uses: with `degradation.jitter`, variants of the operator."""
         jitter = self.config.degradation.jitter
         return self.operator.variants(jitter) if jitter else (self.operator,)
 
     @property
     def bits(self) -> int:
-        """Return what `degrade` rounds to, 0 for not at all."""
+        """Return how many bits `degrade` rounds to, 0 for no rounding."""
         return self.config.degradation.quantize
 
     def observe(self, x_t: Tensor, generator: Generators) -> Tensor:
-        """Return what the network gets to see of x_t: under white noise or rounded, where the preset says so."""
+        """Return x_t as the network sees it: with white noise, rounded and compressed, as configured.
+
+        x_t and the result are (B, C, H, W) float32 in about [-1, 1].
+        """
         settings = self.config.degradation
         if settings.dither:
             x_t = x_t + settings.dither * draw_normal(x_t, generator, tuple(x_t.shape[1:]))
         x_t = quantize(x_t, settings.quantize)
         if settings.jpeg:
-            drawn = draw_integers(x_t, generator, BEST_JPEG + 1 - settings.jpeg) + settings.jpeg
-            x_t = jpeg_round_trip(x_t, drawn.tolist())
+            qualities = draw_integers(x_t, generator, BEST_JPEG + 1 - settings.jpeg) + settings.jpeg
+            x_t = jpeg_round_trip(x_t, qualities.tolist())
         return x_t
 
     def degrade_variously(self, x0: Tensor, t: Tensor, frozen: Frozen, generator: Generators) -> Tensor:
-        """Return D(x0, t) as training shows it, t (B,) int64: by one of the operator's variants for each image."""
+        """Return D(x0, t), (B, C, H, W) float32, by a random variant of the operator per image; t is (B,) int64."""
         if len(self.variants) == 1:
             return self.operator(x0, t, frozen)
-        drawn = draw_integers(x0, generator, len(self.variants))
+        choices = draw_integers(x0, generator, len(self.variants))
         x_t = torch.empty_like(x0)
         for number, variant in enumerate(self.variants):
-            own = (drawn == number).nonzero()[:, 0]
-            if len(own):  # an FFT of nothing is an error
-                x_t[own] = variant(x0[own], t[own], frozen[own])
+            rows = (choices == number).nonzero()[:, 0]
+            if len(rows):  # an FFT of no images is an error
+                x_t[rows] = variant(x0[rows], t[rows], frozen[rows])
         return x_t
 
     def freeze(self, x0: Tensor, generator: Generators) -> Frozen:
-        """Draw everything random about the images, pictures of the second data set among it."""
+        """Draw everything random about images x0 (B, C, H, W), images of the second data set included."""
         if self.second is None:
             return self.operator.freeze(x0, generator=generator)
         picked = draw_integers(x0, generator, len(self.second))
@@ -103,17 +106,19 @@ class Experiment:
         return self.operator.freeze(x0, generator=generator, **fields)
 
     def restore(self, images: DegradedImages, sampling: Sampling, labels: Tensor | None = None) -> Iterator[Step]:
-        """Take x_t back to x_0 and yield every step.
+        """Restore x_0 from x_t and yield every step, with images (B, C, H, W) float32 in about [-1, 1].
 
-        White noise that x_t carries by `degradation.dither` stays in every step but the last: x_0 has none. Where
-        memory runs out the network gets fewer images at a time, with a ColddiffWarning.
+        White noise from `degradation.dither` stays in every step but the last: x_0 has none. If memory runs out, the
+        network gets fewer images at a time, with a ColddiffWarning.
 
         Args:
-            labels: (B,) int64, the classes for a conditional network; None for no known class.
+            images: The degraded images.
+            sampling: Sampler, stride and seed.
+            labels: (B,) int64, the classes for a conditional network; None if they are unknown.
 
         Raises:
-            UsageError: as `sampling.sample` does.
-            MachineError: on the way, where memory has no room for a single image.
+            UsageError: The sampler, its stride or the severity does not fit the operator.
+            MachineError: Memory has no room for a single image; raised while iterating.
         """
         is_compiled = self.config.sample.compile != compiling.OFF
         restorer = functools.partial(compiling.evaluate, self.restorer) if is_compiled else self.restorer
@@ -121,13 +126,14 @@ class Experiment:
         return _without_dither(steps) if self.config.degradation.dither else steps
 
     def with_network(self, unet: nn.Module) -> Experiment:
-        """Return the same experiment around another network, such as the averaged one."""
+        """Return the same experiment with another network, such as the averaged one."""
         return dataclasses.replace(self, restorer=self.restorer.with_network(unet))
 
     def try_out(self, images: datasets.TrainingSet) -> None:
-        """Take one image through operator and network, so that what does not fit is told before anything is made.
+        """Run one image through operator and network, to fail before anything is written.
 
-        Raises UsageError as they do, and where a conditional network is to be trained on images of other classes.
+        Raises:
+            UsageError: Something does not fit, such as the classes of a conditional network.
         """
         classes = self.config.model.classes
         if classes and not images.has_labels:
@@ -146,7 +152,11 @@ class Experiment:
             self.restorer(x_t, self.operator.steps, frozen)
 
     def degrade(self, x0: Tensor, t: int, generators: Generators) -> tuple[Tensor, Frozen]:
-        """Return (x_t, frozen) of images x0, everything random drawn from the generators."""
+        """Degrade images x0 to severity t, with everything random drawn from the generators.
+
+        Returns:
+            x_t (B, C, H, W) float32 as the network sees it, and what was drawn for the operator.
+        """
         frozen = self.freeze(x0, generators)
         return self.observe(self.operator(x0, t, frozen), generators), frozen
 
@@ -156,18 +166,41 @@ def _without_dither(steps: Iterator[Step]) -> Iterator[Step]:
         yield dataclasses.replace(step, x=step.x0_hat) if step.index == step.count else step
 
 
-def build(config: Config, channels: int, device: torch.device, split: datasets.base.Split = "train") -> Experiment:
-    """Return the parts for images of `channels` channels, the network with fresh weights.
+def build_operator(config: Config, *, stride: int = 1) -> Degradation:
+    """Build the operator of a configuration and check that sampler, `stride` and jitter fit it.
 
-    The weights follow from train.seed; `split` is that of a second data set, where there is one.
-    Raises UsageError for an operator, parameter or combination that cannot be, and for an image size
-    that the network cannot take.
+    Raises:
+        UsageError: Operator, parameter or sampler is unknown or out of range, or they do not fit together.
     """
     operator = degradations.build(config.degradation.name, **config.degradation.parameters)
-    Sampling(config.sample.sampler).check(operator)
+    Sampling.of(config, stride=stride).check(operator)
     if config.degradation.jitter and len(operator.variants(config.degradation.jitter)) == 1:
         what = f"degradation.jitter = {config.degradation.jitter}: {operator.name} has no kernels to vary."
         raise UsageError(what, "Use degradation.jitter=0.")
+    return operator
+
+
+def build(
+    config: Config,
+    channels: int,
+    device: torch.device,
+    split: datasets.base.Split = "train",
+    *,
+    operator: Degradation | None = None,
+) -> Experiment:
+    """Build all parts of a configuration; the network gets initial weights that follow from `train.seed`.
+
+    Args:
+        config: The configuration.
+        channels: Channels of the images.
+        device: Where the network is placed.
+        split: Split of the second data set, if there is one.
+        operator: From `build_operator`, if it was called already.
+
+    Raises:
+        UsageError: The operator does not fit, the network cannot take the image size, or a second data set is missing.
+    """
+    operator = operator or build_operator(config)
     model = config.model
     divisor = 2 ** (len(model.multipliers) - 1)
     if config.data.size % divisor:
@@ -196,5 +229,5 @@ def build(config: Config, channels: int, device: torch.device, split: datasets.b
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a run's figures depend on."""
+    """Return the versions of colddiff, python and torch, which a run's metrics depend on."""
     return {"colddiff": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}

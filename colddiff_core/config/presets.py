@@ -43,6 +43,9 @@ def names() -> list[str]:
 def load(name: str, overrides: Iterable[str] = ()) -> Config:
     """Return the preset `name` (or a path ending in .toml) with `key=value` overrides.
 
+    A preset that names a folder of data may not download into it, unless an override names the folder or the download.
+    Bundled presets name none: they download into the cache folder.
+
     Raises:
         UsageError: the preset is unknown or invalid; names the file, the key and the nearest known one.
     """

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from colddiff_core.config.presets import from_table
 from colddiff_core.config.schema import Config
 from colddiff_core.config.toml import dump
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
@@ -194,10 +193,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
 
 def rewrite_config(run: Run, config: Config) -> None:
     """Replace the configuration of a run that continues with changed settings."""
-    before = run.table()
-    table = config.to_table() | {"versions": before.get("versions", {})}
-    # An override of data.download holds for one call.
-    table["data"]["download"] = from_table({"data": before.get("data", {})}, str(run.config_file)).data.download
+    table = config.to_table() | {"versions": run.table().get("versions", {})}
     with whole(run.config_file) as draft:
         draft.write_text(dump(table), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Numbers gone wrong in training: steps whose loss or gradient is not finite, and how many of them are too many."""
+"""Divergence: steps whose loss or gradient is not finite, and how many of them in a row are too many."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 IN_A_ROW = 5  # skipped steps before the run goes back to its last checkpoint
-FALLS = 3  # times that a run goes back; after that it stops
-SLOWER = 0.5  # of the rate, each time
+FALLS = 3  # times that a run may go back before it fails
+SLOWER = 0.5  # factor of the learning rate each time
 
 
 @dataclasses.dataclass(frozen=True)
 class SkippedStep:
-    """A step that was skipped: its number from 1, its loss and the norm of its gradient, one of them not finite."""
+    """A skipped step: its number from 1, its loss and the norm of its gradient, one of them not finite."""
 
     step: int
     loss: float
@@ -23,19 +23,20 @@ class SkippedStep:
 
     @property
     def why(self) -> str:
+        """What was not finite, in words."""
         wrong, value = ("loss", self.loss) if not math.isfinite(self.loss) else ("gradient's norm", self.norm)
         return f"the {wrong} was {value}"
 
 
 class DivergenceWatch:
-    """Remembers which steps were skipped, on the device until it is asked, so that no step waits for a GPU."""
+    """Records skipped steps on the device until they are read, so that no step waits for a GPU."""
 
     def __init__(self) -> None:
         self.in_a_row = 0  # skipped steps up to the newest that was read
         self._unread: list[tuple[int, Tensor]] = []
 
     def add(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
-        """Take a step's loss and gradient norm, both (); returns () float32 on their device: 1 to skip it, else 0."""
+        """Record loss and gradient norm, both () float32; return () float32 on their device, 1 to skip the step."""
         values = torch.stack((loss, norm))
         self._unread.append((step, values))
         return (~values.isfinite().all()).float()
@@ -48,16 +49,16 @@ class DivergenceWatch:
         unread, self._unread = self._unread, []
         if not unread:
             return [], False
-        found, longest = [], 0
+        skipped, longest = [], 0
         for (step, _), (loss, norm) in zip(unread, torch.stack([both for _, both in unread]).tolist(), strict=True):
             is_sound = math.isfinite(loss) and math.isfinite(norm)
             self.in_a_row = 0 if is_sound else self.in_a_row + 1
             longest = max(longest, self.in_a_row)
             if not is_sound:
-                found.append(SkippedStep(step, loss, norm))
-        return found, longest >= IN_A_ROW
+                skipped.append(SkippedStep(step, loss, norm))
+        return skipped, longest >= IN_A_ROW
 
     def restart(self, in_a_row: int) -> None:
-        """Begin anew at a checkpoint that was saved after so many skipped steps."""
+        """Restart at a checkpoint that was saved after `in_a_row` skipped steps."""
         self.in_a_row = in_a_row
         self._unread = []

@@ -1,4 +1,4 @@
-"""Training images on their way to the device: there already, or gathered ahead of the loop that asks for them."""
+"""Move training images to the device: all at once if they fit, else ahead of the training loop."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from colddiff_core import devices
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.images import to_floats
 
-SHARE = 0.5  # of a GPU's free memory that pixels may take: the activations are yet to come
+SHARE = 0.5  # of a GPU's free memory that pixels may take: activations need the rest
 
 
 class BatchLoader:
-    """Hands out images by their numbers in a set, cropped and mirrored on the device.
+    """Loads images by index, cropped and mirrored on the device.
 
-    Pixels stay uint8 until they are handed out. Where they fit, they lie on the device (on the CPU they always do, as a
-    map of a file too); else, and where a set has to decode them, a thread gathers rows in pinned memory and sends them
-    on a stream of its own, so that the loop does not wait as long as the disk keeps up. Nothing here has the CPU wait
-    for a GPU.
+    Pixels stay uint8 until `take`. If they fit, they are kept on the device; on the CPU they always are, memory-mapped
+    files too. Otherwise, and if the data set decodes images on the fly, a thread gathers them in pinned memory and
+    uploads them on a stream of its own, so that the loop does not wait as long as the disk keeps up. The CPU never
+    waits for the GPU here.
     """
 
     def __init__(self, images: TrainingSet, device: torch.device, *, size: int, flip: bool) -> None:
-        """Take square images; where they are larger than `size`, windows at random are handed out.
+        """Load from square `images`; larger ones are cropped to `size` at random, and `flip` mirrors half of them.
 
-        flip: mirror half of them. Raises ValueError where the images are smaller than `size`.
+        Raises:
+            ValueError: The images are smaller than `size`.
         """
         self._size, self._flip, self._device = size, flip, device
         self._margin = images.shape[-1] - size
@@ -43,20 +44,20 @@ class BatchLoader:
         self._begun: collections.deque[tuple[Tensor, Future[_Sent]]] = collections.deque()
 
     def ahead(self, indices: Tensor) -> None:
-        """Begin to gather the images of a later `take`; to be told in the order of taking."""
+        """Start to gather the images (B,) int64 of a later `take`; call this in the order of the takes."""
         if self._thread:
             self._begun.append((indices, self._thread.submit(self._send, indices)))
 
     def draw(self, count: int, numbers: torch.Generator) -> CropsAndFlips:
-        """Draw how so many images are seen; `numbers`, on the CPU, are asked only for what there is to draw."""
+        """Draw crops and flips of `count` images from a CPU generator, untouched if there are none to draw."""
         mirrored = torch.rand(count, generator=numbers) < 0.5 if self._flip else None
         corners = torch.randint(self._margin + 1, (count, 2), generator=numbers) if self._margin else None
         return CropsAndFlips(mirrored, corners)
 
     def take(self, indices: Tensor, views: CropsAndFlips) -> Tensor:
-        """Return images (B, C, size, size) float32 in [-1, 1] on the device, by their numbers (B,) int64 on the CPU.
+        """Return images (B, C, size, size) float32 in [-1, 1] on the device, by index (B,) int64 on the CPU.
 
-        Raises whatever kept the images from being gathered.
+        Errors of the gathering thread are raised here.
         """
         pixels = self._rows(indices)
         if views.corners is not None:
@@ -75,21 +76,21 @@ class BatchLoader:
         if sent.arrival is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(sent.arrival)
-            sent.pixels.record_stream(stream)  # or its memory would be the sender's again before it is read
+            sent.pixels.record_stream(stream)  # else the sender could reuse its memory before it is read
         return sent.pixels
 
     def _begun_for(self, indices: Tensor, thread: ThreadPoolExecutor) -> Future[_Sent]:
-        """Return what was begun for these images, and drop what was told before them and not taken; else begin now."""
-        if not any(torch.equal(told, indices) for told, _ in self._begun):
+        """Return the pending upload of these images and drop older ones; start one if none is pending."""
+        if not any(torch.equal(pending, indices) for pending, _ in self._begun):
             return thread.submit(self._send, indices)
         while True:
-            told, future = self._begun.popleft()
-            if torch.equal(told, indices):
+            pending, future = self._begun.popleft()
+            if torch.equal(pending, indices):
                 return future
             future.cancel()
 
     def _send(self, indices: Tensor) -> _Sent:
-        """Gather images and have them sent to the device; runs in the thread."""
+        """Gather images and upload them; runs in the thread."""
         if self._stream is None:
             return _Sent(self._images.rows(indices).to(self._device))
         with torch.cuda.stream(self._stream):
@@ -104,29 +105,29 @@ class BatchLoader:
 
 @dataclasses.dataclass(frozen=True)
 class CropsAndFlips:
-    """How images are seen: which are mirrored (B,) bool, and where their windows begin (B, 2); None for nothing drawn.
+    """Which images are mirrored, (B,) bool, and where their crops begin, (B, 2) int64; None for no change.
 
-    On the CPU.
+    Both are on the CPU.
     """
 
     mirrored: Tensor | None = None
     corners: Tensor | None = None
 
     def __getitem__(self, some: slice) -> CropsAndFlips:
-        """Return how some of the images are seen."""
+        """Return the crops and flips of some of the images."""
         return CropsAndFlips(*(None if field is None else field[some] for field in (self.mirrored, self.corners)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sent:
-    """Pixels (B, C, H, W) uint8 sent to a device, and what tells its streams that they have arrived."""
+    """Pixels (B, C, H, W) uint8 on their way to a device, and the event that marks their arrival."""
 
     pixels: Tensor
     arrival: torch.cuda.Event | None = None
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:
-    """Tell whether pixels lie on a device or may be laid there."""
+    """Return whether pixels fit on a device; on the CPU they always do."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
@@ -134,7 +135,7 @@ def _fits(pixels: Tensor, device: torch.device) -> bool:
 
 
 def _windows(pixels: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Return the window of each image (B, C, H, W) whose upper left corner (row, column) is given, as (B, 2)."""
+    """Crop each image (B, C, H, W) at its upper left corner (row, column); corners are (B, 2) int64."""
     span = torch.arange(size, device=pixels.device)
     image = torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1, 1)
     channel = torch.arange(pixels.shape[1], device=pixels.device).view(1, -1, 1, 1)

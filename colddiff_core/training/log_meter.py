@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ BANDS = 4  # of severity, for the loss
 
 
 class TrainingLog:
-    """Sums since the last logged line, kept on the device so that a step does not wait for them.
+    """Losses since the last logged line, kept on the device so that no step waits for them.
 
-    grad_norm: () float32, of the newest step that tells it.
+    grad_norm: () float32, of the newest step.
     """
 
     def __init__(self, device: torch.device, elapsed: float) -> None:
-        """Begin; `elapsed` is how many seconds were trained before."""
+        """Start the clock at `elapsed` seconds, the time trained before."""
         self.device = device
         self.losses: list[Tensor] = []
         self.times: list[Tensor] = []
@@ -30,37 +31,37 @@ class TrainingLog:
         self.started = self.logged - elapsed
 
     def add(self, losses: Tensor, t: Tensor) -> None:
-        """Add the losses (B,) of images at severities t (B,)."""
+        """Add the losses (B,) float32 of images at severities t (B,) int64."""
         self.losses.append(losses)
         self.times.append(t)
 
     def keep(self, count: int) -> None:
-        """Forget all but the first `count` that were added since the last reading."""
+        """Drop all but the first `count` batches since the last reading."""
         del self.losses[count:], self.times[count:]
 
     def gather(self, ranks: Group) -> None:
-        """Have the first process know what all of them added; the others begin anew."""
+        """Gather losses on rank 0 and clear the other ranks."""
         if ranks.is_alone:
             return
-        told = {"losses": torch.cat(self.losses), "times": torch.cat(self.times)}
-        found = ranks.gather_tensors(told)
-        self.losses = [part["losses"].to(self.device) for part in found]
-        self.times = [part["times"].to(self.device) for part in found]
+        tensors = {"losses": torch.cat(self.losses), "times": torch.cat(self.times)}
+        gathered = ranks.gather_tensors(tensors)
+        self.losses = [part["losses"].to(self.device) for part in gathered]
+        self.times = [part["times"].to(self.device) for part in gathered]
 
     def skip_since(self, began: float | None) -> None:
-        """Leave a pause that began at that time out of the times."""
+        """Exclude a pause that began at `began` from the elapsed time; None for no pause."""
         seconds = 0.0 if began is None else time.monotonic() - began
         self.logged += seconds
         self.started += seconds
 
     def read(self, steps: int) -> dict[str, Any]:
-        """Return the means since the last reading, and begin anew; `steps` is the operator's T.
+        """Return the means since the last reading and clear the sums; `steps` is the operator's T.
 
-        Over the images whose loss is finite: None for what there is none of.
+        Only finite losses count; a mean of nothing is None.
         """
         losses, times = torch.cat(self.losses), torch.cat(self.times)
         count = len(losses)
-        is_finite = losses.isfinite()  # else one image of a step that was skipped would be all that is told
+        is_finite = losses.isfinite()  # one bad image of a skipped step must not hide the others
         losses, times = losses[is_finite], times[is_finite]
         band = (times - 1) * BANDS // steps
         sums = torch.zeros(BANDS, device=self.device).index_add_(0, band, losses)
@@ -75,3 +76,9 @@ class TrainingLog:
         }
         self.losses, self.times, self.logged = [], [], now
         return figures
+
+
+def elapsed_seconds(lines: Sequence[dict[str, Any]]) -> float:
+    """Return the seconds trained so far according to the last line of a log, 0 if it does not say."""
+    elapsed = lines[-1].get("elapsed") if lines else 0
+    return float(elapsed) if isinstance(elapsed, (int, float)) and math.isfinite(elapsed) else 0.0

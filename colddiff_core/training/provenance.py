@@ -1,5 +1,6 @@
-"""What a run's weights come from: settings, images, operator. Kept in every checkpoint, so that a run that would go on
-under others says so.
+"""What a run's weights come from: settings, images and operator.
+
+Every checkpoint records it, so that a run that resumes under other conditions says so.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.text import shown
 
 SECTIONS = ("data", "degradation", "model", "train")
-MOST_BYTES = 2**28  # of pixels that are looked at
-TOLERANCE = 2e-3  # of D on pictures in [-1, 1]: far above rounding on any machine, far below what can be seen
-TOLD = 4  # changes that are named
+MOST_BYTES = 2**28  # of pixels that the digest covers
+TOLERANCE = 2e-3  # of D on pictures in [-1, 1]: far above rounding errors, far below a visible change
+MOST_LISTED = 4  # changes that a message names
 
 
 def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
-    """Return what weights that are trained so come from, as JSON can hold it.
+    """Return what the weights of this training come from, ready for JSON.
 
-    settings: the tables of the configuration; images and second: how many, and a digest of some 256 MB of them;
-    operator: pixels of D on a fixed picture, which tells one of another version, or of another package, from this.
+    settings: the tables of the configuration; images and second: their count, and a digest of up to 256 MB of pixels;
+    operator: pixels of D on a fixed picture, which differ if another version or package computes it differently.
     """
     table = experiment.config.to_table()
     return {
@@ -38,31 +39,31 @@ def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
 
 
 def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
-    """Return what is other now than when a checkpoint was saved, in words; what it does not tell of is left out."""
+    """Return what changed since a checkpoint was saved, in words; what the checkpoint does not record is ignored."""
     if not isinstance(saved, Mapping):
         return []
     traces = _agreement(saved.get("operator"), now["operator"])
-    told = [
+    changed = [
         f"{key} was {_word(before)} and is {_word(after)}"
         for key, (before, after) in schema.changes(_table(saved, "settings"), now["settings"]).items()
         if key not in schema.CHANGEABLE and _counts(key, before, after, traces)
     ]
-    if traces is False and not any(change.startswith(("degradation.", "data.")) for change in told):
-        told.append("the operator computes otherwise under the same settings")
+    if traces is False and not any(change.startswith(("degradation.", "data.")) for change in changed):
+        changed.append("the operator computes otherwise under the same settings")
     for key, name in (("images", "training images"), ("second", "images of the second data set")):
         before, after = saved.get(key), now[key]
         if isinstance(before, Mapping) and after is not None and before != after:
             one, other = before.get("count"), after["count"]
-            told.append(
+            changed.append(
                 f"there were {_word(one)} {name} and are {other}" if one != other else f"the {other} {name} are others"
             )
-    return told
+    return changed
 
 
-def listed(told: list[str]) -> str:
-    """Return changes as one sentence's part."""
-    more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
-    return "; ".join(told[:TOLD]) + more
+def listed(changed: list[str]) -> str:
+    """Join changes for a sentence; only the first few are named."""
+    more = f" and {len(changed) - MOST_LISTED} more" if len(changed) > MOST_LISTED else ""
+    return "; ".join(changed[:MOST_LISTED]) + more
 
 
 def _metadata(images: TrainingSet) -> dict[str, Any]:
@@ -70,21 +71,21 @@ def _metadata(images: TrainingSet) -> dict[str, Any]:
 
 
 def _traces(experiment: Experiment) -> list[float]:
-    """Return D of a fixed picture at three severities: its mean, its spread and a row of pixels at each."""
+    """Return D of a fixed picture at three severities: the mean, the spread and a row of pixels of each."""
     operator, side = experiment.operator, experiment.config.data.size
     x0 = torch.rand(1, experiment.channels, side, side, generator=seeds.generator("probe")) * 2 - 1
     x0 = x0.to(experiment.device)
     frozen = experiment.freeze(x0, seeds.image_generators(0, [0]))
-    found: list[float] = []
+    traces: list[float] = []
     for t in sorted({1, (operator.steps + 1) // 2, operator.steps}):
         x_t = operator(x0, t, frozen).float().cpu()
-        found += [float(x_t.mean()), float(x_t.std()), *x_t[0, 0, side // 2, :: max(1, side // 4)].tolist()]
-    return [round(value, 5) for value in found]
+        traces += [float(x_t.mean()), float(x_t.std()), *x_t[0, 0, side // 2, :: max(1, side // 4)].tolist()]
+    return [round(value, 5) for value in traces]
 
 
 def _agreement(before: Any, after: list[float]) -> bool | None:
-    """Tell whether an operator left the same traces; None where those of before are not known."""
-    # Not by isinstance alone: a number of a thousand digits is none of ours.
+    """Return whether two traces of an operator agree; None if the saved one is missing or invalid."""
+    # The bound guards against damage: converting a number of a thousand digits to float fails.
     if not isinstance(before, list) or not all(type(value) in (int, float) and abs(value) < 1e6 for value in before):
         return None
     return len(before) == len(after) and all(
@@ -93,16 +94,16 @@ def _agreement(before: Any, after: list[float]) -> bool | None:
 
 
 def _counts(key: str, before: Any, after: Any, traces: bool | None) -> bool:
-    """Tell whether a setting that differs makes other weights."""
+    """Return whether a changed setting leads to other weights."""
     if key.startswith("degradation.") and key.split(".")[1] not in schema.OWN:
-        # A default that was written out, or left out, changes nothing.
+        # Writing out a default, or leaving it out, changes nothing.
         return not traces or (before is not None and after is not None)
-    return before is not None and after is not None  # else one of the two programs did not know the key
+    return before is not None and after is not None  # else one of the two versions did not know the key
 
 
 def _table(saved: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = saved.get(key)
-    return found if isinstance(found, Mapping) else {}
+    table = saved.get(key)
+    return table if isinstance(table, Mapping) else {}
 
 
 def _word(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The sample sheet of a training: test images degraded, and brought back by the averaged weights."""
+"""The sample sheet of a training: test images degraded, and restored by the averaged weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from colddiff_core.runs import Run
 from colddiff_core.sampling import DegradedImages, Sampling, Step, final
 
 IMAGES, BLOCKS = 16, 2
-Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of pictures, metrics by column
+Sheet = tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]  # columns of images, metrics by column
 
 
 def restore(experiment: Experiment, network: nn.Module, images: ImageSet, at_step: Callable[[], None]) -> Sheet:
-    """Return the sheet's columns (B, C, H, W) of the first test images, and their metrics.
+    """Restore the first test images with `network`; return the sheet's columns and their metrics.
 
-    network: what restores them; the experiment's own is left alone. `at_step` is called after each sampler step: it
-    may raise, to end what takes minutes where there are many severities.
+    Columns are (B, C, H, W) float32 in [-1, 1]. `at_step` is called after each sampler step and may raise to stop
+    early: sampling takes minutes if there are many severities.
     """
     settings, t = experiment.config.sample, experiment.operator.steps
     averaged = experiment.with_network(network)
@@ -36,7 +36,7 @@ def restore(experiment: Experiment, network: nn.Module, images: ImageSet, at_ste
     columns, figures = {"degraded": x_t}, {}
     for name, sampler in (("direct", "direct"), ("sampled", settings.sampler)):
         steps = averaged.restore(degraded, Sampling.of(experiment.config, sampler=sampler))
-        columns[name] = final(_told(steps, at_step))
+        columns[name] = final(_calling(steps, at_step))
     for name, stack in columns.items():
         meter = Fidelity()
         meter.update(stack, x0)
@@ -45,16 +45,17 @@ def restore(experiment: Experiment, network: nn.Module, images: ImageSet, at_ste
 
 
 def path(run: Run, step: int) -> Path:
-    """Return where the sheet of a step is kept."""
+    """Return the path of a step's sheet."""
     return run.samples / f"step-{step:06d}.png"
 
 
-def store(run: Run, step: int, experiment: Experiment, found: Sheet) -> str:
-    """Write samples/step-NNNNNN.png with a JSON beside it, and return the picture's name.
+def store(run: Run, step: int, experiment: Experiment, restored: Sheet) -> str:
+    """Write samples/step-NNNNNN.png with a JSON beside it, and return the file's name.
 
-    Raises MachineError where the disk refuses.
+    Raises:
+        MachineError: The disk refuses.
     """
-    columns, figures = found
+    columns, figures = restored
     place = path(run, step)
     layout = lay_out(columns, blocks=BLOCKS)
     note = {
@@ -69,11 +70,11 @@ def store(run: Run, step: int, experiment: Experiment, found: Sheet) -> str:
     }
     with whole(place.with_suffix(".json")) as draft:
         draft.write_text(json.dumps(note) + "\n", encoding="utf-8")
-    write(sheet(columns, blocks=BLOCKS), place)  # last: a reader that finds it finds its layout
+    write(sheet(columns, blocks=BLOCKS), place)  # last, so that a reader who sees the sheet also finds its layout
     return place.name
 
 
-def _told(steps: Iterator[Step], at_step: Callable[[], None]) -> Iterator[Step]:
+def _calling(steps: Iterator[Step], at_step: Callable[[], None]) -> Iterator[Step]:
     for step in steps:
         at_step()
         yield step

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from colddiff_core import datasets, degradations, devices, experiment, runs
+from colddiff_core import datasets, devices, experiment, runs
 from colddiff_core.config import presets, schema
 from colddiff_core.datasets import ImageSet, TrainingSet, from_config
+from colddiff_core.degradations import Degradation
 from colddiff_core.distributed import environment, group
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.runs import Run, checkpoint
-from colddiff_core.sampling import Sampling
 from colddiff_core.training import step as stepping
 from colddiff_core.training.trainer import Tick, Trainer
 
@@ -28,7 +28,9 @@ def train(
     """Train a new run to the end and return it.
 
     Args:
-        out: The run's folder, which must not exist; None for runs/NAME, numbered where that is taken.
+        config: The configuration, as from `load_preset`.
+        out: The run's folder, which must not exist; None for runs/NAME, with a number if that is taken.
+        device: "auto", "cpu" or "cuda".
         on_tick: Called after every optimizer step.
 
     Raises:
@@ -46,15 +48,15 @@ def train(
     return Run(trainer.run.path)
 
 
-def check_names(config: schema.Config) -> None:
-    """Check operator, sampler and data set by name, before any image is read.
+def check_names(config: schema.Config) -> Degradation:
+    """Check operator, sampler and data set before any image is read, and return the operator.
 
     Raises:
         UsageError: One of them is unknown, or they do not fit together.
     """
-    operator = degradations.build(config.degradation.name, **config.degradation.parameters)
-    Sampling.of(config).check(operator)
+    operator = experiment.build_operator(config, stride=config.sample.stride)
     datasets.find(config.data.dataset, crop=config.data.crop)
+    return operator
 
 
 def start(config: schema.Config, out: Path | None, device: str) -> Trainer:
@@ -67,12 +69,12 @@ def start(config: schema.Config, out: Path | None, device: str) -> Trainer:
     path = out or runs.free_name(config.name)
     if process.is_first and path.exists():
         raise runs.taken(path)
-    check_names(config)
+    operator = check_names(config)
     chosen = devices.choose(device)
     ranks = group.join(chosen)
     stepping.check_processes(config.train, ranks.count)
     sets = _load_sets(config)
-    built = ranks.one_process_first(lambda: experiment.build(config, sets[0].channels, chosen))
+    built = ranks.one_process_first(lambda: experiment.build(config, sets[0].channels, chosen, operator=operator))
     built.try_out(sets[0])
     path = Path(ranks.broadcast_json(str(path)))  # all ranks got this far, so a failure on one leaves no folder
     run = runs.create(path, config, experiment.versions()) if ranks.is_first else runs.FollowerRun(path)
@@ -94,6 +96,7 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
     Args:
         name: The run's path or name.
         changes: Overrides of its settings, as `section.key=value`.
+        device: "auto", "cpu" or "cuda".
         may_change: Accept any override, and other images or another operator.
 
     Raises:
@@ -109,8 +112,8 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
             )
     message = None
     if environment.process_info().is_first:
-        found, config = _resumable(name, changes)
-        message = [str(found), config.to_table(), config.may_download]
+        folder, config = _resumable(name, changes)
+        message = [str(folder), config.to_table(), config.may_download]
     chosen = devices.choose(device)
     ranks = group.join(chosen)
     path, table, may_download = ranks.broadcast_json(message)  # only rank 0 needs to see the run's folder

@@ -1,7 +1,7 @@
 """One optimizer step: the images, their severities and degradations, the loss of R(D(x0, t), t), the update.
 
-Everything random is keyed by (seed, step) and an image's place in the step, so a step taken again is the same, and so
-is one that several processes share. Source: Bansal et al. 2022, section 3.1, equation 1.
+Everything random is keyed by seed, step and an image's slot in the step, so a step repeats exactly, however many
+processes share it. Source: Bansal et al. 2022, section 3.1, equation 1.
 """
 
 from __future__ import annotations
@@ -30,26 +30,31 @@ from colddiff_core.training import divergence
 from colddiff_core.training.loader import BatchLoader, CropsAndFlips
 from colddiff_core.training.log_meter import TrainingLog
 
-UNTRIED = 3  # steps of a compiled network that may fail of it: one compiles, one records its graphs, one runs them
-UNTOLD = 0.1  # share of images whose class a conditional network is not told, so that it restores without one too
+UNTRIED = 3  # steps in which compilation may fail: one compiles, one records CUDA graphs, one replays them
+UNLABELED = 0.1  # share of images that a conditional network sees without their class, to learn both
 
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """Some images of a step, by their places in it, and what was drawn for them: all (B,) on the CPU but views.
+    """Some images of a step and what was drawn for them: tensors (B,) on the CPU.
 
-    t: severities; is_told: whether a conditional network is told the class, None for a network without classes.
+    slots: their places in the step; indices: int64, into the training set; t: int64, severities; is_labeled: bool,
+    whether a conditional network sees the class, None for a network without classes.
     """
 
     slots: range
     indices: Tensor
     views: CropsAndFlips
     t: Tensor
-    is_told: Tensor | None
+    is_labeled: Tensor | None
 
 
 def check_processes(settings: TrainConfig, count: int) -> None:
-    """Raise UsageError where there are more processes than images of a step."""
+    """Check that a step has an image for every process.
+
+    Raises:
+        UsageError: There are more processes than images.
+    """
     images = settings.batch_size * settings.accumulate
     if images < count:
         what = f"{count} processes for steps of {counted(images, 'image')}."
@@ -57,23 +62,24 @@ def check_processes(settings: TrainConfig, count: int) -> None:
 
 
 class Stepper:
-    """Takes the optimizer steps of one experiment, each by its number from 0.
+    """Takes the optimizer steps of one experiment, numbered from 0.
 
-    A step is of `train.batch_size` x `train.accumulate` images, however many processes share them: each takes the
-    gradient of its own, `batch_size` at a time, and all of them take the same step by the mean of it.
+    A step has `train.batch_size` x `train.accumulate` images, however many processes share them. Each process computes
+    the gradient of its share, `batch_size` images at a time, and all take the same step with the mean.
 
-    parts: network, average (the first process's alone) and optimizer; watch: which steps were skipped, since they were
-    not finite; falls: how many times the run went back, which lowers the rate.
+    parts: network, average (on rank 0 only) and optimizer; watch: skipped steps; falls: how often the run went back,
+    each time to a lower learning rate.
     """
 
-    def __init__(self, experiment: Experiment, train: TrainingSet, tell: Callable[[str], None]) -> None:
-        """Make the optimizer and the average; `tell` is given what training goes on in spite of.
+    def __init__(self, experiment: Experiment, train: TrainingSet, note: Callable[[str], None]) -> None:
+        """Create the optimizer and the average; `note` receives messages about problems that do not end training.
 
-        Raises UsageError as `check_processes` does.
+        Raises:
+            UsageError: There are more processes than images in a step.
         """
-        self.experiment, self.train_set, self._tell = experiment, train, tell
+        self.experiment, self.train_set, self._note = experiment, train, note
         self.settings: TrainConfig = experiment.config.train
-        self.size = self.settings.batch_size * self.settings.accumulate  # images of a step
+        self.size = self.settings.batch_size * self.settings.accumulate  # images per step
         self.ranks = ranks.current()
         check_processes(self.settings, self.ranks.count)
         data = experiment.config.data
@@ -88,34 +94,37 @@ class Stepper:
         self.watch = divergence.DivergenceWatch()
         self.falls = 0
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
-        if self.ranks.is_alone or self.settings.compile != "auto":  # a step that one process takes again hangs the rest
+        if (
+            self.ranks.is_alone or self.settings.compile != "auto"
+        ):  # a rank that repeats a failed step would hang the others
             compiling.compile_network(network, mode)
         self._untried = UNTRIED if compiling.is_compiled(network) and self.ranks.is_alone else 0  # steps
         self._called = self.ranks.wrap_ddp(network, experiment.device)
         self._shared = None if self.ranks.is_alone else experiment.restorer.with_network(self._called)
 
     def take(self, step: int, meter: TrainingLog) -> None:
-        """Take a step; one whose loss or gradient is not finite changes no weight, as `watch` will tell.
+        """Take a step. If its loss or gradient is not finite, no weight changes and `watch` records it.
 
-        Raises LostError where another process has ended.
+        Raises:
+            LostError: Another process ended.
         """
         with ranks.guarded():
             (self._try if self._untried else self._take)(step, meter)
 
     def send_ahead(self, step: int) -> None:
-        """Have a step's images gathered while the one before is taken, where they are not on the device."""
+        """Start to gather a step's images in the background, unless they are on the device."""
         if step < self.settings.steps and not self.feed.is_resident:
             indices = self.indices(step)
             for slots in self._passes():
                 self.feed.ahead(indices[slots.start : slots.stop])
 
     def _try(self, step: int, meter: TrainingLog) -> None:
-        """Take one of the first steps of a compiled network; where it fails, say so and go on without compiling.
+        """Take one of the first steps of a compiled network; if it fails, repeat it without compilation.
 
-        A step's randomness follows from its number: taken again, it is the same.
+        A step's randomness follows from its number, so the repeated step is the same.
         """
         self._untried -= 1
-        known = len(meter.losses)
+        logged = len(meter.losses)
         try:
             self._take(step, meter)
         except ColddiffError:
@@ -124,19 +133,19 @@ class Stepper:
             why = " ".join(reason(error).split("\n")[0].split())
         else:
             return
-        # Not above: until the error is gone it holds all that the step had made.
+        # Not in the handler: the error keeps the tensors of the failed step alive.
         self._untried = 0
         compiling.disable(self.parts.network)
-        self._tell(f"the network is not compiled: {why}")
+        self._note(f"the network is not compiled: {why}")
         self.parts.optimizer.zero_grad(set_to_none=True)
-        meter.keep(known)
+        meter.keep(logged)
         self._take(step, meter)
 
     def _take(self, step: int, meter: TrainingLog) -> None:
         """Take one optimizer step: forward and backward passes over this process's images, then the update.
 
-        On a GPU nothing here waits for it: what is drawn on the CPU goes up pinned, and the loss stays there. Not so a
-        second data set, which lies on the CPU, and tables of masks and snow too large to keep.
+        The CPU does not wait for a GPU here: draws are uploaded from pinned memory, and the loss stays on the device.
+        Exceptions are a second data set, which is on the CPU, and tables of masks and snow too large to keep.
         """
         settings, experiment = self.settings, self.experiment
         device = experiment.device
@@ -151,7 +160,7 @@ class Stepper:
         loss = torch.zeros((), device=device)
         parts = self.draw(step)
         for part in parts:
-            # Fields the size of the images are drawn where they are needed.
+            # Image-sized fields are drawn on the device that needs them.
             fields = seeds.SlotGenerators((settings.seed, "frozen", step), part.slots, device)
             with self._sending(is_last=part is parts[-1]):
                 x0 = self.feed.take(part.indices, part.views)
@@ -161,16 +170,18 @@ class Stepper:
                 error = restorer(x_t, t, frozen, self.labels(part)) - x0
                 losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
                 share = losses.sum() / self.size
-                (share * self.ranks.count).backward()  # the gradients' mean over the processes is then of all images
+                (
+                    share * self.ranks.count
+                ).backward()  # DDP averages over processes: the result is the mean over all images
             loss += share.detach()
             meter.add(losses.detach(), t)
-        self.ranks.sum(loss)  # so that all of them skip the same steps
+        self.ranks.sum(loss)  # so that all processes skip the same steps
         if settings.clip:
             meter.grad_norm = torch.nn.utils.clip_grad_norm_(self.parts.network.parameters(), settings.clip)
         else:
             gradients = [p.grad for p in self.parts.network.parameters() if p.grad is not None]
             meter.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        # The fused optimizer leaves weights and moments as they are where this is 1, without the CPU's having to look.
+        # If found_inf is 1, the fused optimizer changes nothing, and the CPU need not wait to see it.
         optimizer.grad_scale, optimizer.found_inf = None, self.watch.add(step + 1, loss, meter.grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -178,31 +189,33 @@ class Stepper:
             self._update(self.parts.average)
 
     def draw(self, step: int) -> list[MicroBatch]:
-        """Return this process's images of a step, pass by pass, with all that is drawn for them but fields.
+        """Return this process's images of a step as micro-batches, with all draws but image-sized fields.
 
-        Small numbers are drawn for all images of the step, so that they are the same whoever takes which.
+        Draws are made for all images of the step, so that they do not depend on how processes share it.
         """
         numbers = seeds.generator(self.settings.seed, "step", step)
         indices = self.indices(step)
         views = self.feed.draw(self.size, numbers)
         t = torch.randint(1, self.experiment.operator.steps + 1, (self.size,), generator=numbers)
-        is_told = torch.rand(self.size, generator=numbers) >= UNTOLD if self.experiment.config.model.classes else None
+        is_labeled = (
+            torch.rand(self.size, generator=numbers) >= UNLABELED if self.experiment.config.model.classes else None
+        )
         parts = []
         for slots in self._passes():
             some = slice(slots.start, slots.stop)
             parts.append(
-                MicroBatch(slots, indices[some], views[some], t[some], None if is_told is None else is_told[some])
+                MicroBatch(slots, indices[some], views[some], t[some], None if is_labeled is None else is_labeled[some])
             )
         return parts
 
     def _passes(self) -> list[range]:
-        """Return this process's places in a step, as many at a time as it takes."""
-        own, size = self.ranks.slice_of(self.size), self.settings.batch_size
-        return [range(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)]
+        """Return this process's slots in a step, one range per micro-batch."""
+        slots, size = self.ranks.slice_of(self.size), self.settings.batch_size
+        return [range(first, min(first + size, slots.stop)) for first in range(slots.start, slots.stop, size)]
 
     @contextlib.contextmanager
     def _sending(self, *, is_last: bool) -> Iterator[None]:
-        """Have gradients go to the other processes with the last pass alone: until then they add up here."""
+        """Exchange gradients in the last pass only; before that they add up locally."""
         if is_last or not isinstance(self._called, DistributedDataParallel):
             yield
             return
@@ -211,26 +224,25 @@ class Stepper:
 
     @torch.no_grad()
     def _update(self, average: AveragedModel) -> None:
-        """Bring the average nearer to the weights, or to them the first time."""
+        """Update the moving average; the first update copies the weights."""
         network = self.parts.network
         if not average.n_averaged:
             average.update_parameters(network)
             return
-        # Not by update_parameters, which sends the count to the device and waits.
+        # update_parameters would send the count to the device and wait.
         self._blend(list(average.module.parameters()), list(network.parameters()), average.n_averaged)
         average.n_averaged += 1
 
     def labels(self, part: MicroBatch) -> Tensor | None:
-        """Return what a conditional network is told of images that were taken: most of their classes, the rest as
-        unknown.
-        """
-        if part.is_told is None:
+        """Return the classes (B,) int64 that the network sees, a few replaced by "unknown"; None without classes."""
+        if part.is_labeled is None:
             return None
-        told = torch.where(part.is_told, self.train_set.labels_of(part.indices), self.experiment.config.model.classes)
-        return devices.upload(told, self.experiment.device)
+        unknown = self.experiment.config.model.classes
+        labels = torch.where(part.is_labeled, self.train_set.labels_of(part.indices), unknown)
+        return devices.upload(labels, self.experiment.device)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, from 0: a linear warm-up, then the schedule."""
+        """Return the learning rate of a step: a linear warm-up, then the schedule."""
         settings = self.settings
         scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
         if settings.schedule == "cosine":
@@ -238,5 +250,5 @@ class Stepper:
         return settings.lr * scale * divergence.SLOWER**self.falls
 
     def indices(self, step: int) -> Tensor:
-        """Return a step's training images, (size,) int64 on the CPU."""
+        """Return the indices of a step's training images, (size,) int64 on the CPU."""
         return self.train_set.order(self.settings.seed, step, self.size)

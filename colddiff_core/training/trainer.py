@@ -1,36 +1,36 @@
-"""The training loop around the optimizer steps: lines, checkpoints, sheets, requests, and what goes wrong."""
+"""The training loop around the optimizer steps: logs, checkpoints, sample sheets, requests and recovery."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from colddiff_core import devices
-from colddiff_core.config.fields import LARGEST
 from colddiff_core.config.schema import TrainConfig
 from colddiff_core.datasets import ImageSet, TrainingSet
-from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, UsageError, reason
+from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, reason
 from colddiff_core.experiment import Experiment
-from colddiff_core.runs import FollowerRun, RunWriter, checkpoint, control, list_checkpoints, path_step
+from colddiff_core.runs import FollowerRun, RunWriter, checkpoint
 from colddiff_core.text import counted
-from colddiff_core.training import divergence, provenance, sample_sheet
-from colddiff_core.training.log_meter import TrainingLog
+from colddiff_core.training import divergence, sample_sheet
+from colddiff_core.training.log_meter import TrainingLog, elapsed_seconds
+from colddiff_core.training.recovery import TrainingCheckpoints
+from colddiff_core.training.requests import Action, RequestHandler
 from colddiff_core.training.sample_sheet import Sheet
 from colddiff_core.training.step import Stepper
 
-PAUSE_POLL = 0.05  # seconds between looks at control/ while paused
-COMPANY = 1.0  # seconds between signs of life to the other processes while the first does what is its alone
+PAUSE_POLL_SECONDS = 0.05  # between looks at control/ while paused
+RANK_HEARTBEAT_SECONDS = 1.0  # between heartbeats to the other ranks while rank 0 samples
 
 
 @dataclasses.dataclass(frozen=True)
 class Tick:
     """One optimizer step taken; `metrics` is the logged line on the steps that log.
 
-    A run that is paused or goes on after a pause tells so by one more tick of the same step.
+    Pausing and resuming yield one more tick each, of the same step.
     """
 
     step: int
@@ -38,26 +38,21 @@ class Tick:
     is_paused: bool = False
 
 
-class _UnsoundError(MachineError):
-    """What would be saved is not finite."""
-
-
 class _AbandonedError(ColddiffError):
-    """A sheet was given up because the training is to stop."""
+    """A sheet was abandoned because training is to stop."""
 
 
 class Trainer:
     """Trains one experiment into one run directory.
 
-    `steps()` does the work and yields after each optimizer step; `stop()` has it end after the step in
-    hand, with a checkpoint. Resuming from that checkpoint gives bit for bit what would have come, and so
-    does a run that was paused, sampled or saved at a reader's request in between.
+    `steps()` trains and yields after each optimizer step; `stop()` ends it after the current step, with a checkpoint.
+    A run that was resumed, paused, sampled or saved on request gives the same bits as one that was left alone.
 
-    A step whose loss or gradient is not finite changes no weight. After several in a row, or where a weight
-    is not finite, the run goes back to its newest checkpoint with a lower rate; after several of those it ends.
+    A step whose loss or gradient is not finite changes no weight. After several in a row, or when a weight is not
+    finite, the run goes back to its newest checkpoint with a lower rate; after several of those it fails.
 
-    Where several processes train together, the first of them has the run, the average, the sheets and readers' requests
-    to itself, and the others, as `FollowerRun`s, do as it says: after every step they agree on what is next.
+    With several processes, rank 0 owns the run, the average, the sheets and the requests. The others have a
+    `FollowerRun`; after every step all ranks agree on what is next.
     """
 
     def __init__(
@@ -67,62 +62,51 @@ class Trainer:
         self.settings: TrainConfig = experiment.config.train
         self.run = run
         self.step = 0
-        self.is_stopping = self.is_finished = False  # as all processes have agreed
-        self._is_to_stop = False  # as this one was asked
+        self.is_stopping = self.is_finished = False  # as all ranks agreed
+        self._is_to_stop = False  # as this rank was asked
         self.train_set, self.test_set = train, test
         self.stepper = Stepper(experiment, train, self._note)
         self.ranks = self.stepper.ranks
         self.parts = self.stepper.parts
         self.last_sheet: Sheet | None = None
-        self._saved = 0  # step of the newest checkpoint
-        self.is_stopped_as_asked = False  # by a reader of the run, and not by a signal
+        self.is_stopped_as_asked = False  # by a reader of the run, not by a signal
         self._stopped_by: dict[str, Any] = {}
-        self._left_out_before, self._left_out = (
-            train.skipped,
-            0,
-        )  # images that could not be read: so far, and told since
-        self._in_company = 0.0  # when the others were last told that this process is busy
-        self.provenance = provenance.of(experiment, train)
+        self._skipped_before = train.skipped  # images that could not be read before training began
+        self._skipped_reported = 0  # and since, in the last warning
+        self._heartbeat = 0.0  # time of the last one to the other ranks
+        self.checkpoints = TrainingCheckpoints(experiment, self.stepper, run)
+        self.provenance = self.checkpoints.provenance
 
     def resume(self, *, may_change: bool = False) -> None:
-        """Go back to the run's newest complete checkpoint and forget what was logged after it.
+        """Go back to the run's newest complete checkpoint and drop what was logged after it.
 
-        A run that was ended before its first checkpoint begins again: its weights follow from the seed.
-        Damaged checkpoints are set aside, with a warning; UsageError where no other is left, and where settings,
-        images or operator are others than those that the checkpoint was trained with, unless they may change.
+        A run without a checkpoint begins again: its weights follow from the seed. Damaged checkpoints are set aside
+        with a warning.
+
+        Raises:
+            UsageError: All checkpoints are damaged, or settings, images or operator changed without `may_change`.
         """
-        found = checkpoint.newest(self.run, checkpoint.read) if self.ranks.is_first else None
-        changed: list[str] = []
-        if found is not None:
-            changed = provenance.changes(found.content.state.get("provenance"), self.provenance)
-            if changed and not may_change:
-                what = f"{self.run.path} would go on under changes: {provenance.listed(changed)}."
-                raise UsageError(what, "Undo them, or take them with --allow-change; or start a new run.")
-        if self.ranks.broadcast_json(found is not None):
-            self._restore(found.content if found else None)
-        for path in found.damaged if found else ():
+        changed, damaged = self.checkpoints.restore_newest(may_change=may_change)
+        self.step = self.checkpoints.saved_step
+        for path in damaged:
             aside = checkpoint.set_aside(path)
             self._warn(f"{path.name} was damaged; set aside as {aside.name}")
         self.run.forget_after(self.step)
-        self.run.event("resumed", step=self.step, **self._company(), **({"changed": changed} if changed else {}))
-
-    def _restore(self, read: checkpoint.CheckpointFiles | None) -> None:
-        """Take over a checkpoint, which the first process has read; the others hear of it."""
-        content = checkpoint.shared(self.ranks, read)
-        content.restore(self.parts)
-        state = content.state
-        self.step = self._saved = int(state["step"])
-        self.stepper.falls = max(self.stepper.falls, min(_count(state.get("falls")), divergence.FALLS))
-        self.stepper.watch.restart(_count(state.get("skipped_in_a_row")))
+        self.run.event("resumed", step=self.step, **self._processes(), **({"changed": changed} if changed else {}))
 
     def stop(self, by: str = "") -> None:
-        """Have the loop end after the step in hand, with a checkpoint; `by` names whoever asks, for the event."""
+        """End the loop after the current step, with a checkpoint; the event says `by` whom."""
         self._is_to_stop = True
         if by:
             self._stopped_by = {"by": by}
 
     def steps(self) -> Iterator[Tick]:
-        """Train to the last step, or until `stop`; the run's files follow."""
+        """Train to the last step, or until `stop`, and write the run's files.
+
+        Raises:
+            MachineError: Training diverged, or the disk refuses the last checkpoint.
+            LostError: Another process ended.
+        """
         try:
             yield from self._loop()
         except GeneratorExit:
@@ -133,14 +117,14 @@ class Trainer:
 
     def _loop(self) -> Iterator[Tick]:
         settings = self.settings
-        meter = TrainingLog(self.experiment.device, elapsed=_elapsed(self.run.metrics()))
+        meter = TrainingLog(self.experiment.device, elapsed=elapsed_seconds(self.run.metrics()))
         if not any(event.get("event") == "started" for event in self.run.events()):
             device = devices.describe(self.experiment.device)
-            self.run.event("started", device=device, images=len(self.train_set), **self._company())
-        self._saved = self.step
+            self.run.event("started", device=device, images=len(self.train_set), **self._processes())
+        self.checkpoints.saved_step = self.step
         self.stepper.send_ahead(self.step)
         if self._is_sampled(self.step) and not sample_sheet.path(self.run, self.step).exists():
-            self._sample_due()  # a trainer was killed over it
+            self._sample_due()  # the last trainer was killed while sampling
         self._agree()
         while self.step < settings.steps and not self.is_stopping:
             self.stepper.take(self.step, meter)
@@ -148,9 +132,9 @@ class Trainer:
             is_last = self.step == settings.steps
             is_saved = is_last or self.step % settings.checkpoint_every == 0
             is_logged = self._is_logged(self.step)
-            # On a GPU looking would have the loop wait, and a skipped step does no harm until it is looked at.
+            # On a GPU this would wait for the step. A skipped step does no harm, so there it is enough to check later.
             if is_saved or is_logged or self.experiment.device.type == "cpu":
-                self._see_others()
+                self._check_ranks()
                 why = self._trouble(is_saved)
                 if why:
                     self._go_back(why, meter)
@@ -166,11 +150,11 @@ class Trainer:
                 self._agree()
             else:
                 yield from self._serve(meter)
-        if self.step > self._saved:
+        if self.step > self.checkpoints.saved_step:
             self._trouble(False)
             self.save()
-        is_shown = sample_sheet.path(self.run, self.step).exists()
-        is_finished = self.step >= settings.steps and (is_shown or not self.is_stopping)
+        has_sheet = sample_sheet.path(self.run, self.step).exists()
+        is_finished = self.step >= settings.steps and (has_sheet or not self.is_stopping)
         self.is_finished, self.is_stopped_as_asked = self.ranks.broadcast_json(
             [is_finished, "answers" in self._stopped_by]
         )
@@ -179,13 +163,13 @@ class Trainer:
         else:
             self.run.event("stopped", step=self.step, **self._stopped_by)
 
-    def _see_others(self) -> None:
-        """Raise LostError where another process is gone: in the wait for a GPU that waits for it no signal is heard."""
+    def _check_ranks(self) -> None:
+        """Raise LostError if another process ended: a GPU that waits for a lost one would hang and ignore signals."""
         if self.experiment.device.type != "cpu":
             self.ranks.all_max(0)
 
     def _trouble(self, is_saved: bool) -> str:
-        """Record the steps that were skipped; return why the run cannot go on from here, empty where it can."""
+        """Log skipped steps; return why the run must go back, empty if it need not."""
         skipped, are_too_many = self.stepper.watch.read()
         for step in skipped:
             self._note(f"step {step.step} skipped: {step.why}")
@@ -197,10 +181,9 @@ class Trainer:
         return "a weight is not finite" if is_unsound else ""
 
     def _agree(self, *, is_paused: bool = False, is_busy: bool = False) -> bool:
-        """Tell the other processes how things stand, and hear it of them; return whether the run is paused.
+        """Exchange flags with the other ranks; return whether the run is paused. A stop on one rank stops all.
 
-        One that is to stop stops all. While the first is busy with what it does alone the others wait here; it tells
-        them again and again, or they would take it for lost.
+        While rank 0 is busy the others wait here, and rank 0 calls this regularly so that they do not time out.
         """
         while True:
             is_stopping, paused, busy = self.ranks.all_max(self._is_to_stop, is_paused, is_busy)
@@ -208,37 +191,23 @@ class Trainer:
             if not busy or self.ranks.is_first:
                 return bool(paused)
 
-    def _company(self) -> dict[str, int]:
+    def _processes(self) -> dict[str, int]:
         """Return the part of an event that says how many processes train together."""
         return {} if self.ranks.is_alone else {"processes": self.ranks.count}
 
     def _go_back(self, why: str, meter: TrainingLog) -> None:
-        """Go on from the newest checkpoint with a lower rate; raises MachineError where there is none, or no hope."""
-        step, falls = self.step, self.stepper.falls + 1
-        # The first step after a checkpoint is the same at any rate: where that was skipped too, it is of no use.
-        last_sound = step - self.stepper.watch.in_a_row
-        found = None
-        if falls <= divergence.FALLS and self.ranks.is_first:
-            found = checkpoint.newest(self.run, checkpoint.read, before=last_sound)
-        if not self.ranks.broadcast_json(found is not None):
-            raise self._diverged(why)
-        for path in list_checkpoints(found.path.parent) if found else ():
-            if found and path_step(path) > path_step(found.path):
-                checkpoint.set_aside(path, "passed")
-        self._restore(found.content if found else None)
-        # What follows from a checkpoint is the same each time, this too: a run killed here comes to it again.
-        self.stepper.falls = falls
-        self.stepper.watch.restart(0)  # the lower rate gets as many steps to prove itself
-        self.parts.optimizer.zero_grad(set_to_none=True)
+        """Continue from the newest checkpoint with a lower rate; raise MachineError if that is impossible."""
+        step = self.step
+        factor = self.checkpoints.go_back(step, why)
+        self.step = self.checkpoints.saved_step
         meter.keep(0)
         self.run.forget_after(self.step)
-        rate = divergence.SLOWER**falls
-        self._warn(f"step {step}: {why}; back to step {self.step}, the rate times {rate:g}")
+        self._warn(f"step {step}: {why}; back to step {self.step}, the rate times {factor:g}")
 
     def _log(self, meter: TrainingLog) -> dict[str, Any] | None:
-        """Log a line and return it; None where no step since the last one had a loss, and in all but the first."""
+        """Log a line and return it; None on other ranks, and if no step since the last line had a finite loss."""
         meter.gather(self.ranks)
-        self._tell_left_out()
+        self._report_skipped_images()
         if not self.ranks.is_first:
             return None
         figures = meter.read(self.experiment.operator.steps)
@@ -248,21 +217,21 @@ class Trainer:
         self.run.log(**metrics)
         return metrics
 
-    def _tell_left_out(self) -> None:
-        """Record images that are read while they are trained on and could not be, where there are more of them now.
+    def _report_skipped_images(self) -> None:
+        """Log how many images could not be read during training, if there are more of them now.
 
-        Processes meet the same ones, sooner or later: what the first to meet them has counted is told.
+        Sooner or later every rank meets the same ones, so the highest count is the one to report.
         """
-        (count,) = self.ranks.all_max(self.train_set.skipped - self._left_out_before)
-        if count > self._left_out:
-            self._left_out = count
-            found = counted(count, "training image")
-            self._note(f"{found} could not be read so far; others stand in for them")
+        (count,) = self.ranks.all_max(self.train_set.skipped - self._skipped_before)
+        if count > self._skipped_reported:
+            self._skipped_reported = count
+            self._note(f"{counted(count, 'training image')} could not be read so far; others stand in for them")
 
     def _save_due(self, is_last: bool) -> None:
-        """Save, and go on without where the disk refuses: the next time it may not.
+        """Save; if the disk refuses, warn and continue, unless this is the last step.
 
-        Not amid skipped steps: these weights may be why, and checkpoints from before that would have to go for it.
+        Nothing is saved right after a skipped step: these weights may be the cause, and saving them would delete an
+        older checkpoint that is still good.
         """
         if not self.ranks.is_first:
             return
@@ -277,7 +246,7 @@ class Trainer:
             self._warn(f"no checkpoint of step {self.step}: {error.what}")
 
     def _sample_due(self) -> None:
-        """Write a sheet; where the disk refuses, or the training is to stop meanwhile, go on without."""
+        """Write a sheet; if the disk refuses, or training is to stop meanwhile, continue without it."""
         if not self.ranks.is_first:
             return
         try:
@@ -288,11 +257,11 @@ class Trainer:
             self._warn(f"no sheet of step {self.step}: {error.what}")
 
     def _note(self, message: str) -> None:
-        """Record what the training goes on in spite of."""
+        """Log a problem that does not end the training."""
         self.run.event("warning", step=self.step, message=message)
 
     def _warn(self, message: str) -> None:
-        """Record it, and tell whoever started the training."""
+        """Log a problem and warn the caller of it."""
         self._note(message)
         warnings.warn(ColddiffWarning(message), stacklevel=2)
 
@@ -304,119 +273,61 @@ class Trainer:
         return step == self.settings.steps or (step > 0 and every > 0 and step % every == 0)
 
     def _serve(self, meter: TrainingLog) -> Iterator[Tick]:
-        """Do what readers ask for in control/; where that is a pause, stay until it ends."""
+        """Answer requests in control/; if one is a pause, wait until it ends."""
         self.run.beat()
-        began: float | None = None
+        actions: dict[str, Action] = {
+            "sample": self.write_sheet,
+            "checkpoint": self.save,
+            "stop": self._stop_as_asked,
+        }
+        requests = RequestHandler(self.run, self.step, actions)
         while True:
-            for name in self.run.requests():
-                request, answer = control.word(name), _answering([name])
-                if request in ("sample", "checkpoint"):
-                    self._oblige(request, answer)
-                elif request == "pause":
-                    began = began or time.monotonic()
-                    self.run.event("paused", step=self.step, **answer)
-                    yield Tick(self.step, is_paused=True)
-                elif request == "resume":
-                    meter.skip_since(began)
-                    began = None
-                    self.run.event("resumed", step=self.step, **answer)
-                    yield Tick(self.step)
-                elif request == "stop":
-                    self.stop()
-                    self._stopped_by = answer
-                else:
-                    known = ", ".join(control.ANSWERS)
-                    self.run.event("warning", message=f"control/{name} is no request; known: {known}")
-            is_paused = self._agree(is_paused=began is not None)
+            for is_paused in requests.answer(meter):
+                yield Tick(self.step, is_paused=is_paused)
+            is_paused = self._agree(is_paused=requests.paused_at is not None)
             if not is_paused or self.is_stopping:
-                meter.skip_since(began)
+                meter.skip_since(requests.paused_at)
                 return
             self.run.beat()
-            time.sleep(PAUSE_POLL)
+            time.sleep(PAUSE_POLL_SECONDS)
 
-    def _oblige(self, request: str, answer: dict[str, Any]) -> None:
-        """Sample or save as a reader asks; what goes wrong with that is no reason to end the training."""
-        try:
-            if request == "sample":
-                self.write_sheet(answer)
-            else:
-                self.save(answer)
-        except Exception as error:
-            self.run.event("warning", step=self.step, message=f"no {request} as asked: {reason(error)}", **answer)
-
-    def _diverged(self, why: str) -> _UnsoundError:
-        tried = f", after {counted(self.stepper.falls, 'lower rate')}" if self.stepper.falls else ""
-        last_sound = self.step - self.stepper.watch.in_a_row
-        is_kept = any(path_step(path) < last_sound for path in self.run.checkpoints())
-        kept = "the last checkpoint is kept" if is_kept else "no checkpoint is from before that"
-        rate = f"train.lr={self.settings.lr * divergence.SLOWER ** (self.stepper.falls + 2):g}"
-        again = f"colddiff train --resume {self.run.path} --set {rate}"
-        return _UnsoundError(
-            f"Step {self.step}: {why}{tried}; {kept}.",
-            f"Use a lower rate: {again}" if is_kept else f"Begin a new run with a lower rate: --set {rate}",
-        )
+    def _stop_as_asked(self, answer: dict[str, Any]) -> None:
+        self.stop()
+        self._stopped_by = answer
 
     def save(self, details: dict[str, Any] | None = None) -> None:
-        """Have a checkpoint of this step, told by an event; weights that are not finite are not saved.
+        """Save a checkpoint of this step and log it, with `details` in the event. Only rank 0 does anything.
 
-        In all but the first process nothing happens.
+        Raises:
+            MachineError: A weight is not finite, or the disk refuses.
         """
-        if not self.ranks.is_first:
-            return
-        if not self.parts.is_finite():
-            raise self._diverged("a weight is not finite")
-        in_a_row = self.stepper.watch.in_a_row
-        position = self.step * self.stepper.size
-        epoch, offset = divmod(position, len(self.train_set))
-        state = {
-            "channels": self.experiment.channels,
-            "seed": self.settings.seed,
-            "epoch": epoch,
-            "epoch_position": offset,
-            "skipped_in_a_row": in_a_row,
-            "falls": self.stepper.falls,
-            "provenance": self.provenance,
-        }
-        if self._saved != self.step:  # asked for where there is one already
-            self.run.flush()
-            # Amid skipped steps those from before them may be what the run has to go back to.
-            keep = None if in_a_row else self.settings.keep
-            checkpoint.save(self.run.path / "checkpoints", self.step, self.parts, state, keep)
-            self._saved = self.step
-        self.run.event("checkpoint", step=self.step, **details or {})
+        if self.ranks.is_first:
+            self.checkpoints.save(self.step)
+            self.run.event("checkpoint", step=self.step, **details or {})
 
     def write_sheet(self, details: dict[str, Any] | None = None) -> None:
-        """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it."""
-        self.last_sheet = self.restore_tests(self._go_on_sampling)
+        """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it.
+
+        Raises:
+            MachineError: The disk refuses, or memory has no room for one image.
+        """
+        self.last_sheet = self.restore_tests(self._send_heartbeat)
         name = sample_sheet.store(self.run, self.step, self.experiment, self.last_sheet)
         self.run.event("sample", step=self.step, file=name, **details or {})
 
     def restore_tests(self, at_step: Callable[[], None] = lambda: None) -> Sheet:
-        """Return the sheet's columns (B, C, H, W) of test images, by the averaged weights, and their metrics."""
+        """Restore test images by the averaged weights; return the sheet's columns and their metrics.
+
+        Columns are (B, C, H, W) float32 in [-1, 1]. `at_step` is called after each sampler step.
+        """
         assert self.parts.average is not None
         return sample_sheet.restore(self.experiment, self.parts.average.module, self.test_set, at_step)
 
-    def _go_on_sampling(self) -> None:
-        """Give a sign of life while a sampler runs, which may take minutes: more than whoever ends this may grant."""
+    def _send_heartbeat(self) -> None:
+        """Send a heartbeat during long sampling; abandon the sheet if training is to stop."""
         self.run.beat()
-        if self.ranks.is_alone or time.monotonic() - self._in_company >= COMPANY:
-            self._in_company = time.monotonic()
+        if self.ranks.is_alone or time.monotonic() - self._heartbeat >= RANK_HEARTBEAT_SECONDS:
+            self._heartbeat = time.monotonic()
             self._agree(is_busy=True)
         if self.is_stopping:
             raise _AbandonedError("The training is to end.")
-
-
-def _answering(requests: list[str]) -> dict[str, Any]:
-    """Return the part of an event that names the requests it answers."""
-    return {"answers": requests} if requests else {}
-
-
-def _elapsed(logged: list[dict[str, Any]]) -> float:
-    """Return the seconds that were trained before, as far as the log tells."""
-    told = logged[-1].get("elapsed") if logged else 0
-    return float(told) if isinstance(told, (int, float)) and math.isfinite(told) else 0.0
-
-
-def _count(told: Any) -> int:
-    """Return a count that a checkpoint's state tells, 0 where it tells none."""
-    return told if type(told) is int and 0 < told <= LARGEST else 0

@@ -141,6 +141,34 @@ def test_a_file_may_extend_a_preset(tmp_path):
     assert (config.name, config.train.steps, config.train.batch_size) == ("mine", 7, 64)
 
 
+@pytest.mark.parametrize("name", presets.names())
+def test_a_bundled_preset_may_download(name):
+    config = presets.load(name)
+    assert (config.data.directory, config.data.second_directory) == ("", "")
+    assert config.may_download
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "may_download"),
+    [
+        ("", "train.steps=7", True),
+        ('directory = "/some/where"', "train.steps=7", False),
+        ('second_directory = "/some/where"', "train.steps=7", False),
+        ('directory = "/some/where"', "data.directory=/some/where", True),
+        ('directory = "/some/where"', "data.download=true", True),
+        ("", "data.directory=/some/where", True),
+    ],
+)
+def test_a_file_that_names_a_folder_may_not_download_unless_an_override_allows_it(
+    tmp_path, text, override, may_download
+):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "mnist-blur"\n[data]\n{text}\n')
+    config = presets.load(str(path), [override])
+    assert config.may_download is may_download
+    assert config.data.download  # the setting itself stays
+
+
 def test_the_ground_floor_reads_what_a_run_wrote(tiny_run):
     config = runs.Run(tiny_run).config()
     assert config.train.steps == 6
