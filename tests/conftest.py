@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +116,13 @@ def seal(path: Path) -> None:
     state["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     state["digest"] = checkpoint.digest(state)
     (path.parent / "state.json").write_text(json.dumps(state))
+
+
+def colddiff(*arguments: str, **keywords) -> subprocess.CompletedProcess:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "colddiff_cli", *arguments], capture_output=True, text=True, check=False, **keywords
+    )
 
 
 def left_behind(folder: Path) -> list[str]:

@@ -1,0 +1,155 @@
+"""`colddiff degrade`: pictures, strips, films, folders, and operators of other packages."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import TINY, colddiff, left_behind, pictures_in
+from PIL import Image
+
+from colddiff_cli.__main__ import run
+from colddiff_core import degradations
+from colddiff_core.config.fields import settings_of
+
+SETTINGS = [word for value in TINY for word in ("--set", value)]
+
+
+def test_degrade_writes_a_picture_a_strip_and_a_film(photo, capsys):
+    blur = ["--op", "blur", "--steps", "10", "--std", "2", "--kernel-size", "9"]
+    assert run(["degrade", "photo.png", *blur]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "photo-blur-t010.png"
+    with Image.open("photo-blur-t010.png") as blurred:
+        assert blurred.size == (40, 30)
+    assert run(["degrade", "photo.png", *blur, "--strip", "4", "--out", "strip.png"]) == 0
+    with Image.open("strip.png") as strip:
+        assert strip.size == (160, 30)
+    assert run(["degrade", "photo.png", *blur, "--animate", "--t", "6", "--out", "film.gif"]) == 0
+    with Image.open("film.gif") as film:
+        assert film.n_frames == 7
+    assert (
+        run(["degrade", "photo.png", "--preset", "digits-noise", "--t", "0", "--out", "same.png", "--seed", "3"]) == 0
+    )
+    with Image.open("same.png") as same, Image.open("photo.png") as original:
+        assert same.tobytes() == original.tobytes()
+
+
+@pytest.mark.parametrize("name", [*degradations.names(), "mask+snow"])
+def test_every_operator_degrades_a_picture_and_lists_its_parameters(name, photo, capsys):
+    second = ["--second", "photo.png"] if degradations.build(name).second_field else []
+    assert run(["degrade", "photo.png", "--op", name, *second, "--seed", "5", "--out", "a.png"]) == 0
+    assert run(["degrade", "photo.png", "--op", name, *second, "--seed", "5", "--out", "b.png"]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    with Image.open("a.png") as degraded:
+        assert degraded.size == (40, 30)
+        if name not in ("noise", "desaturate"):  # a blurred gray gradient is still gray; see the laws for the rest
+            assert degraded.mode == "RGB"
+    capsys.readouterr()
+    assert run(["degrade", "--op", name, "--help"]) == 0
+    listed = capsys.readouterr().out
+    for part in name.split("+"):
+        for field in settings_of(degradations.find(part)):
+            flag = f"--{part}-{field.name}" if "+" in name else f"--{field.name}"
+            assert flag.replace("_", "-") in listed
+
+
+def test_folders_and_globs_and_what_is_broken_in_them(photo, capsys):
+    (photo.parent / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (photo.parent / "in" / name).write_bytes(photo.read_bytes())
+    (photo.parent / "in" / "cut.png").write_bytes(photo.read_bytes()[:60])
+    command = ["degrade", "--op", "desaturate", "--json", "--out-dir", "out"]
+    assert run([*command, "in"]) == 0
+    told = capsys.readouterr()
+    assert sorted(json.loads(told.out)["files"]) == ["out/a-desaturate-t050.png", "out/b-desaturate-t050.png"]
+    assert "cut.png" in told.err
+    assert run([*command, "in/*.png"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert run([*command, "in/a*.png", "--force"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == ["out/a-desaturate-t050.png"]
+    assert pictures_in(photo.parent / "out") == ["a-desaturate-t050.png", "b-desaturate-t050.png"]
+
+
+def test_describe_tells_heavy_from_light(in_folder, capsys):
+    gains = {}
+    for preset in ("cifar10-blur", "mnist-blur-small"):
+        assert run(["degrade", "--preset", preset, "--describe", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["size"] == [32, 32]
+        first, last = found["severities"][0], found["severities"][-1]
+        assert first["rmse"] == 0
+        assert first["gain_low"] == pytest.approx(1, abs=1e-5)
+        gains[preset] = last["gain_low"]
+    assert gains["cifar10-blur"] > 0.4
+    assert gains["mnist-blur-small"] < 0.05
+    assert run(["degrade", "--op", "mask", "--location", "center", "--size", "32", "--describe"]) == 0
+    assert "pixels kept" in capsys.readouterr().out
+    assert left_behind(in_folder) == []
+
+
+def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
+    """What `pip install` would leave behind: a module, and a dist-info that names its entry point."""
+    packages = in_folder / "packages"
+    (packages / "tiny-1.0.dist-info").mkdir(parents=True)
+    (packages / "tiny-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+    (packages / "tiny-1.0.dist-info" / "entry_points.txt").write_text("[colddiff.degradations]\nfade = tiny:Fade\n")
+    (packages / "tiny.py").write_text(
+        "import dataclasses\n"
+        "from colddiff_core.degradations import Degradation\n"
+        "from colddiff_core.config.fields import setting\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
+        "class Fade(Degradation):\n"
+        "    depth: float = setting(0.5, 'how dark it gets', above=0)\n"
+        "    def _degrade(self, x0, t, frozen):\n"
+        "        share = self.depth * t / self.steps\n"
+        "        share = share if isinstance(share, float) else share.view(-1, 1, 1, 1)\n"
+        "        return x0 - share * (x0 + 1)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(Path(__file__).parents[2])])}
+
+    def told(*arguments: str) -> str:
+        done = colddiff(*arguments, env=environment, cwd=in_folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "how dark it gets" in told("degrade", "--op", "fade", "--help")
+    told("degrade", "photo.png", "--op", "fade", "--depth", "0.9", "--out", "dark.png")
+    with Image.open("dark.png") as dark:
+        assert max(dark.convert("L").tobytes()) < 30
+    (in_folder / "mine.toml").write_text(
+        'extends = "digits-blur"\n[degradation]\nname = "fade"\ndepth = 0.8\n'
+        '[model]\ninputs = "plain"\nconsistent = false\n'
+    )
+    told("train", "--preset", "mine.toml", *SETTINGS, "--out", "run")
+    assert json.loads(told("eval", "run", "--n", "8", "--json"))["n"] == 8
+    told("sample", "run", "--out", "sheet.png")
+    assert json.loads(told("generate", "run", "--n", "2", "--json"))["prior"] == "degraded"
+    broken = (packages / "tiny.py").read_text().replace("import dataclasses", "import nowhere")
+    (packages / "tiny.py").write_text(broken)
+    done = colddiff("degrade", "photo.png", "--op", "fade", env=environment, cwd=in_folder)
+    assert done.returncode == 1
+    assert "of the package tiny does not load" in done.stderr
+
+
+def test_a_data_dir_for_the_second_data_set_alone_has_its_use(in_folder, capsys):
+    for number in range(12):
+        Path("photos").mkdir(exist_ok=True)
+        Image.new("L", (12, 12), number * 20).save(f"photos/{number}.png")
+    second = ["--set", "data.second=folder", "--data-dir", "photos"]
+    assert run(["train", "--preset", "digits-animorph", *SETTINGS, *second, "--out", "mixed"]) == 0
+    Path("photos").rename("moved")
+    assert run(["eval", "mixed", "--n", "2"]) == 2
+    assert "No such folder" in capsys.readouterr().err
+    assert run(["eval", "mixed", "--n", "2", "--data-dir", "moved"]) == 0
+
+
+def test_pictures_that_do_not_suit_an_operator_are_left_out_of_a_folder(in_folder, capsys):
+    (in_folder / "in").mkdir()
+    Image.new("RGB", (9, 9), (200, 10, 10)).save("in/a.png")
+    Image.new("L", (9, 9)).save("in/b.png")
+    Image.new("RGB", (9, 9), (10, 200, 10)).save("in/c.png")
+    assert run(["degrade", "in", "--op", "desaturate", "--out-dir", "out"]) == 0
+    assert "b.png" in capsys.readouterr().out
+    assert pictures_in(in_folder / "out") == ["a-desaturate-t050.png", "c-desaturate-t050.png"]
