@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 import torch
+from conftest import finish, make_trainer
 from PIL import Image
 from small_memory import COMMANDS, SmallMachine, masked_run, small_machine
 
@@ -114,10 +115,18 @@ def test_sampling_in_chunks_gives_the_same_result_and_keeps_the_size(masked, sam
     torch.testing.assert_close(restored, whole, rtol=0, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    """A run whose network gets no inverse, which would amplify the rounding of another batch size."""
+    path = tmp_path_factory.mktemp("plain") / "run"
+    finish(make_trainer(path, "model.inputs=plain", "model.consistent=false"))
+    return path
+
+
 @pytest.fixture
-def run_folder(tiny_run, in_folder, monkeypatch):
+def run_folder(plain_run, in_folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
-    return shutil.copytree(tiny_run, in_folder / "runs" / "own")
+    return shutil.copytree(plain_run, in_folder / "runs" / "own")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -139,7 +148,7 @@ def test_a_command_continues_with_warnings_and_one_json_object(command, run_fold
     assert "colddiff_core" not in limited.err
     if pixels:
         differences = [abs(a - b) for a, b in zip(pixels, Image.open("output.png").tobytes(), strict=True)]
-        assert max(differences) <= 4  # of 256 levels: the inverse amplifies rounding
+        assert max(differences) <= 1  # of 256 levels
     if command == "eval":
         assert after["metrics"]["sampled"]["rmse"] == pytest.approx(before["metrics"]["sampled"]["rmse"], abs=1e-3)
 
