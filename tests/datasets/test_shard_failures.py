@@ -95,8 +95,8 @@ def test_the_highest_count_of_all_processes_is_reported():
     events: list[str] = []
     met = SimpleNamespace(skipped=300)
     ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, all_max=lambda *values: values)
-    trainer = SimpleNamespace(ranks=ranks, train_set=met, _left_out_before=0, _left_out=0, _note=events.append)
-    Trainer._tell_left_out(trainer)
+    trainer = SimpleNamespace(ranks=ranks, train_set=met, _skipped_before=0, _skipped_reported=0, _note=events.append)
+    Trainer._report_skipped_images(trainer)
     assert events == ["300 training images could not be read so far; others stand in for them"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_once_a_few_steps_are_taken_a_failure_is_not_the_compilers(tmp_path, mon
 
 
 @pytest.mark.parametrize("is_possible", [True, False])
-def test_a_run_is_sampled_with_a_compiled_network_or_told_why_not(tiny_run, monkeypatch, capsys, is_possible):
+def test_a_run_is_sampled_with_a_compiled_network_or_told_why_not(tiny_run, monkeypatch, capsys, is_possible, tmp_path):
     def backend(graph, inputs):
         if not is_possible:
             raise RuntimeError("no compiler\nand much more")
@@ -177,7 +178,8 @@ def test_a_run_is_sampled_with_a_compiled_network_or_told_why_not(tiny_run, monk
             network.compile(backend=backend, dynamic=False)
 
     monkeypatch.setattr(compiling, "compile_network", compile_network)
-    words = ["eval", str(tiny_run), "--n", "4", "--features", "none", "--json"]
+    own = shutil.copytree(tiny_run, tmp_path / "run")  # a failure leaves what was measured in the run
+    words = ["eval", str(own), "--n", "4", "--features", "none", "--json"]
     plainly = cli(words, capsys)
     status, out, err = cli([*words, "--compile", "max-autotune"], capsys)
     if is_possible:
