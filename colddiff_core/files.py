@@ -140,6 +140,7 @@ class FileLock:
 
     @property
     def is_held(self) -> bool:
+        """Whether the lock is held, and not released yet."""
         return self._descriptor >= 0
 
     @property
@@ -148,6 +149,7 @@ class FileLock:
         return os.fstat(self._descriptor).st_size
 
     def fileno(self) -> int:
+        """Return the file descriptor that holds the lock."""
         return self._descriptor
 
     def write(self, content: bytes) -> None:

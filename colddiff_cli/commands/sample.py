@@ -200,6 +200,7 @@ class SampleWork:
 
     @property
     def written(self) -> list[int]:
+        """Numbers of the images whose pictures exist, kept or made."""
         return sorted(self.own.kept.union(self.restored))
 
     def run(self, built: Experiment, source: SampleSource, *, t: int, size: int) -> None:

@@ -49,6 +49,7 @@ class RestoreOptions:
 
     @property
     def is_sweep(self) -> bool:
+        """Whether candidates at several severities are asked for."""
         return self.t == SWEEP
 
 

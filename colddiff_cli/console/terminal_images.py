@@ -20,6 +20,7 @@ class ImageBackend:
 
     @property
     def is_half_blocks(self) -> bool:
+        """Whether pictures are drawn as half blocks, two pixels per cell."""
         return self.cell == HALF_BLOCK
 
 

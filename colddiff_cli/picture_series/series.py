@@ -113,6 +113,7 @@ class Series:
 
     @property
     def is_complete(self) -> bool:
+        """Whether every picture of the series exists."""
         return len(self.kept) == len(self.targets)
 
     def lacks(self, numbers: Iterable[int]) -> bool:

@@ -32,14 +32,17 @@ class ProcessInfo:
 
     @property
     def is_on_one_machine(self) -> bool:
+        """Whether all processes of the job run on this machine."""
         return self.local_count == self.count
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @property
     def is_alone(self) -> bool:
+        """Whether there are no other processes."""
         return self.count == 1
 
 
@@ -47,11 +50,14 @@ class JoinedGroup(Protocol):
     """What code without torch may ask of a group of processes."""
 
     @property
-    def is_alone(self) -> bool: ...
+    def is_alone(self) -> bool:
+        """Whether there are no other processes."""
 
-    def is_news(self, message: str) -> bool: ...
+    def is_news(self, message: str) -> bool:
+        """Return whether no other process has printed this message yet."""
 
-    def leave(self) -> None: ...
+    def leave(self) -> None:
+        """Leave the group."""
 
 
 _group: JoinedGroup | None = None

@@ -52,18 +52,22 @@ class Group:
 
     @property
     def index(self) -> int:
+        """The rank of this process, from 0."""
         return self.process.rank
 
     @property
     def count(self) -> int:
+        """The number of processes."""
         return self.process.count
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0."""
         return self.process.is_first
 
     @property
     def is_alone(self) -> bool:
+        """Whether there are no other processes."""
         return self.process.is_alone
 
     def slice_of(self, count: int) -> range:

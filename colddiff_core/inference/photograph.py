@@ -71,6 +71,7 @@ class PhotographRestorer:
 
     @property
     def operator(self) -> Degradation:
+        """The run's degradation."""
         return self.experiment.operator
 
     def look(self, picture: Tensor, t: int | None, hidden: Tensor | None = None) -> DegradedPhotograph:

@@ -77,10 +77,12 @@ class Run:
 
     @property
     def config_file(self) -> Path:
+        """Path of run.toml."""
         return self.path / "run.toml"
 
     @property
     def samples(self) -> Path:
+        """The folder of the sample sheets."""
         return self.path / "samples"
 
     def table(self) -> dict[str, Any]:
