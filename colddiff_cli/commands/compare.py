@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console import explain
@@ -222,7 +221,7 @@ def _measure(
     from colddiff_core.evaluation import comparison
 
     results = {}
-    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
+    with screen.progress() as progress:
         task = progress.add_task("comparing", total=count * len(contenders))
 
         def advance(done: int) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.arguments import options, outputs
@@ -113,7 +112,7 @@ def _pack(screen: Screen, splits: Splits, folder: Path, limits: ShardLimits, see
 
     packed: dict[Split, PackedSplit] = {}
     total = sum(map(len, splits.sources.values()))
-    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
+    with screen.progress() as progress:
         task = progress.add_task("packed", total=total)
         done = 0
         for split, source in splits.sources.items():

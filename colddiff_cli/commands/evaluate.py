@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from colddiff_cli.arguments import options
 from colddiff_cli.console import explain, plots
@@ -226,7 +225,7 @@ def _measure(
     from colddiff_core.evaluation import evaluate as evaluation
     from colddiff_core.evaluation import resumable
 
-    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
+    with screen.progress() as progress:
         total = settings.count * len(evaluation.COLUMNS)
         task = progress.add_task(f"restoring from t = {settings.t}", total=total)
         advance = functools.partial(progress.advance, task)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console import explain
@@ -207,7 +206,7 @@ def _run(
     from colddiff_core import images
 
     collected = ImageCollector()
-    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
+    with screen.progress() as progress:
         task = progress.add_task("generating", total=total)
         for batch in batches:
             on_film = max(0, min(batch.count, SHOWN - batch.first)) if is_film else 0

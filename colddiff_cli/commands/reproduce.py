@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console import explain, training_progress
@@ -161,7 +160,7 @@ def reproduce(
 
 
 def _measure(screen: Screen, measurer: RunMeasurer, config: Config, kinds: list[str], changed: list[str]) -> Result:
-    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as progress:
+    with screen.progress() as progress:
         task = progress.add_task("measuring", total=sum(measurer.count(kind) for kind in kinds))
 
         def advance(kind: str, done: int) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from colddiff_cli.arguments import inputs, options, outputs
 from colddiff_cli.commands import sample_photographs
@@ -212,8 +211,8 @@ class SampleWork:
 
         mine = batches.round_robin(self.own.ranks, source.count, size, is_needed)
         total = sum(1 for _ in batches.batches(source.count, size, mine))
-        console, seed = self.screen.console, self.sampling.seed
-        with Progress(console=console, transient=True, disable=not self.screen.is_terminal) as progress:
+        seed = self.sampling.seed
+        with self.screen.progress() as progress:
             task = progress.add_task(self.sampling.sampler, total=total)
             degraded = restore.degraded(built, source.load, source.count, t=t, seed=seed, size=size, accepts=mine)
             for batch in degraded:

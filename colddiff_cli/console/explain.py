@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress
-
 from colddiff_cli.console.screen import Screen
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ def explain(screen: Screen, reference: Reference, shown: Collection[str], *, has
 @contextlib.contextmanager
 def advancing(screen: Screen) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback (words, done, total) that shows a progress bar for each kind of work."""
-    with Progress(console=screen.console, transient=True, disable=not screen.is_terminal) as bars:
+    with screen.progress() as bars:
         tasks: dict[str, TaskID] = {}
 
         def advance(words: str, done: int, total: int) -> None:

@@ -22,6 +22,7 @@ from colddiff_core.text import harmless
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.progress import Progress
     from torch import Tensor
 
 COLUMNS = 80
@@ -131,6 +132,12 @@ class Screen:
         if table.box is None:
             table.padding = (0, 2 if self.console.width > COLUMNS else 1, 0, 0)
         self.console.print(table)
+
+    def progress(self, *, is_shown: bool = True) -> Progress:
+        """Return a progress bar that disappears when it is done; it draws only on a terminal."""
+        from rich.progress import Progress  # 30 ms, which --help need not pay
+
+        return Progress(console=self.console, transient=True, disable=not (is_shown and self.is_terminal))
 
     def picture(self, picture: Image.Image) -> None:
         """Draw a picture if there is a terminal: with Kitty, Sixel or half-blocks."""

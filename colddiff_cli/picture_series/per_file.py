@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress
-
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import series
 from colddiff_core.errors import UsageError
@@ -53,7 +51,7 @@ def make(
     made: list[int] = []
     messages: list[Messages] = []
     is_shown = screen.is_terminal and (is_slow or count > series.MANY)
-    with Progress(console=screen.console, transient=True, disable=not is_shown) as progress:
+    with screen.progress(is_shown=is_shown) as progress:
         task = progress.add_task(doing, total=len(mine))
         for index, number in enumerate(mine):
 
