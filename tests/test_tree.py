@@ -1,11 +1,12 @@
-"""What keeps the source tree easy to enter: few files at the root, short files, one meaning per class, no circles."""
+"""What keeps the source tree easy to enter: short listings, short files, unique class names, no import circles."""
 
 from __future__ import annotations
 
 import ast
 import collections
+import functools
 import graphlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,29 @@ CODE = ("colddiff_core", "colddiff_cli", "benchmarks", "docs", "tests")
 PRODUCT = ("colddiff_core", "colddiff_cli")
 MOST_LINES = 350
 MOST_ENTRIES = 22
+# Ways to import that neither import-linter nor the circle test can follow.
+HIDDEN_IMPORTS = {
+    "__import__",
+    "builtins.__import__",
+    "exec",
+    "importlib.__import__",
+    "importlib.import_module",
+    "importlib.reload",
+    "pkgutil.resolve_name",
+    "runpy.run_module",
+    "runpy.run_path",
+    "sys.modules",
+}
 
 
 def sources(*folders: str) -> Iterator[Path]:
     for folder in folders:
-        yield from sorted(path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
+        paths = sorted(path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
+        assert paths, f"no code in {folder}"
+        yield from paths
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -45,11 +62,46 @@ def test_no_two_classes_share_a_name():
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
-@pytest.mark.parametrize("path", list(sources(*PRODUCT)), ids=lambda path: str(path.relative_to(ROOT)))
-def test_product_code_is_imported_by_statements_alone(path):
-    for node in ast.walk(parse(path)):
-        name = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
-        assert name not in ("sys.modules", "importlib.import_module", "__import__"), f"{path}:{node.lineno}"
+def hidden_imports(tree: ast.Module) -> Iterator[str]:
+    """Yield "line: name" for every star import and every import that is not a statement, under any alias."""
+    aliases = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            aliases |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            aliases |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            if node.names[0].name == "*":
+                yield f"{node.lineno}: *"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            first, dot, rest = ast.unparse(node).partition(".")
+            name = aliases.get(first, first) + dot + rest
+            if name in HIDDEN_IMPORTS:
+                yield f"{node.lineno}: {name}"
+
+
+def test_product_code_is_imported_by_statements_alone():
+    found = [f"{path.relative_to(ROOT)}:{use}" for path in sources(*PRODUCT) for use in hidden_imports(parse(path))]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nsys.modules['a']",
+        "from sys import modules\nmodules['a']",
+        "import importlib as i\ni.import_module('a')",
+        "from importlib import import_module as load\nload('a')",
+        "__import__('a')",
+        "from a import *",
+    ],
+)
+def test_hidden_imports_are_found(code):
+    assert list(hidden_imports(ast.parse(code)))
+
+
+def test_searching_for_a_package_is_no_import():
+    assert not list(hidden_imports(ast.parse("import importlib.util\nimportlib.util.find_spec('a')\nimport sys")))
 
 
 def modules() -> dict[str, Path]:
@@ -62,31 +114,102 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(tree: ast.Module, known: dict[str, Path]) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(tree):
+def is_typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports that may run, those inside functions included."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node
+    for child in node.orelse if is_typing_only(node) else ast.iter_child_nodes(node):
+        yield from import_statements(child)
+
+
+def with_parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+
+
+def imported(tree: ast.AST, module: str, known: Collection[str], *, is_package: bool = False) -> set[str]:
+    """Return the known modules that importing `module` runs, and that do not run before it.
+
+    Importing a.b.c runs a and a.b first, so they count too, unless they are packages around `module`.
+    """
+    names = set()
+    for node in import_statements(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                names.add(inner if inner in known else node.module)
-    return names & known.keys()
+            continue
+        around = module.split(".")
+        around = around[: len(around) + is_package - node.level] if node.level else []
+        origin = ".".join([*around, *([node.module] if node.module else [])])
+        for alias in node.names:
+            inner = f"{origin}.{alias.name}"
+            names.add(inner if inner in known else origin)
+    explicit = names - {module}
+    implicit = {parent for name in names for parent in with_parents(name)} - with_parents(module)
+    return (explicit | implicit) & set(known)
 
 
-def is_typing_only(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+def find_circle(trees: dict[str, ast.Module], packages: Collection[str] = ()) -> list[str]:
+    graph = {name: imported(tree, name, trees, is_package=name in packages) for name, tree in trees.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
 
 
 def test_no_module_imports_itself_in_a_circle():
     """Imports inside functions count; those for type checkers alone do not."""
-    known = modules()
-    graph = {}
-    for name, path in known.items():
-        tree = parse(path)
-        tree.body = [node for node in tree.body if not is_typing_only(node)]
-        graph[name] = imported(tree, known) - {name}
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        pytest.fail(f"imports go in a circle: {' -> '.join(error.args[1])}")
+    paths = modules()
+    packages = {name for name, path in paths.items() if path.name == "__init__.py"}
+    circle = find_circle({name: parse(path) for name, path in paths.items()}, packages)
+    assert not circle, f"imports go in a circle: {' -> '.join(circle)}"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import a.b.c", {"a.b.c"}),  # a and a.b are loaded before a.b.x
+        ("import z.y", {"z", "z.y"}),
+        ("from z.y import name", {"z", "z.y"}),
+        ("from z import y", {"z", "z.y"}),
+        ("from z import *", {"z"}),
+        ("from a.b import name", {"a.b"}),
+        ("from . import c", {"a.b.c"}),
+        ("from .c import name", {"a.b.c"}),
+        ("from .. import d", {"a.d"}),
+        ("from ..d import name", {"a.d"}),
+        ("from . import name", {"a.b"}),
+        ("def f():\n    import a.d", {"a.d"}),
+        ("if TYPE_CHECKING:\n    import a.d\nelse:\n    import z", {"z"}),
+        ("try:\n    if typing.TYPE_CHECKING:\n        import a.d\nfinally:\n    pass", set()),
+        ("if not TYPE_CHECKING:\n    import a.d", {"a.d"}),
+        ("import json, a.b.x", set()),
+    ],
+)
+def test_imports_are_resolved(code, expected):
+    known = {"a", "a.b", "a.b.c", "a.b.x", "a.d", "z", "z.y"}
+    assert imported(ast.parse(code), "a.b.x", known) == expected
+
+
+def test_a_package_resolves_relative_imports_from_itself():
+    known = {"a", "a.b", "a.b.c", "a.d"}
+    tree = ast.parse("from .c import name\nfrom ..d import other")
+    assert imported(tree, "a.b", known, is_package=True) == {"a.b.c", "a.d"}
+
+
+@pytest.mark.parametrize(
+    ("files", "is_circle"),
+    [
+        ({"a": "from a import b", "a.b": "from a import c", "a.c": ""}, False),  # a package and its own modules
+        ({"a": "from a.b import x", "a.b": "from z import y", "a.c": "", "z": "", "z.y": "import a.c"}, True),
+        ({"a": "", "a.b": "from z import y", "a.c": "", "z": "", "z.y": "import a.c"}, False),
+        ({"a": "from .b import x", "a.b": "from . import x"}, True),
+    ],
+)
+def test_circles_through_packages_are_found(files, is_circle):
+    circle = find_circle({name: ast.parse(code) for name, code in files.items()}, {"a", "z"})
+    assert bool(circle) == is_circle
