@@ -1,4 +1,4 @@
-"""The library's public functions: a run is trained, opened and used by them alone."""
+"""The library's public functions are enough to train, open and use a run."""
 
 import subprocess
 import sys

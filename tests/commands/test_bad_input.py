@@ -1,4 +1,4 @@
-"""Whatever is wrong in a command line: one or two lines that say what, where and what to do; nothing left behind."""
+"""Bad command lines: one or two lines say what is wrong, where, and what to do; no file is left behind."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def other_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tiny_run, other_runs, photo, capsys):
+def test_bad_input_is_refused_in_two_lines_and_leaves_nothing(arguments, words, tiny_run, other_runs, photo, capsys):
     (photo.parent / "cut.png").write_bytes(photo.read_bytes()[:60])
     (photo.parent / "zero.png").write_bytes(b"")
     (photo.parent / "empty").mkdir()
@@ -206,17 +206,17 @@ def test_bad_input_is_told_in_two_lines_and_leaves_nothing(arguments, words, tin
     Image.new("RGB", (1, 1)).save(photo.parent / "dot.png")
     (photo.parent / "bomb.png").write_bytes(BOMB)
     before = left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()
-    places = {"RUN": tiny_run} | other_runs
-    code = run([str(places.get(word, word)) for word in arguments])
-    told = capsys.readouterr().err
-    assert code == 2, told
-    assert words in told
-    assert 1 <= len(told.splitlines()) <= 2
-    assert "Traceback" not in told
+    run_folders = {"RUN": tiny_run} | other_runs
+    code = run([str(run_folders.get(word, word)) for word in arguments])
+    message = capsys.readouterr().err
+    assert code == 2, message
+    assert words in message
+    assert 1 <= len(message.splitlines()) <= 2
+    assert "Traceback" not in message
     assert (left_behind(photo.parent), left_behind(tiny_run), photo.read_bytes()) == before
 
 
-PLACES = [
+OUTPUTS = [
     ("--out", "", "is empty"),
     ("--out", "empty", "is a folder"),
     ("--out", "photo.png/sheet.png", "photo.png is a file"),
@@ -237,12 +237,14 @@ WRITERS = {
     "generate": ("--out", "--out-dir"),
     "compare": ("--out",),
 }
-WRITING = [(command, *place) for command, options in WRITERS.items() for place in PLACES if place[0] in options]
+WRITING = [(command, *output) for command, options in WRITERS.items() for output in OUTPUTS if output[0] in options]
 
 
-@pytest.mark.parametrize(("command", "option", "place", "words"), WRITING, ids=[" ".join(case[:3]) for case in WRITING])
-def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
-    command, option, place, words, tiny_run, photo, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("command", "option", "output", "words"), WRITING, ids=[" ".join(case[:3]) for case in WRITING]
+)
+def test_an_unwritable_output_is_refused_before_the_work(
+    command, option, output, words, tiny_run, photo, monkeypatch, capsys
 ):
     (photo.parent / "empty").mkdir()
     (photo.parent / "closed").mkdir()
@@ -251,42 +253,42 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
     monkeypatch.setattr(open_run, "open_run", lambda *a: pytest.fail("the run was opened"))
     monkeypatch.setattr(images, "read", lambda *a, **k: pytest.fail("the picture was read"))
     before = left_behind(photo.parent)
-    given = ["photo.png", "--op", "blur"] if command == "degrade" else [str(tiny_run)]
-    assert run([command, *given, option, place, "--force"]) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert "--force" not in told
-    assert len(told.splitlines()) == 2
+    inputs = ["photo.png", "--op", "blur"] if command == "degrade" else [str(tiny_run)]
+    assert run([command, *inputs, option, output, "--force"]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert "--force" not in message
+    assert len(message.splitlines()) == 2
     assert left_behind(photo.parent) == before
 
 
 @pytest.mark.parametrize(("command", "folder"), [("sample", "restored"), ("generate", "generated")])
-def test_a_file_in_the_way_of_a_runs_own_folder_is_told_before_the_work(
+def test_a_file_in_place_of_a_runs_folder_is_refused_before_the_work(
     command, folder, tiny_run, in_folder, monkeypatch, capsys
 ):
     copy = shutil.copytree(tiny_run, in_folder / "copy")
     (copy / folder).write_text("in the way")
     monkeypatch.setattr(from_config, "load_images", lambda *a: pytest.fail("the data set was read"))
     assert run([command, str(copy)]) == 2
-    told = capsys.readouterr().err
-    assert f"{folder} is a file" in told
-    assert "--out" in told
+    message = capsys.readouterr().err
+    assert f"{folder} is a file" in message
+    assert "--out" in message
 
 
-def test_what_is_in_the_way_of_a_file_is_not_blamed_on_the_disk(tmp_path):
+def test_a_blocked_path_is_not_blamed_on_the_disk(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path / "file" / "new.txt", tmp_path / "file" / "new" / "new.txt"):
-        with pytest.raises(MachineError) as refusal, files.whole(path) as draft:
+        with pytest.raises(MachineError) as caught, files.whole(path) as draft:
             draft.write_text("new")
-        assert "room" not in refusal.value.remedy
-        assert "where a folder should be" in refusal.value.remedy
+        assert "room" not in caught.value.remedy
+        assert "where a folder should be" in caught.value.remedy
     (tmp_path / "folder").mkdir()
     with pytest.raises(MachineError, match="where a folder should be"), files.whole(tmp_path / "folder") as draft:
         draft.write_text("new")
     assert left_behind(tmp_path) == ["file", "folder"]
 
 
-def test_what_the_machine_refuses_is_exit_1(in_folder, monkeypatch, capsys):
+def test_machine_errors_exit_with_1(in_folder, monkeypatch, capsys):
     from torchvision.datasets import MNIST
 
     def no_network(self):
@@ -294,7 +296,7 @@ def test_what_the_machine_refuses_is_exit_1(in_folder, monkeypatch, capsys):
 
     monkeypatch.setattr(MNIST, "download", no_network)
     assert run(["train", "--preset", "mnist-blur-small", "--data-dir", "absent"]) == 1
-    told = capsys.readouterr().err
-    assert "could not be downloaded" in told
-    assert len(told.splitlines()) == 2
+    message = capsys.readouterr().err
+    assert "could not be downloaded" in message
+    assert len(message.splitlines()) == 2
     assert left_behind(in_folder) == []

@@ -31,9 +31,9 @@ def test_help_and_presets_import_no_torch(arguments):
         "heavy = {'torch', 'torchvision', 'numpy', 'PIL', 'sklearn', 'textual'} & set(sys.modules);"
         "print('HEAVY', sorted(heavy)); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "HEAVY []" in done.stdout
+    finished = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "HEAVY []" in finished.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -51,12 +51,12 @@ def test_every_command_and_option_has_help(command, capsys):
         assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"
 
 
-def test_the_whole_way(in_folder, capsys):
+def test_a_run_is_trained_evaluated_and_sampled(in_folder, capsys):
     assert run(["train", "--preset", "digits-blur", *SETTINGS, "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert made["finished"] is True
-    assert made["run"] == "runs/digits-blur"
-    with Image.open(made["sheet"]) as sheet:
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["finished"] is True
+    assert trained["run"] == "runs/digits-blur"
+    with Image.open(trained["sheet"]) as sheet:
         assert sheet.width > sheet.height / 2
 
     assert run(["eval", "--n", "20", "--json"]) == 0
@@ -66,12 +66,12 @@ def test_the_whole_way(in_folder, capsys):
     assert set(figures["metrics"]["sampled"]) >= {"rmse", "psnr", "ssim"}
 
     assert run(["sample", "digits-blur", "--n", "3", "--animate", "--json"]) == 0
-    drawn = json.loads(capsys.readouterr().out)
-    with Image.open(drawn["animation"]) as film:
+    sampled = json.loads(capsys.readouterr().out)
+    with Image.open(sampled["animation"]) as film:
         assert film.n_frames == 6
-    assert Path(drawn["picture"]).is_file()
+    assert Path(sampled["picture"]).is_file()
     assert run(["sample", "digits-blur", "--n", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["picture"] != drawn["picture"]
+    assert json.loads(capsys.readouterr().out)["picture"] != sampled["picture"]
 
     assert run(["train", "--preset", "digits-blur", *SETTINGS]) == 0
     assert Path("runs/digits-blur-2/run.toml").is_file()
@@ -88,14 +88,14 @@ def test_same_seed_same_bytes(tiny_run, in_folder, capsys):
     assert run(["sample", str(tiny_run), "--n", "2", "--out", "a.png", "--force"]) == 0
 
 
-def test_own_pictures_are_degraded_and_restored(tiny_run, photo, capsys):
+def test_user_pictures_are_degraded_and_restored(tiny_run, photo, capsys):
     assert run(["sample", str(tiny_run), "photo.png", "--out", "out.webp", "--animate", "--stride", "2"]) == 0
     with Image.open("out.webp") as film:
         assert film.n_frames == 4
     assert Path("out.png").is_file()
 
 
-def test_ctrl_c_saves_and_resume_gives_the_same_bits(tmp_path):
+def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
     settings = [
         "--preset",
         "digits-blur",
@@ -123,23 +123,23 @@ def test_ctrl_c_saves_and_resume_gives_the_same_bits(tmp_path):
     assert parts.events()[-1]["event"] == "stopped"
     stopped_at = parts.events()[-1]["step"]
     assert 0 < stopped_at < 300
-    done = colddiff("train", "--resume", str(tmp_path / "parts"), env=environment)
-    assert done.returncode == 0, done.stderr
+    resumed = colddiff("train", "--resume", str(tmp_path / "parts"), env=environment)
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_checkpoint(runs.Run(tmp_path / "whole").newest_checkpoint(), parts.newest_checkpoint())
 
 
-def test_json_holds_no_nan(capsys):
+def test_nan_becomes_null_in_json(capsys):
     from colddiff_cli.console.screen import Screen
 
     Screen(is_json=True).result({"a": float("nan"), "b": [1.5, float("inf")]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, None]}
 
 
-def test_without_arguments_the_help_is_shown(capsys):
+def test_help_is_shown_without_arguments(capsys):
     assert run([]) == 2
-    told = capsys.readouterr()
-    assert "degrade" in told.out + told.err
-    assert "colddiff: " not in told.err
+    streams = capsys.readouterr()
+    assert "degrade" in streams.out + streams.err
+    assert "colddiff: " not in streams.err
 
 
 def test_a_traceback_is_shown_only_when_asked_for(in_folder, monkeypatch, capsys):
@@ -150,15 +150,15 @@ def test_a_traceback_is_shown_only_when_asked_for(in_folder, monkeypatch, capsys
 
     monkeypatch.setattr(presets, "load", broken)
     assert run(["presets", "digits-blur"]) == 1
-    told = capsys.readouterr().err
-    assert "one over none" in told
-    assert "--debug" in told
+    message = capsys.readouterr().err
+    assert "one over none" in message
+    assert "--debug" in message
     with pytest.raises(ZeroDivisionError):
         run(["--debug", "presets", "digits-blur"])
 
 
 @pytest.mark.parametrize("module", ["colddiff_core.errors", "typer", "colddiff_cli.app", "torch", "sklearn"])
-def test_ctrl_c_while_a_module_is_imported_is_no_traceback(module):
+def test_ctrl_c_during_an_import_shows_no_traceback(module):
     code = (
         "import signal, sys\n"
         "class Interrupting:\n"
@@ -170,5 +170,5 @@ def test_ctrl_c_while_a_module_is_imported_is_no_traceback(module):
         "main()\n"
     )
     command = [sys.executable, "-c", code, "degrade", "--op", "blur", "--describe"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, "colddiff: Interrupted.\n")
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (130, "colddiff: Interrupted.\n")

@@ -1,4 +1,4 @@
-"""`colddiff degrade`: pictures, strips, films, folders, and operators of other packages."""
+"""`colddiff degrade`: pictures, strips, films, folders, and operators from other packages."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def test_every_operator_degrades_a_picture_and_lists_its_parameters(name, photo,
             assert flag.replace("_", "-") in listed
 
 
-def test_folders_and_globs_and_what_is_broken_in_them(photo, capsys):
+def test_folders_and_globs_skip_broken_files(photo, capsys):
     (photo.parent / "in").mkdir()
     for name in ("a.png", "b.png"):
         (photo.parent / "in" / name).write_bytes(photo.read_bytes())
     (photo.parent / "in" / "cut.png").write_bytes(photo.read_bytes()[:60])
     command = ["degrade", "--op", "desaturate", "--json", "--out-dir", "out"]
     assert run([*command, "in"]) == 0
-    told = capsys.readouterr()
-    assert sorted(json.loads(told.out)["files"]) == ["out/a-desaturate-t050.png", "out/b-desaturate-t050.png"]
-    assert "cut.png" in told.err
+    streams = capsys.readouterr()
+    assert sorted(json.loads(streams.out)["files"]) == ["out/a-desaturate-t050.png", "out/b-desaturate-t050.png"]
+    assert "cut.png" in streams.err
     assert run([*command, "in/*.png"]) == 2
     assert "--force" in capsys.readouterr().err
     assert run([*command, "in/a*.png", "--force"]) == 0
@@ -72,13 +72,13 @@ def test_folders_and_globs_and_what_is_broken_in_them(photo, capsys):
     assert pictures_in(photo.parent / "out") == ["a-desaturate-t050.png", "b-desaturate-t050.png"]
 
 
-def test_describe_tells_heavy_from_light(in_folder, capsys):
+def test_describe_shows_how_heavy_a_degradation_is(in_folder, capsys):
     gains = {}
     for preset in ("cifar10-blur", "mnist-blur-small"):
         assert run(["degrade", "--preset", preset, "--describe", "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found["size"] == [32, 32]
-        first, last = found["severities"][0], found["severities"][-1]
+        output = json.loads(capsys.readouterr().out)
+        assert output["size"] == [32, 32]
+        first, last = output["severities"][0], output["severities"][-1]
         assert first["rmse"] == 0
         assert first["gain_low"] == pytest.approx(1, abs=1e-5)
         gains[preset] = last["gain_low"]
@@ -89,8 +89,8 @@ def test_describe_tells_heavy_from_light(in_folder, capsys):
     assert left_behind(in_folder) == []
 
 
-def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
-    """What `pip install` would leave behind: a module, and a dist-info that names its entry point."""
+def test_an_operator_from_another_package_works(in_folder, photo):
+    """Lay out what `pip install` writes: a module, and a dist-info that names its entry point."""
     packages = in_folder / "packages"
     (packages / "tiny-1.0.dist-info").mkdir(parents=True)
     (packages / "tiny-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
@@ -109,31 +109,31 @@ def test_an_operator_of_another_package_needs_no_edit_here(in_folder, photo):
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(Path(__file__).parents[2])])}
 
-    def told(*arguments: str) -> str:
-        done = colddiff(*arguments, env=environment, cwd=in_folder)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def output_of(*arguments: str) -> str:
+        finished = colddiff(*arguments, env=environment, cwd=in_folder)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
 
-    assert "how dark it gets" in told("degrade", "--op", "fade", "--help")
-    told("degrade", "photo.png", "--op", "fade", "--depth", "0.9", "--out", "dark.png")
+    assert "how dark it gets" in output_of("degrade", "--op", "fade", "--help")
+    output_of("degrade", "photo.png", "--op", "fade", "--depth", "0.9", "--out", "dark.png")
     with Image.open("dark.png") as dark:
         assert max(dark.convert("L").tobytes()) < 30
     (in_folder / "mine.toml").write_text(
         'extends = "digits-blur"\n[degradation]\nname = "fade"\ndepth = 0.8\n'
         '[model]\ninputs = "plain"\nconsistent = false\n'
     )
-    told("train", "--preset", "mine.toml", *SETTINGS, "--out", "run")
-    assert json.loads(told("eval", "run", "--n", "8", "--json"))["n"] == 8
-    told("sample", "run", "--out", "sheet.png")
-    assert json.loads(told("generate", "run", "--n", "2", "--json"))["prior"] == "degraded"
+    output_of("train", "--preset", "mine.toml", *SETTINGS, "--out", "run")
+    assert json.loads(output_of("eval", "run", "--n", "8", "--json"))["n"] == 8
+    output_of("sample", "run", "--out", "sheet.png")
+    assert json.loads(output_of("generate", "run", "--n", "2", "--json"))["prior"] == "degraded"
     broken = (packages / "tiny.py").read_text().replace("import dataclasses", "import nowhere")
     (packages / "tiny.py").write_text(broken)
-    done = colddiff("degrade", "photo.png", "--op", "fade", env=environment, cwd=in_folder)
-    assert done.returncode == 1
-    assert "of the package tiny does not load" in done.stderr
+    finished = colddiff("degrade", "photo.png", "--op", "fade", env=environment, cwd=in_folder)
+    assert finished.returncode == 1
+    assert "of the package tiny does not load" in finished.stderr
 
 
-def test_a_data_dir_for_the_second_data_set_alone_has_its_use(in_folder, capsys):
+def test_data_dir_may_hold_only_the_second_data_set(in_folder, capsys):
     for number in range(12):
         Path("photos").mkdir(exist_ok=True)
         Image.new("L", (12, 12), number * 20).save(f"photos/{number}.png")
@@ -145,7 +145,7 @@ def test_a_data_dir_for_the_second_data_set_alone_has_its_use(in_folder, capsys)
     assert run(["eval", "mixed", "--n", "2", "--data-dir", "moved"]) == 0
 
 
-def test_pictures_that_do_not_suit_an_operator_are_left_out_of_a_folder(in_folder, capsys):
+def test_unsuitable_pictures_in_a_folder_are_skipped(in_folder, capsys):
     (in_folder / "in").mkdir()
     Image.new("RGB", (9, 9), (200, 10, 10)).save("in/a.png")
     Image.new("L", (9, 9)).save("in/b.png")

@@ -18,7 +18,7 @@ SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 @pytest.fixture
 def own_run(tiny_run, in_folder, monkeypatch):
-    """A copy of the tiny run in the current folder, and a cache folder of its own for classifiers."""
+    """A copy of the tiny run in the current folder, with an empty cache folder for classifiers."""
     from colddiff_core.evaluation import classifier
 
     monkeypatch.setattr(classifier, "STEPS", 20)
@@ -29,19 +29,19 @@ def own_run(tiny_run, in_folder, monkeypatch):
 def test_generate_writes_a_grid_single_images_a_film_and_neighbors(own_run, capsys):
     command = ["generate", "--n", "18", "--sampler", "tacos", "--seed", "4"]
     assert run([*command, "--out-dir", "many", "--animate", "--diversity", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["prior"] == "gmm"
-    assert told["noise"] == 0.002
+    output = json.loads(capsys.readouterr().out)
+    assert output["prior"] == "gmm"
+    assert output["noise"] == 0.002
     assert pictures_in(Path("many")) == [f"{number:06d}.png" for number in range(18)]
     with Image.open("many/000000.png") as single:
         assert (single.size, single.mode) == ((12, 12), "L")
-    with Image.open(told["animation"]) as film:
+    with Image.open(output["animation"]) as film:
         assert film.n_frames == 6
-    assert told["picture"].endswith("generated/gmm-tacos.png")
-    assert Path(told["neighbours"]).is_file()
-    assert set(told["figures"]) == {"fd", "kd", "confidence", "classes", "nearest", "pairwise"}
-    assert sum(told["figures"]["classes"]) == 18
-    assert told["figures_of_real_images"]["nearest"] > 0
+    assert output["picture"].endswith("generated/gmm-tacos.png")
+    assert Path(output["neighbours"]).is_file()
+    assert set(output["figures"]) == {"fd", "kd", "confidence", "classes", "nearest", "pairwise"}
+    assert sum(output["figures"]["classes"]) == 18
+    assert output["figures_of_real_images"]["nearest"] > 0
     assert run(["generate", "--n", "3", "--seed", "4", "--out-dir", "few"]) == 0
     for name in pictures_in(Path("few")):
         assert Path("few", name).read_bytes() == Path("many", name).read_bytes()
@@ -65,11 +65,11 @@ def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
     assert len(pictures_in(Path("many"))) == 5
 
 
-def test_one_image_has_no_distance_between_two(own_run, capsys):
+def test_one_image_has_no_pairwise_distance(own_run, capsys):
     for command in (["generate", "--diversity"], ["compare", "--generate"]):
         assert run([*command, "--n", "1", "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        figures = told.get("figures") or told["metrics"]["tacos"]
+        output = json.loads(capsys.readouterr().out)
+        figures = output.get("figures") or output["metrics"]["tacos"]
         assert figures["pairwise"] is None
         assert figures["nearest"] > 0
         assert run([*command, "--n", "1"]) == 0
@@ -77,27 +77,27 @@ def test_one_image_has_no_distance_between_two(own_run, capsys):
 
 
 @pytest.mark.parametrize("command", ["generate", "compare", "eval", "sample"])
-def test_weights_older_than_the_newest_are_used_with_a_word(command, own_run, capsys):
+def test_older_weights_are_used_with_a_warning(command, own_run, capsys):
     newest = max((own_run / "checkpoints").iterdir())
     (newest / "ema.safetensors").write_bytes(b"x")
     assert run([command, "--n", "2"]) == 0
     assert f"{newest.name} is damaged; using the weights of step 3" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_run_that_cannot_be_written_to_can_be_generated_from(own_run, capsys):
+def test_a_read_only_run_can_generate(own_run, capsys):
     (own_run / "priors").write_text("in the way of the folder")
     assert run(["generate", "--n", "2", "--out", "grid.png"]) == 0
     assert Path("grid.png").is_file()
 
 
-def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(own_run, capsys):
-    def told(*arguments: str) -> dict:
+def test_compare_takes_samplers_strides_runs_and_symmetries(own_run, capsys):
+    def compare(*arguments: str) -> dict:
         assert run(["compare", *arguments, "--n", "60", "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert Path(found["picture"]).is_file()
-        return found
+        output = json.loads(capsys.readouterr().out)
+        assert Path(output["picture"]).is_file()
+        return output
 
-    restored = told()
+    restored = compare()
     assert list(restored["metrics"]) == ["direct", "naive", "tacos"]
     assert restored["metrics"]["direct"]["evaluations"] == 1
     assert restored["metrics"]["tacos"]["evaluations"] == 5
@@ -105,23 +105,23 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
     assert run(["eval", "--n", "60", "--json"]) == 0
     evaluated = json.loads(capsys.readouterr().out)["metrics"]
     assert evaluated["sampled"]["rmse"] == pytest.approx(restored["metrics"]["tacos"]["rmse"], rel=1e-6)
-    assert list(told("--samplers", "direct, ,tacos,")["metrics"]) == ["direct", "tacos"]
-    strides = told("--strides", "1,2,5", "--samplers", "tacos,naive", "--t", "4")
+    assert list(compare("--samplers", "direct, ,tacos,")["metrics"]) == ["direct", "tacos"]
+    strides = compare("--strides", "1,2,5", "--samplers", "tacos,naive", "--t", "4")
     assert [row["evaluations"] for row in strides["metrics"].values()] == [4, 2, 1, 4, 2, 1]
     assert strides["t"] == [4]
     assert list(strides["metrics"])[:2] == ["tacos, stride 1", "tacos, stride 2"]
-    assert list(told("--strides", "5")["metrics"]) == ["tacos, stride 5"]
-    assert list(told("--strides", "1")["metrics"]) == ["tacos"]
-    assert next(iter(told("--strides", "2", "--symmetry")["metrics"])) == "perfect symmetry, stride 2"
+    assert list(compare("--strides", "5")["metrics"]) == ["tacos, stride 5"]
+    assert list(compare("--strides", "1")["metrics"]) == ["tacos"]
+    assert next(iter(compare("--strides", "2", "--symmetry")["metrics"])) == "perfect symmetry, stride 2"
     shutil.copytree(own_run, "runs/other")
-    assert list(told("own", "other", "--strides", "2")["metrics"]) == ["own, stride 2", "other, stride 2"]
-    both = told("own", "other")
+    assert list(compare("own", "other", "--strides", "2")["metrics"]) == ["own, stride 2", "other, stride 2"]
+    both = compare("own", "other")
     assert both["metrics"]["own"]["rmse"] == both["metrics"]["other"]["rmse"]
-    generated = told("own", "--symmetry")
+    generated = compare("own", "--symmetry")
     assert list(generated["metrics"]) == ["perfect symmetry", "broken symmetry", "(real images)"]
     assert run(["train", "--preset", "digits-noise", *SETTINGS, "--out", "runs/hot"]) == 0
     capsys.readouterr()
-    mixed = told("own", "hot", "--samplers", "tacos,fixed-noise", "--generate")
+    mixed = compare("own", "hot", "--samplers", "tacos,fixed-noise", "--generate")
     assert list(mixed["metrics"]) == ["own", "hot, tacos", "hot, fixed-noise", "(real images)"]
     assert run(["compare", "own", "hot", "--samplers", "tacos,nave"]) == 2
     assert "Unknown sampler 'nave'" in capsys.readouterr().err
@@ -131,27 +131,27 @@ def test_compare_holds_samplers_strides_runs_and_symmetries_against_each_other(o
     assert "FD-digits" in capsys.readouterr().out
 
 
-def test_compare_explains_the_columns_it_shows_and_no_others(own_run, capsys):
+def test_compare_explains_only_the_columns_it_shows(own_run, capsys):
     from colddiff_core.evaluation.classifier import FEATURES
 
-    def told(*arguments: str) -> str:
+    def compare(*arguments: str) -> str:
         assert run(["compare", *arguments, "--samplers", "direct"]) == 0
         return capsys.readouterr().out
 
-    restored = told("--n", "60")
+    restored = compare("--n", "60")
     assert "FD-digits, accuracy: by a small classifier, right about which class" in restored
     assert "FD-digits: to all 300 test images\n" in restored
     assert "too few" not in restored
     assert "confidence" not in restored
-    generated = told("--n", "60", "--generate")
+    generated = compare("--n", "60", "--generate")
     assert "FD-digits, confidence, classes: by a small classifier" in generated
     assert "FD-digits: to all 300 test images\n(real images): as many" in generated
     assert "accuracy" not in generated
-    few = told("--n", str(FEATURES))
+    few = compare("--n", str(FEATURES))
     assert f"warning: FD-digits: too few images for {FEATURES} features" in few
 
 
-def test_data_without_classes_are_compared_by_quarter_turns(own_run, photo, capsys):
+def test_data_without_classes_is_compared_by_quarter_turns(own_run, photo, capsys):
     (photo.parent / "photos").mkdir()
     for number in range(12):
         shade = Image.new("L", (12, 12), number * 20)
@@ -164,16 +164,16 @@ def test_data_without_classes_are_compared_by_quarter_turns(own_run, photo, caps
     assert {"fd", "kd", "nearest"} <= set(row)
     assert row["nearest"] >= 0
     assert run(["compare", "plain", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["features"]["of"] == "quarter turns"
-    assert "accuracy" not in told["metrics"]["tacos"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["features"]["of"] == "quarter turns"
+    assert "accuracy" not in output["metrics"]["tacos"]
     assert run(["compare", "plain"]) == 0
     shown = capsys.readouterr().out
     assert "accuracy" not in shown
     assert "by how many quarter turns an image is turned" in " ".join(shown.split())
 
 
-def test_one_is_not_told_as_many(own_run, capsys):
+def test_one_image_is_singular(own_run, capsys):
     for command in (
         ["eval"],
         ["compare"],
@@ -182,7 +182,7 @@ def test_one_is_not_told_as_many(own_run, capsys):
         ["generate", "--diversity"],
     ):
         assert run([*command, "--n", "1"]) == 0
-        told = capsys.readouterr().out
-        assert re.search(r"\b1 (test )?image\b", told), told
-        assert "1 images" not in told
-        assert "1 test images" not in told
+        text = capsys.readouterr().out
+        assert re.search(r"\b1 (test )?image\b", text), text
+        assert "1 images" not in text
+        assert "1 test images" not in text

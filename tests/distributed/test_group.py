@@ -1,4 +1,4 @@
-"""Several processes train the same run as one process, and exchange what they must."""
+"""Several processes train the same run as one process, and exchange values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS = 1e-4  # absolute, of weights after some steps of Adam, which divides b
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def folders(tmp_path_factory):
     """Run tests/ranks_job.py as two processes over Gloo, and the same trainings as one process."""
     alone, both = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("both")
     for folder in (alone, both):  # begun by one process
@@ -65,8 +65,8 @@ def weights(folder, name=checkpoint.MODEL):
 
 
 @pytest.mark.parametrize("case", [*ranks_job.CASES, "resumed"])
-def test_two_processes_make_the_run_that_one_makes(together, case):
-    one, two = (folder / case for folder in together)
+def test_two_processes_make_the_run_that_one_makes(folders, case):
+    one, two = (folder / case for folder in folders)
     lines = [runs.Run(path).metrics() for path in (one, two)]
     assert (
         [line["step"] for line in lines[0]]
@@ -76,51 +76,51 @@ def test_two_processes_make_the_run_that_one_makes(together, case):
     for alone, both in zip(*lines, strict=True):
         pairs = [(alone[key], both[key]) for key in ("loss", "grad_norm", "lr")]
         pairs += zip(alone["loss_by_severity"], both["loss_by_severity"], strict=True)
-        for wanted, found in pairs:
-            assert found == (wanted if wanted is None else pytest.approx(wanted, rel=TOLERANCE))
+        for expected, actual in pairs:
+            assert actual == (expected if expected is None else pytest.approx(expected, rel=TOLERANCE))
     for name in (checkpoint.MODEL, checkpoint.AVERAGE):
-        found, wanted = weights(two, name), weights(one, name)
-        for key, tensor in wanted.items():
-            torch.testing.assert_close(found[key], tensor, rtol=0, atol=WEIGHTS)
+        actual, expected = weights(two, name), weights(one, name)
+        for key, tensor in expected.items():
+            torch.testing.assert_close(actual[key], tensor, rtol=0, atol=WEIGHTS)
 
 
-def test_bit_for_bit_if_each_process_takes_one_forward_pass(together):
-    one, two = (weights(folder / "passes") for folder in together)
+def test_bit_for_bit_if_each_process_takes_one_forward_pass(folders):
+    one, two = (weights(folder / "passes") for folder in folders)
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_one_process_resumes_a_run_of_two(together, tmp_path):
-    trainer = ranks_job.build(together[1] / "asked", "digits-mask", "train.steps=500", "sample.stride=1")
+def test_one_process_resumes_a_run_of_two(folders, tmp_path):
+    trainer = ranks_job.build(folders[1] / "asked", "digits-mask", "train.steps=500", "sample.stride=1")
     assert 1 <= trainer.step < 500
     assert sum(event["event"] == "resumed" for event in trainer.run.events()) == 2  # one of them from a pause
     trainer.run.close()
 
 
-def test_a_bad_step_of_one_process_is_skipped_by_all(together):
-    run = runs.Run(together[1] / "spoiled")
+def test_a_bad_step_of_one_process_is_skipped_by_all(folders):
+    run = runs.Run(folders[1] / "spoiled")
     warned = [event["message"] for event in run.events() if event["event"] == "warning"]
     assert warned == ["step 2 skipped: the loss was nan"]
     assert [line["loss"] is None for line in run.metrics()].count(True) == 0
-    first, second = results(together[1])
+    first, second = results(folders[1])
     assert first["weights"] == second["weights"]
 
 
-def test_a_readers_requests_reach_all_processes(together):
-    events = [event["event"] for event in runs.Run(together[1] / "asked").events()]
+def test_requests_reach_all_processes(folders):
+    events = [event["event"] for event in runs.Run(folders[1] / "asked").events()]
     assert events.index("paused") < events.index("resumed") < events.index("sample") < events.index("stopped")
-    first, second = results(together[1])
+    first, second = results(folders[1])
     assert first["asked"] == second["asked"]
     assert first["asked"][1:] == [False, True]
 
 
-def test_events_name_the_number_of_processes(together):
-    started = [event for event in runs.Run(together[1] / "mask").events() if event["event"] == "started"]
+def test_events_name_the_number_of_processes(folders):
+    started = [event for event in runs.Run(folders[1] / "mask").events() if event["event"] == "started"]
     assert [event["processes"] for event in started] == [2]
-    assert "processes" not in runs.Run(together[0] / "mask").events()[0]
+    assert "processes" not in runs.Run(folders[0] / "mask").events()[0]
 
 
-def test_processes_exchange_values(together):
-    first, second = (one["words"] for one in results(together[1]))
+def test_processes_exchange_values(folders):
+    first, second = (one["words"] for one in results(folders[1]))
     assert first["highest"] == second["highest"] == [1, 0, 0]
     assert first["heard"] == second["heard"] == {"from": 0}
     assert first["bytes"] == second["bytes"] == ""
@@ -134,7 +134,7 @@ def test_processes_exchange_values(together):
     assert sorted(first["dealt"] + second["dealt"]) == list(range(5))
 
 
-def test_a_process_alone_is_the_first_of_one():
+def test_a_single_process_is_the_first_of_one():
     alone = group.current()
     assert alone.is_first
     assert alone.is_alone
@@ -146,7 +146,7 @@ def test_a_process_alone_is_the_first_of_one():
     assert alone.wrap_ddp(network, torch.device("cpu")) is network
 
 
-def test_code_without_torch_can_ask_about_the_group():
+def test_the_group_is_known_without_torch():
     assert environment.joined() is None
     pair = group.Group(environment.ProcessInfo(0, 2))
     group._switch(pair)
@@ -171,13 +171,13 @@ def test_every_number_is_in_one_share(count):
 
 @pytest.mark.parametrize("first", [0, 1, 15, 16, 31])
 @pytest.mark.parametrize("count", [1, 5, 33])
-def test_part_of_a_batch_draws_what_the_whole_draws(first, count):
+def test_part_of_a_batch_draws_the_values_of_the_whole(first, count):
     whole, part = (seeds.SlotGenerators((1, "x"), slots) for slots in (range(80), range(first, first + count)))
-    some = slice(first, first + count)
+    selected = slice(first, first + count)
     for _ in range(2):  # the second draw continues where the first ended
         for draw, shape in ((draw_normal, (3, 2)), (draw_uniform, ()), (draw_integers, 9)):
             every = draw(torch.zeros(80, 1, 4, 4), whole, shape)
-            assert torch.equal(draw(torch.zeros(count, 1, 4, 4), part, shape), every[some])
+            assert torch.equal(draw(torch.zeros(count, 1, 4, 4), part, shape), every[selected])
     assert not torch.equal(every, draw_integers(torch.zeros(80, 1, 4, 4), seeds.SlotGenerators((2, "x"), range(80)), 9))
 
 
@@ -211,7 +211,7 @@ Last error:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "what"),
+    ("error", "kind", "words"),
     [
         (RuntimeError("[/a/gloo/pair.cc:5] Connection closed by peer [1.2.3.4]:5. GLHF!"), LostError, "closed by peer"),
         (RuntimeError("[/a/gloo/buffer.cc:7] Timed out waiting 9ms for recv"), LostError, ": Timed out waiting 9ms"),
@@ -226,12 +226,12 @@ Last error:
         (RuntimeError("Given groups=1, weight of a Socket"), RuntimeError, "groups"),
     ],
 )
-def test_errors_of_lost_processes_are_told_from_errors_here(monkeypatch, error, kind, what):
+def test_lost_processes_are_distinguished_from_local_errors(monkeypatch, error, kind, words):
     monkeypatch.setattr(group, "process_info", lambda: environment.ProcessInfo(0, 2))
-    with pytest.raises(kind) as found, group.guarded():
+    with pytest.raises(kind) as caught, group.guarded():
         raise error
-    assert type(found.value) is kind
-    assert what in str(found.value)
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["training images", "torch", "precision"])

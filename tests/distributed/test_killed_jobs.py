@@ -1,4 +1,4 @@
-"""Processes of a job that are stopped, lose their agent or are killed: nothing is left behind or lost."""
+"""Jobs whose processes are stopped, lose their agent or are killed: nothing is left behind or lost."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def launched(out, *words, **more):
         log.close()
 
 
-def wait_for(is_so, patience=120):
-    until = time.monotonic() + patience
-    while not is_so():
-        assert time.monotonic() < until
+def wait_for(condition, timeout=120):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 @NEEDS_PROC
 def test_a_stop_that_cannot_be_saved_ends_all_processes_and_says_why(tmp_path):
     out = tmp_path / "run"
-    # As under nohup: it ignores a terminal that closes.
+    # As under nohup: a closing terminal is ignored.
     with launched(out, *ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as (launcher, _):
         os.kill(launcher.pid, signal.SIGHUP)
         step = runs.Run(out).metrics()[-1]["step"]
@@ -93,8 +93,8 @@ def test_a_job_restarts_after_a_kill_and_finishes(tmp_path):
     command = [sys.executable, "-m", "colddiff_cli", *words, "--nproc", "2", "--max-restarts", "1"]
     launcher = subprocess.Popen(command, env=job_environment(), stderr=subprocess.PIPE, text=True)
     try:
-        until = time.monotonic() + 120
-        while not (out.is_dir() and len(runs.Run(out).checkpoints()) >= 2) and time.monotonic() < until:
+        deadline = time.monotonic() + 120
+        while not (out.is_dir() and len(runs.Run(out).checkpoints()) >= 2) and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process_of(launcher.pid, 1), signal.SIGKILL)
         _, errors = launcher.communicate(timeout=120)

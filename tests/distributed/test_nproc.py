@@ -18,7 +18,7 @@ from colddiff_core.runs import checkpoint
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "expected"),
     [
         ("--preset digits-blur --max-restarts 1", "--max-restarts needs --nproc"),
         ("--preset digits-blur --continue", "--continue needs the folder of the run"),
@@ -31,30 +31,30 @@ from colddiff_core.runs import checkpoint
         ("--resume absent --nproc 2", "absent"),
     ],
 )
-def test_options_that_conflict_are_refused(capsys, monkeypatch, words, what):
+def test_options_that_conflict_are_refused(capsys, monkeypatch, words, expected):
     monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("it started processes"))
     assert colddiff(["train", *words.split()]) == 2
-    assert what in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "more", "what"),
+    ("words", "extra", "expected"),
     [
         ("--preset digits-blur --nproc 2", {}, "this process is part of a job"),
         ("--preset digits-blur", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must be able to continue its run"),
         ("--preset digits-blur --out x", {"TORCHELASTIC_MAX_RESTARTS": "1"}, "must be able to continue its run"),
     ],
 )
-def test_every_process_of_a_job_reports_a_refusal(capsys, monkeypatch, words, more, what):
+def test_every_process_of_a_job_reports_a_refusal(capsys, monkeypatch, words, extra, expected):
     monkeypatch.setattr(__main__, "PATIENCE_SECONDS", 0)  # time for torchrun to end the others
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"} | more
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"} | extra
     for rank in range(2):
-        for key, value in (place | {"RANK": str(rank)}).items():
+        for key, value in (variables | {"RANK": str(rank)}).items():
             monkeypatch.setenv(key, value)
         assert colddiff(["train", *words.split()]) == 2
-        told = capsys.readouterr().err
-        assert what in told
-        assert told.startswith("colddiff: " if rank == 0 else "colddiff (process 1 of 2): ")
+        message = capsys.readouterr().err
+        assert expected in message
+        assert message.startswith("colddiff: " if rank == 0 else "colddiff (process 1 of 2): ")
 
 
 def test_reports_of_launched_processes_are_not_repeated(monkeypatch, capsys):

@@ -29,16 +29,16 @@ MANY = 40
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, and images of which one is broken."""
-    place = tmp_path_factory.mktemp("together")
-    finish(make_trainer(place / "own"))
-    (place / "in").mkdir()
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run and some images, one of them broken."""
+    workspace = tmp_path_factory.mktemp("together")
+    finish(make_trainer(workspace / "own"))
+    (workspace / "in").mkdir()
     shades = np.random.default_rng(0).integers(0, 256, (7, 14, 12, 3), dtype=np.uint8)
     for number, pixels in enumerate(shades):
-        Image.fromarray(pixels).save(place / "in" / f"{number}.png")
-    (place / "in" / "3.png").write_bytes(b"broken")
-    return place
+        Image.fromarray(pixels).save(workspace / "in" / f"{number}.png")
+    (workspace / "in" / "3.png").write_bytes(b"broken")
+    return workspace
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -57,17 +57,17 @@ SERIES = {
 
 
 @pytest.mark.parametrize("name", SERIES)
-def test_several_processes_write_and_say_what_one_does(name, place):
-    command, out = [*SERIES[name], "--out-dir", "out", "--json"], place / "out"
+def test_several_processes_write_and_print_the_same_as_one(name, workspace):
+    command, out = [*SERIES[name], "--out-dir", "out", "--json"], workspace / "out"
 
     def call(count: int, *more: str) -> tuple[object, str, dict[str, bytes]]:
-        told, warned = launches.finish([*command, *more], place, count)
-        beside = {found.name: found.read_bytes() for found in place.glob("whole*")}
-        return json.loads(told), warned, contents(out) | beside
+        summary, warnings = launches.finish([*command, *more], workspace, count)
+        beside = {path.name: path.read_bytes() for path in workspace.glob("whole*")}
+        return json.loads(summary), warnings, contents(out) | beside
 
     def clear() -> None:
-        for made in (out, *place.glob("whole*")):
-            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+        for files in (out, *workspace.glob("whole*")):
+            shutil.rmtree(files) if files.is_dir() else files.unlink(missing_ok=True)
 
     clear()
     alone = call(1)
@@ -79,94 +79,94 @@ def test_several_processes_write_and_say_what_one_does(name, place):
     for picture in pictures_in(out):
         if int(picture.partition("-")[0].removesuffix(".png")) % 3:
             (out / picture).unlink()
-    told, _, made = call(3, "--resume")
-    assert made == alone[2]
-    assert told["kept"] > 0
+    summary, _, files = call(3, "--resume")
+    assert files == alone[2]
+    assert summary["kept"] > 0
     if "--degraded" not in command:
-        assert told["files"] == alone[0]["files"]
+        assert summary["files"] == alone[0]["files"]
 
 
-def test_others_resume_what_a_kill_left(place):
+def test_other_processes_resume_after_a_kill(workspace):
     command = ["generate", "own", "--n", "200", "--seed", "2", "--out", "grid.png"]
-    launches.finish([*command, "--out-dir", "whole"], place)
-    (place / "grid.png").unlink()
-    job = launches.start([*command, "--out-dir", "parts"], place, 3)
-    while not (place / "parts").is_dir() or len(pictures_in(place / "parts")) < 20:
+    launches.finish([*command, "--out-dir", "whole"], workspace)
+    (workspace / "grid.png").unlink()
+    job = launches.start([*command, "--out-dir", "parts"], workspace, 3)
+    while not (workspace / "parts").is_dir() or len(pictures_in(workspace / "parts")) < 20:
         time.sleep(0.005)
     job.processes[1].kill()
     assert job.wait()[1] == -9
-    assert 20 <= len(pictures_in(place / "parts")) < 200
-    out, _ = launches.finish([*command, "--out-dir", "parts", "--resume", "--json"], place, 2)
+    assert 20 <= len(pictures_in(workspace / "parts")) < 200
+    out, _ = launches.finish([*command, "--out-dir", "parts", "--resume", "--json"], workspace, 2)
     assert json.loads(out)["kept"] >= 20
-    assert contents(place / "parts") == contents(place / "whole")
+    assert contents(workspace / "parts") == contents(workspace / "whole")
 
 
-def test_ctrl_c_says_once_how_to_resume_and_reaches_a_waiting_process(place):
-    (place / "uneven").mkdir()
+def test_ctrl_c_reaches_a_waiting_process_and_prints_once_how_to_resume(workspace):
+    (workspace / "uneven").mkdir()
     for number, side in enumerate((8, 2500)):
-        Image.effect_noise((side, side), 40).save(place / "uneven" / f"{number}.png", compress_level=1)
-    job = launches.start(["degrade", "uneven", "--op", "noise", "--out-dir", "long"], place, 2)
-    while not (place / "long").is_dir() or not pictures_in(place / "long"):
+        Image.effect_noise((side, side), 40).save(workspace / "uneven" / f"{number}.png", compress_level=1)
+    job = launches.start(["degrade", "uneven", "--op", "noise", "--out-dir", "long"], workspace, 2)
+    while not (workspace / "long").is_dir() or not pictures_in(workspace / "long"):
         time.sleep(0.005)
     time.sleep(0.2)  # until the first process has finished its share
     job.interrupt()
     assert job.wait() == [130, 130]
-    what, how = job.output("err").splitlines()
-    assert what == "colddiff: Interrupted: 1 of 2 images is in long."
-    assert "--resume" in how
+    problem, remedy = job.output("err").splitlines()
+    assert problem == "colddiff: Interrupted: 1 of 2 images is in long."
+    assert "--resume" in remedy
 
 
-def test_a_named_picture_that_is_broken_ends_all(place):
+def test_a_broken_named_picture_ends_all_processes(workspace):
     for command in (
         ["degrade", "--op", "noise", "in/0.png", "in/3.png", "in/1.png"],
         ["sample", "own", "--degraded", "--t", "3", "in/0.png", "in/3.png", "in/1.png"],
     ):
-        job = launches.start([*command, "--out-dir", "named"], place, 2)
+        job = launches.start([*command, "--out-dir", "named"], workspace, 2)
         assert 2 in job.wait()
-        what, how = job.output("err").splitlines()
-        assert "in/3.png is not an image that can be read" in what
-        assert how.startswith("  ")
+        problem, remedy = job.output("err").splitlines()
+        assert "in/3.png is not an image that can be read" in problem
+        assert remedy.startswith("  ")
 
 
-def test_a_refusal_is_reported_once_and_writes_nothing(place):
-    (place / "taken").mkdir()
-    (place / "taken" / "000001.png").write_bytes(b"mine")
+def test_a_refusal_is_reported_once_and_writes_nothing(workspace):
+    (workspace / "taken").mkdir()
+    (workspace / "taken" / "000001.png").write_bytes(b"mine")
     for command, words in (
         (["generate", "own", "--out-dir", "taken"], "exists already"),
         (["generate", "own", "--out-dir", "fresh", "--noise", "7"], "out of range"),
         (["generate", "own", "--out-dir", "fresh", "--resume"], "nothing to resume"),
         (["sample", "own", "in/3.png", "--t", "9", "--out-dir", "fresh"], "out of range"),
     ):
-        job = launches.start(command, place, 2)
+        job = launches.start(command, workspace, 2)
         assert 2 in job.wait()
         assert len(job.output("err").splitlines()) == 2, job.output("err")
         assert words in job.output("err")
-    assert left_behind(place / "taken") == ["000001.png"]
-    assert not (place / "fresh").exists()
+    assert left_behind(workspace / "taken") == ["000001.png"]
+    assert not (workspace / "fresh").exists()
 
 
-def test_nproc_starts_the_same_command_line_as_processes(place):
+def test_nproc_starts_the_same_command_line_as_processes(workspace):
     words = ["generate", "own", "--n", "33", "--json", "--out-dir", "launched"]
     command = [sys.executable, "-P", "-m", "colddiff_cli", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    grids = place / "own" / "generated"
+    grids = workspace / "own" / "generated"
     shutil.rmtree(grids, ignore_errors=True)
-    out, _ = launches.finish(words, place)
-    whole, grid = contents(place / "launched"), contents(grids)
-    shutil.rmtree(place / "launched")
+    out, _ = launches.finish(words, workspace)
+    whole, grid = contents(workspace / "launched"), contents(grids)
+    shutil.rmtree(workspace / "launched")
     shutil.rmtree(grids)
-    (place / "typer.py").write_text("raise RuntimeError('a file of the user')")
-    done = subprocess.run(
-        [*command, "--nproc", "2"], cwd=place, env=environment, capture_output=True, text=True, check=False
+    (workspace / "typer.py").write_text("raise RuntimeError('a file of the user')")
+    finished = subprocess.run(
+        [*command, "--nproc", "2"], cwd=workspace, env=environment, capture_output=True, text=True, check=False
     )
-    (place / "typer.py").unlink()
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(out)
-    assert contents(place / "launched") == whole
+    (workspace / "typer.py").unlink()
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout) == json.loads(out)
+    assert contents(workspace / "launched") == whole
     assert contents(grids) == grid
 
 
-def test_the_command_line_of_the_processes_is_that_of_the_call():
+def test_processes_get_the_command_line_without_nproc():
     words = ["generate", "--nproc", "2", "own", "--debug", "--nproc=4", "--n", "3", "--", "--nproc"]
     assert launch.remove_options(words, launch.OPTION) == ["generate", "own", "--debug", "--n", "3", "--", "--nproc"]
 
@@ -209,15 +209,15 @@ def test_a_restarted_job_keeps_its_images(in_folder, as_process):
         targets = [in_folder / "a.png", in_folder / "b.png"]
         return series.Series(targets, "paint", {"t": 3}, resume=False, force=False)
 
-    with opened() as own:
-        images.write(Image.new("L", (2, 2)), own.place(0))
+    with opened() as pictures:
+        images.write(Image.new("L", (2, 2)), pictures.place(0))
     with pytest.raises(UsageError, match="exists already"):
         opened()
     as_process(0, TORCHELASTIC_RESTART_COUNT="1")
-    with opened() as own:
-        assert own.kept == {0}
+    with opened() as pictures:
+        assert pictures.kept == {0}
     (in_folder / "a.png").unlink()
     for mark in in_folder.glob(".colddiff-*"):
         mark.unlink()
-    with opened() as own:
-        assert own.kept == frozenset()
+    with opened() as pictures:
+        assert pictures.kept == frozenset()

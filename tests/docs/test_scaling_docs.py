@@ -31,15 +31,15 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Return the words of every `colddiff` command line on the page, variables unexpanded."""
-    found = []
+    command_lines = []
     for text in (*blocks("sh"), *blocks("bash")):
         for line in text.replace("\\\n", " ").splitlines():
             if match := re.search(r"(?:colddiff|-m colddiff_cli) (train .*?)(?:&|#|$)", line):
-                found.append(shlex.split(match[1]))
-    return found
+                command_lines.append(shlex.split(match[1]))
+    return command_lines
 
 
-def accepted(words: list[str], folder: Path) -> None:
+def check_accepted(words: list[str], folder: Path) -> None:
     """Run a command line with --dry-run."""
     names = {"$DATA": "data", "DIR": "data", "/data": "data", "$RUN": "run", "/runs/faces": "run", "runs/faces": "run"}
     (folder / "data").mkdir(exist_ok=True)
@@ -50,15 +50,15 @@ def accepted(words: list[str], folder: Path) -> None:
 def test_every_command_line_is_valid(tmp_path, capsys):
     assert len(commands()) == 3
     for words in commands():
-        accepted(words, tmp_path)
+        check_accepted(words, tmp_path)
         assert "celeba-blur" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_the_script_is_valid_bash():
     (script,) = blocks("bash")
-    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    finished = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_the_manifest_is_valid_yaml(tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_the_manifest_is_valid_yaml(tmp_path, capsys):
     words = [*container["command"], *container["args"]]
     assert all(isinstance(word, str) for word in words)
     assert words[:3] == ["torchrun", "-m", "colddiff_cli"]
-    accepted(words[3:], tmp_path)
+    check_accepted(words[3:], tmp_path)
     assert "celeba-blur" in capsys.readouterr().out
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
@@ -144,9 +144,9 @@ def test_the_work_matches_the_performance_page():
 def test_a_run_does_not_differ_from_itself(tiny_run):
     import ranks
 
-    found = ranks.difference(tiny_run, tiny_run)
-    assert found["bit for bit"]
-    assert found["loss"] == found["grad_norm"] == found["weights, largest"] == 0
+    differences = ranks.difference(tiny_run, tiny_run)
+    assert differences["bit for bit"]
+    assert differences["loss"] == differences["grad_norm"] == differences["weights, largest"] == 0
     assert ranks.rate(tiny_run) > 0
 
 

@@ -47,7 +47,7 @@ def test_every_table_uses_presets_with_the_papers_values():
 
 
 def test_the_presets_have_the_papers_values(shared):
-    """Everything a row takes from a preset is in one line of the paper, which starts with the data set's name."""
+    """All values of a row are in one line of the paper, the one that starts with the data set's name."""
     text = "".join(path.read_text() for path in (shared / "paper").glob("00[13]*")).replace("0.94 8", "0.948")
     lines = [(line, {float(word) for word in re.findall(r"\d+\.\d+", line)}) for line in text.splitlines()]
     for name in tables.names():
@@ -57,13 +57,17 @@ def test_the_presets_have_the_papers_values(shared):
             figures = {
                 (kind, key): value for kind in part.kinds for key, value in tables.published(config, kind).items()
             }
-            wanted = {value for (_, key), value in figures.items() if key in table.metrics}
-            assert any(line.startswith(part.title) and wanted <= found for line, found in lines), (name, part, wanted)
+            expected = {value for (_, key), value in figures.items() if key in table.metrics}
+            assert any(line.startswith(part.title) and expected <= numbers for line, numbers in lines), (
+                name,
+                part,
+                expected,
+            )
 
 
 def test_a_plan_measures_every_kind_once():
-    wanted = tables.plan([tables.find("table1"), tables.find("table6")], "small", ["mnist"])
-    assert wanted == {"mnist-blur-small": ["degraded", "direct", "sampled", "naive"]}
+    kinds = tables.plan([tables.find("table1"), tables.find("table6")], "small", ["mnist"])
+    assert kinds == {"mnist-blur-small": ["degraded", "direct", "sampled", "naive"]}
     assert list(tables.plan([tables.find("table4")], "paper")) == [
         "celeba-noise",
         "celeba-blur-generate",
@@ -157,10 +161,10 @@ def test_a_table_is_trained_measured_written_and_resumed(command, capsys):
     assert json.loads(capsys.readouterr().out)["tables"] == output["tables"]
     assert {path: path.stat().st_mtime_ns for path in trained.path.rglob("*.json*")} == before
     shutil.rmtree(trained.newest_checkpoint())
-    kept = {path.stem: path for path in trained.path.glob("reproduced/*/*.json")}
-    kept["direct"].write_text("{")
-    kept["naive"].write_text(kept["naive"].read_text().replace('"rmse": 0', '"rmse": "0'))
-    kept["degraded"].with_suffix(".png").write_bytes(kept["direct"].with_suffix(".png").read_bytes()[:99])
+    results = {path.stem: path for path in trained.path.glob("reproduced/*/*.json")}
+    results["direct"].write_text("{")
+    results["naive"].write_text(results["naive"].read_text().replace('"rmse": 0', '"rmse": "0'))
+    results["degraded"].with_suffix(".png").write_bytes(results["direct"].with_suffix(".png").read_bytes()[:99])
     assert run(command("table1", "table6", "--json")) == 0
     again = json.loads(capsys.readouterr().out)["tables"]
     assert [event["event"] for event in trained.events()].count("resumed") == 1
@@ -186,12 +190,12 @@ def test_rows_without_a_finished_run_can_be_left_out(command, capsys):
 def test_finished_runs_find_their_images_and_few_images_suffice(command, capsys):
     assert run(command("table3")) == 0
     capsys.readouterr()
-    given = ["--datasets", "cifar10", *CHANGES, "--no-train", "--json"]
+    options = ["--datasets", "cifar10", *CHANGES, "--no-train", "--json"]
     for n in (1, 5):
-        assert run(["reproduce", "table3", *given, "--n", str(n), "--features", "none"]) == 0
+        assert run(["reproduce", "table3", *options, "--n", str(n), "--features", "none"]) == 0
         output = json.loads(capsys.readouterr().out)
         assert output["tables"][0]["rows"][0]["n"] == n
-    other = [*given, "--n", "5", "--features", "none", "--seed", "3", "--runs", "runs"]
+    other = [*options, "--n", "5", "--features", "none", "--seed", "3", "--runs", "runs"]
     assert run(["reproduce", "table3", *other]) == 2, "the run has another seed"
 
 
@@ -199,12 +203,12 @@ def test_reproduce_and_eval_agree_on_every_metric(command, pictures, capsys):
     assert run(command("table2", "--json", "--set", "train.seed=5")) == 0
     output = json.loads(capsys.readouterr().out)
     assert run(["eval", "--n", "10", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert output["runs"][0]["seed"] == found["seed"] == 5
+    evaluated = json.loads(capsys.readouterr().out)
+    assert output["runs"][0]["seed"] == evaluated["seed"] == 5
     for row in output["tables"][0]["rows"]:
         for metric in ("rmse", "ssim", "psnr", "fd"):
-            assert row["metrics"][metric] == found["metrics"][row["kind"]][metric]
-            assert row["intervals"][metric] == found["intervals"][row["kind"]][metric]
+            assert row["metrics"][metric] == evaluated["metrics"][row["kind"]][metric]
+            assert row["intervals"][metric] == evaluated["intervals"][row["kind"]][metric]
 
 
 def test_other_settings_than_the_papers_get_no_verdict(command, capsys):
@@ -296,15 +300,15 @@ def test_a_changed_rate_is_reported_and_a_read_only_run_is_measured(command, cap
 
     assert run(command("table3")) == 0
     path = Path("runs/cifar10-pixelate-small")
-    found = runs.Run(path)
-    found.config_file.write_text(found.config_file.read_text().replace("lr = 0.001", "lr = 0.0005"))
+    reader = runs.Run(path)
+    reader.config_file.write_text(reader.config_file.read_text().replace("lr = 0.001", "lr = 0.0005"))
     shutil.rmtree(path / "reproduced")
     flush = files.flush
 
-    def refuse(place: Path) -> None:
-        if "reproduced" in place.parts[2:]:
-            raise PermissionError(13, "Permission denied", str(place))
-        flush(place)
+    def refuse(target: Path) -> None:
+        if "reproduced" in target.parts[2:]:
+            raise PermissionError(13, "Permission denied", str(target))
+        flush(target)
 
     monkeypatch.setattr(files, "flush", refuse)
     capsys.readouterr()
@@ -312,7 +316,7 @@ def test_a_changed_rate_is_reported_and_a_read_only_run_is_measured(command, cap
     output = json.loads(capsys.readouterr().out)
     assert output["runs"][0]["changed"][-1] == "train.lr=0.0005"
     assert output["tables"][0]["rows"][2]["metrics"]["rmse"] > 0
-    found.config_file.write_text(found.config_file.read_text().replace("lr = 0.0005", "lr = 0.9"))
+    reader.config_file.write_text(reader.config_file.read_text().replace("lr = 0.0005", "lr = 0.9"))
     assert run(command("table3")) == 2
     assert "train.lr = 0.9, not 0.001" in capsys.readouterr().err
 
@@ -338,6 +342,6 @@ def test_fid_with_the_users_weights_records_their_hash(command, pictures, tmp_pa
     assert f"`{digest[:8]}`" in Path(output["page"]).read_text()
     weights = ["--features", "inception", "--weights", str(path)]
     assert run(["eval", "--data-dir", str(pictures), *weights, "--n", "9"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "FID: too few images for 2,048 features" in said
-    assert "FID" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert "FID: too few images for 2,048 features" in text
+    assert "FID" in text

@@ -1,4 +1,4 @@
-"""A run made by version 0.1 opens, samples, evaluates and resumes as it did there."""
+"""A run made by version 0.1 opens, samples, evaluates and resumes with the same numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def old_run(in_folder: Path) -> Path:
     return shutil.copytree(GOLDEN, in_folder / "old")
 
 
-def test_its_figures_are_the_same(old_run, capsys):
+def test_metrics_are_the_same(old_run, capsys):
     assert run(["eval", str(old_run), "--n", "32", "--features", "none", "--json", "--device", "cpu"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     for kind, figures in METRICS.items():
@@ -37,14 +37,14 @@ def test_its_figures_are_the_same(old_run, capsys):
             assert metrics[kind][name] == pytest.approx(value, abs=2e-4), f"{kind} {name}"
 
 
-def test_it_can_be_sampled_from(old_run):
+def test_sampling_works(old_run):
     assert run(["sample", str(old_run), "--n", "4", "--out-dir", "restored", "--device", "cpu"]) == 0
     assert len(list(Path("restored").glob("*.png"))) == 4
     assert run(["generate", str(old_run), "--n", "2", "--out", "grid.png", "--device", "cpu"]) == 0
     assert Image.open("grid.png").size[0] > 0
 
 
-def test_it_resumes_with_the_losses_of_its_own_version(old_run):
+def test_resuming_gives_the_same_losses(old_run):
     assert run(["train", "--resume", str(old_run), "--set", "train.steps=50", "--device", "cpu"]) == 0
     lines = {line["step"]: line["loss"] for line in runs.Run(old_run).metrics()}
     assert lines[10] > lines[50]
