@@ -84,7 +84,7 @@ def test_older_weights_are_used_with_a_warning(command, own_run, capsys):
     assert f"{newest.name} is damaged; using the weights of step 3" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_read_only_run_can_generate(own_run, capsys):
+def test_generate_works_when_priors_cannot_be_written(own_run, capsys):
     (own_run / "priors").write_text("in the way of the folder")
     assert run(["generate", "--n", "2", "--out", "grid.png"]) == 0
     assert Path("grid.png").is_file()

@@ -66,8 +66,8 @@ def test_several_processes_write_and_print_the_same_as_one(name, workspace):
         return json.loads(summary), warnings, contents(out) | beside
 
     def clear() -> None:
-        for files in (out, *workspace.glob("whole*")):
-            shutil.rmtree(files) if files.is_dir() else files.unlink(missing_ok=True)
+        for path in (out, *workspace.glob("whole*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     clear()
     alone = call(1)

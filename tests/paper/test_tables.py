@@ -57,11 +57,11 @@ def test_the_presets_have_the_papers_values(shared):
             figures = {
                 (kind, key): value for kind in part.kinds for key, value in tables.published(config, kind).items()
             }
-            expected = {value for (_, key), value in figures.items() if key in table.metrics}
-            assert any(line.startswith(part.title) and expected <= numbers for line, numbers in lines), (
+            values = {value for (_, key), value in figures.items() if key in table.metrics}
+            assert any(line.startswith(part.title) and values <= numbers for line, numbers in lines), (
                 name,
                 part,
-                expected,
+                values,
             )
 
 
