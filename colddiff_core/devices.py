@@ -92,7 +92,7 @@ def describe(device: torch.device) -> str:
 def _limit_threads() -> None:
     """Limit torch to as many threads as a container has processors.
 
-    Threads that share a processor wait for each other at every operation, which is ten times slower, not
+    Threads that share a processor wait for each other at every operation: that is ten times slower, not just
     twice. OMP_NUM_THREADS takes precedence.
     """
     if "OMP_NUM_THREADS" in os.environ:

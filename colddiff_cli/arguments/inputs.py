@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colddiff_core.errors import UsageError
 
-Files = Sequence[tuple[Path, bool]]  # each with whether it was named itself, not found in a folder or by a glob
+Files = Sequence[tuple[Path, bool]]  # (file, whether the user named it, rather than a folder or a glob)
 
 
 def agreed(find: Callable[[], Files]) -> list[tuple[Path, bool]]:
@@ -33,7 +33,7 @@ def listed(names: list[str]) -> list[tuple[Path, bool]]:
     files: list[tuple[Path, bool]] = []
     for name in names:
         if not name:
-            raise UsageError("An image's name is empty.", "Is a shell variable unset?")
+            raise UsageError("An image name is empty.", "Is a shell variable unset?")
         path = Path(name)
         if path.is_dir():
             inside = list_images(path)
@@ -51,7 +51,7 @@ def listed(names: list[str]) -> list[tuple[Path, bool]]:
 
 
 def names_images(name: str) -> bool:
-    """Say whether a name is that of a file, or of images: by suffix, by glob, or a folder of them that is not a run."""
+    """Return whether a name refers to images: an image suffix, a file, a glob that matches, or a folder, but no run."""
     from colddiff_core.images import SUFFIXES
 
     path = Path(name)

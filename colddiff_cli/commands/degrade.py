@@ -168,8 +168,10 @@ def _check_single(count: int, *, is_resumed: bool) -> None:
 
 
 def _check_frames(strip: int, severity: int, *, animate: bool) -> None:
-    if strip == 1 or (animate and severity == 0):
-        raise UsageError("A film or a filmstrip needs more than one frame.", "Use two severities or more.")
+    if strip == 1:
+        raise UsageError("A filmstrip needs at least two frames.", "Use --strip 2 or more.")
+    if (strip or animate) and severity == 0:
+        raise UsageError("From t = 0 to 0 there is only one frame.", "Use --t 1 or more.")
     if strip and animate:
         raise UsageError("--strip and --animate are two different outputs.", "Use one of them.")
 

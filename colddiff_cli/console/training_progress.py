@@ -1,4 +1,4 @@
-"""Show a training on the terminal, as a progress bar or lines, and handle Ctrl-C."""
+"""Show training progress in the terminal, as a bar or as lines, and handle Ctrl-C."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # The agent would kill this process before it reports its error.
+        # torchrun's agent signals the others when one fails; ignore that, so that the error is still reported.
         if not environment.process_info().is_alone:
             previous = dict.fromkeys(previous, signal.SIG_IGN)
         raise
@@ -102,9 +102,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
             progress.update(task, completed=tick.step)
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
-                screen.say(
-                    f"Paused at step {tick.step} as requested. Continue with: colddiff monitor {trainer.run.path}"
-                )
+                screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {trainer.run.path}")
             if tick.metrics is None:
                 continue
             note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"

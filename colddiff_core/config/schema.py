@@ -47,7 +47,12 @@ class DegradationConfig:
     dither: float = setting(
         0.0, "width of white noise added to the network's input; pixels span 2", minimum=0, maximum=1000
     )
-    jitter: float = setting(0.0, "largest share by which kernels vary in width during training", minimum=0, maximum=0.9)
+    jitter: float = setting(
+        0.0,
+        "largest relative change of the kernel width in training: 0.1 is up to 10 % either way",
+        minimum=0,
+        maximum=0.9,
+    )
     jpeg: int = setting(
         0,
         "compress the network's input as JPEG, quality from this to 100; 0 for off",
@@ -61,15 +66,23 @@ class DegradationConfig:
 class ModelConfig:
     """The restorer R."""
 
-    inputs: Literal["plain", "inverse"] = setting("plain", "the network's input: x_t, or x_t and its linear inverse")
-    floor: float = setting(1e-5, "noise of x_t over the spread of the picture, for the inverse", above=0, maximum=1000)
-    consistent: bool = setting(False, "take what x_t determines exactly from x_t, and the rest from the network")
+    inputs: Literal["plain", "inverse"] = setting(
+        "plain", "the network's input: x_t alone, or x_t and a linear estimate of x0"
+    )
+    floor: float = setting(
+        1e-5, "noise in x_t relative to the spread of the image, assumed by the linear inverse", above=0, maximum=1000
+    )
+    consistent: bool = setting(False, "keep whatever x_t determines exactly; use the network only for the rest")
     block: Literal["convnext", "resnet", "local"] = setting(
         "convnext", "the paper's block, a faster one, or one without global statistics, for photographs"
     )
     width: int = setting(64, "channels at the finest level", minimum=4, maximum=4096)
     multipliers: tuple[int, ...] = setting(
-        (1, 2, 4, 8), "channels of each level over width", minimum=1, maximum=64, longest=MOST_SIDE_PIXELS.bit_length()
+        (1, 2, 4, 8),
+        "channels at each level, as multiples of width",
+        minimum=1,
+        maximum=64,
+        longest=MOST_SIDE_PIXELS.bit_length(),
     )
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
     classes: int = setting(0, "number of classes the network is conditioned on; 0 for none", minimum=0, maximum=100_000)
@@ -83,7 +96,7 @@ class TrainConfig:
     batch_size: int = setting(32, "images per forward pass", minimum=1, maximum=1_000_000)
     accumulate: int = setting(2, "forward passes per optimizer step", minimum=1, maximum=1_000_000)
     loss: Literal["l1", "l2"] = setting(
-        "l1", "absolute error, as in the paper, or squared: x0_hat is a median or a mean"
+        "l1", "l1: absolute error, as in the paper (predicts the median); l2: squared error (predicts the mean)"
     )
     lr: float = setting(2e-5, "learning rate", above=0)
     warmup: int = setting(0, "steps over which the rate rises linearly from 0", minimum=0)
@@ -117,8 +130,8 @@ class SampleConfig:
     )
 
 
-# What a run may change when it resumes: how long and how often, the rate, whether it compiles, where the images are.
-# Anything else would make it another run.
+# Settings that may change on resume: length, intervals, checkpoints kept, learning rate, compilation, data location.
+# Any other change would make it another run.
 CHANGEABLE = frozenset(
     f"train.{key}" for key in ("steps", "lr", "compile", "log_every", "sample_every", "checkpoint_every", "keep")
 ) | {"data.directory", "data.second_directory", "data.download"}
@@ -152,7 +165,7 @@ class Config:
     train: TrainConfig
     sample: SampleConfig
     paper: Mapping[str, Any]
-    may_download: bool = dataclasses.field(default=True, compare=False)  # trust in the file; never written to one
+    may_download: bool = dataclasses.field(default=True, compare=False)  # is the file trusted? never saved
 
     def without_downloads(self) -> Config:
         """Return the configuration without permission to download files or run commands."""

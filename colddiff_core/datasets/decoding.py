@@ -266,10 +266,11 @@ def _corners(picture: np.ndarray, entry: Entry, request: DatasetRequest) -> list
 
 
 def _no_images(count: int, source: Path, request: DatasetRequest) -> UsageError:
-    what = f"None of {counted(count, 'image')} in {source} can be read"
+    what = f"No readable image in {source}"
+    tried = f"({counted(count, 'image')} tried)."
     if not request.crop:
-        return UsageError(f"{what}.", "Check the files.")
-    what = f"{what} and has {request.size} x {request.size} pixels."
+        return UsageError(f"{what} {tried}", "Check the files.")
+    what = f"{what} has at least {request.size} x {request.size} pixels {tried}"
     return UsageError(what, "Check the files, or set a smaller data.size or data.margin.")
 
 

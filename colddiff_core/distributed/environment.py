@@ -1,6 +1,6 @@
 """Which process of a job this is, from torchrun's variables; free of torch.
 
-The group of processes registers itself here once it has met, so that code without torch can ask about it.
+The process group registers itself here once its processes have connected, so that code without torch can query it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _group: JoinedGroup | None = None
 
 
 def register(group: JoinedGroup) -> None:
-    """Remember the group that this process belongs to now; a group of one is none."""
+    """Remember this process's group, or none if it is the only process."""
     global _group  # noqa: PLW0603 - a process has one group, as in torch
     _group = None if group.is_alone else group
 
@@ -75,12 +75,15 @@ def joined() -> JoinedGroup | None:
 
 
 def has_met() -> bool:
-    """Return whether this process has met the others of its job."""
+    """Return whether this process has connected to the others of its job."""
     return _group is not None
 
 
 def is_news(message: str) -> bool:
-    """Return whether this process should report a message: no other process has, or it is the first and none met."""
+    """Return whether this process should report a message.
+
+    It should if no other process has, or, before the processes have connected, if it is rank 0.
+    """
     process = process_info()
     if process.is_alone or _group is None:
         return process.is_first

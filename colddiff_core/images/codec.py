@@ -24,7 +24,7 @@ from colddiff_core.images.pixels import resize_and_crop, to_floats
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 ANIMATED = frozenset({".gif", ".webp", ".png"})
-# Pillow goes by a file's content, and some of the formats it knows are programs (PostScript).
+# Pillow detects the format from the content, whatever the suffix. Others, such as PostScript, are programs.
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
 if importlib.util.find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
     FORMATS += ("AVIF",)
@@ -137,7 +137,7 @@ def _open(source: Path | io.BytesIO) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture = Image.open(source, formats=FORMATS)
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        # Pillow maps the pixels of a file with a name, and garbles them where the image is rotated.
+        # Pillow memory-maps a TIFF that has a file name, and garbles its pixels if the image is rotated.
         picture.filename = ""
     return picture
 

@@ -14,7 +14,6 @@ from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.runs import FollowerRun, RunWriter, checkpoint
-from colddiff_core.text import counted
 from colddiff_core.training import divergence, sample_sheet
 from colddiff_core.training.log_meter import TrainingLog, elapsed_seconds
 from colddiff_core.training.recovery import TrainingCheckpoints
@@ -39,7 +38,7 @@ class Tick:
 
 
 class _AbandonedError(ColddiffError):
-    """A sheet was abandoned because training is to stop."""
+    """A sheet was abandoned because training is stopping."""
 
 
 class Trainer:
@@ -80,8 +79,8 @@ class Trainer:
     def resume(self, *, may_change: bool = False) -> None:
         """Go back to the run's newest complete checkpoint and drop what was logged after it.
 
-        A run without a checkpoint begins again: its weights follow from the seed. Damaged checkpoints are set aside
-        with a warning.
+        A run without a checkpoint starts over from step 0, with the weights that its seed gives. Damaged checkpoints
+        are set aside with a warning.
 
         Raises:
             UsageError: All checkpoints are damaged, or settings, images or operator changed without `may_change`.
@@ -132,7 +131,7 @@ class Trainer:
             is_last = self.step == settings.steps
             is_saved = is_last or self.step % settings.checkpoint_every == 0
             is_logged = self._is_logged(self.step)
-            # On a GPU this would wait for the step. A skipped step does no harm, so there it is enough to check later.
+            # On a GPU this check waits for the step. A skipped step does no harm, so a GPU only pays for it when due.
             if is_saved or is_logged or self.experiment.device.type == "cpu":
                 self._check_ranks()
                 why = self._trouble(is_saved)
@@ -174,7 +173,7 @@ class Trainer:
         for step in skipped:
             self._note(f"step {step.step} skipped: {step.why}")
         if are_too_many:
-            return f"{divergence.IN_A_ROW} steps in a row could not be taken, {skipped[-1].why}"
+            return f"{divergence.IN_A_ROW} steps in a row were skipped, the last because {skipped[-1].why}"
         if not is_saved:
             return ""
         (is_unsound,) = self.ranks.all_max(not self.parts.is_finite())
@@ -202,7 +201,8 @@ class Trainer:
         self.step = self.checkpoints.saved_step
         meter.keep(0)
         self.run.forget_after(self.step)
-        self._warn(f"step {step}: {why}; back to step {self.step}, the rate times {factor:g}")
+        rate = f"the learning rate is now {factor:g} times the configured one"
+        self._warn(f"step {step}: {why}; went back to step {self.step}; {rate}")
 
     def _log(self, meter: TrainingLog) -> dict[str, Any] | None:
         """Log a line and return it; None on other ranks, and if no step since the last line had a finite loss."""
@@ -220,12 +220,12 @@ class Trainer:
     def _report_skipped_images(self) -> None:
         """Log how many images could not be read during training, if there are more of them now.
 
-        Sooner or later every rank meets the same ones, so the highest count is the one to report.
+        Every rank eventually meets the same unreadable images, so report the highest count, not the sum.
         """
         (count,) = self.ranks.all_max(self.train_set.skipped - self._skipped_before)
         if count > self._skipped_reported:
             self._skipped_reported = count
-            self._note(f"{counted(count, 'training image')} could not be read so far; others stand in for them")
+            self._note(f"unreadable training images so far: {count}; other images are used instead")
 
     def _save_due(self, is_last: bool) -> None:
         """Save; if the disk refuses, warn and continue, unless this is the last step.
@@ -246,7 +246,7 @@ class Trainer:
             self._warn(f"no checkpoint of step {self.step}: {error.what}")
 
     def _sample_due(self) -> None:
-        """Write a sheet; if the disk refuses, or training is to stop meanwhile, continue without it."""
+        """Write a sheet; if the disk refuses, or training is stopped meanwhile, continue without it."""
         if not self.ranks.is_first:
             return
         try:
@@ -330,4 +330,4 @@ class Trainer:
             self._heartbeat = time.monotonic()
             self._agree(is_busy=True)
         if self.is_stopping:
-            raise _AbandonedError("The training is to end.")
+            raise _AbandonedError("Training is stopping.")

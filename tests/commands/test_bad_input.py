@@ -157,6 +157,7 @@ BAD = [
     (["degrade", "photo.png", "--op", "animorph"], "--second"),
     (["degrade", "photo.png", "--op", "animorph", "--second", "empty"], "No images"),
     (["degrade", "photo.png", "--op", "blur", "--animate", "--t", "0"], "one frame"),
+    (["degrade", "photo.png", "--op", "blur", "--strip", "5", "--t", "0"], "one frame"),
     (["degrade", "empty", "--op", "blur"], "No images in empty"),
     (["degrade", "*.tiff", "--op", "blur"], "No images in"),
     (["degrade", "--op", "blur"], "No image was named"),

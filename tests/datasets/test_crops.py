@@ -227,7 +227,7 @@ def test_pictures_that_are_too_small_are_left_out_and_counted(tmp_path):
     assert from_config.left_out(config.data, ask(root, "test"), "test") == ""
     whole = presets.load("digits-blur").data
     assert from_config.left_out(whole, tiles, "test") == "left out 2 test files that could not be read"
-    with pytest.raises(UsageError, match=r"None of 6 images in .* can be read and has 99 x 99 pixels"):
+    with pytest.raises(UsageError, match=r"No readable image in .* has at least 99 x 99 pixels \(6 images tried"):
         ask(root, size=99)
 
 

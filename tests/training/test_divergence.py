@@ -78,7 +78,9 @@ def optimizer_state(trainer):
 def test_after_several_in_a_row_the_run_goes_back_with_a_lower_rate(tmp_path):
     many = ["train.steps=12", "train.log_every=1", "train.warmup=0", "train.schedule=constant"]
     trainer = spoil(make_trainer(tmp_path / "run", *many), range(5, 12), "nan", after_falls=1)
-    with pytest.warns(ColddiffWarning, match=r"step 9: 5 steps in a row .* back to step 3, the rate times 0.5"):
+    with pytest.warns(
+        ColddiffWarning, match=r"step 9: 5 steps in a row .* went back to step 3; the learning rate is now 0.5 times"
+    ):
         finish(trainer)
     told = [message.split(":")[0] for message in warned(trainer.run)]
     skipped = [f"step {step} skipped" for step in range(5, 10)]
@@ -151,7 +153,7 @@ def test_a_weight_that_is_not_finite_takes_the_run_back(tmp_path):
     for _ in range(4):
         next(steps)
     next(trainer.parts.network.parameters()).data.fill_(math.nan)
-    with pytest.warns(ColddiffWarning, match="step 6: a weight is not finite; back to step 3"):
+    with pytest.warns(ColddiffWarning, match="step 6: a weight is not finite; went back to step 3"):
         list(steps)
     assert trainer.parts.is_finite()
     assert trainer.run.events()[-1]["event"] == "finished"

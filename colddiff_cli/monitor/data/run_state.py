@@ -18,10 +18,10 @@ from colddiff_core.runs import HEARTBEAT_SECONDS, Run
 
 STALLED_AFTER = 20.0  # seconds without a sign of life
 HUNG_AFTER = 60.0  # the same if the process is known to exist
-GIVE_UP_FACTOR = 10.0  # after that many times the limit, the trainer cannot be asked for anything
-SLOW_STEPS = 3.0  # a trainer may be silent for that many of its steps
+GIVE_UP_FACTOR = 10.0  # times the limit of silence after which a trainer gets no more requests
+SLOW_STEPS = 3.0  # a trainer may be silent for this many steps before it counts as stalled
 MAX_TIME = 1e11  # seconds: the year 5138
-CLOCK_TOLERANCE = 1.0  # seconds that event times may go back without a note
+CLOCK_TOLERANCE = 1.0  # event times may go back by this many seconds before it is reported
 LIVES = {"started": "live", "resumed": "live", "paused": "paused"}
 ENDS = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 
@@ -45,7 +45,7 @@ class RunState:
         self.table: dict[str, Any] = {}
         self.state = "live"
         self.reason = ""
-        self.has_trainer = False  # a silent trainer counts until it is given up: its step may be long
+        self.has_trainer = False  # stays True for a silent trainer until it is given up: its step may be long
         self.events: list[dict[str, Any]] = []  # oldest first
         self.rows: list[dict[str, Any]] = []  # the newest lines of metrics.jsonl
         self.history: MetricsHistory | None = None  # set when the run is first shown
