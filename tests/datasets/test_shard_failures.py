@@ -77,7 +77,7 @@ def test_the_next_shard_replaces_one_without_readable_records(tmp_path):
         (root / f"train-{number:03}.tar").write_bytes(tar([(f"{i}.png", b"?") for i in range(3)]))
     with pytest.raises(UsageError, match="None of the 9 records can be read"):
         open_split(root).rows(torch.tensor([4]))
-    with pytest.raises(UsageError, match="No readable image in .* \(9 images tried"):
+    with pytest.raises(UsageError, match=r"No readable image in .* \(9 images tried"):
         datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
 
 
