@@ -35,11 +35,11 @@ def run(arguments: list[str]) -> int:
     is_debugging = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"]  # it may come before or after the command
     try:
-        from colddiff_cli.app import create  # imported here so that Ctrl-C is handled meanwhile
+        from colddiff_cli.app import app  # imported here so that Ctrl-C is handled meanwhile
         from colddiff_cli.console.screen import one_line_warnings
 
         with one_line_warnings():
-            code: int = create(words)(words, prog_name="colddiff", standalone_mode=False, obj=arguments) or 0
+            code: int = app(words, prog_name="colddiff", standalone_mode=False, obj=arguments) or 0
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of the output is gone, as with `| head`

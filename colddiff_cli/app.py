@@ -1,18 +1,109 @@
-"""The Typer app: every command by name."""
+"""The Typer app: every command by name. Only the command that runs is imported, so that `--help` stays fast."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from colddiff_cli.arguments import operator_options
-from colddiff_cli.commands import compare, data, degrade, evaluate, generate, monitor, presets, reproduce, sample, train
-from colddiff_cli.jobs import launch
 from colddiff_core.config.version import __version__
 
 # Commands that a job of several processes can run.
 SHARED = frozenset({"degrade", "train", "sample", "generate", "eval"})
+
+# What a command is: a function of its options, or a group of commands.
+CommandFunction = Callable[..., Any] | typer.Typer
+
+
+def degrade(arguments: list[str]) -> CommandFunction:
+    """Degrade pictures: x_t = D(x0, t)."""
+    from colddiff_cli.arguments import operator_options
+    from colddiff_cli.commands.degrade import degrade
+
+    return operator_options.with_parameters(degrade, operator_options.named_operator(arguments))
+
+
+def train(_: list[str]) -> CommandFunction:
+    """Train a restorer."""
+    from colddiff_cli.commands.train import train
+
+    return train
+
+
+def sample(_: list[str]) -> CommandFunction:
+    """Restore images with a run, and write a sheet."""
+    from colddiff_cli.commands.sample import sample
+
+    return sample
+
+
+def generate(_: list[str]) -> CommandFunction:
+    """Generate new images."""
+    from colddiff_cli.commands.generate import generate
+
+    return generate
+
+
+def evaluate(_: list[str]) -> CommandFunction:
+    """Measure a run: RMSE, PSNR, SSIM, distance to real images."""
+    from colddiff_cli.commands.evaluate import evaluate
+
+    return evaluate
+
+
+def compare(_: list[str]) -> CommandFunction:
+    """Compare samplers, runs or strides on the same images."""
+    from colddiff_cli.commands.compare import compare
+
+    return compare
+
+
+def reproduce(_: list[str]) -> CommandFunction:
+    """Reproduce tables of the paper."""
+    from colddiff_cli.commands.reproduce import reproduce
+
+    return reproduce
+
+
+def monitor(_: list[str]) -> CommandFunction:
+    """Watch training: curves, pictures, status."""
+    from colddiff_cli.commands.monitor import monitor
+
+    return monitor
+
+
+def presets(_: list[str]) -> CommandFunction:
+    """List the presets, or print one in full."""
+    from colddiff_cli.commands.presets import presets
+
+    return presets
+
+
+def data(_: list[str]) -> CommandFunction:
+    """Prepare images for training."""
+    from colddiff_cli.commands.data import pack
+
+    group = typer.Typer(no_args_is_help=True, help=data.__doc__)
+    group.callback()(lambda: None)  # keeps the name of its only command
+    group.command("pack")(pack)
+    return group
+
+
+# A loader imports its command when it is called; its docstring is the command's line in `colddiff --help`.
+LOADERS: dict[str, Callable[[list[str]], CommandFunction]] = {
+    "degrade": degrade,
+    "train": train,
+    "sample": sample,
+    "generate": generate,
+    "eval": evaluate,
+    "compare": compare,
+    "reproduce": reproduce,
+    "monitor": monitor,
+    "presets": presets,
+    "data": data,
+}
 
 
 def _print_version(value: bool) -> None:
@@ -32,38 +123,41 @@ def root(
 ) -> None:
     """Generalized (cold) diffusion: degrade images, train a restorer, sample and evaluate."""
     if context.invoked_subcommand not in SHARED:
+        from colddiff_cli.jobs import launch
+
         launch.check_alone(str(context.invoked_subcommand))
 
 
-def create(arguments: list[str]) -> typer.Typer:
-    """Return the app; `degrade` gets options for the operator that the command line names."""
+class CommandGroup(TyperGroup):
+    """Commands that are imported when one of them is on the command line."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that `args` begin with, then find it as usual."""
+        if args[0] in LOADERS:
+            group: Any = typer.main.get_command(with_commands([args[0]], args[1:]))
+            self.add_command(group.commands[args[0]])
+        return super().resolve_command(ctx, args)
+
+
+def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    """Return the app with the commands `names`; `degrade` has options for the operator that `arguments` name."""
     made = typer.Typer(
         name="colddiff",
+        cls=group,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(root)
-    is_degrading = next((word for word in arguments if not word.startswith("-")), "") == "degrade"
-    operator = operator_options.named_operator(arguments) if is_degrading else None
-    made.command("degrade")(operator_options.with_parameters(degrade.degrade, operator))
-    made.command("train")(train.train)
-    made.command("sample")(sample.sample)
-    made.command("generate")(generate.generate)
-    made.command("eval")(evaluate.evaluate)
-    made.command("compare")(compare.compare)
-    made.command("reproduce")(reproduce.reproduce)
-    made.command("monitor")(monitor.monitor)
-    made.command("presets")(presets.presets)
-    made.add_typer(_data(), name="data")
+    for name in names:
+        function = LOADERS[name](arguments)
+        if isinstance(function, typer.Typer):
+            made.add_typer(function, name=name)
+        else:
+            made.command(name)(function)
     return made
 
 
-def _data() -> typer.Typer:
-    group = typer.Typer(no_args_is_help=True, help="Prepare images for training.")
-    group.callback()(lambda: None)  # keeps the name of its only command
-    group.command("pack")(data.pack)
-    return group
-
-
-app = create([])
+app = with_commands([], [], CommandGroup)
+for _name, _loader in LOADERS.items():  # what the help lists
+    app.command(_name, help=_loader.__doc__)(lambda: None)

@@ -14,8 +14,10 @@ import pytest
 from checkpoints import assert_same_checkpoint
 from conftest import TINY, colddiff, left_behind
 from PIL import Image
+from typer.main import get_command
 
 from colddiff_cli.__main__ import run
+from colddiff_cli.app import LOADERS, with_commands
 from colddiff_core import runs
 
 COMMANDS = ("degrade", "train", "sample", "generate", "eval", "compare", "presets")
@@ -36,16 +38,41 @@ def test_help_and_presets_import_no_torch(arguments):
     assert "HEAVY []" in finished.stdout
 
 
+@pytest.mark.parametrize(("arguments", "imported"), [(["--help"], []), (["train", "--help"], ["train"])])
+def test_only_the_command_that_runs_is_imported(arguments, imported):
+    code = (
+        "import sys; from colddiff_cli.__main__ import run; code = run(sys.argv[1:]);"
+        "names = [name.partition('colddiff_cli.commands.')[2] for name in sys.modules];"
+        "print('COMMANDS', list(filter(None, names))); sys.exit(code)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == f"COMMANDS {imported}"
+
+
+def test_the_help_has_a_line_for_every_command(capsys):
+    assert run(["--help"]) == 0
+    rows = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    for name, loader in LOADERS.items():
+        assert f"{name:<10} {loader.__doc__}" in rows
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("colddiff rep", "reproduce"), ("colddiff degrade --op blur --gro", "--growth")]
+)
+def test_tab_completes_commands_and_the_options_of_an_operator(words, completed):
+    position = str(len(words.split()) - 1)
+    env = os.environ | {"COMP_WORDS": words, "COMP_CWORD": position, "_COLDDIFF_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-m", "colddiff_cli"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert finished.stdout.split() == [completed]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_option_has_help(command, capsys):
     assert run([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert "--help" in text
-    from typer.main import get_command
-
-    from colddiff_cli.app import app
-
-    chosen = get_command(app).commands[command]
+    chosen = get_command(with_commands([command], [])).commands[command]
     assert chosen.help
     for parameter in chosen.params:
         assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"

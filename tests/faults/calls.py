@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-IMPORTED = ["torch", "colddiff_cli.app", "colddiff_core.experiment", "colddiff_core.inference.generate", "calls"]
+COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
+IMPORTED = ["torch", *COMMANDS, "colddiff_core.experiment", "colddiff_core.inference.generate", "calls"]
 
 
 def start(arguments: list[str], folder: Path) -> multiprocessing.process.BaseProcess:
