@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,12 @@ def left_behind(folder: Path) -> list[str]:
 def pictures_in(folder: Path) -> list[str]:
     """Return what is to be seen in a folder: no mark of a series."""
     return [name for name in left_behind(folder) if not name.startswith(".")]
+
+
+def pytest_configure() -> None:
+    """Interrupt as usual, even if a shell started the tests in the background, where Ctrl-C is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -78,7 +78,7 @@ def _physical_memory() -> int:
     except (AttributeError, ValueError, OSError):
         import psutil  # noqa: PLC0415 - only on systems without these values
 
-        return int(psutil.virtual_memory().total_bytes)
+        return int(psutil.virtual_memory().total)
 
 
 class TooLargeError(MachineError):

@@ -1,4 +1,4 @@
-"""Requests from readers of a run, such as `colddiff watch`: files in control/, answered by events."""
+"""Requests from readers of a run, such as `colddiff monitor`: files in control/, answered by events."""
 
 from __future__ import annotations
 

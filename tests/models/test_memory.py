@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import weakref
 
@@ -100,6 +101,12 @@ def test_a_cgroup_limit_bounds_the_memory(tmp_path, monkeypatch):
     for text, total in (("1048576\n", 2**20), ("max\n", None), (f"{2**62}\n", None)):
         limit.write_text(text)
         assert memory.total_bytes(CPU) == total if total else memory.total_bytes(CPU) >= physical
+
+
+def test_memory_is_known_without_sysconf(monkeypatch):
+    known = memory.total_bytes(CPU)
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert memory.total_bytes(CPU) == pytest.approx(known, rel=0.01)
 
 
 class LiveBytes(TorchDispatchMode):
