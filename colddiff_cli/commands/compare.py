@@ -180,7 +180,9 @@ def _generators(
     from colddiff_core.sampling import priors
 
     if symmetry and noise == 0:
-        raise UsageError("--symmetry compares with and without noise, so --noise 0 is no use.", "Leave out --noise.")
+        raise UsageError(
+            "--symmetry compares with and without noise, so --noise 0 is not possible.", "Leave out --noise."
+        )
     if symmetry and priors.find(prior, built.operator).noise is None:
         raise UsageError(f"{run.path}: its x_T has no symmetry that noise could break.", "Leave out --symmetry.")
     generators = [

@@ -76,7 +76,7 @@ def restore(
     tile = ranks.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
     worker = dataclasses.replace(_worker(built, asked), tile=tile)
     if not built.bits and worker.needs_inverse:
-        what = "this run was trained on pictures not rounded to 8 bits, so it sharpens the rounding of yours"
+        what = "this run was trained on pictures not rounded to 8 bits, so it amplifies the rounding in yours"
         screen.warn(f"{what}. Train one with degradation.quantize=8, such as a photos- preset.")
     t = _severity(asked.t, built.operator)
     settings = open_run.described(found, built, step) | {

@@ -45,10 +45,9 @@ def from_files(screen: Screen, built: Experiment, files: Files) -> SampleSource:
         return sum(own not in (0, built.channels) for own in channels)
 
     if others := ranks.on_first(count_others):
-        theirs, runs_own = ("gray", "color") if built.channels > 1 else ("in color", "gray")
-        is_one = others == 1
-        what = f"{counted(others, 'picture')} {'is' if is_one else 'are'} {theirs} and the run knows {runs_own}"
-        screen.warn(f"{what}: {'it is' if is_one else 'they are'} restored in {runs_own}")
+        own, theirs = ("color", "gray") if built.channels > 1 else ("gray", "color")
+        pictures = f"{counted(others, f'{theirs} picture')} {'is' if others == 1 else 'are'}"
+        screen.warn(f"the run was trained in {own}: {pictures} restored in {own}")
     skipped: dict[int, str] = {}
 
     def load(number: int) -> Tensor | None:

@@ -88,7 +88,7 @@ def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) ->
     if not damaged:
         return None
     first = next(iter(damaged.values()))
-    raise DamagedError(f"{first.what.rstrip('.')}, and no other checkpoint is whole.", "Train the run again.")
+    raise DamagedError(f"{first.what.rstrip('.')}, and no other checkpoint is intact.", "Train the run again.")
 
 
 def save(folder: Path, step: int, training: TrainingState, state: State, keep: int | None) -> Path:

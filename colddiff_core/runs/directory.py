@@ -141,7 +141,7 @@ class Run:
             return complete[-1]
         damaged = self.damaged_checkpoints()
         if damaged:
-            raise UsageError(f"{damaged[-1]} is damaged, and no other checkpoint is whole.", "Train the run again.")
+            raise UsageError(f"{damaged[-1]} is damaged, and no other checkpoint is intact.", "Train the run again.")
         raise self.untrained()
 
     def checkpoint(self, step: int) -> Path:

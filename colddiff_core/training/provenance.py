@@ -49,13 +49,15 @@ def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
         if key not in schema.CHANGEABLE and _counts(key, before, after, traces)
     ]
     if traces is False and not any(change.startswith(("degradation.", "data.")) for change in changed):
-        changed.append("the operator computes otherwise under the same settings")
+        changed.append("the operator computes different values with the same settings")
     for key, name in (("images", "training images"), ("second", "images of the second data set")):
         before, after = saved.get(key), now[key]
         if isinstance(before, Mapping) and after is not None and before != after:
             one, other = before.get("count"), after["count"]
             changed.append(
-                f"there were {_word(one)} {name} and are {other}" if one != other else f"the {other} {name} are others"
+                f"there were {_word(one)} {name}, now there are {other}"
+                if one != other
+                else f"the {other} {name} are different ones"
             )
     return changed
 

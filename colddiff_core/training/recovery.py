@@ -42,8 +42,8 @@ class TrainingCheckpoints:
         if newest is not None:
             changed = provenance.changes(newest.content.state.get("provenance"), self.provenance)
             if changed and not may_change:
-                what = f"{self.run.path} would go on under changes: {provenance.listed(changed)}."
-                raise UsageError(what, "Undo them, or take them with --allow-change; or start a new run.")
+                what = f"{self.run.path} would continue with changes: {provenance.listed(changed)}."
+                raise UsageError(what, "Undo them, accept them with --allow-change, or start a new run.")
         if self.ranks.broadcast_json(newest is not None):
             self._restore(newest.content if newest else None)
         return changed, list(newest.damaged) if newest else []
@@ -101,10 +101,10 @@ class TrainingCheckpoints:
 
     def diverged(self, step: int, why: str) -> MachineError:
         """Return the error that ends a diverged training, with the command that continues at a lower rate."""
-        tried = f", after {counted(self.stepper.falls, 'lower rate')}" if self.stepper.falls else ""
+        tried = f", after lowering the rate {counted(self.stepper.falls, 'time')}" if self.stepper.falls else ""
         last_sound = step - self.stepper.watch.in_a_row
         is_kept = any(path_step(path) < last_sound for path in self.run.checkpoints())
-        kept = "the last checkpoint is kept" if is_kept else "no checkpoint is from before that"
+        kept = "the last checkpoint is kept" if is_kept else "there is no earlier checkpoint"
         rate = f"train.lr={self.stepper.settings.lr * divergence.SLOWER ** (self.stepper.falls + 2):g}"
         again = f"colddiff train --resume {self.run.path} --set {rate}"
         return MachineError(

@@ -43,11 +43,11 @@ class RequestHandler:
                 self._try(word, answer)
             else:
                 known = ", ".join(control.ANSWERS)
-                self.run.event("warning", message=f"control/{name} is no request; known: {known}")
+                self.run.event("warning", message=f"control/{name} is not a request; known: {known}")
 
     def _try(self, word: str, answer: dict[str, Any]) -> None:
         """Sample or save; a failure is logged and training continues."""
         try:
             self.actions[word](answer)
         except Exception as error:
-            self.run.event("warning", step=self.step, message=f"no {word} as asked: {reason(error)}", **answer)
+            self.run.event("warning", step=self.step, message=f"the requested {word} failed: {reason(error)}", **answer)

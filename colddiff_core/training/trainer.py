@@ -236,14 +236,14 @@ class Trainer:
         if not self.ranks.is_first:
             return
         if self.stepper.watch.in_a_row and not is_last:
-            self._note(f"no checkpoint of step {self.step}: it was skipped")
+            self._note(f"no checkpoint at step {self.step}: it was skipped")
             return
         try:
             self.save()
         except MachineError as error:
             if is_last:
                 raise
-            self._warn(f"no checkpoint of step {self.step}: {error.what}")
+            self._warn(f"no checkpoint at step {self.step}: {error.what}")
 
     def _sample_due(self) -> None:
         """Write a sheet; if the disk refuses, or training is stopped meanwhile, continue without it."""
@@ -254,7 +254,7 @@ class Trainer:
         except _AbandonedError:
             return
         except MachineError as error:
-            self._warn(f"no sheet of step {self.step}: {error.what}")
+            self._warn(f"no sheet at step {self.step}: {error.what}")
 
     def _note(self, message: str) -> None:
         """Log a problem that does not end the training."""

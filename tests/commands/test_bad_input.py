@@ -129,7 +129,7 @@ BAD = [
     (["compare", "RUN", "--strides", "1,6"], "at most T = 5"),
     (["compare", "RUN", "--t", "99"], "out of range"),
     (["compare", "RUN", "--t", "3", "--generate"], "starts at T"),
-    (["compare", "RUN", "--symmetry", "--noise", "0"], "--noise 0 is no use"),
+    (["compare", "RUN", "--symmetry", "--noise", "0"], "--noise 0 is not possible"),
     (["compare", "RUN", "--symmetry", "--prior", "degraded"], "no symmetry"),
     (["compare", "RUN", "--generate", "--prior", "color"], "Use one of"),
     (["compare", "RUN", "--n", "0"], "greater than or equal to 1"),

@@ -127,14 +127,14 @@ def test_a_curve_over_severities(here, capsys):
     assert "Did you mean 'inception'" in refused(capsys, "--by-severity", "--features", "incepton")
 
 
-def test_a_reader_who_has_had_enough_does_not_stop_the_work(here):
+def test_a_closed_output_pipe_does_not_stop_the_work(here):
     command = f"{sys.executable} -m colddiff_cli eval {here} --n 9 --features none | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_few_images_are_warned_of_beside_the_number(here, capsys):
+def test_few_images_get_a_warning_beside_the_number(here, capsys):
     assert run(["eval", "--n", "30"]) == 0
     shown = capsys.readouterr().out
     assert "warning: FD-digits: too few images for 48 features" in shown
@@ -143,7 +143,7 @@ def test_few_images_are_warned_of_beside_the_number(here, capsys):
     assert not told(capsys, "--n", "49")["is_scarce"]
 
 
-def test_what_cannot_be_measured_is_told(here, capsys):
+def test_an_unmeasurable_metric_is_reported(here, capsys):
     assert "Did you mean 'inception'" in refused(capsys, "--features", "incepton")
     assert "Add --features inception" in refused(capsys, "--weights", "w.pth")
     pytest.importorskip("torch_fidelity")

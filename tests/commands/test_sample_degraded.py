@@ -67,7 +67,7 @@ def test_the_same_call_gives_the_same_bytes_and_refuses_to_overwrite(photo_runs,
     assert Image.open("a.jpg").format == "JPEG"
 
 
-def test_json_tells_what_the_picture_was_taken_for(photo_runs, blurred, capsys):
+def test_json_reports_files_and_estimated_severity(photo_runs, blurred, capsys):
     call = ["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded", "--json"]
     assert run([*call, "--compare"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -155,7 +155,7 @@ def test_without_knowledge_of_the_snow_it_is_restored_in_one_step(photo_runs, bl
     assert "needs the random choices of snow" in capsys.readouterr().err
 
 
-def test_a_gray_run_says_how_it_takes_color(tiny_run, blurred, capsys):
+def test_a_gray_run_reports_how_it_converts_color(tiny_run, blurred, capsys):
     call = ["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2", "--out"]
     assert run([*call, "a.png"]) == 0
     assert "channel by channel" in capsys.readouterr().out
@@ -187,7 +187,9 @@ def test_a_gray_run_says_how_it_takes_color(tiny_run, blurred, capsys):
         (["blurred.jpg", "--animate"], "--animate"),
     ],
 )
-def test_what_cannot_be_is_told_in_two_lines_and_leaves_nothing(arguments, message, photo_runs, blurred, capsys):
+def test_impossible_requests_are_refused_in_two_lines_and_leave_nothing(
+    arguments, message, photo_runs, blurred, capsys
+):
     assert run(["sample", str(photo_runs / "blur"), *arguments, "--degraded"]) == 2
     told = capsys.readouterr().err
     assert message in told
@@ -198,12 +200,12 @@ def test_what_cannot_be_is_told_in_two_lines_and_leaves_nothing(arguments, messa
 @pytest.mark.parametrize(
     "option", [["--mask", "blurred.jpg"], ["--compare"], ["--consistent"], ["--colour", "luma"], ["--t", "auto"]]
 )
-def test_what_is_for_degraded_pictures_is_refused_for_others(option, photo_runs, blurred, capsys):
+def test_options_for_degraded_pictures_are_refused_for_others(option, photo_runs, blurred, capsys):
     assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", *option]) == 2
     assert len(capsys.readouterr().err.splitlines()) <= 2
 
 
-def test_consistency_is_of_linear_operators(photo_runs, blurred, capsys):
+def test_consistency_needs_a_linear_operator(photo_runs, blurred, capsys):
     assert run(["sample", str(photo_runs / "snow"), "blurred.jpg", "--degraded", "--consistent"]) == 2
     assert "snow is not linear" in capsys.readouterr().err
 
@@ -219,7 +221,7 @@ def test_force_never_takes_an_input_away(photo_runs, blurred, capsys):
     assert {name: Path("in", name).read_bytes() for name in left_behind(Path("in"))} == before
 
 
-def test_comparisons_of_like_names_are_apart(photo_runs, blurred, capsys):
+def test_comparison_files_of_equal_names_do_not_collide(photo_runs, blurred, capsys):
     for folder in ("x", "y"):
         Path(folder).mkdir()
         Image.open(blurred).save(f"{folder}/s.png")
@@ -237,7 +239,7 @@ def test_a_sweep_needs_no_estimate(photo_runs, blurred, capsys):
     assert Path("flat-sweep.png").is_file()
 
 
-def test_a_run_on_pictures_that_were_not_rounded_is_told(tiny_run, blurred, capsys):
+def test_a_run_trained_on_unrounded_pictures_gets_a_warning(tiny_run, blurred, capsys):
     assert run(["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2"]) == 0
     assert "not rounded to 8 bits" in capsys.readouterr().out
 

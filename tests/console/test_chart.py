@@ -76,7 +76,7 @@ def test_a_given_range_holds_whatever_the_values():
         assert labels == ["1", "0.5", "0"]
 
 
-def test_marks_of_lines_that_end_together_stand_apart():
+def test_marks_of_lines_with_the_same_end_do_not_overlap():
     lines = [line([1, 0.5], str(number)) for number in range(1, 6)]
     rows = chart.draw(lines, chart.View(0, 1, values=(0, 1)), 60, 12).plain.split("\n")[:-1]
     marks = [character for row in rows for character in row[chart.AXIS :] if character.isdigit()]

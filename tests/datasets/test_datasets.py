@@ -100,7 +100,7 @@ def write_mnist(root, count: int) -> None:
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + bytes(range(count)))
 
 
-def test_mnist_is_read_where_it_lies(tmp_path):
+def test_mnist_is_read_in_place(tmp_path):
     write_mnist(tmp_path, 5)
     images = ask("mnist", "train", size=32, directory=tmp_path)
     assert images.pixels.shape == (5, 1, 32, 32)
@@ -134,7 +134,7 @@ def test_truncated_mnist_is_explained(tmp_path):
 
 @pytest.mark.parametrize(("name", "folder"), [("cifar10", "cifar10"), ("celeba", "celeba"), ("afhq", "afhq")])
 @pytest.mark.parametrize("form", ["folders", "archives"])
-def test_fetched_sets_are_read_in_the_layouts_they_come_in(tmp_path, name, folder, form):
+def test_fetched_sets_are_read_in_their_published_layouts(tmp_path, name, folder, form):
     root = tmp_path / folder
     folder_of(root, 4, "train/cat")
     folder_of(root, 2, "val/cat" if name == "afhq" else "test/cat")

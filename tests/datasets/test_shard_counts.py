@@ -125,7 +125,7 @@ def test_a_shard_with_unlisted_classes_is_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("is_told", [False, True])
-def test_a_changed_command_is_counted_again_as_the_warning_says(tmp_path, is_told):
+def test_a_changed_command_is_counted_again(tmp_path, is_told):
     root = write_urls(write_shards(tmp_path / "data"), "train-000.tar", "pipe:cat ../train-001.tar")
     (tmp_path / "train-001.tar").write_bytes((root / "train-001.tar").read_bytes())
     if is_told:

@@ -181,7 +181,7 @@ def test_part_of_a_batch_draws_the_values_of_the_whole(first, count):
     assert not torch.equal(every, draw_integers(torch.zeros(80, 1, 4, 4), seeds.SlotGenerators((2, "x"), range(80)), 9))
 
 
-def test_the_environment_says_which_process_this_is():
+def test_the_environment_gives_the_rank():
     full = {
         "RANK": "3",
         "WORLD_SIZE": "4",

@@ -59,7 +59,7 @@ def wait_for(condition, timeout=120):
 
 
 @NEEDS_PROC
-def test_a_stop_that_cannot_be_saved_ends_all_processes_and_says_why(tmp_path):
+def test_a_stop_that_cannot_be_saved_ends_all_processes_with_the_reason(tmp_path):
     out = tmp_path / "run"
     # As under nohup: a closing terminal is ignored.
     with launched(out, *ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as (launcher, _):

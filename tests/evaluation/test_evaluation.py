@@ -159,7 +159,7 @@ def test_images_of_a_photograph_have_8_bits(built, reference):
     assert not torch.equal(rounded, exact)
 
 
-def test_few_images_are_told(built, reference):
+def test_too_few_images_are_flagged(built, reference):
     for count, has_too_few_images in ((PixelFeatures.size, True), (PixelFeatures.size + 1, False)):
         assert (
             evaluate.restore(built, reference, EvaluationSettings(T, count), None).has_too_few_images
@@ -167,7 +167,7 @@ def test_few_images_are_told(built, reference):
         )
 
 
-def test_what_is_kept_does_not_grow_with_the_images(built, reference):
+def test_accumulated_sums_do_not_grow_with_the_images(built, reference):
     def kept(count: int) -> int:
         meter = MetricAccumulator(dataclasses.replace(reference, test=reference.test), has_originals=True)
         for first in range(0, count, 50):

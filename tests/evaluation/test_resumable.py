@@ -79,7 +79,7 @@ def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wan
 
 
 @pytest.mark.parametrize(("interrupted_at", "kept", "images"), [(1, 0, 0), (17, 1, 16), (60, 4, 50)])
-def test_what_is_measured_is_not_measured_again(
+def test_measured_chunks_are_not_measured_again(
     made, reference, wanted, tmp_path, monkeypatch, interrupted_at, kept, images
 ):
     folder = resumable.PartialResults(tmp_path / "x")
@@ -109,7 +109,7 @@ def test_what_is_measured_is_not_measured_again(
     anew.close(is_done=True)
 
 
-def test_a_portion_that_is_damaged_is_told(made, reference, tmp_path):
+def test_a_damaged_chunk_is_reported(made, reference, tmp_path):
     folder = resumable.PartialResults(tmp_path / "x")
     measure(made, reference, folder)
     victim = folder.path / left_behind(folder.path)[1]
@@ -127,7 +127,7 @@ def test_a_folder_is_one_jobs_at_a_time(tmp_path):
     resumable.PartialResults(tmp_path / "x").close(is_done=True)
 
 
-def test_what_nobody_goes_on_with_is_removed(tmp_path):
+def test_abandoned_partial_results_are_removed(tmp_path):
     for name, age in (("old", 2 * resumable.STALE_SECONDS), ("new", 0)):
         (tmp_path / name).mkdir()
         then = (tmp_path / name).stat().st_mtime - age
@@ -155,7 +155,7 @@ def outcome(capsys):
     return told
 
 
-def test_an_interrupted_call_says_how_to_go_on_and_resume_does(own, capsys, monkeypatch):
+def test_an_interrupted_call_prints_how_to_resume_and_resumes(own, capsys, monkeypatch):
     assert run(ASKED) == 0
     wanted = outcome(capsys)
     assert not (own / "evaluated").exists()

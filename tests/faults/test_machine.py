@@ -83,7 +83,7 @@ def test_a_temporarily_full_disk_costs_nothing(small_disk, undisturbed, seed):
 
 
 @pytest.mark.parametrize("room", [8, *slow(0, 1, 2, 4, 16, 40, 80, 160)])
-def test_a_disk_that_stays_full_ends_a_training_with_an_error(small_disk, undisturbed, room):
+def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undisturbed, room):
     run = small_disk / "run"
     process = trainings.start(run)
     while len(runs.Run(run).checkpoints()) < 2 and process.poll() is None:

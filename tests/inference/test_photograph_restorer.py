@@ -115,7 +115,7 @@ def test_a_mask_of_ones_own_hides_its_pixels_and_spares_the_rest(made):
         torch.testing.assert_close(restored[:, ~hidden], x[:, ~hidden], rtol=0, atol=1.01 / 255)
 
 
-def test_masks_that_say_nothing_are_refused():
+def test_empty_masks_are_refused():
     hidden = torch.zeros(60, 81, dtype=torch.bool)
     for preset in ("photos-mask-small", "celeba-mask-small"):
         with pytest.raises(UsageError, match="hides no pixel"):
@@ -203,7 +203,7 @@ def test_a_sampler_that_has_to_know_the_snow_is_refused():
     assert dataclasses.replace(snowed, sampling=Sampling("direct")).restore(given).isfinite().all()
 
 
-def test_candidates_lie_around_an_estimate_and_are_severities():
+def test_candidates_are_severities_around_an_estimate():
     op = built().operator
     for estimate in (None, *(worker().look(degraded(built(), scene(100, 100), t), None).estimate for t in (1, 16, 32))):
         found = photograph.severities(op, estimate)

@@ -62,7 +62,7 @@ def test_a_trainer_is_started_paused_sampled_stopped_and_found_dead(in_folder):
     assert (path / background.LOG).read_text().count("parameters") == 2  # what was said before is kept
 
 
-def test_a_trainer_that_cannot_start_says_why_and_leaves_nothing(in_folder, capfd):
+def test_a_trainer_that_cannot_start_reports_why_and_leaves_nothing(in_folder, capfd):
     path = in_folder / "new" / "runs" / "a"
     with pytest.raises(typer.Exit) as ended:
         background.start(Screen(), [*tiny("data.size=15"), "--out", str(path)], path)
@@ -71,7 +71,7 @@ def test_a_trainer_that_cannot_start_says_why_and_leaves_nothing(in_folder, capf
     assert left_behind(in_folder) == []
 
 
-def test_a_resume_that_fails_with_the_run_in_hand_says_why(in_folder, capfd):
+def test_a_resume_that_fails_after_opening_the_run_reports_why(in_folder, capfd):
     trainer = make_trainer(in_folder / "a", "train.steps=4")
     for tick in trainer.steps():
         if tick.step == 3:

@@ -94,7 +94,7 @@ def test_a_long_history_keeps_every_spike_and_every_line(tmp_path):
     ]
 
 
-def test_a_long_history_shows_its_end_at_once_and_its_course_early(tmp_path):
+def test_a_long_history_shows_its_end_first_and_the_whole_curve_soon(tmp_path):
     long_file(tmp_path / "m", 30_000)
     history = MetricsHistory(tmp_path / "m")
     history.advance(0)

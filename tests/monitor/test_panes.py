@@ -52,7 +52,7 @@ def test_overlaid_runs_are_numbered_in_the_legend(folder):
         assert app.query_one(RunsPane).marked == {str(folder / "digits-noise")}
 
 
-def test_the_headline_says_why_a_run_failed(folder):
+def test_the_headline_gives_the_reason_of_a_failure(folder):
     app = make_app(folder)
 
     @drive(app, size=(80, 24), keys="1")

@@ -183,10 +183,13 @@ def test_a_failed_request_is_reported_as_failed(tmp_path):
     path = write_run(tmp_path, "a")
     run, requests = open_state(path), PendingRequests()
     request = requests.ask(run, "sample")
-    append(path / "events.jsonl", {"event": "warning", "message": "no sample as asked: x", "answers": [request.name]})
+    append(
+        path / "events.jsonl",
+        {"event": "warning", "message": "the requested sample failed: x", "answers": [request.name]},
+    )
     run.poll()
     (outcome,) = requests.settle()
-    assert (outcome.is_success, outcome.text) == (False, "a: no sample as asked: x")
+    assert (outcome.is_success, outcome.text) == (False, "a: the requested sample failed: x")
 
 
 def test_an_unanswered_request_is_reported_and_withdrawn_at_the_end(tmp_path):

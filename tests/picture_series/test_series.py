@@ -82,7 +82,7 @@ def test_other_settings_are_no_series_to_go_on_with(tmp_path, changes, words):
     assert "--resume" in refusal.value.remedy
 
 
-def test_changed_inputs_are_told_from_others(photos):
+def test_changed_inputs_are_detected(photos):
     was = manifest.fingerprint(sorted(photos.iterdir()))
     assert manifest.fingerprint(sorted(photos.iterdir())) == was
     os.utime(photos / "1.png", ns=(1, 1))
@@ -111,7 +111,7 @@ def test_two_calls_are_not_at_work_on_the_same_pictures(tmp_path):
     assert len(left_behind(tmp_path)) == 3
 
 
-def test_a_call_that_was_overtaken_before_its_first_picture_overwrites_nothing(tmp_path):
+def test_a_call_overtaken_before_its_first_picture_overwrites_nothing(tmp_path):
     with opened(tmp_path) as late:
         with opened(tmp_path) as first:
             fill(first, 0, 1)
@@ -136,7 +136,7 @@ def test_pictures_that_another_call_has_made_are_not_taken_for_ones_own(tmp_path
         assert own.is_complete
 
 
-def test_what_a_kill_leaves_is_cleared_and_nothing_else(tmp_path):
+def test_only_leftovers_of_a_kill_are_removed(tmp_path):
     with opened(tmp_path) as own:
         fill(own, 0)
     for name in (".b-0123abcd.png", ".a-00000000.png", ".c-0123abcd.png", ".b-0123abcd.txt", "b-0123abcd.png"):
@@ -162,7 +162,7 @@ def test_half_a_mark_is_none(tmp_path):
     assert (tmp_path / name).read_bytes() == whole
 
 
-def test_ctrl_c_tells_how_to_go_on(tmp_path, photos, monkeypatch, capsys):
+def test_ctrl_c_prints_how_to_resume(tmp_path, photos, monkeypatch, capsys):
     write, done = images.write, []
 
     def interrupt(picture, path):
@@ -217,7 +217,7 @@ def test_pictures_below_the_folder_they_are_made_of_are_not_taken_for_its_own(ph
         shutil.rmtree("in/degraded", ignore_errors=True)
 
 
-def test_many_are_counted_and_few_are_told(photos, capsys):
+def test_many_are_counted_and_few_are_named(photos, capsys):
     assert run(["degrade", "in", *BLUR, "--out-dir", "few"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
     for number in range(6, 20):

@@ -85,11 +85,11 @@ def test_a_named_picture_that_is_broken_stops_sample(own_run, photos, capsys):
     assert not Path("out").exists()
 
 
-def test_channels_that_are_not_the_runs_are_told(own_run, photos, capsys):
+def test_other_channels_than_the_runs_are_reported(own_run, photos, capsys):
     Image.new("L", (9, 9)).save("gray.png")
     for given, words in (
-        (["in"], "6 pictures are in color and the run knows gray: they are restored in gray"),
-        (["in/1.png", "gray.png"], "1 picture is in color and the run knows gray: it is restored in gray"),
+        (["in"], "the run was trained in gray: 6 color pictures are restored in gray"),
+        (["in/1.png", "gray.png"], "the run was trained in gray: 1 color picture is restored in gray"),
     ):
         assert run(["sample", "own", *given]) == 0
         warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
@@ -98,16 +98,16 @@ def test_channels_that_are_not_the_runs_are_told(own_run, photos, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
-def test_a_color_run_tells_of_gray_pictures(tmp_path, in_folder, capsys):
+def test_a_color_run_warns_about_gray_pictures(tmp_path, in_folder, capsys):
     from conftest import finish, make_trainer
 
     finish(make_trainer(in_folder / "colour", "data.channels=3", "train.steps=1"))
     Image.new("L", (9, 9)).save("gray.png")
     assert run(["sample", "colour", "gray.png"]) == 0
-    assert "1 picture is gray and the run knows color: it is restored in color" in capsys.readouterr().out
+    assert "the run was trained in color: 1 gray picture is restored in color" in capsys.readouterr().out
 
 
-def test_a_sheet_says_what_has_no_room_on_it(own_run, capsys):
+def test_a_sheet_names_what_does_not_fit_on_it(own_run, capsys):
     assert run(["sample", "own", "--n", "100"]) == 0
     assert run(["sample", "own", "--n", "257"]) == 2
     assert "--out-dir" in capsys.readouterr().err

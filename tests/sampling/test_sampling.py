@@ -49,7 +49,7 @@ def test_a_perfect_restorer_brings_every_operator_back(sampler, name, stride):
         torch.testing.assert_close(step.x, op(x0, step.severity, frozen), rtol=0, atol=1e-5)
 
 
-def test_tacos_forgives_any_restorer_where_the_degradation_is_linear_in_t():
+def test_tacos_recovers_with_any_restorer_if_d_is_linear_in_t():
     op, x0 = Drift(steps=9), batch()
 
     def wrong(x: Tensor, t: int, frozen: Frozen) -> Tensor:
@@ -197,7 +197,7 @@ def test_a_perfect_restorer_brings_images_back_from_rounded_ones(name):
     assert (restored(0) - x0).abs().max() > 1e-3, "the rounding stays in every step of Algorithm 2"
 
 
-def test_what_rounds_to_a_picture_is_the_nearest_to_a_guess():
+def test_dequantizing_gives_the_nearest_values_to_a_guess_that_round_to_the_picture():
     x = quantize(torch.tensor([0.3, 0.3, 0.3]), 8)
     found = dequantize(x, torch.tensor([x[0] + 0.001, x[1] + 0.5, x[2] - 0.5]), 8)
     torch.testing.assert_close(found, x + torch.tensor([0.001, 1 / 255, -1 / 255]))

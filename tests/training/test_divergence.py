@@ -84,7 +84,7 @@ def test_after_several_in_a_row_the_run_goes_back_with_a_lower_rate(tmp_path):
         finish(trainer)
     told = [message.split(":")[0] for message in warned(trainer.run)]
     skipped = [f"step {step} skipped" for step in range(5, 10)]
-    assert told == [*skipped[:2], "no checkpoint of step 6", *skipped[2:], "step 9"]
+    assert told == [*skipped[:2], "no checkpoint at step 6", *skipped[2:], "step 9"]
     lines = trainer.run.metrics()
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["lr"] / trainer.settings.lr for line in lines] == [1, 1, 1, *[0.5] * 9]
@@ -118,11 +118,11 @@ def test_a_kill_on_the_way_back_changes_no_bit(tmp_path, killed_after):
         assert all(torch.equal(tensor, ends[1][name][key]) for key, tensor in ends[0][name].items())
 
 
-def test_what_does_not_get_better_ends_the_run_with_the_reason_and_the_checkpoint(tmp_path):
+def test_repeated_divergence_ends_the_run_with_the_reason_and_the_checkpoint(tmp_path):
     trainer = spoil(make_trainer(tmp_path / "run", "train.steps=20"), range(8, 21), "inf")
     with pytest.warns(ColddiffWarning), pytest.raises(MachineError, match="lower rate") as failure:
         list(trainer.steps())
-    assert f"after {divergence.FALLS} lower rates" in failure.value.what
+    assert f"after lowering the rate {divergence.FALLS} times" in failure.value.what
     last = trainer.run.events()[-1]
     assert last["event"] == "failed"
     assert "the loss was inf" in last["why"]
@@ -132,7 +132,7 @@ def test_what_does_not_get_better_ends_the_run_with_the_reason_and_the_checkpoin
 
 def test_before_the_first_checkpoint_there_is_nowhere_to_go_back_to(tmp_path):
     trainer = spoil(make_trainer(tmp_path / "run", "train.steps=20", "train.checkpoint_every=50"), range(1, 21), "nan")
-    with pytest.raises(MachineError, match="no checkpoint is from before that"):
+    with pytest.raises(MachineError, match="there is no earlier checkpoint"):
         list(trainer.steps())
     assert trainer.step == divergence.IN_A_ROW
 

@@ -66,7 +66,7 @@ def test_mirroring_is_drawn_as_it_always_was(images, path):
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_windows_lie_where_they_are_drawn_after_the_mirroring(images, path, device):
+def test_windows_are_cut_after_mirroring(images, path, device):
     picked = torch.arange(40)
     found = take(BatchLoader(images, torch.device(device), size=8, flip=True), path, picked)
     numbers = seeds.generator(1)
@@ -97,7 +97,7 @@ def test_a_batch_in_parts_is_the_batch(images, path, size, flip):
         assert torch.equal(take(made, path, *picked.split(width)), whole)
 
 
-def test_what_was_told_and_not_taken_is_passed_over(images, monkeypatch):
+def test_images_announced_but_not_taken_are_skipped(images, monkeypatch):
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
     made = BatchLoader(images, CPU, size=11, flip=False)
     wanted = [torch.tensor([1, 2]), torch.tensor([3, 4, 5])]
@@ -124,7 +124,7 @@ def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_what_goes_wrong_in_the_thread_is_told_where_images_are_taken(images, monkeypatch, is_told):
+def test_an_error_in_the_thread_is_raised_when_images_are_taken(images, monkeypatch, is_told):
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
     made = BatchLoader(images, CPU, size=11, flip=False)
     absent, there = torch.tensor([40]), torch.tensor([0])

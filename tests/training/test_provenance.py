@@ -1,4 +1,4 @@
-"""What weights come from: a run that would go on under other settings, images or an operator says so."""
+"""Where weights come from: resuming with other settings, images or another operator needs permission."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ EDITS = [
 
 
 @pytest.mark.parametrize(("old", "new", "words"), EDITS, ids=[words for *_, words in EDITS])
-def test_a_changed_configuration_is_told_and_asks(own, capsys, old, new, words):
+def test_a_changed_configuration_needs_permission(own, capsys, old, new, words):
     if new.startswith("name"):
         text = (own / "run.toml").read_text()
         for key in ("schedule", "std", "growth", "kernel_size", "padding", "final_mean"):
@@ -88,7 +88,7 @@ def trace(path):
     return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file() and file.name != "lock"}
 
 
-def test_what_is_allowed_is_done_recorded_and_kept(own, capsys):
+def test_an_allowed_change_is_applied_recorded_and_kept(own, capsys):
     assert command(["train", "--resume", str(own), "--set", "train.batch_size=4"]) == 2
     assert "--allow-change" in capsys.readouterr().err
     assert command(["train", "--resume", str(own), "--set", "train.batch_size=4", "--allow-change"]) == 0
@@ -111,21 +111,21 @@ def test_allow_change_is_no_word_for_a_new_run(in_folder, capsys):
     assert "--allow-change needs --resume" in capsys.readouterr().err
 
 
-def test_what_changes_nothing_asks_nothing(own):
+def test_settings_without_effect_on_weights_need_no_permission(own):
     rewrite(own, "lr = ", "lr = 0.5 #")
     rewrite(own, "checkpoint_every = 3", "checkpoint_every = 1")
     rewrite(own, "[degradation]\n", "[degradation]\nfinal_mean = false\n")  # the default, written out
     assert command(["train", "--resume", str(own)]) == 0
 
 
-def test_an_operator_that_computes_otherwise_is_told(own, monkeypatch, capsys):
+def test_an_operator_that_computes_something_else_is_reported(own, monkeypatch, capsys):
     degrade = Blur._degrade
     monkeypatch.setattr(Blur, "_degrade", lambda self, *rest: degrade(self, *rest) * 0.9)
     assert command(["train", "--resume", str(own)]) == 2
-    assert "the operator computes otherwise" in capsys.readouterr().err
+    assert "the operator computes different values" in capsys.readouterr().err
 
 
-def test_a_checkpoint_from_before_says_nothing_and_goes_on(own):
+def test_an_older_checkpoint_without_provenance_is_resumed(own):
     state = runs.Run(own).newest_checkpoint() / "state.json"
     table = json.loads(state.read_text())
     for key in ("provenance", "sha256", "digest", "falls", "skipped_in_a_row"):
@@ -140,7 +140,7 @@ def test_an_odd_provenance_is_no_reason_to_fail(odd):
     assert provenance.changes(odd, now) == []
 
 
-def test_the_traces_tell_every_operator_from_every_other_and_from_itself_with_other_settings():
+def test_traces_distinguish_operators_and_their_settings():
     built, found = {}, {}
     for name in sorted({*degradations.names()} - {"animorph"}):
         config = presets.load("celeba-blur-small", [f"degradation.name={name}", *SMALL])
@@ -151,7 +151,7 @@ def test_the_traces_tell_every_operator_from_every_other_and_from_itself_with_ot
         assert provenance._agreement(found[one], found[other]) is (one == other), (one, other)
 
 
-def test_a_digest_of_some_is_of_the_whole_set():
+def test_a_digest_of_a_large_set_covers_its_whole_range():
     pixels = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
     whole = ImageSet(pixels).digest()
     assert ImageSet(pixels).digest(100) == ImageSet(pixels).digest(1000) == whole
@@ -184,7 +184,7 @@ def test_where_no_checkpoint_is_whole_that_is_said(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     for path in runs.Run(copy).checkpoints():
         (path / "ema.safetensors").write_bytes(b"x")
-    with pytest.raises(UsageError, match="no other checkpoint is whole"):
+    with pytest.raises(UsageError, match="no other checkpoint is intact"):
         open_run.open_run(runs.Run(copy), device="cpu")
 
 
@@ -210,7 +210,7 @@ def test_it_fits_a_checkpoint(own):
     assert len(json.dumps(told)) < 4000
 
 
-def test_a_finished_run_that_lost_its_last_words_says_them(tmp_path):
+def test_resuming_a_finished_run_writes_its_missing_last_line(tmp_path):
     trainer = make_trainer(tmp_path / "run")
     finish(trainer)
     path = tmp_path / "run"

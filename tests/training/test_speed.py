@@ -69,7 +69,7 @@ def test_attention_is_its_formula_head_by_head():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block", ["convnext", "resnet"])
-def test_laid_out_and_settled_a_network_says_the_same(block, dtype):
+def test_laying_out_and_settling_keep_a_networks_output(block, dtype):
     torch.manual_seed(0)
     network = UNet(1, 1, width=8, multipliers=(1, 2, 4), block=block, body_dtype=dtype)
     x, t = torch.randn(4, 1, 16, 16), torch.tensor([1, 2, 3, 4])
@@ -166,7 +166,7 @@ def test_once_a_few_steps_are_taken_a_failure_is_not_the_compilers(tmp_path, mon
 
 
 @pytest.mark.parametrize("is_possible", [True, False])
-def test_a_run_is_sampled_with_a_compiled_network_or_told_why_not(tiny_run, monkeypatch, capsys, is_possible, tmp_path):
+def test_sampling_compiles_the_network_or_reports_why_not(tiny_run, monkeypatch, capsys, is_possible, tmp_path):
     def backend(graph, inputs):
         if not is_possible:
             raise RuntimeError("no compiler\nand much more")

@@ -41,7 +41,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, preset, stop_at):
     assert steps == sorted(set(steps)) == [2, 4, 6]
 
 
-def test_what_was_logged_after_the_checkpoint_is_written_again(tmp_path):
+def test_log_lines_after_the_checkpoint_are_written_again(tmp_path):
     trainer = make_trainer(tmp_path / "run", "train.checkpoint_every=3", "train.log_every=1")
     for tick in trainer.steps():
         if tick.step == 5:
@@ -74,7 +74,7 @@ def test_it_learns(tmp_path):
     assert figures["direct"]["rmse"] < 0.75 * figures["degraded"]["rmse"]
 
 
-def test_the_run_folder_says_everything(tiny_run):
+def test_the_run_folder_has_all_settings_metrics_and_weights(tiny_run):
     run = runs.Run(tiny_run)
     assert [event["event"] for event in run.events()] == ["started", "checkpoint", "checkpoint", "sample", "finished"]
     line = run.metrics()[-1]
@@ -162,7 +162,7 @@ def test_a_run_ended_before_its_first_checkpoint_begins_again(tmp_path):
     assert_same_checkpoint(whole.run.newest_checkpoint(), again.run.newest_checkpoint())
 
 
-def test_what_lies_about_in_the_folder_does_no_harm(tmp_path):
+def test_other_files_in_the_folder_do_no_harm(tmp_path):
     trainer = make_trainer(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-000002.bak").mkdir()
     (tmp_path / "run" / "events.jsonl").write_text('{"event": "checkp')
@@ -228,7 +228,7 @@ def test_a_run_is_made_whole_or_not_at_all(tmp_path):
     assert left_behind(tmp_path) == ["file"]
 
 
-def test_what_the_network_sees_carries_the_dither_and_what_comes_back_does_not(tmp_path):
+def test_the_networks_input_has_dither_and_its_output_has_none(tmp_path):
     trainer = make_trainer(tmp_path / "run", "degradation.dither=0.05")
     built = trainer.experiment
     x0 = trainer.test_set.images(slice(0, 50))
@@ -263,7 +263,7 @@ def test_the_squared_loss_is_squared(tmp_path):
     assert logged["l2"] == pytest.approx(float((3 - picked).square().mean()), rel=1e-4)
 
 
-def test_a_conditional_network_is_told_most_classes_and_learns_from_the_untold(tmp_path):
+def test_a_conditional_network_also_trains_without_labels(tmp_path):
     trainer = make_trainer(tmp_path / "run", "model.classes=10", "train.steps=2", "train.batch_size=64")
     parts = [part for step in range(16) for part in trainer.stepper.draw(step)]
     told = torch.cat([trainer.stepper.labels(part) for part in parts])
@@ -283,7 +283,7 @@ def test_a_run_that_begins_with_a_warning_is_started_all_the_same(tmp_path):
     assert [event["event"] for event in finish(trainer).run.events()][:2] == ["warning", "started"]
 
 
-def test_the_lock_tells_who_trains_and_when_it_last_lived(tmp_path):
+def test_the_lock_names_the_trainer_and_its_last_sign_of_life(tmp_path):
     trainer = make_trainer(tmp_path / "run")
     holder = runs.Run(tmp_path / "run").holder()
     assert (holder.pid, holder.is_gone) == (os.getpid(), False)

@@ -68,14 +68,14 @@ def test_a_paused_run_can_be_stopped_and_goes_on_later(tmp_path):
     assert finish(again).step == 6
 
 
-def test_a_file_that_is_no_request_is_told_of_and_goes(tmp_path):
+def test_an_unknown_request_is_reported_and_removed(tmp_path):
     trainer = make_trainer(tmp_path / "run")
     (tmp_path / "run" / "control" / "puase").touch()
     (tmp_path / "run" / "control" / ".draft").touch()
     finish(trainer)
     warnings = [event["message"] for event in trainer.run.events() if event["event"] == "warning"]
     assert len(warnings) == 1
-    assert "puase is no request" in warnings[0]
+    assert "puase is not a request" in warnings[0]
     assert left_behind(tmp_path / "run" / "control") == [".draft"]
     with pytest.raises(UsageError, match="No such request"):
         control.ask(tmp_path / "run", "puase")

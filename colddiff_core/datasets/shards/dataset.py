@@ -223,7 +223,7 @@ class Shards:
                 self._recent |= zip(indices.tolist(), labels, strict=True)
                 while len(self._recent) > RECENT_LABELS:
                     self._recent.popitem(last=False)
-        self._report_failures("other images stand in for these")
+        self._report_failures("other images are used instead")
         return torch.from_numpy(pixels)
 
     def _by_shard(self, indices: Tensor) -> Iterator[tuple[int, list[tuple[int, int]]]]:
