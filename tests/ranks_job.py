@@ -125,7 +125,7 @@ def main(folder: Path) -> None:
     finish(asked)
     results["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
     results["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
-    (folder / f"told-{together.index}.json").write_text(json.dumps(results))
+    (folder / f"results-{together.index}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -73,12 +73,11 @@ class Prior:
     """A distribution of x_T. Subclasses define how to draw it and which random fields of the operator x_T fixes.
 
     noise: default width of the white noise that breaks the symmetry between pixels; None if there is no symmetry to
-    break. is_fitted: learns from the training images; is_drawn_from_images: every draw uses some of them.
+    break. is_drawn_from_images: every draw uses some of the training images.
     """
 
     name: ClassVar[str]
     meaning: ClassVar[str]
-    is_fitted: ClassVar[bool] = False
     is_drawn_from_images: ClassVar[bool] = False
     noise: ClassVar[float | None] = None
 
@@ -103,7 +102,6 @@ class Prior:
 class MixturePrior(Prior):
     """A Gaussian mixture over a short summary of each image."""
 
-    is_fitted = True
     noise = 0.0
 
     def summarize(self, op: Degradation, x: Tensor) -> Tensor:

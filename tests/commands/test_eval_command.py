@@ -37,7 +37,7 @@ def here(tiny_run, in_folder, monkeypatch):
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 
 
-def told(capsys, *arguments: str) -> dict:
+def result_of(capsys, *arguments: str) -> dict:
     assert run(["eval", *arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -57,7 +57,7 @@ def with_paper(run_folder: Path, paper: dict) -> None:
 
 
 def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):
-    found = told(capsys, "--n", "100")
+    found = result_of(capsys, "--n", "100")
     assert found["n"] == 100
     assert found["protocol"] == "float"
     assert list(found["metrics"]) == KINDS
@@ -78,7 +78,7 @@ def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):
 
 
 def test_the_papers_row_stands_below_ours_with_a_verdict(here, capsys):
-    ours = told(capsys, "--n", "60", "--features", "none")["metrics"]
+    ours = result_of(capsys, "--n", "60", "--features", "none")["metrics"]
     paper = {
         "source": "A paper, Table 1",
         "note": "One figure is a copy of another.",
@@ -102,7 +102,7 @@ def test_the_papers_row_stands_below_ours_with_a_verdict(here, capsys):
 
 
 def test_photographs_have_8_bits(here, capsys):
-    exact, rounded = told(capsys, "--n", "20"), told(capsys, "--n", "20", "--uint8")
+    exact, rounded = result_of(capsys, "--n", "20"), result_of(capsys, "--n", "20", "--uint8")
     assert rounded["protocol"] == "uint8"
     # Shown an inverse that counts on float32, the network falls far behind.
     assert rounded["metrics"]["direct"]["rmse"] > exact["metrics"]["direct"]["rmse"]
@@ -112,12 +112,12 @@ def test_photographs_have_8_bits(here, capsys):
 
 
 def test_a_curve_over_severities(here, capsys):
-    rows = told(capsys, "--n", "12", "--by-severity", "--stride", "2")["by_severity"]
+    rows = result_of(capsys, "--n", "12", "--by-severity", "--stride", "2")["by_severity"]
     assert [row["t"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["metrics"]["degraded"]["rmse"] for row in rows] == sorted(
         r["metrics"]["degraded"]["rmse"] for r in rows
     )
-    at_last = told(capsys, "--n", "12", "--stride", "2", "--features", "none")["metrics"]
+    at_last = result_of(capsys, "--n", "12", "--stride", "2", "--features", "none")["metrics"]
     assert rows[-1]["metrics"]["sampled"]["rmse"] == pytest.approx(at_last["sampled"]["rmse"], rel=1e-6)
     assert rows[-1]["intervals"]["sampled"]["rmse"]
     assert run(["eval", "--n", "12", "--by-severity"]) == 0
@@ -139,8 +139,8 @@ def test_few_images_get_a_warning_beside_the_number(here, capsys):
     shown = capsys.readouterr().out
     assert "warning: FD-digits: too few images for 48 features" in shown
     assert any(line.startswith("direct") and "*" in line for line in shown.splitlines())
-    assert told(capsys, "--n", "30")["is_scarce"]
-    assert not told(capsys, "--n", "49")["is_scarce"]
+    assert result_of(capsys, "--n", "30")["is_scarce"]
+    assert not result_of(capsys, "--n", "49")["is_scarce"]
 
 
 def test_an_unmeasurable_metric_is_reported(here, capsys):
@@ -148,10 +148,10 @@ def test_an_unmeasurable_metric_is_reported(here, capsys):
     assert "Add --features inception" in refused(capsys, "--weights", "w.pth")
     pytest.importorskip("torch_fidelity")
     assert "--weights 'w.pth': no such file" in refused(capsys, "--features", "inception", "--weights", "w.pth")
-    told = refused(capsys, "--features", "inception", code=1)
-    assert "weights-inception-2015-12-05-6726825d.pth" in told
-    assert "Put that file into" in told
-    assert "--weights FILE" in told
+    message = refused(capsys, "--features", "inception", code=1)
+    assert "weights-inception-2015-12-05-6726825d.pth" in message
+    assert "Put that file into" in message
+    assert "--weights FILE" in message
     Path("w.pth").write_bytes(b"PK\x03\x04 not weights")
     assert "is not weights-inception" in refused(capsys, "--features", "inception", "--weights", "w.pth")
     Path("w.safetensors").write_bytes(b"cut")
@@ -198,12 +198,12 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
 
     finish(make_trainer(in_folder / "runs" / "own", "data.size=32"))
     monkeypatch.setenv("TORCH_HOME", str(in_folder / "hub"))
-    assert "lpips" not in told(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]
+    assert "lpips" not in result_of(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
     from colddiff_core.evaluation import classifier
 
     monkeypatch.setattr(classifier, "STEPS", 5)
-    assert "lpips" not in told(capsys, "--n", "4")["metrics"]["direct"]
+    assert "lpips" not in result_of(capsys, "--n", "4")["metrics"]["direct"]
     network = _NoTrainLpips(net="alex", pnet_rand=True)
     layers = {n: layer for part in network.net.children() for n, layer in part.named_children()}
     state = {f"features.{n}.{key}": t for n, layer in layers.items() for key, t in layer.state_dict().items()}
@@ -215,11 +215,11 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
         published_weights, "ALEXNET", published_weights.PublishedWeights("AlexNet", path.name, "", digest)
     )
     monkeypatch.setattr(lpips, "ALEXNET", published_weights.ALEXNET)
-    found = told(capsys, "--n", "4")
+    found = result_of(capsys, "--n", "4")
     assert found["metrics"]["direct"]["lpips"] > 0
     assert found["intervals"]["direct"]["lpips"]
     assert found["perceptual"] == {"weights": path.name, "sha256": digest}
-    assert told(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]["lpips"]
+    assert result_of(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]["lpips"]
     assert run(["eval", "--n", "4"]) == 0
     assert "LPIPS" in capsys.readouterr().out
     path.write_bytes(b"cut")

@@ -1,4 +1,4 @@
-"""`colddiff sample --degraded` as users call it: their own files in, as large and as told of, sharper."""
+"""`colddiff sample --degraded` on the user's own files: the result is sharper and of the same size."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def blurred(in_folder) -> Path:
 
 def test_a_picture_is_restored_and_keeps_all_else(photo_runs, blurred, capsys):
     assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert "blurred.jpg: t = " in told[0]
-    assert "a blur of" in told[0]
-    assert "% sure" in told[0]
-    assert told[-1] == "blurred-restored.png"
+    lines = capsys.readouterr().out.splitlines()
+    assert "blurred.jpg: t = " in lines[0]
+    assert "a blur of" in lines[0]
+    assert "% sure" in lines[0]
+    assert lines[-1] == "blurred-restored.png"
     before, after = Image.open(blurred), Image.open("blurred-restored.png")
     assert after.size == before.size == (90, 61)
     assert after.mode == "RGB"
@@ -70,20 +70,20 @@ def test_the_same_call_gives_the_same_bytes_and_refuses_to_overwrite(photo_runs,
 def test_json_reports_files_and_estimated_severity(photo_runs, blurred, capsys):
     call = ["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded", "--json"]
     assert run([*call, "--compare"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    file = told["files"][0]
+    result = json.loads(capsys.readouterr().out)
+    file = result["files"][0]
     assert (file["input"], file["output"], file["compared"]) == (
         "blurred.jpg",
         "blurred-restored.png",
         "blurred-compared.png",
     )
-    assert 0 <= file["low"] <= file["t"] <= file["high"] <= told["steps"] == 8
+    assert 0 <= file["low"] <= file["t"] <= file["high"] <= result["steps"] == 8
     assert 0 <= file["confidence"] <= 1
     assert run([*call, "--force", "--t", "7", "--sampler", "tacos", "--no-consistent"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"][0]["t"] == 7
-    assert "confidence" not in told["files"][0]
-    assert (told["sampler"], told["consistent"]) == ("tacos", False)
+    result = json.loads(capsys.readouterr().out)
+    assert result["files"][0]["t"] == 7
+    assert "confidence" not in result["files"][0]
+    assert (result["sampler"], result["consistent"]) == ("tacos", False)
 
 
 def test_compare_shows_both_upright_and_at_full_size(photo_runs, blurred):
@@ -139,9 +139,9 @@ def test_a_folder_goes_in_and_out_and_can_be_gone_on_with(photo_runs, blurred, c
     for name in ("1-restored.png", "2-compared.png"):
         Path("out", name).unlink()
     assert run([*call, "--resume", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["kept"] == 1  # of the pictures that have both
-    assert [file["output"] for file in told["files"]] == [f"out/{index}-restored.png" for index in range(3)]
+    result = json.loads(capsys.readouterr().out)
+    assert result["kept"] == 1  # of the pictures that have both
+    assert [file["output"] for file in result["files"]] == [f"out/{index}-restored.png" for index in range(3)]
     assert {name: Path("out", name).read_bytes() for name in names} == written
     assert run([*call, "--resume", "--t", "3"]) == 2
     assert "t was auto, now 3" in capsys.readouterr().err
@@ -191,9 +191,9 @@ def test_impossible_requests_are_refused_in_two_lines_and_leave_nothing(
     arguments, message, photo_runs, blurred, capsys
 ):
     assert run(["sample", str(photo_runs / "blur"), *arguments, "--degraded"]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) <= 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) <= 2
     assert left_behind(Path()) == ["blurred.jpg"]
 
 

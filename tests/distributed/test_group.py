@@ -57,7 +57,7 @@ def folders(tmp_path_factory):
 
 
 def results(folder):
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(2)]
 
 
 def weights(folder, name=checkpoint.MODEL):

@@ -67,10 +67,10 @@ def wanted(made, reference):
 
 def test_portions_come_to_the_figures_of_one_go_bit_for_bit(made, reference, wanted, tmp_path):
     folder = resumable.PartialResults(tmp_path / "x" / "y")
-    told = []
-    found = measure(made, reference, folder, progress=told.append)
+    counts = []
+    found = measure(made, reference, folder, progress=counts.append)
     assert plain(found) == wanted
-    assert sum(told) == COUNT * len(COLUMNS)
+    assert sum(counts) == COUNT * len(COLUMNS)
     assert found["sampled"].figures["milliseconds"] > 0
     assert "milliseconds" not in found["degraded"].figures
     assert len(left_behind(folder.path)) == len(COLUMNS) * math.ceil(math.ceil(COUNT / SIZE) / EACH)
@@ -114,9 +114,9 @@ def test_a_damaged_chunk_is_reported(made, reference, tmp_path):
     measure(made, reference, folder)
     victim = folder.path / left_behind(folder.path)[1]
     victim.write_bytes(victim.read_bytes()[:-3])
-    with pytest.raises(MachineError, match="cannot be read") as told:
+    with pytest.raises(MachineError, match="cannot be read") as caught:
         measure(made, reference, folder)
-    assert victim.name in told.value.what
+    assert victim.name in caught.value.what
 
 
 def test_a_folder_is_one_jobs_at_a_time(tmp_path):
@@ -149,10 +149,10 @@ ASKED = ["eval", "own", "--n", str(COUNT), "--batch-size", str(SIZE), "--json"]
 
 
 def outcome(capsys):
-    told = json.loads(capsys.readouterr().out)
-    for figures in told["metrics"].values():
+    result = json.loads(capsys.readouterr().out)
+    for figures in result["metrics"].values():
         figures.pop("milliseconds", None)
-    return told
+    return result
 
 
 def test_an_interrupted_call_prints_how_to_resume_and_resumes(own, capsys, monkeypatch):
@@ -208,14 +208,14 @@ def test_two_calls_alike_both_come_to_their_figures(own, capsys, monkeypatch):
 def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
     """Where batches are of 16 images; the last one of 50 is not, and is filled up."""
     (own / "evaluated").write_text("in the way")  # as a run is that is another user's
-    told = []
+    results = []
     for count, threads in ((1, 2), (2, 1)):
         out, _ = launches.finish([*ASKED, "--batch-size", "16"], own.parent, count, threads)
-        told.append(json.loads(out))
-        for figures in told[-1]["metrics"].values():
+        results.append(json.loads(out))
+        for figures in results[-1]["metrics"].values():
             figures.pop("milliseconds", None)
-    assert told[0] == told[1]
-    assert told[0]["metrics"]["sampled"]["fd"] is not None
+    assert results[0] == results[1]
+    assert results[0]["metrics"]["sampled"]["fd"] is not None
 
 
 def test_a_job_that_torchrun_starts_again_keeps_what_is_measured(own, capsys, monkeypatch):

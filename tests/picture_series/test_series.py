@@ -173,10 +173,10 @@ def test_ctrl_c_prints_how_to_resume(tmp_path, photos, monkeypatch, capsys):
 
     monkeypatch.setattr(images, "write", interrupt)
     assert run(["degrade", "in", *BLUR, "--out-dir", "out"]) == 130
-    told = capsys.readouterr().err
-    assert "3 of 6 images are in out" in told
-    assert "--resume" in told
-    assert len(told.splitlines()) == 2
+    message = capsys.readouterr().err
+    assert "3 of 6 images are in out" in message
+    assert "--resume" in message
+    assert len(message.splitlines()) == 2
     monkeypatch.setattr(images, "write", write)
     assert run(["degrade", "in", *BLUR, "--out-dir", "out", "--resume"]) == 0
     assert "6 images (3 of them kept): out" in capsys.readouterr().out
@@ -188,8 +188,8 @@ def test_degrade_makes_what_is_missing_by_its_place_in_the_list(photos, capsys):
     (photos / "3.png").write_bytes(b"broken")
     command = ["degrade", "in", *BLUR, "--out-dir", "out", "--json"]
     assert run(command) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (len(told["files"]), told["kept"]) == (5, 0)
+    result = json.loads(capsys.readouterr().out)
+    assert (len(result["files"]), result["kept"]) == (5, 0)
     whole, states = bytes_in(Path("out")), states_in(Path("out"))
     for name in ("out/1-noise-t004.png", "out/5-noise-t004.png"):
         Path(name).unlink()
@@ -197,7 +197,7 @@ def test_degrade_makes_what_is_missing_by_its_place_in_the_list(photos, capsys):
     captured = capsys.readouterr()
     assert "3.png" in captured.err
     again = json.loads(captured.out)
-    assert (again["files"], again["kept"]) == (told["files"], 3)
+    assert (again["files"], again["kept"]) == (result["files"], 3)
     assert bytes_in(Path("out")) == whole
     now = states_in(Path("out"))
     assert [name for name in now if now[name] != states[name]] == ["1-noise-t004.png", "5-noise-t004.png"]

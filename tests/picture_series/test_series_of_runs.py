@@ -28,10 +28,10 @@ def own_run(tiny_run, in_folder) -> Path:
 def test_sample_writes_each_image_as_it_is_however_many_are_asked_for(own_run, photos, capsys):
     command = ["sample", "own", "--json", "--out-dir"]
     assert run([*command, "many", "--n", "70"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"][3] == "many/000003-tacos-t005.png"
-    assert (told["n"], told["kept"], len(told["files"])) == (70, 0, 70)
-    with Image.open(told["picture"]) as sheet:
+    result = json.loads(capsys.readouterr().out)
+    assert result["files"][3] == "many/000003-tacos-t005.png"
+    assert (result["n"], result["kept"], len(result["files"])) == (70, 0, 70)
+    with Image.open(result["picture"]) as sheet:
         assert sheet.height == HEAD_PIXELS + GAP_PIXELS + 32 * (72 + GAP_PIXELS)
     assert run([*command, "few", "--n", "5"]) == 0
     for name in pictures_in(Path("few")):
@@ -60,9 +60,9 @@ def test_sample_takes_folders_and_globs_and_leaves_out_what_is_broken(own_run, p
     shutil.copy(photos / "1.png", photos / "deep" / "1.png")
     command = ["sample", "own", "--out-dir", "out", "in", "in/[01].png"]
     assert run(command) == 0
-    told = capsys.readouterr().out
-    assert "3.png" in told
-    assert "8 images: out" in told
+    output = capsys.readouterr().out
+    assert "3.png" in output
+    assert "8 images: out" in output
     stems = ["0", "0", "1", "1", "1", "2", "4", "5"]
     assert [name.split("-")[0] for name in pictures_in(Path("out"))] == stems
     assert "1-tacos-t005-3.png" in left_behind(Path("out"))
@@ -123,17 +123,17 @@ def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, monkeypat
     monkeypatch.setattr(classifier, "STEPS", 20)
     command = ["generate", "own", "--n", "20", "--json", "--out-dir", "out", "--diversity", "--animate"]
     assert run(command) == 0
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     whole = bytes_in(Path("out"))
     Path("out/000018.png").unlink()
     assert run([*command, "--resume"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["kept"] == 19
-    assert again["figures"] == told["figures"]
+    assert again["figures"] == result["figures"]
     assert bytes_in(Path("out")) == whole
     for kind in ("picture", "animation", "neighbours"):
-        assert again[kind] != told[kind]
-        assert Path(again[kind]).read_bytes() == Path(told[kind]).read_bytes()
+        assert again[kind] != result[kind]
+        assert Path(again[kind]).read_bytes() == Path(result[kind]).read_bytes()
     assert run(["generate", "own", "--n", "21", "--out-dir", "out", "--resume"]) == 2
     assert "n was 20, now 21" in capsys.readouterr().err
 

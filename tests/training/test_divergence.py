@@ -82,9 +82,9 @@ def test_after_several_in_a_row_the_run_goes_back_with_a_lower_rate(tmp_path):
         ColddiffWarning, match=r"step 9: 5 steps in a row .* went back to step 3; the learning rate is now 0.5 times"
     ):
         finish(trainer)
-    told = [message.split(":")[0] for message in warned(trainer.run)]
+    messages = [message.split(":")[0] for message in warned(trainer.run)]
     skipped = [f"step {step} skipped" for step in range(5, 10)]
-    assert told == [*skipped[:2], "no checkpoint at step 6", *skipped[2:], "step 9"]
+    assert messages == [*skipped[:2], "no checkpoint at step 6", *skipped[2:], "step 9"]
     lines = trainer.run.metrics()
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["lr"] / trainer.settings.lr for line in lines] == [1, 1, 1, *[0.5] * 9]

@@ -101,8 +101,8 @@ def test_images_announced_but_not_taken_are_skipped(images, monkeypatch):
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
     made = BatchLoader(images, CPU, size=11, flip=False)
     wanted = [torch.tensor([1, 2]), torch.tensor([3, 4, 5])]
-    for told in (torch.tensor([9]), wanted[0], torch.tensor([8, 8]), wanted[1]):
-        made.ahead(told)
+    for announced in (torch.tensor([9]), wanted[0], torch.tensor([8, 8]), wanted[1]):
+        made.ahead(announced)
     for picked in (*wanted, torch.tensor([6])):
         assert torch.equal(made.take(picked, made.draw(len(picked), seeds.generator(1))), images.images(picked))
 
@@ -112,13 +112,13 @@ def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
     made = BatchLoader(images, CPU, size=11, flip=False)
     sent, gathered = made._send, threading.Event()
 
-    def telling(indices):
+    def send(indices):
         assert threading.current_thread() is not threading.main_thread()
         found = sent(indices)
         gathered.set()
         return found
 
-    monkeypatch.setattr(made, "_send", telling)
+    monkeypatch.setattr(made, "_send", send)
     made.ahead(torch.tensor([1, 2]))
     assert gathered.wait(10)  # before it is asked for
 

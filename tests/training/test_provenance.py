@@ -76,10 +76,10 @@ def test_a_changed_configuration_needs_permission(own, capsys, old, new, words):
     rewrite(own, old, new)
     before = trace(own)
     assert command(["train", "--resume", str(own)]) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert "--allow-change" in told
-    assert len(told.splitlines()) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert "--allow-change" in message
+    assert len(message.splitlines()) == 2
     assert trace(own) == before
 
 
@@ -204,10 +204,10 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tiny_run, tmp_p
 
 def test_it_fits_a_checkpoint(own):
     state = json.loads((runs.Run(own).newest_checkpoint() / "state.json").read_text())
-    told = state["provenance"]
-    assert set(told) == {"settings", "images", "second", "operator"}
-    assert told["images"]["count"] > 1000
-    assert len(json.dumps(told)) < 4000
+    recorded = state["provenance"]
+    assert set(recorded) == {"settings", "images", "second", "operator"}
+    assert recorded["images"]["count"] > 1000
+    assert len(json.dumps(recorded)) < 4000
 
 
 def test_resuming_a_finished_run_writes_its_missing_last_line(tmp_path):

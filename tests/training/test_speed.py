@@ -139,12 +139,12 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypa
     monkeypatch.setattr(compiling, "compile_network", compile_network)
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: is_resident)
     trainer = finish(make_trainer(tmp_path / "run", *overrides))
-    told = [event for event in trainer.run.events() if event["event"] == "warning"]
-    assert [event["message"] for event in told] == ["the network is not compiled: RuntimeError: no compiler"]
+    warnings = [event for event in trainer.run.events() if event["event"] == "warning"]
+    assert [event["message"] for event in warnings] == ["the network is not compiled: RuntimeError: no compiler"]
     assert len(calls) == failing_call
     assert losses(trainer) == losses(as_it_is)
     assert torch.equal(trainer.parts.network.head.weight, as_it_is.parts.network.head.weight)
-    # Twelve batches, those of the failed step again, and at most the step after it, which was told of twice.
+    # Twelve batches, those of the failed step again, and at most the step after it, which was announced twice.
     assert len(gathered) <= (0 if is_resident else 12 + 2 + 2)
     assert runs.Run(tmp_path / "run").config(()).train.compile == "default"
 
@@ -198,10 +198,10 @@ def cli(words, capsys):
 
 
 def timeless(out: str) -> dict:
-    told = json.loads(out)
-    for figures in told["metrics"].values():
+    result = json.loads(out)
+    for figures in result["metrics"].values():
         figures.pop("milliseconds", None)
-    return told
+    return result
 
 
 def losses(trainer) -> list[float]:

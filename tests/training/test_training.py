@@ -266,11 +266,11 @@ def test_the_squared_loss_is_squared(tmp_path):
 def test_a_conditional_network_also_trains_without_labels(tmp_path):
     trainer = make_trainer(tmp_path / "run", "model.classes=10", "train.steps=2", "train.batch_size=64")
     parts = [part for step in range(16) for part in trainer.stepper.draw(step)]
-    told = torch.cat([trainer.stepper.labels(part) for part in parts])
+    seen = torch.cat([trainer.stepper.labels(part) for part in parts])
     labels = torch.cat([trainer.train_set.labels[part.indices] for part in parts])
-    untold = told == 10
-    assert 0.07 < float(untold.double().mean()) < 0.13
-    assert torch.equal(told[~untold], labels[~untold])
+    hidden = seen == 10
+    assert 0.07 < float(hidden.double().mean()) < 0.13
+    assert torch.equal(seen[~hidden], labels[~hidden])
     before = trainer.experiment.restorer.unet.label.weight.detach().clone()
     after = finish(trainer).experiment.restorer.unet.label.weight.detach()
     moved = (after - before).abs().amax(1)

@@ -110,9 +110,9 @@ def test_a_request_that_fails_does_not_end_the_training(tmp_path, monkeypatch, r
     monkeypatch.setattr(Trainer, "write_sheet" if request_word == "sample" else "save", fail)
     name = control.ask(tmp_path / "run", request_word)
     next(steps)
-    told = trainer.run.events()[-1]
-    assert (told["event"], told["answers"]) == ("warning", [name])
-    assert "CUDA out of memory" in told["message"]
+    event = trainer.run.events()[-1]
+    assert (event["event"], event["answers"]) == ("warning", [name])
+    assert "CUDA out of memory" in event["message"]
     monkeypatch.undo()
     assert finish(trainer).step == 6
 
