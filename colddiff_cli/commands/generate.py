@@ -106,7 +106,7 @@ def generate(
         "sampler": sampling.sampler,
         "stride": sampling.stride,
         "seed": sampling.seed,
-        "batch": built.batch_size(generation.MOST),
+        "batch": built.batch_size(batches.MOST),
     }
     default = found.path / "generated" / f"{request['prior']}-{sampling.sampler}.png"
     grid_path, film_path, neighbors_path = outputs.agreed(

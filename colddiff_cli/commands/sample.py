@@ -139,7 +139,7 @@ def sample(
     _check(out_dir, resume, len(files) or n or TEST_IMAGES)
     config = run.config(overrides)
 
-    from colddiff_core.inference import restore
+    from colddiff_core.inference import batches
     from colddiff_core.sampling import Sampling
 
     trained = open_run.open_run(run, device, overrides)
@@ -150,7 +150,7 @@ def sample(
     ending = f"{sampling.sampler}-t{severity:03d}.png"
     default = run.path / "restored" / ending
     picture, film = outputs.agreed(lambda: films.outputs(out, default, animate=animate, force=force, keep=resume))
-    size = ranks.broadcast_json(built.batch_size(restore.MOST))
+    size = ranks.broadcast_json(built.batch_size(batches.MOST))
     outcome = {"sampler": sampling.sampler, "stride": sampling.stride, "t": severity}
     settings = open_run.described(run, built, trained.step) | outcome | {"seed": sampling.seed, "batch": size}
     if resume and files and out_dir:

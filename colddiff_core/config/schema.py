@@ -49,7 +49,7 @@ class DegradationConfig:
     )
     jitter: float = setting(
         0.0,
-        "largest relative change of the kernel width in training: 0.1 is up to 10 % either way",
+        "largest relative change of the kernel width in training: 0.1 is up to 10 % either way; for pixelate, any mode",
         minimum=0,
         maximum=0.9,
     )

@@ -43,9 +43,9 @@ class Frozen:
 class Estimate:
     """The estimated severity of a degraded picture.
 
-    t: the most likely severity, 0..steps; 0 means no trace of the operator.
+    t: the median of the severities by probability, 0..steps; 0 means no trace of the operator.
     low, high: a 90% interval for the true severity.
-    confidence: the probability, 0 to 1, that the true severity is within 10% of t, or one step if that is more.
+    confidence: the probability, 0 to 1, that t is within 10% of the true severity, or one step if that is more.
     trace: what was found, in words.
     fields: the fields of Frozen that could be recovered, each for a batch of one.
     """
@@ -65,7 +65,8 @@ class Degradation:
     Images are (B, C, H, W) float32 in [-1, 1]. t is an int, or (B,) int64 with one severity per image.
 
     To write an operator, subclass this as a frozen dataclass under `@register(name)`, declare its parameters with
-    `setting` and define hooks. A public method checks its arguments and calls the hook of the same name. A hook gets a
+    `setting` and define hooks. A public method checks its arguments and calls the hook of the same name; `variants` and
+    `severity_to_hide` have none and are overridden themselves. A hook gets a
     valid t, on the images' device if it is a tensor, and `frozen` of type `frozen_type`; it returns:
 
         _degrade(x0, t, frozen)              x_t. Required. Results for t = 0 are ignored.
@@ -176,7 +177,7 @@ class Degradation:
 
     @property
     def has_reestimate(self) -> bool:
-        """Whether `reestimate` solves for the random fields, so that they need not be known in advance."""
+        """Whether `reestimate` solves for all random fields, so that they need not be known in advance."""
         return type(self)._reestimate is not Degradation._reestimate
 
     def severity_to_hide(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:

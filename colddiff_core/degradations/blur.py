@@ -11,7 +11,7 @@ from torch import Tensor
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, VARIANTS, Degradation, Estimate, Frozen
 from colddiff_core.degradations.estimation.blur_spectrum import blur_evidence, tile_sides
-from colddiff_core.degradations.estimation.posterior import to_estimate
+from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import blur_widths
 from colddiff_core.degradations.separable import ConvolutionStack, gaussian
@@ -95,10 +95,10 @@ class Blur(Degradation):
 
     def _estimate(self, x_t: Tensor) -> Estimate:
         """Find the width from the frequency where the picture's spectrum sinks into that of rounding."""
-        if self.final_mean and bool((x_t == x_t[..., :1, :1]).all()):
+        if self.final_mean and is_flat(x_t):
             severities = torch.tensor([self.steps])
             return to_estimate(severities, torch.zeros(1), lambda t: "one color everywhere")
-        if min(x_t.shape[-2:]) < SMALLEST_SIDE_PIXELS or bool((x_t == x_t[..., :1, :1]).all()):
+        if min(x_t.shape[-2:]) < SMALLEST_SIDE_PIXELS or is_flat(x_t):
             raise UsageError("The picture is too small or too flat to estimate its blur.", "Give --t.")
         widths = self._total_widths()
         # Candidates are evenly spaced in width: over hundreds of steps many severities have nearly the same one.

@@ -33,6 +33,11 @@ class Composite(Degradation):
     def __post_init__(self) -> None:
         """Do nothing: the parts have been validated."""
 
+    @property
+    def has_reestimate(self) -> bool:
+        """Whether `reestimate` solves for all random fields: only the last part's can be seen in x_t."""
+        return self.parts[-1].has_reestimate and not any(self.fields[:-1])
+
     def variants(self, jitter: float) -> tuple[Degradation, ...]:
         """Return compositions of the parts' variants, all parts varied together, this one included."""
         by_part = [part.variants(jitter) for part in self.parts]

@@ -22,7 +22,7 @@ from colddiff_core.degradations.base import (
     draw_uniform,
 )
 from colddiff_core.degradations.estimation.hole_search import RADIAL_NODES, HoleMasks, find_hole
-from colddiff_core.degradations.estimation.posterior import to_estimate
+from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import blur_widths
 from colddiff_core.errors import UsageError
@@ -135,7 +135,7 @@ class Mask(Degradation):
 
     def _estimate(self, x_t: Tensor) -> Estimate:
         """Find the hole by its color, and its growth by how far around it the picture is pulled toward that color."""
-        if bool((x_t == x_t[..., :1, :1]).all()):
+        if is_flat(x_t):
             raise UsageError("The picture has only one color, so no hole can be found.", "Give --t.")
         severities = torch.linspace(0, self.steps, min(self.steps, MAX_CANDIDATES) + 1).round().long()
         masks = self._radial_masks(severities)

@@ -82,7 +82,7 @@ class SeparableStack:
     """Apply A_t x B_t^T for t = 0..T, with matrix tables that are built on first use of a size.
 
     Images are (B, C, H, W) float32; t is an int or (B,) int64 in 0..T. A subclass defines `_build`, which makes the
-    tables, and `_split`, which factors A_t as synthesis @ diag(gain) @ analysis.
+    tables, and `_split`, which factors A_t^-1 as synthesis @ diag(1 / gain) @ analysis.
     """
 
     def __init__(self, steps: int) -> None:

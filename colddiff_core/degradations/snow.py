@@ -22,7 +22,7 @@ from colddiff_core.degradations.base import (
     entry_at,
     on_device,
 )
-from colddiff_core.degradations.estimation.posterior import to_estimate
+from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
 from colddiff_core.degradations.estimation.snow_symmetry import snow_evidence
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.separable import MatrixStack
@@ -121,7 +121,7 @@ class Snow(Degradation):
 
     def _estimate(self, x_t: Tensor) -> Estimate:
         """Find the snow from what the picture shares with its half turn."""
-        if min(x_t.shape[-2:]) < SMALLEST_SIDE_PIXELS or bool((x_t == x_t[..., :1, :1]).all()):
+        if min(x_t.shape[-2:]) < SMALLEST_SIDE_PIXELS or is_flat(x_t):
             raise UsageError("The picture is too small or too flat to estimate its snow.", "Give --t.")
         return to_estimate(
             *snow_evidence(x_t, self), lambda t: f"snow of {t / self.steps:.0%} strength" if t else "no snow"

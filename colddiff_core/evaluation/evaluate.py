@@ -54,7 +54,7 @@ class EvaluationResult:
         figures: Figures by name.
         intervals: Their 95 % intervals; None for a figure without one.
         has_too_few_images: Whether there are too few images for a reliable Frechet distance.
-        shown: The first images, (K, C, H, W) float32 in [-1, 1].
+        shown: The first images, (K, C, H, W) float32 in [-1, 1]; (0,) if none were asked for.
         degraded: The degraded images that `shown` was restored from, in the same shape.
     """
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 from colddiff_core.distributed.group import Group
 
+# Images at a time, if they fit in memory. Batches are always full, so a large one wastes time on few images.
+MOST = {"cpu": 16, "cuda": 256}
 BatchFilter = Callable[[range], bool]  # by the numbers of the images in a batch
 
 

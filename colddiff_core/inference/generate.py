@@ -25,8 +25,6 @@ from colddiff_core.runs import Run
 from colddiff_core.sampling import DegradedImages, Sampling, Step, final, fitting, priors
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
-# Images at a time, if they fit in memory. Batches are always full, so a large one wastes time on few images.
-MOST = {"cpu": 16, "cuda": 256}
 MOST_NOISE = 1.0  # wider noise leaves little else of x_T
 
 
@@ -147,7 +145,7 @@ def prepare(
     weights = dict(ranks.broadcast_tensors(weights))
     if prior.is_drawn_from_images and not ranks.is_alone:
         ranks.one_process_first(source.images)
-    size = ranks.broadcast_json(built.batch_size(MOST))
+    size = ranks.broadcast_json(built.batch_size(batches.MOST))
     if noise is None:
         noise = 0.0 if prior.noise is None else built.config.degradation.dither or prior.noise
     return Generator(built, prior, source, weights, noise, size)

@@ -91,11 +91,11 @@ class PhotographRestorer:
         if hidden is not None:
             t, fields = self.operator.severity_to_hide(hidden[None].to(x_t.device))
         elif t is None:
-            estimate = self.operator.estimate(self._visible(x_t))
+            estimate = self.operator.estimate(self._for_estimate(x_t))
             t, fields = estimate.t, estimate.fields
         elif random_fields.intersection(self.operator.estimated_fields):
             with contextlib.suppress(UsageError):  # they stay unknown
-                fields = self.operator.estimate(self._visible(x_t)).fields
+                fields = self.operator.estimate(self._for_estimate(x_t)).fields
         fields = {name: _for_each(value, x_t) for name, value in fields.items() if name in random_fields}
         frozen = self.operator.freeze(x_t, generator=torch.Generator().manual_seed(self.sampling.seed), **fields)
         if hidden is not None:  # the network must not see a scratch or a name there
@@ -178,7 +178,7 @@ class PhotographRestorer:
         how = (given.t, given.frozen, max(self.experiment.config.model.floor, FLOOR))
         return x0_hat + (self.operator.invert(target, *how) - self.operator.invert(degraded, *how))
 
-    def _visible(self, x_t: Tensor) -> Tensor:
+    def _for_estimate(self, x_t: Tensor) -> Tensor:
         """Return the picture to estimate from, (1, C, H, W), with its colors even in a gray run."""
         return x_t if len(x_t) == 1 else x_t.transpose(0, 1)
 

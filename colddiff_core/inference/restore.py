@@ -17,9 +17,6 @@ from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.sampling import DegradedImages, Sampling, Step, final
 
-# Images at a time, if they fit in memory. Batches are always full, so a large one wastes time on few images.
-MOST = {"cpu": 16, "cuda": 256}
-
 
 @dataclasses.dataclass(frozen=True)
 class DegradedBatch:

@@ -32,9 +32,10 @@ STEMS: dict[str, type[ConvNextBlock] | type[ConvStem]] = {
 class UNet(nn.Module):
     """A time-conditioned U-Net: x (B, C_in, H, W) float32, t (B,) int64 -> (B, C_out, H, W) float32.
 
-    Each level has two blocks, attention and `width * multiplier` channels, at half the side of the level before. All
-    levels but the finest pass their features to the way up; with local blocks the finest does too, because most pixels
-    of a photograph should stay unchanged. The defaults are the paper's network: 56.6 M parameters for one channel.
+    Each level has two blocks, attention and `width * multiplier` channels, at half the side of the level before; the
+    finest has one block on the way down, after the stem. All levels but the finest pass their features to the way up;
+    with local blocks the finest does too, because most pixels of a photograph should stay unchanged. The defaults are
+    the paper's network: 56.6 M parameters for one channel.
 
     The body runs in `body_dtype`. The stem and the head stay float32: after a heavy blur the picture is in deviations
     of 1e-2 to 1e-6, which bfloat16 would round away.

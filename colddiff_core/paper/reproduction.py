@@ -29,7 +29,7 @@ from colddiff_core.evaluation.comparison import Contender
 from colddiff_core.evaluation.evaluate import EvaluationResult, EvaluationSettings
 from colddiff_core.evaluation.metrics import Reference
 from colddiff_core.experiment import Experiment
-from colddiff_core.files import parse_json, whole
+from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.inference import generate
 from colddiff_core.paper import tables
 from colddiff_core.paper.tables import Scale, Table, TableRowSpec
@@ -193,7 +193,7 @@ class RunMeasurer:
 def _read(path: Path) -> Record | None:
     """Return a saved record; None if it is missing or damaged."""
     try:
-        record = parse_json(path.read_text(encoding="utf-8"))
+        record = parse_json(read_ordinary(path))
         intervals, measured = record["intervals"].values(), record["measured"].values()
         is_whole = (
             bool(record["metrics"])

@@ -11,7 +11,7 @@ import torch
 
 from colddiff_core import seeds
 from colddiff_core.errors import MachineError, UsageError
-from colddiff_core.files import whole
+from colddiff_core.files import read_ordinary, whole
 from colddiff_core.sampling.priors import MixturePrior, Prior, PriorSource, Weights
 from colddiff_core.tensor_files import write
 from colddiff_core.text import counted
@@ -68,7 +68,7 @@ def _fit(prior: MixturePrior, source: PriorSource, count: int) -> Weights:
 def _read(path: Path, count: int) -> Weights | None:
     """Read weights from a file; None if they are missing, damaged or of another size."""
     try:
-        weights = safetensors.torch.load(path.read_bytes())
+        weights = safetensors.torch.load(read_ordinary(path))
         size = weights["means"].shape[1]
         shapes = {"shares": (count,), "means": (count, size), "factors": (count, size, size)}
         is_right = {name: tuple(tensor.shape) for name, tensor in weights.items()} == shapes

@@ -166,7 +166,7 @@ def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
     run = runs.find(name)
     config = run.config(tuple(changes))
     if (step := finished(run, config)) is not None:
-        remedy = f"Train on with: --set train.steps={config.train.steps * 2}"
+        remedy = f"Train longer with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{run.path} is finished: {step} of {config.train.steps} steps.", remedy)
     runs.check_free(run.path)
     return run.path, config

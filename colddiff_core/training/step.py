@@ -94,9 +94,8 @@ class Stepper:
         self.watch = divergence.DivergenceWatch()
         self.falls = 0
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
-        if (
-            self.ranks.is_alone or self.settings.compile != "auto"
-        ):  # a rank that repeats a failed step would hang the others
+        # A rank that repeats a failed step would hang the others, so "auto" compiles only a training of one process.
+        if self.ranks.is_alone or self.settings.compile != "auto":
             compiling.compile_network(network, mode)
         self._untried = UNTRIED if compiling.is_compiled(network) and self.ranks.is_alone else 0  # steps
         self._called = self.ranks.wrap_ddp(network, experiment.device)
@@ -170,9 +169,8 @@ class Stepper:
                 error = restorer(x_t, t, frozen, self.labels(part)) - x0
                 losses = (error.abs() if settings.loss == "l1" else error.square()).mean((1, 2, 3))
                 share = losses.sum() / self.size
-                (
-                    share * self.ranks.count
-                ).backward()  # DDP averages over processes: the result is the mean over all images
+                # DDP averages over processes: with the factor, the result is the mean over all images.
+                (share * self.ranks.count).backward()
             loss += share.detach()
             meter.add(losses.detach(), t)
         self.ranks.sum(loss)  # so that all processes skip the same steps

@@ -151,6 +151,14 @@ def test_inverse_recovers_a_mild_blur():
         assert (op(x0, 4) - x0).abs().max() > 0.5
 
 
+@pytest.mark.parametrize(
+    ("name", "can"),
+    [("noise", True), ("blur+noise", True), ("snow", False), ("blur+snow", False), ("snow+noise", False)],
+)
+def test_only_what_shows_in_x_t_can_be_reestimated(name, can):
+    assert degradations.build(name).has_reestimate is can
+
+
 @pytest.mark.parametrize("name", ["noise", "animorph", "blur+noise"])
 def test_reestimate_recovers_the_noise(name):
     op = degradations.build(name, steps=50)

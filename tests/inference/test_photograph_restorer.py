@@ -115,6 +115,13 @@ def test_a_mask_of_ones_own_hides_its_pixels_and_spares_the_rest(made):
         torch.testing.assert_close(restored[:, ~hidden], x[:, ~hidden], rtol=0, atol=1.01 / 255)
 
 
+@pytest.mark.parametrize("name", ["snow+blur", "blur+snow"])
+def test_a_composition_that_has_to_know_its_snow_is_refused(name):
+    snowed = worker("photos-snow-small", 3, f"degradation.name={name}", sampler="tacos")
+    with pytest.raises(UsageError, match="needs the random choices"):
+        snowed.restore(snowed.look(scene(), 5))
+
+
 def test_empty_masks_are_refused():
     hidden = torch.zeros(60, 81, dtype=torch.bool)
     for preset in ("photos-mask-small", "celeba-mask-small"):

@@ -18,7 +18,7 @@ from colddiff_core import runs, sampling
 from colddiff_core.config import presets
 from colddiff_core.config.schema import ModelConfig
 from colddiff_core.evaluation import evaluate
-from colddiff_core.inference import generate, open_run
+from colddiff_core.inference import batches, generate, open_run
 from colddiff_core.models import UNet, memory
 from colddiff_core.sampling import Sampling
 
@@ -65,18 +65,18 @@ def test_batch_size_is_the_largest_that_fits(monkeypatch):
 def test_batch_size_follows_memory_and_images_do_not_depend_on_the_count(masked, monkeypatch):
     built = open_run.open_run(masked, device=CPU).experiment
     set_total_memory(monkeypatch, 1e12)
-    assert built.batch_size(generate.MOST) == 16
+    assert built.batch_size(batches.MOST) == 16
     assert built.batch_size(evaluate.MOST) == 64
     set_total_memory(
         monkeypatch, 4 * memory.image_bytes(built.config.model, 12, torch.float32) / memory.MEMORY_SHARE["cpu"]
     )
-    assert built.batch_size(generate.MOST) == built.batch_size(evaluate.MOST) == 4
+    assert built.batch_size(batches.MOST) == built.batch_size(evaluate.MOST) == 4
     generator = generate.prepare(masked, built, None)
     generated = {}
     with small_machine(monkeypatch, 4) as machine:
         for count in (2, 7):
-            batches = generator.generate(count, Sampling(seed=1))
-            generated[count] = torch.cat([sampling.final(batch.steps)[: batch.count] for batch in batches])
+            drawn = generator.generate(count, Sampling(seed=1))
+            generated[count] = torch.cat([sampling.final(batch.steps)[: batch.count] for batch in drawn])
     assert set(machine.counts) == {4}
     assert torch.equal(generated[2], generated[7][:2])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -108,6 +110,14 @@ def test_a_prior_is_fitted_once_and_a_damaged_one_again(tmp_path):
     kept.write_bytes(whole[:-9])
     drawn("gaussian", tmp_path, range(3))
     assert kept.read_bytes() == whole
+
+
+def test_a_pipe_in_place_of_a_prior_is_not_waited_for(tmp_path):
+    first = drawn("gaussian", tmp_path, range(3))
+    kept = tmp_path / "gaussian-1.safetensors"
+    kept.unlink()
+    os.mkfifo(kept)
+    assert torch.equal(drawn("gaussian", tmp_path, range(3)).x, first.x)
 
 
 def test_noise_breaks_the_symmetry_and_nothing_else(tmp_path):

@@ -23,6 +23,11 @@ def is_gray(x: Tensor) -> bool:
     return x.shape[1] == 1 or bool((x == x[:, :1]).all())
 
 
+def is_flat(x: Tensor) -> bool:
+    """Return whether all pixels of a picture (1, C, H, W) have the same color."""
+    return bool((x == x[..., :1, :1]).all())
+
+
 def tiles(x: Tensor, side: int, most: int) -> list[Tensor]:
     """Return evenly spread views of a picture (1, C, H, W), up to `side` pixels square, at most `most` per axis."""
     spans = []
