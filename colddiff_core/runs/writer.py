@@ -192,7 +192,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
 
 
 def rewrite_config(run: Run, config: Config) -> None:
-    """Replace the configuration of a run that continues with changed settings."""
+    """Replace the configuration of a run that continues with changed settings, `data.download` included."""
     table = config.to_table() | {"versions": run.table().get("versions", {})}
     with whole(run.config_file) as draft:
         draft.write_text(dump(table), encoding="utf-8")

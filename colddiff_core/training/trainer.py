@@ -120,7 +120,6 @@ class Trainer:
         if not any(event.get("event") == "started" for event in self.run.events()):
             device = devices.describe(self.experiment.device)
             self.run.event("started", device=device, images=len(self.train_set), **self._processes())
-        self.checkpoints.saved_step = self.step
         self.stepper.send_ahead(self.step)
         if self._is_sampled(self.step) and not sample_sheet.path(self.run, self.step).exists():
             self._sample_due()  # the last trainer was killed while sampling

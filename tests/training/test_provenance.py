@@ -88,6 +88,12 @@ def trace(path):
     return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file() and file.name != "lock"}
 
 
+def test_a_free_change_is_kept_in_run_toml(own):
+    assert command(["train", "--resume", str(own), "--set", "data.download=false", "--set", "train.keep=3"]) == 0
+    config = runs.Run(own).config()
+    assert (config.data.download, config.train.keep) == (False, 3)
+
+
 def test_an_allowed_change_is_applied_recorded_and_kept(own, capsys):
     assert command(["train", "--resume", str(own), "--set", "train.batch_size=4"]) == 2
     assert "--allow-change" in capsys.readouterr().err
