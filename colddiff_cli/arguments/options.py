@@ -11,7 +11,7 @@ import typer
 from colddiff_core.config.schema import LARGEST_SEED
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", min=0, max=LARGEST_SEED)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.", min=0, max=LARGEST_SEED)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and everything else to stderr.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting; repeatable.", metavar="KEY=VALUE")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder with the data set's files.", metavar="DIR")]
@@ -26,13 +26,13 @@ Sampler = Annotated[
 Noise = Annotated[
     float | None,
     typer.Option(
-        "--noise", help="Width of the symmetry-breaking white noise on x_T (default: the run's, or .002).", min=0
+        "--noise", help="Width of the symmetry-breaking white noise on x_T (default: the run's, or the prior's).", min=0
     ),
 ]
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", help="Test images per batch (default: as many as fit). Results do not depend on it.", min=1
+        "--batch-size", help="Test images per batch (default: as many as fit). Changes results only by rounding.", min=1
     ),
 ]
 Precision = Annotated[

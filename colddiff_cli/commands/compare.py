@@ -41,7 +41,7 @@ def compare(
         str | None,
         typer.Option(
             "--samplers",
-            help="Comma-separated names (one run: all that it supports; several runs: each one's own).",
+            help="Comma-separated names (default: all of one run; with several, --strides or --symmetry: each run's).",
             metavar="NAMES",
         ),
     ] = None,
@@ -68,7 +68,10 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The contact sheet to write (RUN/compared/...png).", parser=outputs.picture, metavar="PATH"
+            "--out",
+            help="The contact sheet to write (default: RUN/compared/...png).",
+            parser=outputs.picture,
+            metavar="PATH",
         ),
     ] = None,
     force: options.Force = False,
@@ -101,7 +104,7 @@ def compare(
     opened = [open_run.open_run(run, device, overrides) for run in selected]
     experiments = [trained.experiment for trained in opened]
     _check_comparable(experiments)
-    kind = "from nothing" if is_generating else "restored"
+    kind = "generated" if is_generating else "restored"
     path = outputs.free_path(out, selected[0].path / "compared" / f"{kind}.png", force=force)
     images.check_suffix(path, images.SUFFIXES)
     contenders: list[Contender] = []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def monitor(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Runs to watch, by folder or name; all in runs/ if left out.", metavar="[RUN]..."),
+        typer.Argument(help="Runs to watch, by folder or name (default: all in runs/).", metavar="[RUN]..."),
     ] = None,
     pattern: Annotated[str, typer.Option("--filter", help="Only runs whose name matches.", metavar="GLOB")] = "*",
     once: Annotated[bool, typer.Option("--once", help="Print one frame as text and exit.")] = False,

@@ -64,12 +64,17 @@ def reproduce(
     out_dir: Annotated[
         Path | None,
         typer.Option(
-            "--out-dir", help="The output folder (reproduced/TABLES-SCALE).", parser=outputs.folder, metavar="DIR"
+            "--out-dir",
+            help="The output folder (default: reproduced/TABLES-SCALE).",
+            parser=outputs.folder,
+            metavar="DIR",
         ),
     ] = None,
     n: Annotated[
         int | None,
-        typer.Option("--n", help="Test or generated images per row (1000; at the paper's scale all).", min=1),
+        typer.Option(
+            "--n", help="Images per row (default: 1000; at the paper's scale all test images, 10,000 generated).", min=1
+        ),
     ] = None,
     uint8: options.Uint8 = False,
     features: options.Features = "classifier",

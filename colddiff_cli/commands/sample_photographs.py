@@ -111,7 +111,7 @@ def restore(
         job = PhotographJob(screen, own, asked, worker, t, paths)
         work = job.sweep if asked.is_sweep else job.restore
         done, kept = per_file.make(screen, own, files, "restored", work, is_slow=True)
-    records = {n: record for own in ranks.gather_json(list(job.records.items())) for n, record in own}
+    records = {n: record for pairs in ranks.gather_json(list(job.records.items())) for n, record in pairs}
     if not ranks.is_first:
         return
     result = {"run": str(found.path), "step": step}
@@ -235,8 +235,12 @@ class PhotographJob:
             self.screen.warn(f"{path}: {note}")
         own, channels = len(photograph.pixels), self.worker.experiment.channels
         if own > channels:
-            how = "brightness is restored, its colors stay" if self.asked.color == "luma" else "channel by channel"
-            self.screen.say(f"{path}: a color picture and a gray run: {how}")
+            how = (
+                "only its brightness is restored"
+                if self.asked.color == "luma"
+                else "each channel is restored separately"
+            )
+            self.screen.say(f"{path} has color but the run is gray: {how}")
         hidden = _hidden(self.asked.mask, photograph) if self.asked.mask else None
         try:
             given = self.worker.look(photograph.pixels, self.t, hidden)

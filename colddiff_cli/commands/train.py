@@ -32,7 +32,9 @@ def train(
     overrides: options.Set = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The folder of the new run (runs/PRESET).", parser=outputs.run, metavar="RUN"),
+        typer.Option(
+            "--out", help="The folder of the new run (default: runs/PRESET).", parser=outputs.run, metavar="RUN"
+        ),
     ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",

@@ -26,16 +26,12 @@ def explain(screen: Screen, reference: Reference, shown: Collection[str], *, has
     by = "Inception-v3"
     if measured and features.name != "FID":
         metadata = features.metadata()
-        task = (
-            "which class an image is of"
-            if metadata["of"] == "classes"
-            else f"by how many {metadata['of']} an image is turned"
-        )
-        by = f"a small classifier, right about {task} in {metadata['accuracy']:.1%} of the test images"
+        task = "class" if metadata["of"] == "classes" else "rotation"
+        by = f"a small classifier ({metadata['accuracy']:.1%} accurate on the {task} of the test images)"
     if measured:
         screen.explain(f"{', '.join(measured)}: by {by}")
     if names:
-        screen.explain(f"{', '.join(names)}: to all {reference.target.count:,} test images")
+        screen.explain(f"{', '.join(names)}: distance to all {reference.target.count:,} test images")
     if has_too_few_images and names:
         screen.warn(f"{names[0]}: too few images for {features.size:,} features; it is unreliable")
 

@@ -50,8 +50,7 @@ def make(
     mine = list(ranks.round_robin(missing))
     made: list[int] = []
     messages: list[Messages] = []
-    is_shown = screen.is_terminal and (is_slow or count > series.MANY)
-    with screen.progress(is_shown=is_shown) as progress:
+    with screen.progress(is_shown=is_slow or count > series.MANY) as progress:
         task = progress.add_task(doing, total=len(mine))
         for index, number in enumerate(mine):
 

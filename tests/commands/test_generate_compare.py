@@ -126,7 +126,8 @@ def test_compare_takes_samplers_strides_runs_and_symmetries(own_run, capsys):
     assert run(["compare", "own", "hot", "--samplers", "tacos,nave"]) == 2
     assert "Unknown sampler 'nave'" in capsys.readouterr().err
     assert generated["metrics"]["broken symmetry"]["pairwise"] > 0
-    assert generated["t"] is None
+    assert (generated["t"], generated["kind"]) == (None, "generated")
+    assert Path(generated["picture"]).name.startswith("generated")
     assert run(["compare", "own", "--n", "60"]) == 0
     assert "FD-digits" in capsys.readouterr().out
 
@@ -139,13 +140,13 @@ def test_compare_explains_only_the_columns_it_shows(own_run, capsys):
         return capsys.readouterr().out
 
     restored = compare("--n", "60")
-    assert "FD-digits, accuracy: by a small classifier, right about which class" in restored
-    assert "FD-digits: to all 300 test images\n" in restored
+    assert "FD-digits, accuracy: by a small classifier (" in restored
+    assert "FD-digits: distance to all 300 test images\n" in restored
     assert "too few" not in restored
     assert "confidence" not in restored
     generated = compare("--n", "60", "--generate")
     assert "FD-digits, confidence, classes: by a small classifier" in generated
-    assert "FD-digits: to all 300 test images\n(real images): as many" in generated
+    assert "FD-digits: distance to all 300 test images\n(real images): as many" in generated
     assert "accuracy" not in generated
     few = compare("--n", str(FEATURES))
     assert f"warning: FD-digits: too few images for {FEATURES} features" in few
@@ -170,7 +171,7 @@ def test_data_without_classes_is_compared_by_quarter_turns(own_run, photo, capsy
     assert run(["compare", "plain"]) == 0
     shown = capsys.readouterr().out
     assert "accuracy" not in shown
-    assert "by how many quarter turns an image is turned" in " ".join(shown.split())
+    assert "accurate on the rotation of the test images" in " ".join(shown.split())
 
 
 def test_one_image_is_singular(own_run, capsys):

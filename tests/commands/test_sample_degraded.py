@@ -158,9 +158,9 @@ def test_without_knowledge_of_the_snow_it_is_restored_in_one_step(photo_runs, bl
 def test_a_gray_run_reports_how_it_converts_color(tiny_run, blurred, capsys):
     call = ["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2", "--out"]
     assert run([*call, "a.png"]) == 0
-    assert "channel by channel" in capsys.readouterr().out
+    assert "each channel is restored separately" in capsys.readouterr().out
     assert run([*call, "b.png", "--colour", "luma"]) == 0
-    assert "its colors stay" in capsys.readouterr().out
+    assert "only its brightness is restored" in capsys.readouterr().out
     assert Image.open("a.png").size == Image.open("b.png").size == (90, 61)
 
 

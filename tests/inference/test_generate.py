@@ -1,4 +1,4 @@
-"""Images from nothing: the same however many are asked for."""
+"""Generated images: image k is the same for any number of images."""
 
 from __future__ import annotations
 
