@@ -235,11 +235,8 @@ class PhotographJob:
             self.screen.warn(f"{path}: {note}")
         own, channels = len(photograph.pixels), self.worker.experiment.channels
         if own > channels:
-            how = (
-                "only its brightness is restored"
-                if self.asked.color == "luma"
-                else "each channel is restored separately"
-            )
+            is_luma = self.asked.color == "luma"
+            how = "only its brightness is restored" if is_luma else "each channel is restored separately"
             self.screen.say(f"{path} has color but the run is gray: {how}")
         hidden = _hidden(self.asked.mask, photograph) if self.asked.mask else None
         try:
