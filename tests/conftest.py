@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tally
@@ -36,6 +37,9 @@ TINY = (
     "train.sample_every=0",
     "degradation.steps=5",
 )
+
+MOST_WORKERS = 8  # more would wait for the longest file
+LONGEST_FIRST = {}
 
 # A machine under load must not fail a law; a fixed seed makes a failure the same everywhere.
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25)
@@ -136,15 +140,42 @@ def pictures_in(folder: Path) -> list[str]:
     return [name for name in left_behind(folder) if not name.startswith(".")]
 
 
-def pytest_configure() -> None:
-    """Interrupt as usual, even if a shell started the tests in the background, where Ctrl-C is ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+def pytest_configure(config: pytest.Config) -> None:
+    """Interrupt as usual, and compute with one thread, so that several tests can run at once and agree everywhere."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tests in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+        torch.set_num_threads(1)
+    config.option.loadscopereorder = False  # keep the order of pytest_collection_modifyitems
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes `-n auto` is: one per processor that this machine, or its container, has."""
+    return min(devices.processors(), MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that no process ends long after the others."""
+    items.sort(key=lambda item: LONGEST_FIRST.get(item.path.name, len(LONGEST_FIRST)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files anew, to be looked at")
     parser.addoption("--tally", type=Path, help="write what the fault tests counted, as JSON")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send the counts of this process to the one that reports, where there are several."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["tally"] = tally.counts()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for scenario, counts in getattr(node, "workeroutput", {}).get("tally", {}).items():
+        tally.add(scenario, **counts)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -10,9 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from checkpoints import assert_same_checkpoint
-from conftest import TINY, colddiff, left_behind
+from conftest import TINY, left_behind
 from PIL import Image
 from typer.main import get_command
 
@@ -132,26 +133,22 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
         "--set",
         "train.checkpoint_every=1000",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = colddiff("train", *settings, "--out", str(tmp_path / "whole"), env=environment)
-    assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "colddiff_cli", "train", *settings, "--out", str(tmp_path / "parts")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    processes.finish(["train", *settings, "--out", "whole"], tmp_path)
+    process = processes.start(["train", *settings, "--out", "parts"], tmp_path)
     deadline = time.monotonic() + 120
     while not runs.Run(tmp_path / "parts").metrics():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, text
+    assert process.wait(120) == 130, process.communicate()
+    text = "".join(process.communicate())
     assert "--resume" in text
     parts = runs.Run(tmp_path / "parts")
     assert parts.events()[-1]["event"] == "stopped"
     stopped_at = parts.events()[-1]["step"]
     assert 0 < stopped_at < 300
-    resumed = colddiff("train", "--resume", str(tmp_path / "parts"), env=environment)
-    assert resumed.returncode == 0, resumed.stderr
+    processes.finish(["train", "--resume", "parts"], tmp_path)
     assert_same_checkpoint(runs.Run(tmp_path / "whole").newest_checkpoint(), parts.newest_checkpoint())
 
 

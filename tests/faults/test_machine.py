@@ -107,7 +107,7 @@ def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undistur
 def test_refused_file_operations_lose_nothing(tmp_path, undisturbed, fault, seed):
     run, chance = tmp_path / "run", random.Random(seed)
     first = chance.randint(1, 400)
-    process = trainings.start(run, fault=(fault, first), env={"LASTING": str(chance.choice([1, 1, 3, 10, 100, 10**6]))})
+    process = trainings.start(run, fault=(fault, first), lasting=chance.choice([1, 1, 3, 10, 100, 10**6]))
     code, output = trainings.end(process)
     assert "Traceback" not in output
     assert "Unexpected" not in output
@@ -231,7 +231,7 @@ def test_a_signal_saves_the_current_step_and_stops(tmp_path, undisturbed, number
 def test_nohup_survives_a_hangup(tmp_path, undisturbed):
     run = tmp_path / "run"
     ignoring = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
-    process = trainings.start(run, preexec_fn=ignoring)
+    process = trainings.start_anew(run, preexec_fn=ignoring)
     trainings.await_beginning(run, process, 0)
     process.send_signal(signal.SIGHUP)
     assert trainings.end(process)[0] == 0
@@ -246,7 +246,7 @@ def test_a_lost_terminal_costs_nothing(tmp_path, undisturbed, is_heard):
     options = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     if is_heard:
         options |= {"start_new_session": True, "preexec_fn": functools.partial(_take_terminal, theirs)}
-    process = trainings.start(run, **options)
+    process = trainings.start_anew(run, **options)
     os.close(theirs)
     reader = subprocess.Popen(
         ["cat"], stdin=ours, stdout=subprocess.DEVNULL
@@ -277,7 +277,7 @@ def _take_terminal(descriptor: int) -> None:
 def test_refused_output_costs_no_work(tmp_path, undisturbed):
     run = tmp_path / "run"
     with Path("/dev/full").open("w") as full:
-        process = trainings.start(run, stdout=full, stderr=subprocess.PIPE)
+        process = trainings.start_anew(run, stdout=full, stderr=subprocess.PIPE)
         _, output = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
     assert process.returncode == 1
     assert "The output could not be written: No space left on device." in output
