@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from PIL import Image
 from colddiff_core import devices, experiment, runs
 from colddiff_core.config import presets
 from colddiff_core.datasets import from_config
+from colddiff_core.evaluation import classifier
 from colddiff_core.runs import checkpoint
 from colddiff_core.training.trainer import Trainer
 
@@ -93,6 +92,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the classifier behind FD for a moment, where its figures do not matter."""
+    monkeypatch.setattr(classifier, "STEPS", 20)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> trainings.RunFiles:
     """What a training leaves that nothing happens to."""
@@ -123,13 +128,6 @@ def seal(path: Path) -> None:
     (path.parent / "state.json").write_text(json.dumps(state))
 
 
-def colddiff(*arguments: str, **keywords) -> subprocess.CompletedProcess:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "colddiff_cli", *arguments], capture_output=True, text=True, check=False, **keywords
-    )
-
-
 def left_behind(folder: Path) -> list[str]:
     """Return everything in a folder, hidden files included."""
     return sorted(os.listdir(folder))
@@ -147,6 +145,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
         torch.set_num_threads(1)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # for processes, as `--nproc` sets it
     config.option.loadscopereorder = False  # keep the order of pytest_collection_modifyitems
 
 

@@ -23,15 +23,16 @@ class LaunchedJob:
     """The processes of one command line, by rank."""
 
     processes: list[processes.CommandProcess]
+    is_interrupted: bool = False
 
     def wait(self) -> list[int | None]:
-        """Return the exit codes; if one process fails, terminate the others as torchrun does."""
+        """Return the exit codes; if one process fails, terminate the others as torchrun does, but not after Ctrl-C."""
         end = time.monotonic() + TIMEOUT_SECONDS
         left = list(self.processes)
         while left and time.monotonic() < end:
             sentinels = [process.process.sentinel for process in left]
             multiprocessing.connection.wait(sentinels, timeout=end - time.monotonic())
-            if any(process.returncode for process in left):
+            if any(process.returncode for process in left) and not self.is_interrupted:
                 for process in left:
                     process.terminate()
             left = [process for process in left if process.returncode is None]
@@ -42,6 +43,7 @@ class LaunchedJob:
 
     def interrupt(self) -> None:
         """Send SIGINT to all processes, twice, because torchrun passes it on."""
+        self.is_interrupted = True
         for _ in range(2):
             for process in self.processes:
                 process.send_signal(signal.SIGINT)

@@ -1,6 +1,6 @@
 """Command lines as processes, forked from a server that has imported everything: they start at once.
 
-A fresh Python takes seconds to import torch. A test of how a command starts or exits uses one: `conftest.colddiff`.
+A fresh Python takes seconds to import torch; only tests of how a command starts or exits need one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -82,47 +82,57 @@ def start(
     prepare: Callable[[], None] | None = None,
 ) -> CommandProcess:
     """Start a command line in a folder; `prepare` is called in its process before the command."""
+    variables = dict(os.environ if environment is None else environment)
+    return fork(functools.partial(_command, list(arguments), str(folder), variables, prepare))
+
+
+def fork(act: Callable[[], int]) -> CommandProcess:
+    """Start a process that calls `act` and ends with the exit code that it returns, 1 for an error."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     log = Path(tempfile.mkdtemp(dir=_logs().name))
-    out, err = log / "out", log / "err"
-    variables = dict(os.environ if environment is None else environment)
-    process = context.Process(target=_call, args=(list(arguments), str(folder), out, err, variables, prepare))
+    process = context.Process(target=_act, args=(act, log / "out", log / "err"))
     process.start()
-    return CommandProcess(process, out, err)
+    return CommandProcess(process, log / "out", log / "err")
 
 
-def finish(arguments: Sequence[str], folder: Path) -> float:
-    """Run a command line that must succeed; return how many seconds it took."""
-    started = time.monotonic()
-    process = start(arguments, folder)
-    assert process.wait() == 0, process.err.read_text()
-    return time.monotonic() - started
+def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] | None = None) -> str:
+    """Run a command line that must succeed; return what it printed on stdout."""
+    out, err = (process := start(arguments, folder, prepare=prepare)).communicate()
+    assert process.returncode == 0, err
+    return out
 
 
-def _call(
-    arguments: list[str],
-    folder: str,
-    out: Path,
-    err: Path,
-    variables: dict[str, str],
-    prepare: Callable[[], None] | None,
-) -> None:
+def add_packages(folder: Path) -> None:
+    """Have a process find the packages installed in a folder, as `prepare` of `start`."""
+    sys.path.insert(0, str(folder))
+
+
+def _command(arguments: list[str], folder: str, variables: dict[str, str], prepare: Callable[[], None] | None) -> int:
     from colddiff_cli.__main__ import run
     from colddiff_core.distributed import environment
 
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    for descriptor, path, name in ((1, out, "stdout"), (2, err, "stderr")):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-        setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
     if prepare:
         prepare()
     code = run(arguments)
     group = environment.joined()
     if code == 0 and group:
         group.leave()
+    return code
+
+
+def _act(act: Callable[[], int], out: Path, err: Path) -> None:
+    for descriptor, path, name in ((1, out, "stdout"), (2, err, "stderr")):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
+    code = 1
+    try:
+        code = act()
+    except Exception:
+        traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)

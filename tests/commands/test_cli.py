@@ -79,7 +79,7 @@ def test_every_command_and_option_has_help(command, capsys):
         assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"
 
 
-def test_a_run_is_trained_evaluated_and_sampled(in_folder, capsys):
+def test_a_run_is_trained_evaluated_and_sampled(in_folder, capsys, quick_classifier):
     assert run(["train", "--preset", "digits-blur", *SETTINGS, "--json"]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert trained["finished"] is True
@@ -129,7 +129,7 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
         "digits-blur",
         *SETTINGS,
         "--set",
-        "train.steps=300",
+        "train.steps=150",
         "--set",
         "train.checkpoint_every=1000",
     ]
@@ -147,7 +147,7 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
     parts = runs.Run(tmp_path / "parts")
     assert parts.events()[-1]["event"] == "stopped"
     stopped_at = parts.events()[-1]["step"]
-    assert 0 < stopped_at < 300
+    assert 0 < stopped_at < 150
     processes.finish(["train", "--resume", "parts"], tmp_path)
     assert_same_checkpoint(runs.Run(tmp_path / "whole").newest_checkpoint(), parts.newest_checkpoint())
 

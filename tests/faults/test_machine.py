@@ -145,12 +145,17 @@ def two_checkpoints(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name):
+CHECKPOINT_FILES = pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
+EVERY_BYTES = pytest.mark.parametrize("every", [8192, *slow(1024)])
+
+
+@EVERY_BYTES
+@CHECKPOINT_FILES
+def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name, every):
     run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
-    lengths = [*range(0, len(content), 1024), len(content) - 1]
+    lengths = [*range(0, len(content), every), len(content) - 1]
     for length in lengths:
         (newest / name).write_bytes(content[:length])
         found = checkpoint.newest(run, checkpoint.read)
@@ -159,12 +164,13 @@ def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, t
     tally.add("checkpoint cut", tried=len(lengths), survived=len(lengths))
 
 
-@pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name):
+@EVERY_BYTES
+@CHECKPOINT_FILES
+def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name, every):
     run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
-    places = range(0, len(content), 1024 if name.endswith(".safetensors") else 7)
+    places = range(0, len(content), every if name.endswith(".safetensors") else every // 146)
     for place in places:
         spoiled = bytearray(content)
         spoiled[place] ^= 1
