@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from colddiff_core.training.trainer import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"
 TINY = (
+    "train.precision=float32",
     "data.size=12",
     "model.width=8",
     "model.multipliers=[1,2]",
@@ -38,7 +40,26 @@ TINY = (
 )
 
 MOST_WORKERS = 8  # more would wait for the longest file
-LONGEST_FIRST = {}
+LONGEST_FIRST = (
+    "test_tables.py",
+    "test_screens.py",
+    "test_machine.py",
+    "test_killed_jobs.py",
+    "test_together.py",
+    "test_eval_command.py",
+    "test_panes.py",
+    "test_trainer_keys.py",
+    "test_hostile_files.py",
+    "test_cli.py",
+    "test_group.py",
+    "test_kills.py",
+    "test_crowds.py",
+    "test_generate_compare.py",
+    "test_background.py",
+    "test_divergence.py",
+    "test_training.py",
+    "test_speed.py",
+)
 
 # A machine under load must not fail a law; a fixed seed makes a failure the same everywhere.
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25)
@@ -90,6 +111,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "run"
     finish(make_trainer(path))
     return path
+
+
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run that the test may change."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 @pytest.fixture
@@ -157,7 +184,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest files first, so that no process ends long after the others."""
-    items.sort(key=lambda item: LONGEST_FIRST.get(item.path.name, len(LONGEST_FIRST)))
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
