@@ -28,9 +28,13 @@ BROKEN_SYMMETRY = 0.002  # Source: Bansal et al. 2022, section 5.2
 class PriorSource:
     """The operator and the data that a prior is fitted to and drawn for.
 
-    operator: D; shape: (C, H, W) of an image; images: loads the training images, for the priors that need them;
-    freeze: draws everything random about images; observe: turns x_t into what the network sees; second: the second
-    data set of an operator that mixes one in.
+    Attributes:
+        operator: D.
+        shape: (C, H, W) of an image.
+        images: Loads the training images, for the priors that need them.
+        freeze: Draws everything random about images.
+        observe: Turns x_t into what the network sees.
+        second: The second data set of an operator that mixes one in.
     """
 
     operator: Degradation
