@@ -49,8 +49,11 @@ class PriorSource:
 class InitialState:
     """Where generation starts: x_T = base + noise * field.
 
-    base: (B, C, H, W) float32 in [-1, 1], x_T before its symmetry is broken; field: standard normal noise of the same
-    shape; noise: its width; frozen: what is random about each image.
+    Attributes:
+        base: (B, C, H, W) float32 in [-1, 1], x_T before its symmetry is broken.
+        field: Standard normal noise of the same shape.
+        noise: Its width.
+        frozen: What is random about each image.
     """
 
     base: Tensor
@@ -76,8 +79,10 @@ class InitialState:
 class Prior:
     """A distribution of x_T. Subclasses define how to draw it and which random fields of the operator x_T fixes.
 
-    noise: default width of the white noise that breaks the symmetry between pixels; None if there is no symmetry to
-    break. is_drawn_from_images: every draw uses some of the training images.
+    Attributes:
+        noise: Default width of the white noise that breaks the symmetry between pixels; None if there is no symmetry
+            to break.
+        is_drawn_from_images: Every draw uses some of the training images.
     """
 
     name: ClassVar[str]

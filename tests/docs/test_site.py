@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import colddiff_core
 from colddiff_cli.__main__ import run
 from colddiff_core import degradations
+from colddiff_core.degradations import registry
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import make_gallery
@@ -98,6 +100,14 @@ def test_a_command_of_the_gallery_makes_its_picture(strip, tmp_path, capsys):
         assert made.size == shown.size == (6 * 128, 128)
         difference = np.abs(np.asarray(made, dtype=float) - np.asarray(shown, dtype=float)).mean()
     assert difference < 2, "run: python docs/make_gallery.py"
+
+
+def test_the_operator_of_the_extending_page_works(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    (code,) = re.findall(r"^```python\n(import .*?)^```", (DOCS / "extending.md").read_text(), re.MULTILINE | re.DOTALL)
+    exec(compile(code, "extending.md", "exec", dont_inherit=True), {"__name__": "fade"})
+    fade = degradations.build("fade", steps=4, strength=0.8)
+    assert fade(torch.ones(1, 1, 2, 2), 2).allclose(torch.tensor(0.6))
 
 
 def options_by_command() -> dict[str, set[str]]:
