@@ -73,7 +73,7 @@ STRIPS = (
     Strip("mask-random", "--op mask --std 4 --growth 0.6 --seed 3", "A hole at a random place."),
     Strip(
         "mask-color",
-        "--op mask --steps 200 --std 0.5 --growth 0.1 --location center --fill color",
+        "--op mask --steps 200 --std 0.5 --growth 0.25 --location center --fill color",
         "Filled with a random color until nothing is left: for generation.",
     ),
     Strip("holes", "--op holes --steps 20 --count 5 --holes-size 0.4", "Five shapes per picture."),
