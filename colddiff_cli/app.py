@@ -136,7 +136,7 @@ def root(
     shell: Annotated[
         str | None,
         typer.Option(
-            "--completion",
+            "--show-completion",
             callback=_print_script,
             is_eager=True,
             help="Print a script that completes commands with TAB, for bash, zsh or fish.",

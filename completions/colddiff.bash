@@ -1,4 +1,4 @@
-# TAB completion of colddiff for bash. Printed by: colddiff --completion bash
+# TAB completion of colddiff for bash. Printed by: colddiff --show-completion bash
 _colddiff() {
     local line=${COMP_LINE:0:COMP_POINT} value
     local word=${line##*[[:space:]]}

@@ -155,9 +155,8 @@ def _operator(ctx: typer.Context) -> str | None:
         key, _, value = word.partition("=")
         if key == "degradation.name":
             return value
-    preset = ctx.params.get("preset") or ctx.params.get("name")
-    if preset:
-        return registered.operator_of_preset(preset)
+    if ctx.params.get("preset"):
+        return registered.operator_of_preset(ctx.params["preset"])
     if not ctx.params.get("resume"):
         return None
     from colddiff_core import runs

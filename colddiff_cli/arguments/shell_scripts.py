@@ -1,4 +1,4 @@
-"""How a shell asks colddiff what TAB offers: its script, which `colddiff --completion SHELL` prints, and the answer.
+"""How a shell asks colddiff what TAB offers: its script, as printed by `colddiff --show-completion`, and the answer.
 
 Not Typer's own scripts, because they go wrong where words contain "=": bash splits such words, so `--set train.loss=l`
 is never completed; bash and zsh add a space after `train.loss=`; `--preset=dig` completes only in bash. Fish would
@@ -12,7 +12,7 @@ import os
 ASKING = "_COLDDIFF_COMPLETE"  # Typer's name for it
 LINE = "_COLDDIFF_LINE"  # the line up to the cursor
 ASK = f"{ASKING}=complete_line {LINE}"
-HEAD = "Printed by: colddiff --completion"
+HEAD = "Printed by: colddiff --show-completion"
 
 BASH = rf"""# TAB completion of colddiff for bash. {HEAD} bash
 _colddiff() {{
@@ -56,6 +56,7 @@ _colddiff() {{
 if [[ $funcstack[1] == _colddiff ]]; then
     _colddiff "$@"
 else
+    (( $+functions[compdef] )) || {{ autoload -Uz compinit; compinit -i; }}
     compdef _colddiff colddiff
 fi
 """
@@ -67,7 +68,7 @@ function __colddiff_complete
     set -l start (string match -r -- '^-[^=]*=' $word)
     set -l answers (env {ASK}=(commandline -cp | string collect) $words[1] 2>/dev/null | string match -v '')
     if set -q answers[1]
-        string join \n -- $start$answers
+        string join \n -- "$start"$answers
     else
         __fish_complete_path (string replace -r -- '^-[^=]*=' '' $word)
     end
@@ -81,6 +82,7 @@ FILES = {"bash": "colddiff.bash", "zsh": "_colddiff", "fish": "colddiff.fish"}
 
 def register() -> None:
     """Make Typer answer the scripts: with lines of a value and, after a tab, its help if it has any."""
+    # Typer's own copy of Click; where it is missing, only TAB fails.
     from typer._click.shell_completion import CompletionItem, ShellComplete, add_completion_class, split_arg_string
 
     class LineComplete(ShellComplete):

@@ -56,17 +56,6 @@ def test_the_help_has_a_line_for_every_command(capsys):
         assert f"{name:<10} {loader.__doc__}" in rows
 
 
-@pytest.mark.parametrize(
-    ("words", "completed"), [("colddiff rep", "reproduce"), ("colddiff degrade --op blur --gro", "--growth")]
-)
-def test_tab_completes_commands_and_the_options_of_an_operator(words, completed):
-    position = str(len(words.split()) - 1)
-    env = os.environ | {"COMP_WORDS": words, "COMP_CWORD": position, "_COLDDIFF_COMPLETE": "complete_bash"}
-    command = [sys.executable, "-m", "colddiff_cli"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    assert finished.stdout.split() == [completed]
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_option_has_help(command, capsys):
     assert run([command, "--help"]) == 0
