@@ -50,7 +50,14 @@ def pack(
         ),
     ] = 0,
     channels: Annotated[
-        int, typer.Option("--channels", help="1 for gray, 3 for color, as PNG (0: keep).", min=0, max=3)
+        int,
+        typer.Option(
+            "--channels",
+            help="1 for gray, 3 for color, as PNG (0: keep).",
+            min=0,
+            max=3,
+            autocompletion=completions.one_of(completions.choices("data.channels")),
+        ),
     ] = 0,
     seed: options.Seed = None,
     resume: options.Resume = False,

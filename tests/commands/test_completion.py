@@ -103,6 +103,7 @@ def test_a_script_is_printed(shell, capsys):
         ("mon", ["monitor"]),
         ("data ", ["pack"]),
         ("data pack --dataset cel", ["celeba"]),
+        ("data pack --channels ", ["0", "1", "3"]),
         ("train --allow", ["--allow-change"]),
         ("train --preset digits-blur-", ["digits-blur-generate"]),
         ("train --preset ./m", []),
