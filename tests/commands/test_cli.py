@@ -25,7 +25,14 @@ SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["presets"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        *([command, "--help"] for command in COMMANDS),
+        ["degrade", "--op", "blur+snow", "--help"],
+        ["presets"],
+        ["--version"],
+    ],
 )
 def test_help_and_presets_import_no_torch(arguments):
     code = (
