@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import colddiff
 
 from colddiff_cli.__main__ import run
 from colddiff_cli.arguments import registered, shell_scripts
@@ -283,6 +282,8 @@ def test_wheel_and_sdist_hold_the_scripts():
 
 
 def test_a_broken_question_is_no_traceback():
-    finished = colddiff(env=os.environ | {shell_scripts.ASKING: "complete_line", shell_scripts.LINE: ""})
+    command = [sys.executable, "-m", "colddiff_cli"]
+    asking = os.environ | {shell_scripts.ASKING: "complete_line", shell_scripts.LINE: ""}
+    finished = subprocess.run(command, env=asking, capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "degrade\t" in finished.stdout
