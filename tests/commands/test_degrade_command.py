@@ -122,7 +122,7 @@ def test_an_operator_from_another_package_works(in_folder, photo):
         '[model]\ninputs = "plain"\nconsistent = false\n'
     )
     output_of("train", "--preset", "mine.toml", *SETTINGS, "--out", "run")
-    assert json.loads(output_of("eval", "run", "--n", "8", "--json"))["n"] == 8
+    assert json.loads(output_of("eval", "run", "--n", "8", "--features", "none", "--json"))["n"] == 8
     output_of("sample", "run", "--out", "sheet.png")
     assert json.loads(output_of("generate", "run", "--n", "2", "--json"))["prior"] == "degraded"
     broken = (packages / "tiny.py").read_text().replace("import dataclasses", "import nowhere")

@@ -87,7 +87,7 @@ def test_processes_whose_agent_was_killed_save_and_end(tmp_path):
 
 @NEEDS_PROC
 def test_a_job_restarts_after_a_kill_and_finishes(tmp_path):
-    out, steps = tmp_path / "run", 150
+    out, steps = tmp_path / "run", 100
     longer = ["--set", f"train.steps={steps}", "--set", "train.checkpoint_every=10", "--set", "train.precision=float32"]
     words = [*SMALL_TRAINING, *longer, "--out", str(out)]
     command = [sys.executable, "-m", "colddiff_cli", *words, "--nproc", "2", "--max-restarts", "1"]
