@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from colddiff_cli.arguments import completions, shell_scripts
 from colddiff_core.config.version import __version__
+from colddiff_core.errors import UsageError
+from colddiff_core.text import nearest
 
 # Commands that a job of several processes can run.
 SHARED = frozenset({"degrade", "train", "sample", "generate", "eval"})
@@ -112,6 +116,15 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _print_script(shell: str | None) -> None:
+    if shell is None:
+        return
+    if shell not in shell_scripts.SCRIPTS:
+        raise UsageError(f"No completion for '{shell}'.", nearest(shell, shell_scripts.SCRIPTS))
+    typer.echo(shell_scripts.SCRIPTS[shell], nl=False)
+    raise typer.Exit
+
+
 def root(
     context: typer.Context,
     debug: Annotated[
@@ -120,6 +133,17 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    shell: Annotated[
+        str | None,
+        typer.Option(
+            "--show-completion",
+            callback=_print_script,
+            is_eager=True,
+            help="Print a script that completes commands with TAB, for bash, zsh or fish.",
+            metavar="SHELL",
+            autocompletion=completions.one_of(lambda: shell_scripts.SCRIPTS),
+        ),
+    ] = None,
 ) -> None:
     """Generalized (cold) diffusion: degrade images, train a restorer, sample and evaluate."""
     if context.invoked_subcommand not in SHARED:
@@ -136,7 +160,24 @@ class CommandGroup(TyperGroup):
         if args[0] in LOADERS:
             group: Any = typer.main.get_command(with_commands([args[0]], args[1:]))
             self.add_command(group.commands[args[0]])
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if ctx.resilient_parsing and command is not None:
+            _keep_words(command, ctx)
+        return name, command, rest
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the command."""
+        if ctx.resilient_parsing:
+            _keep_words(self, ctx)
+        return super().parse_args(ctx, args)
+
+
+def _keep_words(command: Any, context: Any) -> None:
+    """Keep what was typed as text: for completion, Typer need not import Pydantic to convert it, which takes 0.1 s."""
+    for parameter in command.get_params(context):
+        parameter.process_value = lambda context, value: value
+    for inner in getattr(command, "commands", {}).values():
+        _keep_words(inner, context)
 
 
 def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperGroup] = TyperGroup) -> typer.Typer:
@@ -145,6 +186,7 @@ def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperG
         name="colddiff",
         cls=group,
         no_args_is_help=True,
+        add_completion=False,  # Typer's scripts do not complete words with = in bash: `shell_scripts` has ours
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -161,3 +203,5 @@ def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperG
 app = with_commands([], [], CommandGroup)
 for _name, _loader in LOADERS.items():  # what the help lists
     app.command(_name, help=_loader.__doc__)(lambda: None)
+if shell_scripts.ASKING in os.environ:
+    shell_scripts.register()

@@ -30,7 +30,8 @@ BEST_JPEG = 100  # quality
 class Experiment:
     """The parts of one configuration on one device.
 
-    pieces: evaluates the restorer in chunks during sampling; it remembers how many images fit into memory.
+    Attributes:
+        pieces: Evaluates the restorer in chunks during sampling; it remembers how many images fit into memory.
     """
 
     config: Config

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tally
@@ -21,11 +21,13 @@ from PIL import Image
 from colddiff_core import devices, experiment, runs
 from colddiff_core.config import presets
 from colddiff_core.datasets import from_config
+from colddiff_core.evaluation import classifier
 from colddiff_core.runs import checkpoint
 from colddiff_core.training.trainer import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"
 TINY = (
+    "train.precision=float32",
     "data.size=12",
     "model.width=8",
     "model.multipliers=[1,2]",
@@ -35,6 +37,28 @@ TINY = (
     "train.checkpoint_every=3",
     "train.sample_every=0",
     "degradation.steps=5",
+)
+
+MOST_WORKERS = 8  # more would wait for the longest file
+LONGEST_FIRST = (
+    "test_tables.py",
+    "test_screens.py",
+    "test_machine.py",
+    "test_killed_jobs.py",
+    "test_together.py",
+    "test_eval_command.py",
+    "test_panes.py",
+    "test_trainer_keys.py",
+    "test_hostile_files.py",
+    "test_cli.py",
+    "test_group.py",
+    "test_kills.py",
+    "test_crowds.py",
+    "test_generate_compare.py",
+    "test_background.py",
+    "test_divergence.py",
+    "test_training.py",
+    "test_speed.py",
 )
 
 # A machine under load must not fail a law; a fixed seed makes a failure the same everywhere.
@@ -89,6 +113,18 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run that the test may change."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the classifier behind FD for a moment, where its figures do not matter."""
+    monkeypatch.setattr(classifier, "STEPS", 20)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> trainings.RunFiles:
     """What a training leaves that nothing happens to."""
@@ -119,13 +155,6 @@ def seal(path: Path) -> None:
     (path.parent / "state.json").write_text(json.dumps(state))
 
 
-def colddiff(*arguments: str, **keywords) -> subprocess.CompletedProcess:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "colddiff_cli", *arguments], capture_output=True, text=True, check=False, **keywords
-    )
-
-
 def left_behind(folder: Path) -> list[str]:
     """Return everything in a folder, hidden files included."""
     return sorted(os.listdir(folder))
@@ -136,15 +165,44 @@ def pictures_in(folder: Path) -> list[str]:
     return [name for name in left_behind(folder) if not name.startswith(".")]
 
 
-def pytest_configure() -> None:
-    """Interrupt as usual, even if a shell started the tests in the background, where Ctrl-C is ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+def pytest_configure(config: pytest.Config) -> None:
+    """Interrupt as usual, and compute with one thread, so that several tests can run at once and agree everywhere."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tests in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+        torch.set_num_threads(1)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # for processes, as `--nproc` sets it
+    config.option.loadscopereorder = False  # keep the order of pytest_collection_modifyitems
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes `-n auto` is: one per processor that this machine, or its container, has."""
+    return min(devices.processors(), MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that no process ends long after the others."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files anew, to be looked at")
     parser.addoption("--tally", type=Path, help="write what the fault tests counted, as JSON")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send the counts of this process to the one that reports, where there are several."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["tally"] = tally.counts()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for scenario, counts in getattr(node, "workeroutput", {}).get("tally", {}).items():
+        tally.add(scenario, **counts)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,77 +1,69 @@
-"""Start command lines as the processes of one job, forked from a process that has imported everything."""
+"""Start command lines as the processes of one job, without torchrun."""
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
+import functools
+import multiprocessing.connection
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import calls
+import processes
 
-# Modules that commands import late.
-MORE = ["launches", "sklearn.datasets", "sklearn.mixture", "torchmetrics.image", "colddiff_core.evaluation.evaluate"]
 CLASSIFIER_STEPS = 20
 TIMEOUT_SECONDS = 60
 
 
 @dataclasses.dataclass
 class LaunchedJob:
-    """The processes of one command line, by rank; each writes its output to its own files."""
+    """The processes of one command line, by rank."""
 
-    processes: list[BaseProcess]
-    folder: Path
+    processes: list[processes.CommandProcess]
+    is_interrupted: bool = False
 
     def wait(self) -> list[int | None]:
-        """Return the exit codes; if one process fails, terminate the others as torchrun does."""
+        """Return the exit codes; if one process fails, terminate the others as torchrun does, but not after Ctrl-C."""
         end = time.monotonic() + TIMEOUT_SECONDS
         left = list(self.processes)
         while left and time.monotonic() < end:
-            multiprocessing.connection.wait([process.sentinel for process in left], timeout=end - time.monotonic())
-            if any(process.exitcode for process in left):
+            sentinels = [process.process.sentinel for process in left]
+            multiprocessing.connection.wait(sentinels, timeout=end - time.monotonic())
+            if any(process.returncode for process in left) and not self.is_interrupted:
                 for process in left:
                     process.terminate()
-            left = [process for process in left if process.exitcode is None]
+            left = [process for process in left if process.returncode is None]
         for process in left:
             process.kill()
         assert not left, self.output("err")
-        for process in self.processes:
-            process.join()
-        return [process.exitcode for process in self.processes]
+        return [process.wait() for process in self.processes]
 
     def interrupt(self) -> None:
         """Send SIGINT to all processes, twice, because torchrun passes it on."""
+        self.is_interrupted = True
         for _ in range(2):
             for process in self.processes:
-                assert process.pid
-                os.kill(process.pid, signal.SIGINT)
+                process.send_signal(signal.SIGINT)
 
     def output(self, stream: str) -> str:
         """Return the output of all processes on a stream, "out" or "err"."""
-        return "".join((self.folder / f"{stream}-{rank}.txt").read_text() for rank in range(len(self.processes)))
+        return "".join(getattr(process, stream).read_text() for process in self.processes)
 
 
 def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> LaunchedJob:
     """Start a command line in a folder as `count` processes of a job, with `threads` each; one process is no job."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*calls.IMPORTED, *MORE])
     environment = dict(os.environ)
     if count > 1:
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
         environment["LOCAL_WORLD_SIZE"] = str(count)
-    processes = []
+    started = []
     for rank in range(count):
         variables = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
-        process = context.Process(target=_call, args=(list(arguments), str(folder), variables, rank, threads))
-        process.start()
-        processes.append(process)
-    return LaunchedJob(processes, folder)
+        started.append(processes.start(arguments, folder, variables, functools.partial(_prepare, threads)))
+    return LaunchedJob(started)
 
 
 def finish(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> tuple[str, str]:
@@ -82,24 +74,13 @@ def finish(arguments: Sequence[str], folder: Path, count: int = 1, threads: int 
     return job.output("out"), job.output("err")
 
 
-def _call(arguments: list[str], folder: str, environment: dict[str, str], rank: int, threads: int) -> None:
+def _prepare(threads: int) -> None:
     import torch
 
-    from colddiff_cli.__main__ import run
-    from colddiff_core.distributed import group
     from colddiff_core.evaluation import classifier
 
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
     torch.set_num_threads(threads)
     classifier.STEPS = CLASSIFIER_STEPS
-    with open(f"out-{rank}.txt", "w", encoding="utf-8") as out, open(f"err-{rank}.txt", "w", encoding="utf-8") as err:
-        sys.stdout, sys.stderr = out, err
-        code = run(arguments)
-        if code == 0:
-            group.leave()
-    os._exit(code)
 
 
 def _free_port() -> int:

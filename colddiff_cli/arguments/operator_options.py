@@ -1,18 +1,18 @@
-"""Options for an operator's parameters, generated from its fields."""
+"""Options for an operator's parameters, generated from their declarations."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import typing
 from collections.abc import Callable, Container
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from colddiff_cli.arguments import completions, registered
 from colddiff_core.errors import ColddiffError
 
 COMMON = "steps"  # every command has its own option for it
+TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 
 
 def named_operator(arguments: list[str]) -> str | None:
@@ -22,7 +22,7 @@ def named_operator(arguments: list[str]) -> str | None:
             value = arguments[index + 1] if word == option and index + 1 < len(arguments) else None
             value = word.partition("=")[2] if word.startswith(f"{option}=") else value
             if value:
-                return value if option == "--op" else _operator_of_preset(value)
+                return value if option == "--op" else registered.operator_of_preset(value)
     return None
 
 
@@ -55,46 +55,35 @@ def with_parameters(command: Callable[..., Any], name: str | None) -> Callable[.
     return with_operator
 
 
-def _operator_of_preset(preset: str) -> str | None:
-    from colddiff_core.config import presets
-
-    try:
-        return presets.load(preset).degradation.name
-    except ColddiffError:
-        return None
-
-
 def _options(name: str, taken: Container[str]) -> dict[str, tuple[str, Any]]:
     """Return {variable: (parameter, annotation)}; in a composition, parameters have their part's name as a prefix."""
-    from colddiff_core import degradations
-    from colddiff_core.config.fields import settings_of
-
     parts = name.split("+")
     options = {}
     for part in parts:
-        operator = degradations.find(part)
-        hints = typing.get_type_hints(operator)
-        for field in settings_of(operator):
-            if field.name == COMMON and len(parts) == 1:
+        for parameter in registered.parameters(part):
+            if parameter.name == COMMON and len(parts) == 1:
                 continue
-            key = f"{part}.{field.name}" if len(parts) > 1 else field.name
-            variable = f"operator_{part}_{field.name}"
-            label = f"{part}.{field.name}" if field.name in taken else key
-            options[variable] = (key, _annotation(label, field, hints[field.name], part))
+            key = f"{part}.{parameter.name}" if len(parts) > 1 else parameter.name
+            variable = f"operator_{part}_{parameter.name}"
+            label = f"{part}.{parameter.name}" if parameter.name in taken else key
+            options[variable] = (key, _annotation(label, parameter, part))
     return options
 
 
-def _annotation(label: str, field: dataclasses.Field[Any], hint: Any, part: str) -> Any:
+def _annotation(label: str, parameter: registered.DeclaredSetting, part: str) -> Any:
     flag = "--" + label.replace("_", "-").replace(".", "-")
-    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-    help_text = f"{field.metadata['help']} ({default})"
+    default = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
+    help_text = f"{parameter.help} ({default})"
     panel = f"Parameters of {part}"
-    if hint is bool:
+    if parameter.type == "bool":
         no = flag.replace("--", "--no-", 1)
         return Annotated[bool | None, typer.Option(f"{flag}/{no}", help=help_text, rich_help_panel=panel)]
-    metavar = None
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        metavar = "|".join(map(str, choices))
-        hint = type(choices[0])
-    return Annotated[hint | None, typer.Option(flag, help=help_text, metavar=metavar, rich_help_panel=panel)]
+    choices = [str(choice) for choice in parameter.choices]
+    option = typer.Option(
+        flag,
+        help=help_text,
+        metavar="|".join(choices) or None,
+        rich_help_panel=panel,
+        autocompletion=completions.one_of(lambda: choices),
+    )
+    return Annotated[TYPES[parameter.type] | None, option]

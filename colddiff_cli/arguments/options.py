@@ -8,19 +8,41 @@ from typing import Annotated
 
 import typer
 
+from colddiff_cli.arguments import completions, registered
 from colddiff_core.config.schema import LARGEST_SEED
+from colddiff_core.evaluation.feature_names import FEATURES
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu or cuda.",
+        metavar="NAME",
+        autocompletion=completions.one_of(lambda: registered.names("devices")),
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.", min=0, max=LARGEST_SEED)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and everything else to stderr.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting; repeatable.", metavar="KEY=VALUE")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a setting; repeatable.", metavar="KEY=VALUE", autocompletion=completions.settings
+    ),
+]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder with the data set's files.", metavar="DIR")]
-RunName = Annotated[str | None, typer.Argument(help="A run's folder or name (default: the newest).", metavar="[RUN]")]
+RunName = Annotated[
+    str | None,
+    typer.Argument(
+        help="A run's folder or name (default: the newest).", metavar="[RUN]", autocompletion=completions.runs
+    ),
+]
 Stride = Annotated[int | None, typer.Option("--stride", help="Severities per sampler step (default: the run's).")]
 Sampler = Annotated[
     str | None,
     typer.Option(
-        "--sampler", help="direct, naive, tacos; for noise also ddim, fixed-noise, ddpm (default: the run's)."
+        "--sampler",
+        help="direct, naive, tacos; for noise also ddim, fixed-noise, ddpm (default: the run's).",
+        autocompletion=completions.one_of(lambda: registered.names("samplers")),
     ),
 ]
 Noise = Annotated[
@@ -38,7 +60,10 @@ BatchSize = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        "--precision", help="Precision of the network's body: auto, bf16, float32 (default: the run's).", metavar="NAME"
+        "--precision",
+        help="Precision of the network's body: auto, bf16, float32 (default: the run's).",
+        metavar="NAME",
+        autocompletion=completions.one_of(completions.choices("train.precision")),
     ),
 ]
 Compile = Annotated[
@@ -47,6 +72,7 @@ Compile = Annotated[
         "--compile",
         help="torch.compile mode, for long jobs on a GPU: default, reduce-overhead, max-autotune (default: off).",
         metavar="MODE",
+        autocompletion=completions.one_of(completions.choices("sample.compile")),
     ),
 ]
 Processes = Annotated[
@@ -61,6 +87,7 @@ Features = Annotated[
         "--features",
         help="Features for distances: classifier (trained on the data set), inception (FID), none.",
         metavar="NAME",
+        autocompletion=completions.one_of(lambda: FEATURES),
     ),
 ]
 Weights = Annotated[

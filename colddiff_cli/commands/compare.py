@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli.arguments import options, outputs
+from colddiff_cli.arguments import completions, options, outputs, registered
 from colddiff_cli.console import explain
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import COMPARED, comparison_table, measured
@@ -35,7 +35,10 @@ MOST_COLUMNS = 6  # of a sheet in two halves side by side
 
 def compare(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Runs to compare (default: the newest).", metavar="[RUN]...")
+        list[str] | None,
+        typer.Argument(
+            help="Runs to compare (default: the newest).", metavar="[RUN]...", autocompletion=completions.runs
+        ),
     ] = None,
     samplers: Annotated[
         str | None,
@@ -43,6 +46,7 @@ def compare(
             "--samplers",
             help="Comma-separated names (default: all of one run; with several, --strides or --symmetry: each run's).",
             metavar="NAMES",
+            autocompletion=completions.list_of(lambda: registered.names("samplers")),
         ),
     ] = None,
     strides: Annotated[
@@ -57,7 +61,12 @@ def compare(
     ] = False,
     prior: Annotated[
         str | None,
-        typer.Option("--prior", help="The prior of generated images (default: the operator's own).", metavar="NAME"),
+        typer.Option(
+            "--prior",
+            help="The prior of generated images (default: the operator's own).",
+            metavar="NAME",
+            autocompletion=completions.one_of(lambda: registered.names("priors")),
+        ),
     ] = None,
     noise: options.Noise = None,
     n: Annotated[int, typer.Option("--n", help="Number of images.", min=1)] = DEFAULT_IMAGES,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from colddiff_cli.arguments import completions, options, outputs, registered
 from colddiff_cli.arguments import inputs as inputs_
-from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import manifest, series
 from colddiff_core.config.schema import MOST_SIDE_PIXELS
@@ -29,7 +29,13 @@ def pack(
         Path | None, typer.Option("--out-dir", help="Folder for the shards.", parser=outputs.folder, metavar="DIR")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Pack this data set instead of files.", metavar="NAME")
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="Pack this data set instead of files.",
+            metavar="NAME",
+            autocompletion=completions.one_of(lambda: registered.names("datasets")),
+        ),
     ] = None,
     data_dir: options.DataDir = None,
     records: Annotated[int, typer.Option("--records", help="Most images in a shard.", min=1)] = 10_000,
@@ -44,7 +50,14 @@ def pack(
         ),
     ] = 0,
     channels: Annotated[
-        int, typer.Option("--channels", help="1 for gray, 3 for color, as PNG (0: keep).", min=0, max=3)
+        int,
+        typer.Option(
+            "--channels",
+            help="1 for gray, 3 for color, as PNG (0: keep).",
+            min=0,
+            max=3,
+            autocompletion=completions.one_of(completions.choices("data.channels")),
+        ),
     ] = 0,
     seed: options.Seed = None,
     resume: options.Resume = False,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from colddiff_cli.arguments import completions, options, outputs
 from colddiff_cli.arguments import inputs as inputs_
-from colddiff_cli.arguments import options, outputs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
 from colddiff_cli.picture_series import manifest, per_file, series
@@ -33,8 +33,16 @@ SAMPLE_PHOTO = "flower.jpg"  # scikit-learn's, for --describe without a picture
 def degrade(
     context: typer.Context,
     inputs: Annotated[list[str] | None, typer.Argument(help="Images, folders, globs.", metavar="IMAGE...")] = None,
-    op: Annotated[str | None, typer.Option("--op", help="The operator, or several as a+b.", metavar="NAME")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="Use a preset's operator and parameters.")] = None,
+    op: Annotated[
+        str | None,
+        typer.Option(
+            "--op", help="The operator, or several as a+b.", metavar="NAME", autocompletion=completions.operators
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="Use a preset's operator and parameters.", autocompletion=completions.presets),
+    ] = None,
     t: Annotated[int | None, typer.Option("--t", help="Severity, 0 to T (default: T).")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Number of severities T (default: the paper's).")] = None,
     size: Annotated[int, typer.Option("--size", help="Scale and crop to a square of this side.", min=0)] = 0,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colddiff_cli.arguments import options
-from colddiff_cli.console import explain, plots
+from colddiff_cli.console import explain
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import EVALUATED, Row, evaluation_table, measured, severity_table
 from colddiff_cli.jobs import launch, open_run
@@ -119,6 +119,8 @@ def evaluate(
 
 
 def _show_curve(screen: Screen, title: str, output: dict[str, Any], curve: list[dict[str, Any]]) -> None:
+    from colddiff_cli.console import plots
+
     columns = list(curve[0]["metrics"])
     plots.show_severities(screen, curve, columns)
     screen.show(severity_table(title, curve, columns))

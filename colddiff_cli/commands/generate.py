@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli.arguments import options, outputs
+from colddiff_cli.arguments import completions, options, outputs, registered
 from colddiff_cli.console import explain
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import DIVERSITY, diversity_table, measured
@@ -37,7 +37,10 @@ def generate(
     prior: Annotated[
         str | None,
         typer.Option(
-            "--prior", help="gmm, gaussian, color, normal, images, degraded (default: the operator's).", metavar="NAME"
+            "--prior",
+            help="gmm, gaussian, color, normal, images, degraded (default: the operator's).",
+            metavar="NAME",
+            autocompletion=completions.one_of(lambda: registered.names("priors")),
         ),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", help=f"Number of images (default: {SHOWN}).", min=1)] = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from colddiff_cli.arguments import options
+from colddiff_cli.arguments import completions, options
 from colddiff_cli.console.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 def monitor(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Runs to watch, by folder or name (default: all in runs/).", metavar="[RUN]..."),
+        typer.Argument(
+            help="Runs to watch, by folder or name (default: all in runs/).",
+            metavar="[RUN]...",
+            autocompletion=completions.runs,
+        ),
     ] = None,
     pattern: Annotated[str, typer.Option("--filter", help="Only runs whose name matches.", metavar="GLOB")] = "*",
     once: Annotated[bool, typer.Option("--once", help="Print one frame as text and exit.")] = False,

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from colddiff_cli.arguments import options
+from colddiff_cli.arguments import completions, options
 from colddiff_cli.console.screen import Screen
 from colddiff_core.config import presets as library
 from colddiff_core.config import toml
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this preset with all settings.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Print this preset with all settings.", autocompletion=completions.presets),
+    ] = None,
     overrides: options.Set = None,
     json: options.Json = False,
 ) -> None:
@@ -26,6 +28,8 @@ def presets(
         if not json:
             screen.say(toml.dump(table).rstrip())
         return
+    from rich.table import Table
+
     loaded = {preset: library.load(preset) for preset in library.names()}
     listing = Table(box=None, pad_edge=False)
     for heading in ("preset", "operator", "T", "data", "description"):

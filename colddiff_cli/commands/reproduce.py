@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import os
-import platform
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli.arguments import options, outputs
+from colddiff_cli.arguments import completions, options, outputs
 from colddiff_cli.console import explain, training_progress
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import REPRODUCED, Row, evaluation_table
@@ -45,14 +43,25 @@ def reproduce(
             help="table1 to table6, as numbered in the full paper. The short version has the same tables 1 to 3; its "
             "table 4 is called snow here, and its table 5 is table4.",
             metavar="TABLE",
+            autocompletion=completions.tables,
         ),
     ],
     scale: Annotated[
-        str, typer.Option("--scale", help="small: networks for two CPU cores; paper: the paper's networks, for a GPU.")
+        str,
+        typer.Option(
+            "--scale",
+            help="small: networks for two CPU cores; paper: the paper's networks, for a GPU.",
+            autocompletion=completions.one_of(lambda: SCALES),
+        ),
     ] = "small",
     data_sets: Annotated[
         str | None,
-        typer.Option("--datasets", help="Only the rows of these data sets, e.g. mnist,cifar10.", metavar="NAMES"),
+        typer.Option(
+            "--datasets",
+            help="Only the rows of these data sets, e.g. mnist,cifar10.",
+            metavar="NAMES",
+            autocompletion=completions.list_of(completions.table_datasets),
+        ),
     ] = None,
     root: Annotated[
         Path,
@@ -126,7 +135,7 @@ def reproduce(
 
     from colddiff_core.paper import reproduction
 
-    circumstances = _circumstances(device)
+    circumstances = reproduction.circumstances(device)
     measurement = reproduction.Measurement(
         restored=n or (SMALL_IMAGES if size == "small" else sys.maxsize),
         generated=n or (SMALL_IMAGES if size == "small" else GENERATED_IMAGES),
@@ -326,25 +335,3 @@ def _train(screen: Screen, path: Path, config: Config, data_override: list[str],
     if not training_progress.work(screen, trainer):
         screen.say("Run the same command again to continue.")
         raise typer.Exit(130)
-
-
-def _circumstances(device: str) -> dict[str, str]:
-    """Return the date, the hardware and the software versions."""
-    from colddiff_core import devices, experiment
-
-    chosen = devices.choose(device)
-    return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "hardware": devices.describe(chosen) + (f", {_processor()}" if chosen.type == "cpu" else ""),
-        "software": ", ".join(f"{name} {version}" for name, version in experiment.versions().items()),
-    }
-
-
-def _processor() -> str:
-    """Return the name of the processor, if the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named and named[0] != "unknown" else platform.processor() or platform.machine()

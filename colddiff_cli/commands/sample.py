@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli.arguments import inputs, options, outputs
+from colddiff_cli.arguments import completions, inputs, options, outputs
 from colddiff_cli.commands import sample_photographs
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch, open_run
@@ -40,6 +40,7 @@ def sample(
         typer.Argument(
             help="A run (default: the newest), then images, folders or globs (default: test images).",
             metavar="[RUN] [IMAGE]...",
+            autocompletion=completions.first_run,
         ),
     ] = None,
     n: Annotated[
@@ -51,6 +52,7 @@ def sample(
             "--t",
             help="Severity, 1 to T (default: T). With --degraded also auto (the default) or sweep.",
             metavar="N|auto|sweep",
+            autocompletion=completions.one_of(lambda: ("auto", "sweep")),
         ),
     ] = None,
     sampler: options.Sampler = None,
@@ -96,7 +98,10 @@ def sample(
     color: Annotated[
         str | None,
         typer.Option(
-            "--color", "--colour", help="With --degraded: how a gray run restores color: channels (one by one) or luma."
+            "--color",
+            "--colour",
+            help="With --degraded: how a gray run restores color: channels (one by one) or luma.",
+            autocompletion=completions.one_of(lambda: sample_photographs.COLORS),
         ),
     ] = None,
     resume: options.Resume = False,

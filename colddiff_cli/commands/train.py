@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from colddiff_cli.arguments import options, outputs
+from colddiff_cli.arguments import completions, options, outputs
 from colddiff_cli.console import training_progress
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.console.tables import fidelity_table
@@ -27,8 +27,14 @@ MACHINE_SETTINGS = ("data.directory", "data.second_directory", "data.download") 
 
 def train(
     context: typer.Context,
-    preset: Annotated[str | None, typer.Option("--preset", help="What to train: see `colddiff presets`.")] = None,
-    resume: Annotated[str | None, typer.Option("--resume", help="Continue this run.", metavar="RUN")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="What to train: see `colddiff presets`.", autocompletion=completions.presets),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", help="Continue this run.", metavar="RUN", autocompletion=completions.runs),
+    ] = None,
     overrides: options.Set = None,
     out: Annotated[
         Path | None,

@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from rich.console import Console
-from rich.table import Table
-
 from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.text import harmless
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
     from torch import Tensor
 
 COLUMNS = 80
@@ -67,11 +66,16 @@ class _Stream:
             _silence(self.stream)
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Continue without output: only the reader has stopped."""
-        _silence(sys.stdout)
-        self.quiet = True
+def _console(stream: _Stream, *, is_silent: bool) -> Console:
+    from rich.console import Console  # 40 ms, which completion with TAB need not pay
+
+    class LenientConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Continue without output: only the reader has stopped."""
+            _silence(sys.stdout)
+            self.quiet = True
+
+    return LenientConsole(file=cast(TextIO, stream), highlight=False, soft_wrap=True, quiet=is_silent)
 
 
 class Screen:
@@ -82,7 +86,7 @@ class Screen:
         self._stream = _Stream(sys.stderr if is_json else sys.stdout)
         self.is_silent = not environment.process_info().is_first  # only rank 0 prints
         self._held: list[list[str]] | None = None
-        self.console = _Console(file=cast(TextIO, self._stream), highlight=False, soft_wrap=True, quiet=self.is_silent)
+        self.console = _console(self._stream, is_silent=self.is_silent)
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 

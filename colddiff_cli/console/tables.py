@@ -1,15 +1,19 @@
-"""Tables of figures: ours with their uncertainty, and the paper's."""
+"""Tables of figures: ours with their uncertainty, and the paper's.
+
+Rich is imported where a table is made: commands import this module, and completion with TAB need not wait for Rich.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from colddiff_core.paper import tables
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 Columns = Mapping[str, tuple[str, int]]  # (label, digits) by the name of a figure
 DISTANCES = dict.fromkeys(("fd", "fid", "kd", "kid"), ("{name}", 3))
@@ -60,12 +64,14 @@ def evaluation_table(title: str, rows: Mapping[str, Row], columns: Columns, name
     for label, row in rows.items():
         table.add_row(label, *(_with_interval(row, key, digits) for key, (_, digits) in columns.items()))
         if any(key in row.paper for key in columns):
-            table.add_row(Text("  paper", "dim"), *(_verdict(row, key) for key in columns))
+            table.add_row("[dim]  paper[/]", *(_verdict(row, key) for key in columns))
     return table
 
 
 def severity_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     """Return a table of RMSE and SSIM by severity, for each kind of image."""
+    from rich.table import Table
+
     labels = {"t": ("t", 0)}
     for key in ("rmse", "ssim"):
         labels |= {f"{kind} {key}": (f"{kind} {METRICS[key][0]}", METRICS[key][1]) for kind in columns}
@@ -120,6 +126,8 @@ def _table(
 
 
 def _headed(title: str, columns: Columns) -> Table:
+    from rich.table import Table
+
     # Fits 80 columns with all figures.
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
@@ -129,6 +137,8 @@ def _headed(title: str, columns: Columns) -> Table:
 
 
 def _with_interval(row: Row, key: str, digits: int) -> Text:
+    from rich.text import Text
+
     value, ends = row.figures.get(key), row.intervals.get(key)
     text = Text(_cell(value, digits))
     if row.has_too_few_images and key in FRECHET and value is not None:
@@ -139,6 +149,8 @@ def _with_interval(row: Row, key: str, digits: int) -> Text:
 
 
 def _verdict(row: Row, key: str) -> Text:
+    from rich.text import Text
+
     value, paper = row.figures.get(key), row.paper.get(key)
     if not paper or value is None:
         return Text()

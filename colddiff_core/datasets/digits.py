@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+from torch import Tensor
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register
 
@@ -15,11 +18,17 @@ def load(request: DatasetRequest) -> ImageSet:
 
     Source: Alpaydin and Kaynak 1998, UCI repository.
     """
+    pixels, labels = _every_digit()
+    is_test = torch.arange(len(pixels)) % TEST_EVERY == 0
+    chosen = is_test if request.split == "test" else ~is_test
+    return ImageSet(fit(pixels[chosen], request), labels[chosen])
+
+
+@functools.cache  # scikit-learn parses a text file
+def _every_digit() -> tuple[Tensor, Tensor]:
+    """Return all digits, (1797, 1, 8, 8) uint8, and their labels, (1797,) int64."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 - half a second that other data sets should not pay
 
     bunch = load_digits()
-    is_test = torch.arange(len(bunch.images)) % TEST_EVERY == 0
-    chosen = is_test if request.split == "test" else ~is_test
-    values = torch.from_numpy(bunch.images)[chosen].unsqueeze(1)
-    pixels = (values * (255 / 16)).round().to(torch.uint8)
-    return ImageSet(fit(pixels, request), torch.from_numpy(bunch.target)[chosen].long())
+    pixels = (torch.from_numpy(bunch.images).unsqueeze(1) * (255 / 16)).round().to(torch.uint8)
+    return pixels, torch.from_numpy(bunch.target).long()

@@ -43,11 +43,13 @@ class Frozen:
 class Estimate:
     """The estimated severity of a degraded picture.
 
-    t: the median of the severities by probability, 0..steps; 0 means no trace of the operator.
-    low, high: a 90% interval for the true severity.
-    confidence: the probability, 0 to 1, that t is within 10% of the true severity, or one step if that is more.
-    trace: what was found, in words.
-    fields: the fields of Frozen that could be recovered, each for a batch of one.
+    Attributes:
+        t: the median of the severities by probability, 0..steps; 0 means no trace of the operator.
+        low: the lower end of a 90% interval for the true severity.
+        high: its upper end.
+        confidence: the probability, 0 to 1, that t is within 10% of the true severity, or one step if that is more.
+        trace: what was found, in words.
+        fields: the fields of Frozen that could be recovered, each for a batch of one.
     """
 
     t: int

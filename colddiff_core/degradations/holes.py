@@ -37,7 +37,8 @@ THIN_REACH_PIXELS = 64  # thin parts belong to a flat area up to this far from i
 class FrozenHoles(Frozen):
     """The holes of each image.
 
-    turn: (B, H, W) float32, the share t / T at which a pixel becomes hidden; above 1 it never is.
+    Attributes:
+        turn: (B, H, W) float32, the share t / T at which a pixel becomes hidden; above 1 it never is.
     """
 
     turn: Tensor

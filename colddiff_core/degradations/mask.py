@@ -39,8 +39,10 @@ NODES_PER_WIDTH = 4096  # of the radial table, used where there are too many squ
 class FrozenMask(Frozen):
     """The place and color of each image's hole.
 
-    center_row, center_col: (B,) int64, in pixels, may be outside the picture.
-    color: (B, C) float32 in [-1, 1], used with fill "color".
+    Attributes:
+        center_row: (B,) int64, in pixels, may be outside the picture.
+        center_col: the same, for the column.
+        color: (B, C) float32 in [-1, 1], used with fill "color".
     """
 
     center_row: Tensor

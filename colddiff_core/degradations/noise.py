@@ -19,7 +19,11 @@ SIGNAL_VARIANCE = 0.25  # of pictures in [-1, 1]; EDM's sigma_data = .5 (Karras 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenMixture(Frozen):
-    """z: the noise or image that each image is mixed with, (B, C, H, W) float32."""
+    """What each image is mixed with.
+
+    Attributes:
+        z: noise or images, (B, C, H, W) float32.
+    """
 
     z: Tensor
 

@@ -56,8 +56,9 @@ LEVELS = {
 class FrozenSnow(Frozen):
     """The flakes and the wind of each image.
 
-    seed_matrix: (B, H, W) float32, before the zoom.
-    vertical: (B,) bool, whether the wind blows along columns.
+    Attributes:
+        seed_matrix: (B, H, W) float32, before the zoom.
+        vertical: (B,) bool, whether the wind blows along columns.
     """
 
     seed_matrix: Tensor

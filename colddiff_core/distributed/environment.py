@@ -18,8 +18,14 @@ OTHERS = ("LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ROLE_RANK", "ROLE_WOR
 class ProcessInfo:
     """Process `rank` of `count`, and process `local` of machine `node`; all start at 0.
 
-    restarts: how often the job was restarted after a failure; most_restarts: how often it may be.
-    local_count: how many of the processes run on this machine, as far as known.
+    Attributes:
+        rank: Which process of the job this is.
+        count: How many there are.
+        local: Which process of this machine.
+        node: Which machine.
+        restarts: How often the job was restarted after a failure.
+        most_restarts: How often it may be.
+        local_count: How many of the processes run on this machine, as far as known.
     """
 
     rank: int = 0

@@ -20,8 +20,11 @@ BACKGROUND, INK = (24, 24, 28), (220, 220, 220)
 class Layout:
     """Positions of the images on a contact sheet, in pixels, so that a reader can cut them out.
 
-    canvas: (width, height) of the sheet; tile: (width, height) of every image on it, its own size times `scale`;
-    corners: (left, top) of each image, by column.
+    Attributes:
+        canvas: (width, height) of the sheet.
+        tile: (width, height) of every image on it, its own size times `scale`.
+        scale: How many times an image is enlarged.
+        corners: (left, top) of each image, by column.
     """
 
     canvas: tuple[int, int]

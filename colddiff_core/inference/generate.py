@@ -42,7 +42,9 @@ class GeneratedBatch:
 class Generator:
     """Generates images with a run's experiment and a prior.
 
-    noise: width of the white noise on x_T that breaks the symmetry between its pixels; batch_size: images at a time.
+    Attributes:
+        noise: Width of the white noise on x_T that breaks the symmetry between its pixels.
+        batch_size: Images at a time.
     """
 
     experiment: Experiment

@@ -31,9 +31,13 @@ SMALLEST_TILE_PIXELS = 128  # side
 class DegradedPhotograph:
     """A picture prepared for a run, and what is known about its degradation.
 
-    picture: (C', H, W) float32 in [-1, 1], as in its file; x_t: (B, C, H, W), the same with the run's C channels; B is
-    3 if a gray run takes a color picture channel by channel, else 1. frozen: for x_t; unknown fields are drawn at
-    random. is_known: no field is. estimate: of the severity, if it was estimated.
+    Attributes:
+        picture: (C', H, W) float32 in [-1, 1], as in its file.
+        x_t: (B, C, H, W), the same with the run's C channels; B is 3 if a gray run takes a color picture channel by
+            channel, else 1.
+        frozen: For x_t; unknown fields are drawn at random.
+        is_known: Whether every field is known.
+        estimate: Of the severity, if it was estimated.
     """
 
     picture: Tensor
@@ -53,8 +57,10 @@ class DegradedPhotograph:
 class PhotographRestorer:
     """Restores degraded pictures with a run's experiment.
 
-    is_consistent: change the restoration so that, degraded again, it is x_t. tile: side of the network's tiles in
-    pixels, None for the largest that fit in memory; they shrink if memory runs out.
+    Attributes:
+        is_consistent: Change the restoration so that, degraded again, it is x_t.
+        tile: Side of the network's tiles in pixels, None for the largest that fit in memory; they shrink if memory
+            runs out.
     """
 
     experiment: Experiment

@@ -22,8 +22,12 @@ from colddiff_core.sampling import DegradedImages, Sampling, Step, final
 class DegradedBatch:
     """A batch of images, degraded to severity t and not yet restored.
 
-    x0, x_t: (B, C, H, W) float32 in [-1, 1], images first to first + B - 1; numbers: those that count. Gray images
-    fill the batch where there are no more images, or one could not be loaded.
+    Gray images fill the batch where there are no more images, or one could not be loaded.
+
+    Attributes:
+        numbers: The images that count.
+        x0: (B, C, H, W) float32 in [-1, 1], images first to first + B - 1.
+        x_t: The same, degraded.
     """
 
     experiment: Experiment

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colddiff_core import images
+from colddiff_core import devices, experiment, images
 from colddiff_core.config import presets
 from colddiff_core.config.schema import Config
 from colddiff_core.config.version import __version__
@@ -297,3 +299,23 @@ def diverged(reports: Sequence[Record]) -> list[str]:
 
 def _is_diverged(row: Record) -> bool:
     return row["kind"] not in tables.GENERATED and row["metrics"].get("rmse") is None
+
+
+def circumstances(device: str) -> dict[str, str]:
+    """Return the date, the hardware and the software versions."""
+    chosen = devices.choose(device)
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "hardware": devices.describe(chosen) + (f", {_processor()}" if chosen.type == "cpu" else ""),
+        "software": ", ".join(f"{name} {version}" for name, version in experiment.versions().items()),
+    }
+
+
+def _processor() -> str:
+    """Return the name of the processor, if the system reports it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named and named[0] != "unknown" else platform.processor() or platform.machine()

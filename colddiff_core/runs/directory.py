@@ -39,8 +39,9 @@ _CHECKPOINT = re.compile(r"step-(\d{6,})")
 class LockHolder:
     """The process that trains a run, or did last.
 
-    beat: its last heartbeat, which is the modification time of the run's lock, in seconds since 1970 by the
-    clock of the file system.
+    Attributes:
+        beat: Its last heartbeat, which is the modification time of the run's lock, in seconds since 1970 by the clock
+            of the file system.
     """
 
     pid: int

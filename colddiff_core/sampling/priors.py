@@ -28,9 +28,13 @@ BROKEN_SYMMETRY = 0.002  # Source: Bansal et al. 2022, section 5.2
 class PriorSource:
     """The operator and the data that a prior is fitted to and drawn for.
 
-    operator: D; shape: (C, H, W) of an image; images: loads the training images, for the priors that need them;
-    freeze: draws everything random about images; observe: turns x_t into what the network sees; second: the second
-    data set of an operator that mixes one in.
+    Attributes:
+        operator: D.
+        shape: (C, H, W) of an image.
+        images: Loads the training images, for the priors that need them.
+        freeze: Draws everything random about images.
+        observe: Turns x_t into what the network sees.
+        second: The second data set of an operator that mixes one in.
     """
 
     operator: Degradation
@@ -45,8 +49,11 @@ class PriorSource:
 class InitialState:
     """Where generation starts: x_T = base + noise * field.
 
-    base: (B, C, H, W) float32 in [-1, 1], x_T before its symmetry is broken; field: standard normal noise of the same
-    shape; noise: its width; frozen: what is random about each image.
+    Attributes:
+        base: (B, C, H, W) float32 in [-1, 1], x_T before its symmetry is broken.
+        field: Standard normal noise of the same shape.
+        noise: Its width.
+        frozen: What is random about each image.
     """
 
     base: Tensor
@@ -72,8 +79,10 @@ class InitialState:
 class Prior:
     """A distribution of x_T. Subclasses define how to draw it and which random fields of the operator x_T fixes.
 
-    noise: default width of the white noise that breaks the symmetry between pixels; None if there is no symmetry to
-    break. is_drawn_from_images: every draw uses some of the training images.
+    Attributes:
+        noise: Default width of the white noise that breaks the symmetry between pixels; None if there is no symmetry
+            to break.
+        is_drawn_from_images: Every draw uses some of the training images.
     """
 
     name: ClassVar[str]

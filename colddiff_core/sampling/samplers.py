@@ -30,10 +30,14 @@ Restore = Callable[[Tensor, int, Any], Tensor]
 class Sampling:
     """How to take degraded images back to x_0.
 
-    stride: severities per step; seed: with an image's number, the key of the noise that "ddpm" draws for it; bits: x_t
-    was rounded to so many bits, 0 if it was not. A rounded x_t is replaced by the values nearest to D(x0_hat, t) that
-    round to it. Algorithm 2 would otherwise carry the rounding error through every step, and R would take it for
-    detail where the operator leaves little (docs/decisions/010-rounded-inputs.md).
+    A rounded x_t is replaced by the values nearest to D(x0_hat, t) that round to it. Algorithm 2 would otherwise carry
+    the rounding error through every step, and R would take it for detail where the operator leaves little
+    (docs/decisions/010-rounded-inputs.md).
+
+    Attributes:
+        stride: Severities per step.
+        seed: With an image's number, the key of the noise that "ddpm" draws for it.
+        bits: x_t was rounded to so many bits, 0 if it was not.
     """
 
     sampler: str = "tacos"
@@ -78,8 +82,9 @@ class Sampling:
 class DegradedImages:
     """Images to restore, x_t (B, C, H, W) float32 in [-1, 1] at severity t.
 
-    frozen: what is random about each image; numbers: one per image, the key of the noise that a sampler draws for it;
-    0 to B - 1 by default.
+    Attributes:
+        frozen: What is random about each image.
+        numbers: One per image, the key of the noise that a sampler draws for it; 0 to B - 1 by default.
     """
 
     x_t: Tensor
@@ -97,7 +102,11 @@ class DegradedImages:
 class Step:
     """A finished step of a sampler.
 
-    severity: r; x: x_r, (B, C, H, W) float32; x0_hat: R(x_s, s), the guess that the step used; index: 1 to count.
+    Attributes:
+        severity: r.
+        x: x_r, (B, C, H, W) float32.
+        x0_hat: R(x_s, s), the guess that the step used.
+        index: 1 to count.
     """
 
     severity: int
@@ -124,8 +133,10 @@ class StepInputs:
 class SamplerRule:
     """An update rule, x_s to x_r.
 
-    is_single: goes straight to 0; is_estimating: re-estimates the operator's randomness from x_s and x0_hat before
-    every step, where x_s shows it; operators: the degradations that the rule is defined for.
+    Attributes:
+        is_single: Goes straight to 0.
+        is_estimating: Re-estimates the operator's randomness from x_s and x0_hat before every step, where x_s shows it.
+        operators: The degradations that the rule is defined for.
     """
 
     apply: Callable[[StepInputs], Tensor]

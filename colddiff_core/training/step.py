@@ -38,8 +38,11 @@ UNLABELED = 0.1  # share of images that a conditional network sees without their
 class MicroBatch:
     """Some images of a step and what was drawn for them: tensors (B,) on the CPU.
 
-    slots: their places in the step; indices: int64, into the training set; t: int64, severities; is_labeled: bool,
-    whether a conditional network sees the class, None for a network without classes.
+    Attributes:
+        slots: Their places in the step.
+        indices: int64, into the training set.
+        t: int64, severities.
+        is_labeled: bool, whether a conditional network sees the class; None for a network without classes.
     """
 
     slots: range
@@ -67,8 +70,10 @@ class Stepper:
     A step has `train.batch_size` x `train.accumulate` images, however many processes share them. Each process computes
     the gradient of its share, `batch_size` images at a time, and all take the same step with the mean.
 
-    parts: network, average (on rank 0 only) and optimizer; watch: skipped steps; falls: how often the run went back,
-    each time to a lower learning rate.
+    Attributes:
+        parts: Network, average (on rank 0 only) and optimizer.
+        watch: Skipped steps.
+        falls: How often the run went back, each time to a lower learning rate.
     """
 
     def __init__(self, experiment: Experiment, train: TrainingSet, note: Callable[[str], None]) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from checkpoints import assert_same_checkpoint
-from conftest import TINY, colddiff, left_behind
+from conftest import TINY, left_behind
 from PIL import Image
 from typer.main import get_command
 
@@ -25,7 +25,14 @@ SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["presets"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        *([command, "--help"] for command in COMMANDS),
+        ["degrade", "--op", "blur+snow", "--help"],
+        ["presets"],
+        ["--version"],
+    ],
 )
 def test_help_and_presets_import_no_torch(arguments):
     code = (
@@ -56,17 +63,6 @@ def test_the_help_has_a_line_for_every_command(capsys):
         assert f"{name:<10} {loader.__doc__}" in rows
 
 
-@pytest.mark.parametrize(
-    ("words", "completed"), [("colddiff rep", "reproduce"), ("colddiff degrade --op blur --gro", "--growth")]
-)
-def test_tab_completes_commands_and_the_options_of_an_operator(words, completed):
-    position = str(len(words.split()) - 1)
-    env = os.environ | {"COMP_WORDS": words, "COMP_CWORD": position, "_COLDDIFF_COMPLETE": "complete_bash"}
-    command = [sys.executable, "-m", "colddiff_cli"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    assert finished.stdout.split() == [completed]
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_option_has_help(command, capsys):
     assert run([command, "--help"]) == 0
@@ -78,7 +74,7 @@ def test_every_command_and_option_has_help(command, capsys):
         assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"
 
 
-def test_a_run_is_trained_evaluated_and_sampled(in_folder, capsys):
+def test_a_run_is_trained_evaluated_and_sampled(in_folder, capsys, quick_classifier):
     assert run(["train", "--preset", "digits-blur", *SETTINGS, "--json"]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert trained["finished"] is True
@@ -128,30 +124,26 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
         "digits-blur",
         *SETTINGS,
         "--set",
-        "train.steps=300",
+        "train.steps=150",
         "--set",
         "train.checkpoint_every=1000",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = colddiff("train", *settings, "--out", str(tmp_path / "whole"), env=environment)
-    assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "colddiff_cli", "train", *settings, "--out", str(tmp_path / "parts")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    processes.finish(["train", *settings, "--out", "whole"], tmp_path)
+    process = processes.start(["train", *settings, "--out", "parts"], tmp_path)
     deadline = time.monotonic() + 120
     while not runs.Run(tmp_path / "parts").metrics():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, text
+    assert process.wait(120) == 130, process.communicate()
+    text = "".join(process.communicate())
     assert "--resume" in text
     parts = runs.Run(tmp_path / "parts")
     assert parts.events()[-1]["event"] == "stopped"
     stopped_at = parts.events()[-1]["step"]
-    assert 0 < stopped_at < 300
-    resumed = colddiff("train", "--resume", str(tmp_path / "parts"), env=environment)
-    assert resumed.returncode == 0, resumed.stderr
+    assert 0 < stopped_at < 150
+    processes.finish(["train", "--resume", "parts"], tmp_path)
     assert_same_checkpoint(runs.Run(tmp_path / "whole").newest_checkpoint(), parts.newest_checkpoint())
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 from pathlib import Path
 
+import processes
 import pytest
-from conftest import TINY, colddiff, left_behind, pictures_in
+from conftest import TINY, left_behind, pictures_in
 from PIL import Image
 
 from colddiff_cli.__main__ import run
@@ -107,12 +108,10 @@ def test_an_operator_from_another_package_works(in_folder, photo):
         "        share = share if isinstance(share, float) else share.view(-1, 1, 1, 1)\n"
         "        return x0 - share * (x0 + 1)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(Path(__file__).parents[2])])}
+    prepare = functools.partial(processes.add_packages, packages)
 
     def output_of(*arguments: str) -> str:
-        finished = colddiff(*arguments, env=environment, cwd=in_folder)
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
+        return processes.finish(arguments, in_folder, prepare)
 
     assert "how dark it gets" in output_of("degrade", "--op", "fade", "--help")
     output_of("degrade", "photo.png", "--op", "fade", "--depth", "0.9", "--out", "dark.png")
@@ -128,9 +127,10 @@ def test_an_operator_from_another_package_works(in_folder, photo):
     assert json.loads(output_of("generate", "run", "--n", "2", "--json"))["prior"] == "degraded"
     broken = (packages / "tiny.py").read_text().replace("import dataclasses", "import nowhere")
     (packages / "tiny.py").write_text(broken)
-    finished = colddiff("degrade", "photo.png", "--op", "fade", env=environment, cwd=in_folder)
-    assert finished.returncode == 1
-    assert "of the package tiny does not load" in finished.stderr
+    process = processes.start(["degrade", "photo.png", "--op", "fade"], in_folder, prepare=prepare)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "of the package tiny does not load" in errors
 
 
 def test_data_dir_may_hold_only_the_second_data_set(in_folder, capsys):

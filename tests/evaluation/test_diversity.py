@@ -25,14 +25,14 @@ def test_pairwise_distance_of_three_flat_images():
 
 
 def test_a_classifier_learns_the_digits_and_is_cached(tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "STEPS", 250)
+    monkeypatch.setattr(classifier, "STEPS", 120)
     splits = [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
     steps_seen = []
     cpu = torch.device("cpu")
     network = classifier.load_or_train(
         *splits, tmp_path, "digits", cpu, lambda step, steps: steps_seen.append((step, steps))
     )
-    assert steps_seen[-1] == (250, 250)
+    assert steps_seen[-1] == (120, 120)
     assert float(network.accuracy) > 0.9
     with torch.no_grad():
         scores = network(splits[1].images(slice(None)))

@@ -1,13 +1,12 @@
-"""Run a training that is killed, or refused by the disk, at a chosen moment.
+"""Faults for a training's process: it is killed, or refused by the disk, at a chosen moment.
 
-python mortal.py FAULT NUMBER FOLDER train ...: followed by the arguments of the command. File operations are counted in
-FOLDER. The faults:
+File operations are counted in one folder, the run. The faults:
 
 operation  SIGKILL before the NUMBERth file operation: open, create, rename, remove, truncate.
 line       SIGKILL halfway through the NUMBERth line of a log.
 tensors    SIGKILL halfway through the NUMBERth tensor file.
 picture    SIGKILL halfway through the NUMBERth picture.
-full       "No space left on device" from the NUMBERth operation, for $LASTING operations.
+full       "No space left on device" from the NUMBERth operation on, for LASTING operations.
 readonly   "Read-only file system" likewise.
 """
 
@@ -28,8 +27,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_operation(fault: str, number: int, folder: str) -> None:
-    lasting, done = int(os.environ.get("LASTING", "1")), 0
+def at_operation(fault: str, number: int, folder: str, lasting: int) -> None:
+    done = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal done
@@ -99,16 +98,9 @@ def at_picture(number: int) -> None:
     Image.Image.save = half
 
 
-def main() -> None:
-    fault, number, folder, *arguments = sys.argv[1:]
+def arm(fault: str, number: int, folder: str, lasting: int) -> None:
+    """Prepare this process to meet a fault."""
     if fault in ("operation", *REFUSALS):
-        at_operation(fault, int(number), folder)
+        at_operation(fault, number, folder, lasting)
     elif fault != "none":
-        {"line": at_line, "tensors": at_tensors, "picture": at_picture}[fault](int(number))
-    from colddiff_cli.__main__ import run
-
-    sys.exit(run(arguments))
-
-
-if __name__ == "__main__":
-    main()
+        {"line": at_line, "tensors": at_tensors, "picture": at_picture}[fault](number)

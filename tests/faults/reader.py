@@ -1,15 +1,9 @@
-"""Read everything in a live run until its trainer is done, and check that it is always valid.
-
-python reader.py RUN files|weights PAUSE: `weights` opens the newest checkpoint repeatedly, as `generate` does; PAUSE is
-in seconds between two reads. It prints the number of reads; a traceback means that something was invalid.
-"""
+"""Read everything in a live run until its trainer is done, and check that it is always valid."""
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from pathlib import Path
 
 from PIL import Image
 
@@ -49,8 +43,8 @@ def is_done(run: runs.Run) -> bool:
     return any(event["event"] == "finished" for event in run.events())
 
 
-def main() -> None:
-    run, what, pause = runs.Run(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
+def follow(run: runs.Run, what: str, pause_seconds: float) -> int:
+    """Read a run's "files" or its "weights", as `generate` does, until it is done; print the number of reads."""
     warnings.simplefilter("error")  # a checkpoint reported as damaged is a failure too
     reads = seen = 0
     while True:
@@ -62,9 +56,6 @@ def main() -> None:
         reads += 1
         if done:
             break
-        time.sleep(pause)
+        time.sleep(pause_seconds)
     print(reads)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

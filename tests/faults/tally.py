@@ -14,14 +14,19 @@ def add(scenario: str, **counts: int) -> None:
     _COUNTS.setdefault(scenario, collections.Counter()).update(counts)
 
 
+def counts() -> dict[str, dict[str, int]]:
+    """Return the counts of every scenario."""
+    return {scenario: dict(counter) for scenario, counter in _COUNTS.items()}
+
+
 def lines() -> list[str]:
     """Return the lines of the table, one per scenario."""
     return [
-        f"{scenario:<28}" + "  ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in counts.items())
-        for scenario, counts in _COUNTS.items()
+        f"{scenario:<28}" + "  ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in counter.items())
+        for scenario, counter in _COUNTS.items()
     ]
 
 
 def write(path: Path) -> None:
     """Write the counts as JSON."""
-    path.write_text(json.dumps(_COUNTS, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(counts(), indent=1) + "\n", encoding="utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
+import reader
 import tally
 import trainings
 from conftest import finish, make_trainer
@@ -17,14 +18,7 @@ from PIL import Image
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
-READER = Path(__file__).with_name("reader.py")
 PICTURES = 40
-
-
-def read(run: Path, what: str, pause: float) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(trainings.ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(READER), str(run), what, str(pause)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def crowd(run: Path, files: int, weights: int, pause: float, *more: str) -> None:
@@ -32,13 +26,13 @@ def crowd(run: Path, files: int, weights: int, pause: float, *more: str) -> None
     process = trainings.start(run, *more)
     trainings.await_beginning(run, process, 0)
     kinds = ["files"] * files + ["weights"] * weights
-    readers = [read(run, kind, pause) for kind in kinds]
+    readers = [processes.fork(functools.partial(reader.follow, runs.Run(run), kind, pause)) for kind in kinds]
     code, output = trainings.end(process, 5 * trainings.TIMEOUT_SECONDS)  # twenty readers share the processors
     assert code == 0, output
     looks = 0
-    for reader in readers:
-        output, errors = reader.communicate(timeout=trainings.TIMEOUT_SECONDS)
-        assert reader.returncode == 0, errors
+    for process in readers:
+        output, errors = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
+        assert process.returncode == 0, errors
         looks += int(output)
     tally.add("readers on a live run", readers=len(readers), looks=looks, broken=0)
 

@@ -107,7 +107,7 @@ def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undistur
 def test_refused_file_operations_lose_nothing(tmp_path, undisturbed, fault, seed):
     run, chance = tmp_path / "run", random.Random(seed)
     first = chance.randint(1, 400)
-    process = trainings.start(run, fault=(fault, first), env={"LASTING": str(chance.choice([1, 1, 3, 10, 100, 10**6]))})
+    process = trainings.start(run, fault=(fault, first), lasting=chance.choice([1, 1, 3, 10, 100, 10**6]))
     code, output = trainings.end(process)
     assert "Traceback" not in output
     assert "Unexpected" not in output
@@ -145,12 +145,17 @@ def two_checkpoints(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name):
+CHECKPOINT_FILES = pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
+EVERY_BYTES = pytest.mark.parametrize("every", [8192, *slow(1024)])
+
+
+@EVERY_BYTES
+@CHECKPOINT_FILES
+def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name, every):
     run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
-    lengths = [*range(0, len(content), 1024), len(content) - 1]
+    lengths = [*range(0, len(content), every), len(content) - 1]
     for length in lengths:
         (newest / name).write_bytes(content[:length])
         found = checkpoint.newest(run, checkpoint.read)
@@ -159,12 +164,13 @@ def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, t
     tally.add("checkpoint cut", tried=len(lengths), survived=len(lengths))
 
 
-@pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name):
+@EVERY_BYTES
+@CHECKPOINT_FILES
+def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name, every):
     run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
-    places = range(0, len(content), 1024 if name.endswith(".safetensors") else 7)
+    places = range(0, len(content), every if name.endswith(".safetensors") else every // 146)
     for place in places:
         spoiled = bytearray(content)
         spoiled[place] ^= 1
@@ -231,7 +237,7 @@ def test_a_signal_saves_the_current_step_and_stops(tmp_path, undisturbed, number
 def test_nohup_survives_a_hangup(tmp_path, undisturbed):
     run = tmp_path / "run"
     ignoring = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
-    process = trainings.start(run, preexec_fn=ignoring)
+    process = trainings.start_anew(run, preexec_fn=ignoring)
     trainings.await_beginning(run, process, 0)
     process.send_signal(signal.SIGHUP)
     assert trainings.end(process)[0] == 0
@@ -246,7 +252,7 @@ def test_a_lost_terminal_costs_nothing(tmp_path, undisturbed, is_heard):
     options = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     if is_heard:
         options |= {"start_new_session": True, "preexec_fn": functools.partial(_take_terminal, theirs)}
-    process = trainings.start(run, **options)
+    process = trainings.start_anew(run, **options)
     os.close(theirs)
     reader = subprocess.Popen(
         ["cat"], stdin=ours, stdout=subprocess.DEVNULL
@@ -277,7 +283,7 @@ def _take_terminal(descriptor: int) -> None:
 def test_refused_output_costs_no_work(tmp_path, undisturbed):
     run = tmp_path / "run"
     with Path("/dev/full").open("w") as full:
-        process = trainings.start(run, stdout=full, stderr=subprocess.PIPE)
+        process = trainings.start_anew(run, stdout=full, stderr=subprocess.PIPE)
         _, output = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
     assert process.returncode == 1
     assert "The output could not be written: No space left on device." in output

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import tally
-from conftest import finish, make_trainer
 
 from colddiff_cli.__main__ import run
 
@@ -17,10 +16,9 @@ PACKAGES = [Path(__file__).parents[2] / name for name in ("colddiff_core", "cold
 
 
 @pytest.mark.parametrize("value", ["/tmp/x", "../../x"])
-def test_a_run_file_cannot_cause_a_download(tmp_path, capsys, value, monkeypatch):
+def test_a_run_file_cannot_cause_a_download(own_run, tmp_path, capsys, value, monkeypatch):
     from torchvision.datasets import MNIST
 
-    finish(make_trainer(tmp_path / "run"))
     text = (tmp_path / "run" / "run.toml").read_text()
     place = tmp_path / value.strip("/.")
     text = text.replace('dataset = "digits"', 'dataset = "mnist"').replace(
@@ -35,8 +33,7 @@ def test_a_run_file_cannot_cause_a_download(tmp_path, capsys, value, monkeypatch
     assert not place.exists()
 
 
-def test_a_run_file_cannot_bring_in_a_shard_command(tmp_path, capsys):
-    finish(make_trainer(tmp_path / "run"))
+def test_a_run_file_cannot_bring_in_a_shard_command(own_run, tmp_path, capsys):
     (tmp_path / "shards").mkdir()
     for split in ("train", "test"):
         (tmp_path / "shards" / f"{split}.urls").write_text(f"pipe:touch {tmp_path}/ran\n")
@@ -120,10 +117,9 @@ PLACES = {
 
 @pytest.mark.parametrize("place", sorted(PLACES))
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
-def test_a_pickle_in_place_of_any_file_is_not_run(in_folder, capsys, place, kind):
+def test_a_pickle_in_place_of_any_file_is_not_run(own_run, in_folder, capsys, place, kind):
     import torch
 
-    finish(make_trainer(in_folder / "run"))
     path, marker = in_folder / place, in_folder / "made"
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "pickle":

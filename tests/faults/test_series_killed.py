@@ -7,11 +7,10 @@ import random
 import shutil
 import signal
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import calls
 import numpy as np
+import processes
 import pytest
 import tally
 from conftest import finish, left_behind, make_trainer, pictures_in
@@ -25,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with its prior already fitted."""
     path = tmp_path_factory.mktemp("runs") / "run"
     finish(make_trainer(path))
-    calls.finish(["generate", str(path), "--n", "1"], path.parent)
+    processes.finish(["generate", str(path), "--n", "1"], path.parent)
     return path
 
 
@@ -47,33 +46,32 @@ def states(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def kill(process: BaseProcess, folder: Path, count: int, delay: float) -> bool:
+def kill(process: processes.CommandProcess, folder: Path, count: int, delay: float) -> bool:
     """Kill a process `delay` seconds after a folder has `count` files; return whether it was still running."""
-    while process.is_alive() and (not folder.is_dir() or len(os.listdir(folder)) < count):
+    while process.poll() is None and (not folder.is_dir() or len(os.listdir(folder)) < count):
         time.sleep(0.001 if count < 1000 else 0.02)
     time.sleep(delay)
     process.kill()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
+    return process.wait() == -signal.SIGKILL
 
 
 def kill_and_resume(command: list[str], folder: Path, count: int, name: str, seed: int) -> None:
     """Kill a command that writes `count` pictures several times and compare the result with an undisturbed one."""
     moments = random.Random(seed)
     whole, parts = folder / "whole", folder / "parts"
-    calls.finish([*command, "--out-dir", "whole"], folder)
+    processes.finish([*command, "--out-dir", "whole"], folder)
     assert len(pictures_in(whole)) == count
     counts = {"kills": 0, "pictures": count, "missing": 0, "made_twice": 0, "different": 0}
     before: dict[str, tuple[int, int]] = {}
     resume: list[str] = []
     for _ in range(KILLS):
-        process = calls.start([*command, "--out-dir", "parts", *resume], folder)
+        process = processes.start([*command, "--out-dir", "parts", *resume], folder)
         more = moments.randrange(1, 2 * count // (KILLS + 1))
         counts["kills"] += kill(process, parts, min(count - 2, len(before) + more), moments.uniform(0, 0.003))
         now = states(parts)
         counts["made_twice"] += sum(now.get(picture) != state for picture, state in before.items())
         before, resume = now, ["--resume"]
-    calls.finish([*command, "--out-dir", "parts", "--resume"], folder)
+    processes.finish([*command, "--out-dir", "parts", "--resume"], folder)
     now = states(parts)
     counts["made_twice"] += sum(now.get(picture) != state for picture, state in before.items())
     counts["missing"] = count - len(now)

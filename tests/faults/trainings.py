@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -11,9 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import mortal
+import processes
 import tally
 
 from colddiff_core import runs
+
+Training = subprocess.Popen[str] | processes.CommandProcess
 
 STEPS, CHECKPOINT_EVERY, SAMPLE_EVERY = 120, 7, 20
 SETTINGS = (
@@ -29,7 +34,6 @@ SETTINGS = (
 )
 TIMING_KEYS = ("images_per_second", "elapsed")  # differ between any two trainings
 TIMEOUT_SECONDS = 120  # for a training that ends on its own
-MORTAL = Path(__file__).with_name("mortal.py")
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,18 +45,23 @@ def arguments(run: Path, *more: str) -> list[str]:
     return ["train", "--preset", "digits-blur", "--out", str(run), *sets, *more]
 
 
-def start(run: Path, *more: str, fault: tuple[str, int] = ("none", 0), **options: object) -> subprocess.Popen[str]:
-    """Start a training with a fault of mortal.py; return its process."""
+def start(run: Path, *more: str, fault: tuple[str, int] = ("none", 0), lasting: int = 1) -> processes.CommandProcess:
+    """Start a training with a fault of mortal.py; refusals last for `lasting` file operations."""
+    prepare = functools.partial(mortal.arm, *fault, str(run), lasting)
+    return processes.start(arguments(run, *more), run.parent, prepare=prepare)
+
+
+def start_anew(run: Path, *more: str, **options: object) -> subprocess.Popen[str]:
+    """Start a training in a fresh Python, which takes seconds, for what concerns its start, its terminal or its end."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
-    words = [sys.executable, str(MORTAL), fault[0], str(fault[1]), str(run), *arguments(run, *more)]
-    return subprocess.Popen(words, text=True, env=environment, **options)
+    words = [sys.executable, "-m", "colddiff_cli", *arguments(run, *more)]
+    return subprocess.Popen(words, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
 
 
-def end(process: subprocess.Popen[str], timeout: float = TIMEOUT_SECONDS) -> tuple[int, str]:
+def end(process: Training, timeout: float = TIMEOUT_SECONDS) -> tuple[int | None, str]:
     """Wait for a training to end; return its exit code and output."""
-    output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out + (err or "")
 
 
 def finish(run: Path) -> None:
@@ -66,7 +75,7 @@ def beginnings(run: Path) -> int:
     return sum(event.get("event") in runs.BEGINNINGS for event in runs.Run(run).events())
 
 
-def await_beginning(run: Path, process: subprocess.Popen[str], before: int) -> None:
+def await_beginning(run: Path, process: Training, before: int) -> None:
     """Wait until one more trainer than `before` has started on a run, or its process has ended."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while beginnings(run) == before and process.poll() is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import warnings
 import weakref
+from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import finish, make_trainer
@@ -19,7 +20,7 @@ from colddiff_cli.__main__ import run
 from colddiff_core import degradations, sampling, seeds
 from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.inference import open_run
-from colddiff_core.models import UNet, memory
+from colddiff_core.models import Restorer, UNet, memory
 from colddiff_core.sampling import DegradedImages, Sampling
 
 CPU = torch.device("cpu")
@@ -177,28 +178,32 @@ def test_other_warnings_pass_through(run_folder, monkeypatch, capsys):
     assert "warning:" not in capsys.readouterr().err
 
 
+def restore_in_little_memory() -> int:
+    """Restore 256 images with 200 MiB left; print the batch size, the count and the error of the first image."""
+    import resource
+
+    op = degradations.build("mask", steps=6)
+    net = Restorer(UNet(3, 3, width=64, multipliers=(1, 2), block="resnet", attention="none"), op).eval()
+    x0 = torch.rand(256, 3, 32, 32)
+    frozen = op.freeze(x0)
+    chunked = memory.ChunkedRestorer()
+    with torch.no_grad():
+        whole = chunked(net, x0[:1], 3, frozen[:1])
+        lines = Path("/proc/self/status").read_text().splitlines()
+        used = int(next(line for line in lines if line.startswith("VmSize")).split()[1]) * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, -1))
+        warnings.simplefilter("ignore")
+        restored = chunked(net, x0, 3, frozen)
+    print(chunked.size, len(restored), float((restored[:1] - whole).abs().max()))  # noqa: T201
+    return 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS limits memory on Linux only")
 def test_a_real_memory_limit_is_survived():
-    code = """
-import resource, warnings, torch
-from colddiff_core import degradations
-from colddiff_core.models import Restorer, UNet, memory
-op = degradations.build("mask", steps=6)
-net = Restorer(UNet(3, 3, width=64, multipliers=(1, 2), block="resnet", attention="none"), op).eval()
-x0 = torch.rand(256, 3, 32, 32)
-frozen = op.freeze(x0)
-chunked = memory.ChunkedRestorer()
-with torch.no_grad():
-    whole = chunked(net, x0[:1], 3, frozen[:1])
-    used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, -1))
-    warnings.simplefilter("ignore")
-    restored = chunked(net, x0, 3, frozen)
-print(chunked.size, len(restored), float((restored[:1] - whole).abs().max()))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    size, count, difference = done.stdout.split()
+    process = processes.fork(restore_in_little_memory)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    size, count, difference = printed.split()
     assert 1 <= int(size) < 256
     assert int(count) == 256
     assert float(difference) < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -20,13 +21,24 @@ from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.inference import open_run
 from colddiff_core.sampling import DegradedImages, Sampling
 
+CHANGES = ("train.ema_every=2", "train.accumulate=2", "data.flip=true")
 
-@pytest.mark.parametrize("preset", ["digits-blur", "digits-noise"])
+
+@pytest.fixture(
+    scope="module", params=[("digits-blur", "float32"), ("digits-blur", "bf16"), ("digits-noise", "float32")]
+)
+def whole(request, tmp_path_factory):
+    """A training that nothing interrupted, and what starts another like it."""
+    preset, precision = request.param
+    start = functools.partial(make_trainer, preset=preset)
+    changes = (*CHANGES, f"train.precision={precision}")
+    return finish(start(tmp_path_factory.mktemp("whole") / "run", *changes)).run, start, changes
+
+
 @pytest.mark.parametrize("stop_at", [1, 3, 4])
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, preset, stop_at):
-    changes = ("train.ema_every=2", "train.accumulate=2", "data.flip=true")
-    whole = finish(make_trainer(tmp_path / "whole", *changes, preset=preset))
-    first = make_trainer(tmp_path / "parts", *changes, preset=preset)
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, whole, stop_at):
+    undisturbed, start, changes = whole
+    first = start(tmp_path / "parts", *changes)
     for tick in first.steps():
         if tick.step == stop_at:
             first.stop()
@@ -36,7 +48,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, preset, stop_at):
     second = make_trainer(tmp_path / "parts")
     second.resume()
     finish(second)
-    assert_same_checkpoint(whole.run.newest_checkpoint(), second.run.newest_checkpoint())
+    assert_same_checkpoint(undisturbed.newest_checkpoint(), second.run.newest_checkpoint())
     steps = [line["step"] for line in second.run.metrics()]
     assert steps == sorted(set(steps)) == [2, 4, 6]
 
@@ -118,10 +130,10 @@ def test_one_trainer_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", [*WEIGHTS, "state.json"])
 @pytest.mark.parametrize("length", [0, 5, 40, -1, None])
-def test_the_newest_complete_checkpoint_wins(tmp_path, name, length):
-    whole = finish(make_trainer(tmp_path / "run"))
-    wanted = {file: read_tensors(whole.run.newest_checkpoint() / file) for file in WEIGHTS}
-    path = whole.run.newest_checkpoint() / name
+def test_the_newest_complete_checkpoint_wins(own_run, tmp_path, name, length):
+    newest = runs.Run(own_run).newest_checkpoint()
+    wanted = {file: read_tensors(newest / file) for file in WEIGHTS}
+    path = newest / name
     content = path.read_bytes()
     if length is None:
         path.unlink()
@@ -148,8 +160,7 @@ def test_with_no_complete_checkpoint_nothing_is_thrown_away(tmp_path):
     assert left_behind(path.parent) == ["step-000006"]
 
 
-def test_a_run_ended_before_its_first_checkpoint_begins_again(tmp_path):
-    whole = finish(make_trainer(tmp_path / "whole"))
+def test_a_run_ended_before_its_first_checkpoint_begins_again(tiny_run, tmp_path):
     killed = make_trainer(tmp_path / "run", "train.log_every=1")
     steps = killed.steps()
     next(steps)
@@ -159,7 +170,7 @@ def test_a_run_ended_before_its_first_checkpoint_begins_again(tmp_path):
     again.resume()
     assert again.step == 0
     finish(again)
-    assert_same_checkpoint(whole.run.newest_checkpoint(), again.run.newest_checkpoint())
+    assert_same_checkpoint(runs.Run(tiny_run).newest_checkpoint(), again.run.newest_checkpoint())
 
 
 def test_other_files_in_the_folder_do_no_harm(tmp_path):
@@ -182,8 +193,7 @@ def test_another_networks_weights_are_refused(tmp_path, tiny_run):
 
 
 @pytest.mark.parametrize("change", ["shape", "name", "missing"])
-def test_another_optimizers_state_is_refused(tmp_path, change):
-    finish(make_trainer(tmp_path / "run"))
+def test_another_optimizers_state_is_refused(own_run, tmp_path, change):
     path = runs.Run(tmp_path / "run").newest_checkpoint() / "optimizer.safetensors"
     tensors = read_tensors(path)
     first = sorted(tensors)[0]

@@ -1,0 +1,138 @@
+"""Command lines as processes, forked from a server that has imported everything: they start at once.
+
+A fresh Python takes seconds to import torch; only tests of how a command starts or exits need one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
+LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
+OWN = ["colddiff_core.evaluation.evaluate", "colddiff_core.inference.generate", "colddiff_core.training.start"]
+IMPORTED = ["torch", *LATE, *COMMANDS, *OWN]
+
+
+@dataclasses.dataclass
+class CommandProcess:
+    """A running command line, with the methods of subprocess.Popen that tests need."""
+
+    process: BaseProcess
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while the process runs."""
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code; raise TimeoutExpired if the process does not end in time."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("colddiff", timeout or 0)
+        return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait; return what was printed on stdout and on stderr."""
+        self.wait(timeout)
+        return self.out.read_text(), self.err.read_text()
+
+    def send_signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+@functools.cache
+def _logs() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for what processes print, removed when the tests end."""
+    return tempfile.TemporaryDirectory(prefix="colddiff-tests-")
+
+
+def start(
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> CommandProcess:
+    """Start a command line in a folder; `prepare` is called in its process before the command."""
+    variables = dict(os.environ if environment is None else environment)
+    return fork(functools.partial(_command, list(arguments), str(folder), variables, prepare))
+
+
+def fork(act: Callable[[], int]) -> CommandProcess:
+    """Start a process that calls `act` and ends with the exit code that it returns, 1 for an error."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    log = Path(tempfile.mkdtemp(dir=_logs().name))
+    process = context.Process(target=_act, args=(act, log / "out", log / "err"))
+    process.start()
+    return CommandProcess(process, log / "out", log / "err")
+
+
+def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] | None = None) -> str:
+    """Run a command line that must succeed; return what it printed on stdout."""
+    out, err = (process := start(arguments, folder, prepare=prepare)).communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def add_packages(folder: Path) -> None:
+    """Have a process find the packages installed in a folder, as `prepare` of `start`."""
+    sys.path.insert(0, str(folder))
+
+
+def _command(arguments: list[str], folder: str, variables: dict[str, str], prepare: Callable[[], None] | None) -> int:
+    from colddiff_cli.__main__ import run
+    from colddiff_core.distributed import environment
+
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    if prepare:
+        prepare()
+    code = run(arguments)
+    group = environment.joined()
+    if code == 0 and group:
+        group.leave()
+    return code
+
+
+def _act(act: Callable[[], int], out: Path, err: Path) -> None:
+    for descriptor, path, name in ((1, out, "stdout"), (2, err, "stderr")):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
+    code = 1
+    try:
+        code = act()
+    except Exception:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
