@@ -7,15 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from colddiff_core.config.version import __version__
 
-if TYPE_CHECKING:
-    from colddiff_core.config.presets import load as load_preset
-    from colddiff_core.degradations.registry import build as build_degradation
-    from colddiff_core.evaluation.measure import evaluate
-    from colddiff_core.inference.generate import generate
-    from colddiff_core.inference.open_run import open_run
-    from colddiff_core.inference.restore import restore
-    from colddiff_core.training.start import train
-
 __all__ = [
     "__version__",
     "build_degradation",
@@ -27,37 +18,46 @@ __all__ = [
     "train",
 ]
 
+if TYPE_CHECKING:
+    from colddiff_core.config.presets import load as load_preset
+    from colddiff_core.degradations.registry import build as build_degradation
+    from colddiff_core.evaluation.measure import evaluate
+    from colddiff_core.inference.generate import generate
+    from colddiff_core.inference.open_run import open_run
+    from colddiff_core.inference.restore import restore
+    from colddiff_core.training.start import train
+else:  # hidden from type checkers, which would take any name for one of ours
 
-def __getattr__(name: str) -> Any:
-    if name == "load_preset":
-        from colddiff_core.config.presets import load as load_preset
+    def __getattr__(name: str) -> Any:
+        if name == "load_preset":
+            from colddiff_core.config.presets import load as load_preset
 
-        return load_preset
-    if name == "build_degradation":
-        from colddiff_core.degradations.registry import build as build_degradation
+            return load_preset
+        if name == "build_degradation":
+            from colddiff_core.degradations.registry import build as build_degradation
 
-        return build_degradation
-    if name == "train":
-        from colddiff_core.training.start import train
+            return build_degradation
+        if name == "train":
+            from colddiff_core.training.start import train
 
-        return train
-    if name == "open_run":
-        from colddiff_core.inference.open_run import open_run
+            return train
+        if name == "open_run":
+            from colddiff_core.inference.open_run import open_run
 
-        return open_run
-    if name == "restore":
-        from colddiff_core.inference.restore import restore
+            return open_run
+        if name == "restore":
+            from colddiff_core.inference.restore import restore
 
-        return restore
-    if name == "generate":
-        from colddiff_core.inference.generate import generate
+            return restore
+        if name == "generate":
+            from colddiff_core.inference.generate import generate
 
-        return generate
-    if name == "evaluate":
-        from colddiff_core.evaluation.measure import evaluate
+            return generate
+        if name == "evaluate":
+            from colddiff_core.evaluation.measure import evaluate
 
-        return evaluate
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return evaluate
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
