@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import tally
 import torch
@@ -197,6 +198,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Send the counts of this process to the one that reports, where there are several."""
     if output := getattr(session.config, "workeroutput", None):
         output["tally"] = tally.counts()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server for forked processes now if tests need it, since it takes seconds."""
+    modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
+    if any(hasattr(module, name) for module in modules for name in ("processes", "launches", "trainings")):
+        processes.warm_up()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -89,11 +90,17 @@ def start(
 def fork(act: Callable[[], int]) -> CommandProcess:
     """Start a process that calls `act` and ends with the exit code that it returns, 1 for an error."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    forkserver.set_forkserver_preload(IMPORTED)
     log = Path(tempfile.mkdtemp(dir=_logs().name))
     process = context.Process(target=_act, args=(act, log / "out", log / "err"))
     process.start()
     return CommandProcess(process, log / "out", log / "err")
+
+
+def warm_up() -> None:
+    """Start the server now, so that it imports while other tests run."""
+    forkserver.set_forkserver_preload(IMPORTED)
+    forkserver.ensure_running()
 
 
 def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] | None = None) -> str:
@@ -124,15 +131,27 @@ def _command(arguments: list[str], folder: str, variables: dict[str, str], prepa
     return code
 
 
+def open_streams() -> None:
+    """Open sys.stdout and sys.stderr anew on descriptors 1 and 2, buffered as Python does it."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        lines = 1 if descriptor == 2 or os.isatty(descriptor) else -1
+        setattr(sys, name, os.fdopen(descriptor, "w", lines, encoding="utf-8", closefd=False))
+
+
 def _act(act: Callable[[], int], out: Path, err: Path) -> None:
-    for descriptor, path, name in ((1, out, "stdout"), (2, err, "stderr")):
+    for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-        setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
+    open_streams()
     code = 1
     try:
         code = act()
     except Exception:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        try:
+            stream.flush()
+        except OSError as error:  # as at Python's own exit
+            code = 120
+            with contextlib.suppress(OSError):
+                print(f"Exception ignored in {stream!r}: {error}", file=sys.stderr)  # noqa: T201
     os._exit(code)

@@ -23,16 +23,13 @@ KINDS = ["degraded", "direct", "sampled", "naive"]
 
 
 @pytest.fixture
-def here(tiny_run, in_folder, monkeypatch):
-    """A copy of the tiny run as the newest, a cache folder of its own, and no network."""
-    from colddiff_core.evaluation import classifier
+def here(tiny_run, in_folder, monkeypatch, quick_classifier):
+    """A copy of the tiny run as the newest, and no network."""
 
     def refuse(*_, **__):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(classifier, "STEPS", 20)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(in_folder / "hub"))
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 

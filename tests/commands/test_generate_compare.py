@@ -17,12 +17,8 @@ SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
 @pytest.fixture
-def own_run(tiny_run, in_folder, monkeypatch):
-    """A copy of the tiny run in the current folder, with an empty cache folder for classifiers."""
-    from colddiff_core.evaluation import classifier
-
-    monkeypatch.setattr(classifier, "STEPS", 20)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+def own_run(tiny_run, in_folder, quick_classifier):
+    """A copy of the tiny run in the current folder."""
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 
 

@@ -58,6 +58,7 @@ def wait_for(condition, timeout=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 def test_a_stop_that_cannot_be_saved_ends_all_processes_with_the_reason(tmp_path):
     out = tmp_path / "run"

@@ -18,7 +18,7 @@ from colddiff_cli.commands import evaluate as commands
 from colddiff_core import datasets, runs
 from colddiff_core.distributed.environment import ProcessInfo
 from colddiff_core.errors import MachineError
-from colddiff_core.evaluation import classifier, distances, evaluate, resumable
+from colddiff_core.evaluation import distances, evaluate, resumable
 from colddiff_core.evaluation.evaluate import EvaluationSettings
 from colddiff_core.evaluation.metrics import MetricAccumulator, Reference
 from colddiff_core.inference import open_run
@@ -138,10 +138,8 @@ def test_abandoned_partial_results_are_removed(tmp_path):
 
 
 @pytest.fixture
-def own(tiny_run, in_folder, monkeypatch):
-    """A copy of the tiny run, whose cache folder is its own."""
-    monkeypatch.setattr(classifier, "STEPS", 20)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+def own(tiny_run, in_folder, quick_classifier):
+    """A copy of the tiny run."""
     return shutil.copytree(tiny_run, in_folder / "own")
 
 

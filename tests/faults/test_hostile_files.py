@@ -26,7 +26,7 @@ from colddiff_core.runs import checkpoint
 
 KEPT = sorted(fuzzing.KEPT.glob("*/*"))
 KINDS = ("tracebacks", "hangs", "crashes", "writes_outside", "code_run")
-SHORT = {"images": 80, "archives": 40, "presets": 60, "runs": 50, "checkpoints": 40, "priors": 15, "weights": 20}
+SHORT = {"images": 40, "archives": 20, "presets": 30, "runs": 25, "checkpoints": 20, "priors": 10, "weights": 10}
 LONG = {
     "images": 4000,
     "archives": 1500,

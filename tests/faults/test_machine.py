@@ -249,15 +249,13 @@ def test_a_lost_terminal_costs_nothing(tmp_path, undisturbed, is_heard):
     """With the terminal's SIGHUP, and without it, when only writes to the terminal fail."""
     run = tmp_path / "run"
     ours, theirs = pty.openpty()
-    options = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    if is_heard:
-        options |= {"start_new_session": True, "preexec_fn": functools.partial(_take_terminal, theirs)}
-    process = trainings.start_anew(run, **options)
-    os.close(theirs)
+    terminal = os.ttyname(theirs)
+    process = trainings.start(run, streams=dict.fromkeys(range(3), terminal), is_leader=is_heard)
     reader = subprocess.Popen(
         ["cat"], stdin=ours, stdout=subprocess.DEVNULL
     )  # or the training would block on its output
     trainings.await_beginning(run, process, 0)
+    os.close(theirs)
     time.sleep(0.1)
     reader.kill()
     reader.wait()
@@ -273,18 +271,10 @@ def test_a_lost_terminal_costs_nothing(tmp_path, undisturbed, is_heard):
     trainings.check_result("terminal vanished", run, undisturbed)
 
 
-def _take_terminal(descriptor: int) -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
-
-
 def test_refused_output_costs_no_work(tmp_path, undisturbed):
     run = tmp_path / "run"
-    with Path("/dev/full").open("w") as full:
-        process = trainings.start_anew(run, stdout=full, stderr=subprocess.PIPE)
-        _, output = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
+    process = trainings.start(run, streams={1: "/dev/full"})
+    _, output = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
     assert process.returncode == 1
     assert "The output could not be written: No space left on device." in output
     assert "Traceback" not in output

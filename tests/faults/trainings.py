@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import mortal
@@ -24,8 +25,9 @@ STEPS, CHECKPOINT_EVERY, SAMPLE_EVERY = 120, 7, 20
 SETTINGS = (
     "data.size=12",
     "model.width=8",
-    "model.multipliers=[1,2]",
+    "model.multipliers=[1]",
     "degradation.steps=5",
+    "train.precision=float32",
     "train.batch_size=8",
     f"train.steps={STEPS}",
     f"train.checkpoint_every={CHECKPOINT_EVERY}",
@@ -45,14 +47,34 @@ def arguments(run: Path, *more: str) -> list[str]:
     return ["train", "--preset", "digits-blur", "--out", str(run), *sets, *more]
 
 
-def start(run: Path, *more: str, fault: tuple[str, int] = ("none", 0), lasting: int = 1) -> processes.CommandProcess:
-    """Start a training with a fault of mortal.py; refusals last for `lasting` file operations."""
-    prepare = functools.partial(mortal.arm, *fault, str(run), lasting)
+def start(
+    run: Path,
+    *more: str,
+    fault: tuple[str, int] = ("none", 0),
+    lasting: int = 1,
+    streams: Mapping[int, str] | None = None,
+    is_leader: bool = False,
+) -> processes.CommandProcess:
+    """Start a training with a fault of mortal.py; refusals last for `lasting` file operations.
+
+    `streams` are files to open as standard input, output or error, by number. With `is_leader`, the process leads a
+    session, whose terminal is the first one that it opens.
+    """
+    prepare = functools.partial(_prepare, fault, str(run), lasting, streams or {}, is_leader)
     return processes.start(arguments(run, *more), run.parent, prepare=prepare)
 
 
+def _prepare(fault: tuple[str, int], run: str, lasting: int, streams: Mapping[int, str], is_leader: bool) -> None:
+    if is_leader:
+        os.setsid()
+    for number, path in streams.items():
+        os.dup2(os.open(path, os.O_RDWR), number)
+    processes.open_streams()
+    mortal.arm(*fault, run, lasting)
+
+
 def start_anew(run: Path, *more: str, **options: object) -> subprocess.Popen[str]:
-    """Start a training in a fresh Python, which takes seconds, for what concerns its start, its terminal or its end."""
+    """Start a training in a fresh Python, which takes seconds, for what concerns its start."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
     words = [sys.executable, "-m", "colddiff_cli", *arguments(run, *more)]
     return subprocess.Popen(words, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)

@@ -33,8 +33,7 @@ def masked(tmp_path_factory):
 
 
 @pytest.fixture
-def run_folder(tiny_run, in_folder, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+def run_folder(tiny_run, in_folder, quick_classifier):
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 
 

@@ -125,8 +125,7 @@ def plain_run(tmp_path_factory):
 
 
 @pytest.fixture
-def run_folder(plain_run, in_folder, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+def run_folder(plain_run, in_folder):
     return shutil.copytree(plain_run, in_folder / "runs" / "own")
 
 

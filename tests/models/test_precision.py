@@ -17,8 +17,7 @@ from colddiff_core.models import UNet
 
 
 @pytest.fixture
-def run_folder(tiny_run, in_folder, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+def run_folder(tiny_run, in_folder):
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 
 

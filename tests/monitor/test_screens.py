@@ -64,7 +64,10 @@ def test_every_screen_looks_as_before(folder, screen, size, pytestconfig):
             assert picture == path.read_text()
 
 
-@pytest.mark.parametrize("size", [(80, 24), (300, 80), (111, 31), (40, 10), (20, 5)])
+MORE_SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in ((80, 24), (40, 10))]
+
+
+@pytest.mark.parametrize("size", [(300, 80), (111, 31), (20, 5), *MORE_SIZES])
 def test_it_takes_any_size_and_resize(folder, size):
     app = make_app(folder)
 

@@ -27,6 +27,7 @@ SMALL = {
     "model.consistent": "false",
     "model.width": "8",
     "model.multipliers": "[1,2]",
+    "train.precision": "float32",
     "train.steps": "6",
     "train.batch_size": "4",
     "train.checkpoint_every": "3",
@@ -117,11 +118,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def command(pictures, in_folder, monkeypatch):
-    from colddiff_core.evaluation import classifier
-
-    monkeypatch.setattr(classifier, "STEPS", 20)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
+def command(pictures, in_folder, monkeypatch, quick_classifier):
     monkeypatch.setattr(sys, "argv", ["colddiff", "reproduce", "table1"])
     common = ["--datasets", "cifar10", "--data-dir", str(pictures), *CHANGES, "--n", "10"]
     return lambda *words: ["reproduce", *words, *common]

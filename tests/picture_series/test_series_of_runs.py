@@ -117,10 +117,7 @@ def test_a_sheet_names_what_does_not_fit_on_it(own_run, capsys):
     assert "on the grid: the first 64 of 65 images" in capsys.readouterr().out
 
 
-def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, monkeypatch, capsys):
-    from colddiff_core.evaluation import classifier
-
-    monkeypatch.setattr(classifier, "STEPS", 20)
+def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, quick_classifier, capsys):
     command = ["generate", "own", "--n", "20", "--json", "--out-dir", "out", "--diversity", "--animate"]
     assert run(command) == 0
     result = json.loads(capsys.readouterr().out)
@@ -163,9 +160,6 @@ WRITING = [
 
 @pytest.mark.parametrize("command", WRITING, ids=[" ".join(command) for command in WRITING])
 def test_no_command_changes_what_an_earlier_one_wrote(command, own_run, photos, monkeypatch):
-    from colddiff_core.evaluation import classifier
-
-    monkeypatch.setattr(classifier, "STEPS", 20)
 
     def state() -> dict[str, tuple[int, bytes]]:
         files = [path for path in photos.parent.rglob("*") if path.is_file()]
