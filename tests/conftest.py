@@ -40,6 +40,7 @@ TINY = (
     "degradation.steps=5",
 )
 
+CLASSIFIER_STEPS = 20
 MOST_WORKERS = 8  # more would wait for the longest file
 LONGEST_FIRST = (
     "test_tables.py",
@@ -69,10 +70,11 @@ settings.load_profile("laws")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of the tests' own: the user's is not theirs to read or to fill."""
+    """A cache folder of the tests' own, not the user's, where the classifier behind FD is trained once and briefly."""
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(path))
+        patch.setattr(classifier, "STEPS", CLASSIFIER_STEPS)
         yield path
 
 
@@ -118,12 +120,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_run(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of the tiny run that the test may change."""
     return shutil.copytree(tiny_run, tmp_path / "run")
-
-
-@pytest.fixture
-def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train the classifier behind FD for a moment, where its figures do not matter."""
-    monkeypatch.setattr(classifier, "STEPS", 20)
 
 
 @pytest.fixture(scope="session")

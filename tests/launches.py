@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import processes
+from conftest import CLASSIFIER_STEPS
 
-CLASSIFIER_STEPS = 20
 TIMEOUT_SECONDS = 60
 
 

@@ -147,11 +147,11 @@ def _act(act: Callable[[], int], out: Path, err: Path) -> None:
         code = act()
     except Exception:
         traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:  # as at Python's own exit
-            code = 120
-            with contextlib.suppress(OSError):
-                print(f"Exception ignored in {stream!r}: {error}", file=sys.stderr)  # noqa: T201
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # as at Python's own exit
+        print(f"Exception ignored in {sys.stdout!r}: {error}", file=sys.stderr)  # noqa: T201
+        code = 120
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)

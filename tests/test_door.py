@@ -9,7 +9,7 @@ import torch
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_lines_in_the_readme_train_restore_generate_and_evaluate(tmp_path, monkeypatch, quick_classifier):
+def test_the_lines_in_the_readme_train_restore_generate_and_evaluate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = README.read_text(encoding="utf-8").partition("<!-- library -->\n```python\n")[2].partition("```")[0]
     assert 0 < len(code.strip().splitlines()) <= 12

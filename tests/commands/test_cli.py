@@ -74,7 +74,7 @@ def test_every_command_and_option_has_help(command, capsys):
         assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"
 
 
-def test_a_run_is_trained_evaluated_and_sampled(in_folder, capsys, quick_classifier):
+def test_a_run_is_trained_evaluated_and_sampled(in_folder, capsys):
     assert run(["train", "--preset", "digits-blur", *SETTINGS, "--json"]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert trained["finished"] is True

@@ -133,7 +133,7 @@ def test_an_operator_from_another_package_works(in_folder, photo):
     assert "of the package tiny does not load" in errors
 
 
-def test_data_dir_may_hold_only_the_second_data_set(in_folder, capsys, quick_classifier):
+def test_data_dir_may_hold_only_the_second_data_set(in_folder, capsys):
     for number in range(12):
         Path("photos").mkdir(exist_ok=True)
         Image.new("L", (12, 12), number * 20).save(f"photos/{number}.png")

@@ -23,7 +23,7 @@ KINDS = ["degraded", "direct", "sampled", "naive"]
 
 
 @pytest.fixture
-def here(tiny_run, in_folder, monkeypatch, quick_classifier):
+def here(tiny_run, in_folder, monkeypatch):
     """A copy of the tiny run as the newest, and no network."""
 
     def refuse(*_, **__):

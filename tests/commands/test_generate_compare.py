@@ -17,7 +17,7 @@ SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
 @pytest.fixture
-def own_run(tiny_run, in_folder, quick_classifier):
+def own_run(tiny_run, in_folder):
     """A copy of the tiny run in the current folder."""
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 

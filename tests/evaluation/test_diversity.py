@@ -24,15 +24,14 @@ def test_pairwise_distance_of_three_flat_images():
     assert diversity.pairwise_distance(images[:1]) == 0
 
 
-def test_a_classifier_learns_the_digits_and_is_cached(tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "STEPS", 120)
+@pytest.mark.parametrize("steps", [120, pytest.param(classifier.STEPS, marks=pytest.mark.slow)])
+def test_a_classifier_learns_the_digits_and_is_cached(tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(classifier, "STEPS", steps)
     splits = [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
     steps_seen = []
     cpu = torch.device("cpu")
-    network = classifier.load_or_train(
-        *splits, tmp_path, "digits", cpu, lambda step, steps: steps_seen.append((step, steps))
-    )
-    assert steps_seen[-1] == (120, 120)
+    network = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda *seen: steps_seen.append(seen))
+    assert steps_seen[-1] == (steps, steps)
     assert float(network.accuracy) > 0.9
     with torch.no_grad():
         scores = network(splits[1].images(slice(None)))
@@ -40,9 +39,7 @@ def test_a_classifier_learns_the_digits_and_is_cached(tmp_path, monkeypatch):
     assert float((scores.argmax(1) == splits[1].labels).double().mean()) == pytest.approx(float(network.accuracy))
     assert features.shape == (300, classifier.FEATURES)
     steps_seen.clear()
-    again = classifier.load_or_train(
-        *splits, tmp_path, "digits", cpu, lambda step, steps: steps_seen.append((step, steps))
-    )
+    again = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda *seen: steps_seen.append(seen))
     assert not steps_seen
     assert torch.equal(again.head.weight, network.head.weight)
     assert len(list(tmp_path.iterdir())) == 1

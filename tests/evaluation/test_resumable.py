@@ -138,7 +138,7 @@ def test_abandoned_partial_results_are_removed(tmp_path):
 
 
 @pytest.fixture
-def own(tiny_run, in_folder, quick_classifier):
+def own(tiny_run, in_folder):
     """A copy of the tiny run."""
     return shutil.copytree(tiny_run, in_folder / "own")
 

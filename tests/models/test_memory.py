@@ -33,7 +33,7 @@ def masked(tmp_path_factory):
 
 
 @pytest.fixture
-def run_folder(tiny_run, in_folder, quick_classifier):
+def run_folder(tiny_run, in_folder):
     return shutil.copytree(tiny_run, in_folder / "runs" / "own")
 
 

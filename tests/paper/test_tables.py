@@ -118,7 +118,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def command(pictures, in_folder, monkeypatch, quick_classifier):
+def command(pictures, in_folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["colddiff", "reproduce", "table1"])
     common = ["--datasets", "cifar10", "--data-dir", str(pictures), *CHANGES, "--n", "10"]
     return lambda *words: ["reproduce", *words, *common]

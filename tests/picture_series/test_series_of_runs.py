@@ -117,7 +117,7 @@ def test_a_sheet_names_what_does_not_fit_on_it(own_run, capsys):
     assert "on the grid: the first 64 of 65 images" in capsys.readouterr().out
 
 
-def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, quick_classifier, capsys):
+def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, capsys):
     command = ["generate", "own", "--n", "20", "--json", "--out-dir", "out", "--diversity", "--animate"]
     assert run(command) == 0
     result = json.loads(capsys.readouterr().out)
