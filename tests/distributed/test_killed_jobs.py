@@ -76,6 +76,7 @@ def test_a_stop_that_cannot_be_saved_ends_all_processes_with_the_reason(tmp_path
     assert "Cannot write" in out.with_suffix(".log").read_text()
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 def test_processes_whose_agent_was_killed_save_and_end(tmp_path):
     out = tmp_path / "run"

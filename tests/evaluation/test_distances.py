@@ -132,7 +132,7 @@ def test_no_distance_depends_on_the_batch():
 
 
 def test_the_interval_is_as_wide_as_the_spread_over_samples():
-    meters = [distances(gaussians(1000, 6, seed) + 0.3, gaussians(20_000, 6, seed + 500)) for seed in range(30)]
+    meters = [distances(gaussians(1000, 6, seed) + 0.3, gaussians(20_000, 6, seed + 500)) for seed in range(16)]
     for key in ("fd", "kd"):
         spread = torch.tensor([meter.result()[key] for meter in meters]).std()
         widths = torch.tensor([meter.intervals()[key] for meter in meters])
@@ -144,7 +144,7 @@ def test_the_interval_is_as_wide_as_the_spread_over_samples():
 def test_restored_images_are_resampled_with_their_originals():
     """A resample moves a set and its restorations together, so the interval is narrower than for unpaired images."""
     pairs = []
-    for seed in range(30):
+    for seed in range(16):
         real = gaussians(600, 6, seed)
         pairs.append((real * 0.9 + 0.1 * gaussians(600, 6, seed + 100), real))
     paired = [distances(generated, real, is_paired=True) for generated, real in pairs]

@@ -43,8 +43,16 @@ def folder(tmp_path, monkeypatch):
         yield path
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("screen", SCREENS)
+# What a dialog or a scale shows does not depend on the size as much as the panes do.
+WIDE = ("overlay", "bands", "zoomed", "help", "stop", "light", "filter")
+EVERY_SCREEN = [
+    pytest.param(screen, size, marks=[pytest.mark.slow] * (screen in WIDE and size == "80x24"))
+    for screen in SCREENS
+    for size in SIZES
+]
+
+
+@pytest.mark.parametrize(("screen", "size"), EVERY_SCREEN)
 def test_every_screen_looks_as_before(folder, screen, size, pytestconfig):
     app = make_app(folder)
 

@@ -92,8 +92,15 @@ def test_laying_out_and_settling_keep_a_networks_output(block, dtype):
     assert not any(p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("block", ["convnext", "resnet"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+NETWORKS = [
+    (torch.bfloat16, "convnext"),
+    (torch.float32, "resnet"),
+    pytest.param(torch.bfloat16, "resnet", marks=pytest.mark.slow),
+    pytest.param(torch.float32, "convnext", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("dtype", "block"), NETWORKS)
 def test_the_network_compiles_in_one_piece(block, dtype):
     """A break in the graph would cost what compiling saves. The backend here runs the graph as it is."""
     torch.manual_seed(0)
