@@ -104,11 +104,11 @@ def _named(text: str, option: str) -> Path:
 
 
 def _check_place(path: Path, instead: str) -> None:
-    check_folder(path.parent, instead)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a folder.", f"Name a picture in it, such as {path / 'picture.png'}.")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):  # before its folder: nobody but root may write to /dev
         raise UsageError(f"{path} is not an ordinary file.", f"Use {instead}, such as picture.png.")
+    check_folder(path.parent, instead)
 
 
 def check_folder(path: Path, instead: str) -> None:
