@@ -103,6 +103,14 @@ def test_intervals_cover_the_truth_at_their_level():
     assert 86 <= held <= 99
 
 
+def test_an_interval_ends_two_standard_errors_to_each_side():
+    values = torch.randn(2000, 1, generator=seeds.generator(4), dtype=torch.float64)
+    ((low, high),) = bootstrap.intervals(values, lambda means: means)
+    error = float(values.std()) / len(values) ** 0.5
+    for end, sign in ((low, -1), (high, 1)):
+        assert (end - float(values.mean())) * sign == pytest.approx(1.96 * error, rel=0.08)
+
+
 def test_one_image_has_no_interval():
     a, b = pair(count=1)
     meter = Fidelity()
