@@ -85,6 +85,7 @@ def test_a_plan_measures_every_kind_once():
         ("rmse", 0.10, (0.09, 0.11), 0.12, "better"),
         ("rmse", 0.10, (0.09, 0.11), 0.08, "worse"),
         ("rmse", 0.10, (0.09, 0.11), 0.105, "same"),
+        *(("rmse", 0.10, (0.09, 0.11), end, "same") for end in (0.09, 0.11)),
         ("ssim", 0.90, (0.89, 0.91), 0.80, "better"),
         ("ssim", 0.90, None, 0.91, "worse"),
         ("fid", 5.0, None, 6.0, "better"),
