@@ -111,7 +111,7 @@ def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] |
 
 
 def add_packages(folder: Path) -> None:
-    """Have a process find the packages installed in a folder, as `prepare` of `start`."""
+    """Make the packages in a folder importable; a `prepare` for `start`."""
     sys.path.insert(0, str(folder))
 
 
@@ -132,7 +132,7 @@ def _command(arguments: list[str], folder: str, variables: dict[str, str], prepa
 
 
 def open_streams() -> None:
-    """Open sys.stdout and sys.stderr anew on descriptors 1 and 2, buffered as Python does it."""
+    """Reopen sys.stdout and sys.stderr on descriptors 1 and 2, with Python's usual buffering."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         lines = 1 if descriptor == 2 or os.isatty(descriptor) else -1
         setattr(sys, name, os.fdopen(descriptor, "w", lines, encoding="utf-8", closefd=False))
