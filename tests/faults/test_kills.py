@@ -22,7 +22,7 @@ def killed_once(run: Path, chance: random.Random, kind: str) -> bool:
         code, output = trainings.end(process)
         assert code in (0, -signal.SIGKILL), output
         return code != 0
-    process, before = (trainings.start if kind == "clock" else trainings.start_anew)(run), trainings.beginnings(run)
+    process, before = (trainings.start if kind == "clock" else trainings.start_fresh)(run), trainings.beginnings(run)
     if kind == "clock":
         trainings.await_beginning(run, process, before)
     time.sleep(chance.uniform(0, 1.0 if kind == "clock" else 3.0))

@@ -237,7 +237,7 @@ def test_a_signal_saves_the_current_step_and_stops(tmp_path, undisturbed, number
 def test_nohup_survives_a_hangup(tmp_path, undisturbed):
     run = tmp_path / "run"
     ignoring = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
-    process = trainings.start_anew(run, preexec_fn=ignoring)
+    process = trainings.start_fresh(run, preexec_fn=ignoring)
     trainings.await_beginning(run, process, 0)
     process.send_signal(signal.SIGHUP)
     assert trainings.end(process)[0] == 0

@@ -73,8 +73,8 @@ def _prepare(fault: tuple[str, int], run: str, lasting: int, streams: Mapping[in
     mortal.arm(*fault, run, lasting)
 
 
-def start_anew(run: Path, *more: str, **options: object) -> subprocess.Popen[str]:
-    """Start a training in a fresh Python, which takes seconds, for what concerns its start."""
+def start_fresh(run: Path, *more: str, **options: object) -> subprocess.Popen[str]:
+    """Start a training in a fresh Python, which takes seconds, for tests of how it starts."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
     words = [sys.executable, "-m", "colddiff_cli", *arguments(run, *more)]
     return subprocess.Popen(words, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
