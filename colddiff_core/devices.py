@@ -15,7 +15,6 @@ from colddiff_core.errors import UsageError
 NAMES = ("auto", "cpu", "cuda")
 # mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
 TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES = -1, -3, 2**25
-CGROUP = Path("/sys/fs/cgroup")
 CPU_INFO = Path("/proc/cpuinfo")
 # What torch's CPU kernels can be limited to by ONEDNN_MAX_CPU_ISA, and is slow with bfloat16.
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -102,30 +101,14 @@ def _limit_threads() -> None:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
-    if torch.get_num_threads() > processors():
-        torch.set_num_threads(processors())
+    if torch.get_num_threads() > environment.processors():
+        torch.set_num_threads(environment.processors())
 
 
 def units(name: str) -> tuple[int, str]:
     """Return how many processes a `--device` value has room for on this machine, and the unit: "GPU" or "processor"."""
     gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    return (gpus, "GPU") if gpus or name == "cuda" else (processors(), "processor")
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _quota(CGROUP))
-
-
-def _quota(cgroup: Path) -> int:
-    """Return the CPU quota of this container, at least 1; a large number if there is none."""
-    unlimited = 2**16
-    try:
-        limit, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
-        return unlimited if limit == "max" else max(1, -(-int(limit) // int(period)))
-    except (OSError, ValueError):
-        return unlimited
+    return (gpus, "GPU") if gpus or name == "cuda" else (environment.processors(), "processor")
 
 
 def _keep_memory() -> None:

@@ -1,4 +1,7 @@
-"""Fixtures shared by the tests: where reference data may lie, and a run that trains in a second."""
+"""Fixtures shared by the tests: where reference data may lie, and a run that trains in a second.
+
+torch is imported where it is used: the process that only hands out tests to others starts them two seconds earlier.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,20 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import processes
 import pytest
 import tally
-import torch
 import trainings
 from hypothesis import settings
 from PIL import Image
 
-from colddiff_core import devices, experiment, runs
-from colddiff_core.config import presets
-from colddiff_core.datasets import from_config
-from colddiff_core.evaluation import classifier
-from colddiff_core.runs import checkpoint
-from colddiff_core.training.trainer import Trainer
+from colddiff_core import runs
+from colddiff_core.distributed import environment
+
+if TYPE_CHECKING:
+    from colddiff_core.training.trainer import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"
 TINY = (
@@ -72,6 +73,8 @@ settings.load_profile("laws")
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of the tests' own, not the user's, where the classifier behind FD is trained once and briefly."""
+    from colddiff_core.evaluation import classifier
+
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(path))
@@ -91,14 +94,18 @@ def make_trainer(
     path: Path, *overrides: str, preset: str = "digits-blur", run: runs.RunWriter | None = None
 ) -> Trainer:
     """Return a trainer of a tiny run at `path`: a new one, or the one that is there (held as `run`, if given)."""
-    cpu = torch.device("cpu")
+    from colddiff_core import devices, experiment
+    from colddiff_core.config import presets
+    from colddiff_core.datasets import from_config
+    from colddiff_core.training.trainer import Trainer
+
     if (path / "run.toml").exists():
         config, run = runs.Run(path).config(overrides), run or runs.RunWriter(path)
     else:
         config = presets.load(preset, [*TINY, *overrides])
         run = runs.create(path, config, {})
     sets = from_config.load_images(config, "train", has_margin=True), from_config.load_images(config, "test")
-    return Trainer(experiment.build(config, sets[0].channels, devices.choose(str(cpu))), *sets, run)
+    return Trainer(experiment.build(config, sets[0].channels, devices.choose("cpu")), *sets, run)
 
 
 def finish(trainer: Trainer) -> Trainer:
@@ -147,6 +154,8 @@ def photo(in_folder: Path) -> Path:
 
 def seal(path: Path) -> None:
     """Have a checkpoint vouch for a file as it is now."""
+    from colddiff_core.runs import checkpoint
+
     state = json.loads((path.parent / "state.json").read_text())
     state["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     state["digest"] = checkpoint.digest(state)
@@ -168,8 +177,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tests in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes that tests start
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # for processes, as `--nproc` sets it
     config.option.loadscopereorder = False  # keep the order of pytest_collection_modifyitems
 
@@ -177,7 +185,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return how many processes `-n auto` is: one per processor that this machine, or its container, has."""
-    return min(devices.processors(), MOST_WORKERS)
+    return min(environment.processors(), MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

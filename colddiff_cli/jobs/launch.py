@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from colddiff_core.distributed.environment import process_info
+from colddiff_core.distributed.environment import process_info, processors
 from colddiff_core.errors import ColddiffError, MachineError, UsageError
 from colddiff_core.text import counted
 
@@ -175,15 +175,13 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str)
 
 def _prepare(processes: int) -> None:
     """Set the environment of the processes, unless the user did, and silence torch's messages about failures."""
-    from colddiff_core import devices
-
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     root = Path(__file__).parents[2]
     if root not in map(Path, sys.path[1:]):  # a checkout that is not installed
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.processors() // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides C++ traces of errors that are reported in one line
     # All processes are on this machine, whose host name may not resolve.

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from colddiff_core import devices
 from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
+from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.images import SUFFIXES, count_pixels, read_bytes
 from colddiff_core.text import counted
@@ -225,7 +225,7 @@ def _decode(
     suffixes: set[str] = set()
     count = used = 0
     with cache.CacheDraft(key) as draft:
-        with ThreadPoolExecutor(devices.processors()) as pool:
+        with ThreadPoolExecutor(environment.processors()) as pool:
             for chunk in _chunks(entries, request):
                 count += len(chunk)
                 seen.update(entry.folder for entry in chunk)

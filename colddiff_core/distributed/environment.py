@@ -1,4 +1,4 @@
-"""Which process of a job this is, from torchrun's variables; free of torch.
+"""Which process of a job this is, from torchrun's variables, and how many the machine has room for; free of torch.
 
 The process group registers itself here once its processes have connected, so that code without torch can query it.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 ALWAYS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OTHERS = ("LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,3 +128,19 @@ def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo:
         )
     except ValueError:
         return ProcessInfo()
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _quota(CGROUP))
+
+
+def _quota(cgroup: Path) -> int:
+    """Return the CPU quota of this container, at least 1; a large number if there is none."""
+    unlimited = 2**16
+    try:
+        limit, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
+        return unlimited if limit == "max" else max(1, -(-int(limit) // int(period)))
+    except (OSError, ValueError):
+        return unlimited

@@ -16,6 +16,7 @@ from conftest import finish, make_trainer
 from colddiff_cli import __main__ as main
 from colddiff_core import degradations, devices, runs, seeds
 from colddiff_core.degradations import pixelate, separable
+from colddiff_core.distributed import environment
 from colddiff_core.models import UNet, compiling
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.models.depthwise import depthwise, weight_gradient
@@ -274,8 +275,8 @@ def test_a_pair_is_two_calls(case, is_large, monkeypatch):
 )
 def test_a_container_has_the_processors_that_it_is_given(tmp_path, text, processors):
     (tmp_path / "cpu.max").write_text(text)
-    assert devices._quota(tmp_path) == processors
-    assert devices._quota(tmp_path / "absent") == 2**16
+    assert environment._quota(tmp_path) == processors
+    assert environment._quota(tmp_path / "absent") == 2**16
 
 
 def test_an_operators_table_is_brought_to_a_device_once():
@@ -289,13 +290,13 @@ def test_no_more_threads_than_processors_unless_asked_for(monkeypatch):
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(devices, "processors", lambda: 3)
+    monkeypatch.setattr(environment, "processors", lambda: 3)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     devices.choose("cpu")
     assert given == [3]
-    monkeypatch.setattr(devices, "processors", lambda: 8)
+    monkeypatch.setattr(environment, "processors", lambda: 8)
     devices.choose("cpu")
-    monkeypatch.setattr(devices, "processors", lambda: 3)
+    monkeypatch.setattr(environment, "processors", lambda: 3)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     devices.choose("cpu")
     assert given == [3]

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from colddiff_core import devices
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.shards.archive import ShardIndex, ShardOpener
 from colddiff_core.datasets.shards.listing import MAX_LIST_BYTES, ShardLocation
+from colddiff_core.distributed import environment
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
 from colddiff_core.images import SUFFIXES
@@ -160,7 +160,7 @@ def _scanned(shards: Sequence[ShardLocation]) -> dict[str, ShardCount]:
             raise UsageError(what, "Run it in a shell to see why.")
         return count
 
-    with ThreadPoolExecutor(max(COUNTING_THREADS, devices.processors())) as pool:
+    with ThreadPoolExecutor(max(COUNTING_THREADS, environment.processors())) as pool:
         try:
             return dict(zip((shard.name for shard in shards), pool.map(scan, shards), strict=True))
         except BaseException:

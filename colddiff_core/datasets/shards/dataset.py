@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colddiff_core import devices
 from colddiff_core.datasets import cache, epoch_order
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
 from colddiff_core.datasets.decoding import COLOR, SMALL_FILE_BYTES, Entry, decode_entries
 from colddiff_core.datasets.shards import counts, listing
 from colddiff_core.datasets.shards.archive import Shard, ShardOpener
+from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError
 from colddiff_core.images import read_bytes
 from colddiff_core.text import counted, shown
@@ -106,7 +106,7 @@ class Shards:
         self._fingerprint = [(shard.name, stamp, count.to_json()) for shard, stamp, count in rows]
         self._opener = ShardOpener()
         self._opening = threading.Semaphore(OPENING_SHARDS)
-        self._pool = ThreadPoolExecutor(devices.processors(), thread_name_prefix="shards")
+        self._pool = ThreadPoolExecutor(environment.processors(), thread_name_prefix="shards")
         self._lock = threading.Lock()
         self._is_closed = False
         self._open: collections.OrderedDict[int, Future[Shard | None]] = collections.OrderedDict()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from colddiff_core import devices, seeds
+from colddiff_core import seeds
 from colddiff_core.datasets import decoding
 from colddiff_core.datasets.base import Split
 from colddiff_core.datasets.shards import counts
@@ -26,6 +26,7 @@ from colddiff_core.datasets.shards.archive import ShardIndex, ShardOpener
 from colddiff_core.datasets.shards.counts import ShardCount
 from colddiff_core.datasets.shards.listing import ShardLocation
 from colddiff_core.datasets.shards.sources import SPLITS, PackSource, Record
+from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
 from colddiff_core.files import drafted, refusals, whole
 
@@ -165,7 +166,7 @@ def _readable(
     source: PackSource, order: torch.Tensor, start: int, packed: PackedSplit, on_progress: Callable[[int], None]
 ) -> Iterator[tuple[int, Record]]:
     """Yield positions and their records, read ahead in parallel; unreadable ones are counted in `packed`."""
-    with ThreadPoolExecutor(devices.processors()) as pool:
+    with ThreadPoolExecutor(environment.processors()) as pool:
         for positions in _chunks(source, order, start):
             indices = [int(order[position]) for position in positions]
             is_small = sum(map(source.size_of, indices)) < decoding.SMALL_FILE_BYTES * len(indices)
