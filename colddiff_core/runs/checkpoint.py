@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from colddiff_core import tensor_files
 from colddiff_core.config.fields import LARGEST
@@ -239,10 +240,12 @@ def _content(path: Path) -> bytes:
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
-    flags: dict[torch.device, list[Tensor]] = {}
+    of_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        flags.setdefault(tensor.device, []).append(tensor.isfinite().all())
-    return all(bool(torch.stack(of_device).all()) for of_device in flags.values())  # one wait per device
+        if tensor.is_floating_point() and tensor.numel():
+            of_device.setdefault(tensor.device, []).append(tensor)
+    # The largest magnitude is nan or inf if any number is. One call for all tensors, one wait per device.
+    return all(bool(get_total_norm(some, torch.inf).isfinite()) for some in of_device.values())
 
 
 def _parameter_names(training: TrainingState) -> list[str]:

@@ -140,8 +140,16 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize(("model", "side"), [*MODELS, *OTHERS], ids=[*MODELS.values(), *"1234"])
+CASES = [(*case, "bf16", name) for case, name in MODELS.items()]
+CASES += [(*case, precision, str(number)) for number, case in enumerate(OTHERS, 1) for precision in ("bf16", "float32")]
+LONG = [(*case, "float32", name) for case, name in MODELS.items()]
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "precision"),
+    [pytest.param(*case, id=f"{name}-{case[2]}") for *case, name in CASES]
+    + [pytest.param(*case, id=f"{name}-{case[2]}", marks=pytest.mark.slow) for *case, name in LONG],
+)
 def test_image_bytes_is_near_the_measured_peak(model, side, precision):
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peaks = []

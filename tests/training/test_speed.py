@@ -124,9 +124,20 @@ def test_when_to_compile():
     assert compiling.mode("max-autotune", cpu, 1, 32) == "max-autotune"
 
 
+ACCUMULATED = ("train.accumulate=2", "train.log_every=1")
+
+
+@pytest.fixture(scope="module")
+def as_it_is(tmp_path_factory):
+    """A training with ACCUMULATED whose network is not to be compiled."""
+    return finish(make_trainer(tmp_path_factory.mktemp("eager") / "run", *ACCUMULATED))
+
+
 @pytest.mark.parametrize("is_resident", [True, False])
 @pytest.mark.parametrize("failing_call", [1, 2, 4])
-def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypatch, is_resident, failing_call):
+def test_a_network_that_cannot_be_compiled_is_trained_without(
+    tmp_path, monkeypatch, as_it_is, is_resident, failing_call
+):
     """Two calls a step: it fails before, within or after the first step, and the losses are as without compiling."""
     calls = []
 
@@ -142,11 +153,9 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypa
     gathered = []
     send = BatchLoader._send
     monkeypatch.setattr(BatchLoader, "_send", lambda feed, indices: gathered.append(indices) or send(feed, indices))
-    overrides = ("train.accumulate=2", "train.compile='default'", "train.log_every=1")
-    as_it_is = finish(make_trainer(tmp_path / "eager", *overrides[::2]))
     monkeypatch.setattr(compiling, "compile_network", compile_network)
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: is_resident)
-    trainer = finish(make_trainer(tmp_path / "run", *overrides))
+    trainer = finish(make_trainer(tmp_path / "run", *ACCUMULATED, "train.compile='default'"))
     warnings = [event for event in trainer.run.events() if event["event"] == "warning"]
     assert [event["message"] for event in warnings] == ["the network is not compiled: RuntimeError: no compiler"]
     assert len(calls) == failing_call
@@ -218,8 +227,8 @@ def losses(trainer) -> list[float]:
 
 def test_the_loss_falls_as_in_the_plain_network(tmp_path):
     """float32 throughout: the fast network and the plain one differ by rounding alone."""
-    overrides = ("train.steps=40", "train.precision=float32", "train.lr=1e-3", "model.block=convnext")
-    overrides += ("model.inputs=plain", "model.consistent=false")
+    overrides = ("train.steps=24", "train.precision=float32", "train.lr=3e-3", "model.block=convnext")
+    overrides += ("model.inputs=plain", "model.consistent=false", "model.multipliers=[1,2]")
     fast = make_trainer(tmp_path / "fast", *overrides)
     slow = make_trainer(tmp_path / "slow", *overrides)
     network = slow.experiment.restorer.unet
@@ -236,7 +245,7 @@ def test_the_loss_falls_as_in_the_plain_network(tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize(("steps", "rate"), [(60, 3e-3), pytest.param(120, 1e-3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("steps", "rate"), [(40, 3e-3), pytest.param(120, 1e-3, marks=pytest.mark.slow)])
 def test_the_loss_falls_as_in_float32(tmp_path, steps, rate):
     """bfloat16 in the body costs less than the loss's own noise."""
     overrides = (f"train.steps={steps}", f"train.lr={rate}", "train.log_every=20")

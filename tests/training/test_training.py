@@ -79,7 +79,8 @@ def test_every_digits_preset_trains_and_restores(tmp_path, preset):
 
 
 def test_it_learns(tmp_path):
-    trainer = finish(make_trainer(tmp_path / "run", "train.steps=150", "train.batch_size=32", "train.log_every=10"))
+    overrides = ("train.steps=60", "train.batch_size=16", "train.lr=5e-3", "train.log_every=10")
+    trainer = finish(make_trainer(tmp_path / "run", *overrides))
     losses = [line["loss"] for line in trainer.run.metrics()]
     assert losses[-1] < 0.7 * losses[0]
     _, figures = trainer.restore_tests()
