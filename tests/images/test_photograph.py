@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import left_behind
@@ -226,48 +226,43 @@ def test_unreadable_and_unwritable_files_are_reported(tmp_path, monkeypatch):
         photograph.read(tmp_path / "a.png")
 
 
-MEASURE = """
-import sys
-from pathlib import Path
-import torch
-from colddiff_core.images import photograph
-
-def memory(line):
+def megabytes(line: str) -> float:
+    """Return a figure of this process in /proc."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition(line + ":")[2].split()[0]) / 1024
 
-def start():
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    return memory("VmRSS")
 
-photograph.write(photograph.read(Path(sys.argv[2])), torch.zeros(3, 14, 23), Path(sys.argv[3]))
-before = start()
-found = photograph.read(Path(sys.argv[1]))
-floats = found.pixels.numel() * 4 / 2**20
-read = memory("VmHWM") - before - floats
-before = start()
-photograph.write(found, found.pixels, Path(sys.argv[3]))
-print(floats, read, memory("VmHWM") - before)
-"""
+def reset_peak() -> float:
+    """Let the peak of this process's memory begin anew; return what it holds now, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return megabytes("VmRSS")
+
+
+def print_extra_memory(big: Path, small: Path, out: Path) -> int:
+    """Print the MB of a photograph's floats, and what reading and writing it take beside them."""
+    photograph.write(photograph.read(small), torch.zeros(3, 14, 23), out)
+    before = reset_peak()
+    found = photograph.read(big)
+    floats = found.pixels.numel() * 4 / 2**20
+    read = megabytes("VmHWM") - before - floats
+    before = reset_peak()
+    photograph.write(found, found.pixels, out)
+    print(floats, read, megabytes("VmHWM") - before)  # noqa: T201
+    return 0
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's memory counters")
 def test_a_large_photograph_is_held_once(tmp_path):
-    """Read and write 12 megapixels in a fresh process: the extra memory stays below a second copy of the floats.
+    """Read and write 12 megapixels in a process: the extra memory stays below a second copy of the floats.
 
     It is usually 45 to 80 MB, an 8-bit copy and some rows; the allocator may return freed pages late.
     """
     Image.linear_gradient("L").resize((4000, 3000)).convert("RGB").save(tmp_path / "big.jpg")
     picture().save(tmp_path / "small.jpg")
-    names = [str(tmp_path / name) for name in ("big.jpg", "small.jpg", "out.jpg")]
-    process = subprocess.run(
-        [sys.executable, "-c", MEASURE, *names],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    floats, extra_read, extra_write = map(float, process.stdout.split())
+    paths = [tmp_path / name for name in ("big.jpg", "small.jpg", "out.jpg")]
+    out, err = (process := processes.fork(functools.partial(print_extra_memory, *paths))).communicate()
+    assert process.returncode == 0, err
+    floats, extra_read, extra_write = map(float, out.split())
     assert floats == pytest.approx(137.3, abs=0.1)
     assert extra_read < floats
     assert extra_write < floats
