@@ -8,6 +8,7 @@ import json
 import time
 
 from golden_runs import NOW, write_runs
+from textual._context import active_app
 
 from colddiff_cli.console import terminal_images
 from colddiff_cli.monitor.app import Monitor
@@ -50,9 +51,25 @@ def golden_folder(tmp_path, monkeypatch):
     time.tzset()
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("colddiff_cli.monitor.app.POLL_SECONDS", 3600)
+    for module in ("app", "pilot"):  # which wait after each key and each pause
+        monkeypatch.setattr(f"textual.{module}.wait_for_idle", settled)
     yield write_runs(tmp_path / "runs")
     monkeypatch.undo()
     time.tzset()
+
+
+async def settled(*_seconds):
+    """Wait until every message is handled and the screen drawn, where Textual would watch the CPU for 40 ms."""
+    loop, app = asyncio.get_running_loop(), active_app.get()
+    while True:
+        if loop._ready:
+            await asyncio.sleep(0)
+        elif app._resize_timer is not None or app._is_reading:
+            await asyncio.sleep(0.005)
+        else:
+            app.screen._on_timer_update()
+            if not loop._ready:
+                return
 
 
 def make_app(folder, **options):
@@ -69,7 +86,7 @@ async def opened(app, size=(160, 48), keys=""):
         await pilot.pause()
         for key in keys.split():
             await pilot.press(key)
-        await pilot.pause(0.1)
+        await pilot.pause()
         yield pilot
 
 
@@ -94,7 +111,7 @@ def screen_text(app):
 async def poll(pilot, app):
     """Poll the files now."""
     app._poll()
-    await pilot.pause(0.1)
+    await pilot.pause()
 
 
 def append_event(path, **event):

@@ -131,7 +131,7 @@ def test_runs_may_vanish_and_appear(folder):
         assert "newcomer" in text
         assert "step 600" in text  # read before it vanished
         await pilot.press("p")
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert "No trainer to ask" in screen_text(app)
 
 
