@@ -113,6 +113,7 @@ def test_a_long_history_shows_its_end_first_and_the_whole_curve_soon(long):
             history.advance(0.001)
     gaps = [b.first - a.last for a, b in zip(history.bins, history.bins[1:], strict=False)]
     assert max(gaps) < 20_000 / 4  # a tenth of the file, spread over all of it
+    assert history.span()[0] < 20_000 / 4
 
 
 def test_a_zoomed_view_reads_single_lines(long):
