@@ -8,13 +8,16 @@ import json
 import time
 
 from golden_runs import NOW, write_runs
+from textual._context import active_app
 
 from colddiff_cli.console import terminal_images
-from colddiff_cli.monitor.app import Monitor
+from colddiff_cli.monitor.app import MIN_HEIGHT, MIN_WIDTH, Monitor
 from colddiff_cli.monitor.data.run_state import RunState, WallClock
 from colddiff_core import runs
 
 READINGS = [("CPU", "150 % of 2 cores"), ("memory", "3.1 of 25.3 GB"), ("GPU", "97 %, 11.2 of 80.0 GB")]
+ALL_PANES = (MIN_WIDTH, MIN_HEIGHT)  # the fewest cells that show all panes
+WIDE = (160, 48)
 
 
 class SteadyMachine:
@@ -50,9 +53,25 @@ def golden_folder(tmp_path, monkeypatch):
     time.tzset()
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("colddiff_cli.monitor.app.POLL_SECONDS", 3600)
+    for module in ("app", "pilot"):  # which wait after each key and each pause
+        monkeypatch.setattr(f"textual.{module}.wait_for_idle", settled)
     yield write_runs(tmp_path / "runs")
     monkeypatch.undo()
     time.tzset()
+
+
+async def settled(*_seconds):
+    """Wait until every message is handled and the screen drawn, where Textual would watch the CPU for 40 ms."""
+    loop, app = asyncio.get_running_loop(), active_app.get()
+    while True:
+        if loop._ready:
+            await asyncio.sleep(0)
+        elif app._resize_timer is not None or app._is_reading:
+            await asyncio.sleep(0.005)
+        else:
+            app.screen._on_timer_update()
+            if not loop._ready:
+                return
 
 
 def make_app(folder, **options):
@@ -63,17 +82,15 @@ def make_app(folder, **options):
 
 
 @contextlib.asynccontextmanager
-async def opened(app, size=(160, 48), keys=""):
+async def opened(app, size=ALL_PANES, keys=""):
     """Open the dashboard and press keys."""
     async with app.run_test(size=size, notifications=True) as pilot:
-        await pilot.pause()
-        for key in keys.split():
-            await pilot.press(key)
-        await pilot.pause(0.1)
+        await settled()
+        await pilot.press(*keys.split())
         yield pilot
 
 
-def drive(app, size=(160, 48), keys=""):
+def drive(app, size=ALL_PANES, keys=""):
     """Return a decorator that runs a coroutine on the opened dashboard."""
 
     def decorate(body):
@@ -91,10 +108,10 @@ def screen_text(app):
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
 
 
-async def poll(pilot, app):
+async def poll(app):
     """Poll the files now."""
     app._poll()
-    await pilot.pause(0.1)
+    await settled()
 
 
 def append_event(path, **event):

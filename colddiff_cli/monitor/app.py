@@ -12,7 +12,7 @@ from textual import events, on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from colddiff_cli.console.terminal_images import ImageBackend
 from colddiff_cli.monitor.data.metrics_history import MetricsHistory
@@ -23,7 +23,7 @@ from colddiff_cli.monitor.panes.dialogs import ConfirmDialog, HelpDialog
 from colddiff_cli.monitor.panes.pictures import PicturesPane
 from colddiff_cli.monitor.panes.runs import RunsPane
 from colddiff_cli.monitor.panes.status import StatusPane
-from colddiff_cli.monitor.panes.text import LiveText
+from colddiff_cli.monitor.panes.text import LiveFooter, LiveText
 from colddiff_cli.monitor.render.text import harmless, headline
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
@@ -94,7 +94,7 @@ class Monitor(App[None]):
         yield self._tabs
         with self._body:
             yield from self.panes.values()
-        yield Footer(compact=True)
+        yield LiveFooter()
 
     def on_mount(self) -> None:
         self.theme = "textual-light" if self._is_light else "textual-dark"
@@ -118,7 +118,7 @@ class Monitor(App[None]):
             f"[{'reverse ' if name == self.pane else ''}@click=app.pane('{name}')] {key} {label} [/]"
             for key, (name, label) in PANES.items()
         ]
-        self._tabs.update(" ".join(tabs))
+        self._tabs.update(" ".join(tabs), layout=False)  # always one line
 
     def _scan(self) -> None:
         """Add new runs, and choose the newest if none is chosen."""

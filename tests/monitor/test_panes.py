@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from dashboards import drive, golden_folder, make_app, poll, screen_text
+from dashboards import WIDE, drive, golden_folder, make_app, poll, screen_text
 from golden_runs import metrics, write_run, write_sheet
 from textual.widgets import DataTable, Static
 from textual_image.widget import HalfcellImage, SixelImage, TGPImage
@@ -31,7 +31,6 @@ def test_arrow_keys_choose_the_run_for_every_pane(folder):
         assert app.current.name == "digits-blur"
         for name in ("digits-mask", "digits-noise", "faces"):
             await pilot.press("down")
-            await pilot.pause()
             assert app.current.name == name
             assert f"{name}  " in screen_text(app).split("\n")[0]
         assert "no sample sheets yet" in screen_text(app)
@@ -42,12 +41,10 @@ def test_overlaid_runs_are_numbered_in_the_legend(folder):
 
     @drive(app, keys="1 down space down space up up")
     async def _(pilot):
-        await pilot.pause()
         legend = str(app.query_one("#legend", Static).render())
         assert [name in legend for name in ("1 digits-blur", "2 digits-mask", "3 digits-noise")] == [True] * 3
         assert len(app.query_one(CurvesPane).runs) == 3
         await pilot.press("down", "space")
-        await pilot.pause()
         assert "digits-noise" in str(app.query_one("#legend", Static).render())
         assert app.query_one(RunsPane).marked == {str(folder / "digits-noise")}
 
@@ -68,10 +65,8 @@ def test_runs_are_filtered_by_glob_or_part_of_the_name(folder):
         table = app.query_one(DataTable)
         for pattern, count in (("blur", 2), ("digits-*", 3), ("*", 6), ("nothing", 0)):
             await pilot.press("ctrl+u", *pattern)
-            await pilot.pause()
             assert table.row_count == count, pattern
         await pilot.press("enter", "escape")
-        await pilot.pause()
         assert table.row_count == 6
 
 
@@ -83,11 +78,9 @@ def test_a_filter_never_leaves_a_hidden_run_current(folder):
         assert app.current.name == "digits-noise"
         assert screen_text(app).startswith(" digits-noise")
         await pilot.press("escape")
-        await pilot.pause()
         assert app.current.name == "digits-noise"
         assert app.query_one(DataTable).cursor_row == 2
         await pilot.press("slash", *"digits-m", "enter")
-        await pilot.pause()
         assert app.current.name == "digits-mask"
 
 
@@ -158,20 +151,16 @@ def test_the_mouse_moves_the_cursor_and_chooses_panes(folder):
     async def _(pilot):
         pane, plot = app.query_one(CurvesPane), app.query_one(Plot)
         await pilot.hover(plot, offset=(8 + (plot.size.width - 8) // 2, 5))
-        await pilot.pause()
         assert pane.cursor == pytest.approx(305, abs=6)
         step = round(pane.cursor, -1)
         value = metrics(int(step), sum(b"digits-blur"))["loss"]
         assert f"{value:.4g}" in str(app.query_one("#legend", Static).render())
         await pilot.click(DataTable, offset=(5, 2))
-        await pilot.pause()
         assert app.current.name == "digits-noise"
         await pilot.click(PicturesPane)
         assert app.pane == "pictures"
         await pilot.resize_terminal(80, 24)
-        await pilot.pause()
         await pilot.click("#tabs", offset=(36, 0))
-        await pilot.pause()
         assert app.pane == "status"
         assert "4 Status ─" in screen_text(app)
 
@@ -204,7 +193,7 @@ def test_an_unchanged_sheet_is_drawn_once(folder):
     async def _(pilot):
         (image,) = app.pictures_pane.query(HalfcellImage)
         for _ in range(3):
-            await poll(pilot, app)
+            await poll(app)
         assert list(app.pictures_pane.query(HalfcellImage)) == [image]
 
 
@@ -222,13 +211,12 @@ def test_sheets_can_be_stepped_played_and_followed(folder, monkeypatch):
         await pilot.press("right")
         assert pane.index == 1
         write_sheet(folder / "digits-blur", 800)
-        await poll(pilot, app)
+        await poll(app)
         assert (pane.index, len(pane._names)) == (1, 4)  # it stays where the user went
         await pilot.press("end")
-        await pilot.pause()
         assert "step 800" in screen_text(app)
         write_sheet(folder / "digits-blur", 1000)
-        await poll(pilot, app)
+        await poll(app)
         assert "step 1,000" in screen_text(app)
         await pilot.press("space")
         assert pane.index == 0
@@ -244,7 +232,7 @@ def test_sheets_can_be_stepped_played_and_followed(folder, monkeypatch):
 def test_pixel_terminals_get_full_resolution(folder, widget):
     app = make_app(folder, image_backend=terminal_images.ImageBackend(widget, terminal_images.CELL))
 
-    @drive(app, keys="3 left right f f")
+    @drive(app, size=WIDE, keys="3 left right f f")
     async def _(pilot):
         (image,) = app.pictures_pane.query(widget)
         assert image.image.width > 500
@@ -261,11 +249,11 @@ def test_a_partial_sheet_leaves_the_previous_one_up(folder):
         path = folder / "digits-blur" / "samples" / "step-000800.png"
         whole = path.read_bytes()
         path.write_bytes(whole[:300])
-        await poll(pilot, app)
+        await poll(app)
         assert "step 600" in screen_text(app)
         assert "step-000800.png cannot be read" in screen_text(app)
         path.write_bytes(whole)
-        await poll(pilot, app)
+        await poll(app)
         assert "step 800" in screen_text(app)
         assert "cannot be read" not in screen_text(app)
 
@@ -279,6 +267,6 @@ def test_a_deleted_run_does_not_show_the_picture_of_another(folder):
         assert "step 600" in screen_text(app)
         shutil.rmtree(folder / "digits-mask")
         await pilot.press("1", "down", "3")
-        await poll(pilot, app)
+        await poll(app)
         assert app.current.name == "digits-mask"
         assert "RMSE" not in screen_text(app)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import textual
-from dashboards import drive, golden_folder, make_app, poll, screen_text
+from dashboards import WIDE, drive, golden_folder, make_app, poll, screen_text
 from golden_runs import NOW, write_run
 
 from colddiff_cli.monitor.app import Monitor
@@ -17,23 +17,23 @@ from colddiff_cli.monitor.panes.pictures import PicturesPane
 from colddiff_cli.monitor.panes.runs import RunsPane
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "monitor"
-SIZES = {"80x24": (80, 24), "160x48": (160, 48)}
+SIZES = {"80x24": (80, 24), "160x48": WIDE}
 SVG_ID = re.compile(r"terminal-\d+-")
-SCREENS = {
+WALK = {  # the keys that lead from each screen to the next one
     "curves": "2",
     "pictures": "3",
-    "sheets-back": "3 left",
-    "full": "3 f",
+    "sheets-back": "left",
+    "full": "right f",
     # the rest with a run that has no pictures, whose cells would make the files large
-    "runs": "1 down",
-    "status": "1 down 4",
-    "overlay": "1 down space down 2 s s",
-    "bands": "1 down 2 m l",
-    "zoomed": "1 down 2 plus plus left left_square_bracket left_square_bracket",
-    "help": "1 down question_mark",
-    "stop": "1 down x",
-    "light": "1 down d",
-    "filter": "1 down slash d i g",
+    "runs": "f 1 down",
+    "help": "question_mark",
+    "stop": "escape x",
+    "light": "escape d",
+    "filter": "d slash d i g",
+    "status": "escape 4",
+    "zoomed": "2 plus plus left left_square_bracket left_square_bracket",
+    "bands": "escape 0 m l",
+    "overlay": "M l 1 space down 2 s s",
 }
 
 
@@ -43,51 +43,54 @@ def folder(tmp_path, monkeypatch):
         yield path
 
 
-# What a dialog or a scale shows does not depend on the size as much as the panes do.
-WIDE = ("overlay", "bands", "zoomed", "help", "stop", "light", "filter")
-EVERY_SCREEN = [
-    pytest.param(screen, size, marks=[pytest.mark.slow] * (screen in WIDE and size == "80x24"))
-    for screen in SCREENS
-    for size in SIZES
-]
+@pytest.fixture(scope="module", params=SIZES)
+def walk(request, tmp_path_factory):
+    """The size, and a picture and the text of every screen, all from one dashboard."""
+    screens = {}
+    with pytest.MonkeyPatch.context() as patch, golden_folder(tmp_path_factory.mktemp("walk"), patch) as path:
+        app = make_app(path)
+
+        @drive(app, SIZES[request.param])
+        async def _(pilot):
+            for screen, keys in WALK.items():
+                await pilot.press(*keys.split())
+                await poll(app)
+                picture = SVG_ID.sub("terminal-", app.export_screenshot(title="colddiff monitor"))
+                screens[screen] = picture, screen_text(app)
+
+    return request.param, screens
 
 
-@pytest.mark.parametrize(("screen", "size"), EVERY_SCREEN)
-def test_every_screen_looks_as_before(folder, screen, size, pytestconfig):
-    app = make_app(folder)
-
-    @drive(app, SIZES[size], SCREENS[screen])
-    async def _(pilot):
-        await poll(pilot, app)
-        picture = SVG_ID.sub("terminal-", app.export_screenshot(title="colddiff monitor"))
-        text = screen_text(app)
-        path = GOLDEN / f"{screen}-{size}.svg"
-        if pytestconfig.getoption("update_golden"):
-            GOLDEN.mkdir(parents=True, exist_ok=True)
-            path.write_text(picture)
-            path.with_suffix(".txt").write_text(text)
-            (GOLDEN / "TEXTUAL").write_text(f"{textual.__version__}\n")
-        assert text == path.with_suffix(".txt").read_text(), "look at it, then: pytest --update-golden"
-        if (GOLDEN / "TEXTUAL").read_text().strip() == textual.__version__:  # versions draw colors differently
-            assert picture == path.read_text()
+@pytest.mark.parametrize("screen", WALK)
+def test_every_screen_looks_as_before(walk, screen, pytestconfig):
+    size, screens = walk
+    picture, text = screens[screen]
+    path = GOLDEN / f"{screen}-{size}.svg"
+    if pytestconfig.getoption("update_golden"):
+        GOLDEN.mkdir(parents=True, exist_ok=True)
+        path.write_text(picture)
+        path.with_suffix(".txt").write_text(text)
+        (GOLDEN / "TEXTUAL").write_text(f"{textual.__version__}\n")
+    assert text == path.with_suffix(".txt").read_text(), "look at it, then: pytest --update-golden"
+    if (GOLDEN / "TEXTUAL").read_text().strip() == textual.__version__:  # versions draw colors differently
+        assert picture == path.read_text()
 
 
-MORE_SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in ((80, 24), (40, 10))]
+# From one pane to all of them and back.
+RESIZES = [((20, 5), (300, 80), (111, 31)), pytest.param(((40, 10), WIDE, (80, 24), WIDE), marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("size", [(300, 80), (111, 31), (20, 5), *MORE_SIZES])
-def test_it_takes_any_size_and_resize(folder, size):
+@pytest.mark.parametrize("sizes", RESIZES)
+def test_it_takes_any_size_and_resize(folder, sizes):
     app = make_app(folder)
 
     @drive(app)
     async def _(pilot):
         for pane in "1234":
             await pilot.press(pane)
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
-            assert len(screen_text(app).split("\n")) == size[1]
-            await pilot.resize_terminal(160, 48)
-            await pilot.pause()
+            for size in sizes:
+                await pilot.resize_terminal(*size)
+                assert len(screen_text(app).split("\n")) == size[1]
         assert "4 Status" in screen_text(app)
 
 

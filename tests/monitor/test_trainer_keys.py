@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dashboards import append_event, drive, golden_folder, make_app, opened, poll, screen_text
+from dashboards import WIDE, append_event, drive, golden_folder, make_app, opened, poll, screen_text
 from golden_runs import NOW, write_run
 
 from colddiff_cli.monitor.panes.dialogs import ConfirmDialog
@@ -22,16 +22,16 @@ def folder(tmp_path, monkeypatch):
 def test_a_pause_is_shown_once_the_trainer_confirms_it(folder):
     app, path = make_app(folder), folder / "digits-blur"
 
-    @drive(app, keys="p")
+    @drive(app, WIDE, "p")
     async def _(pilot):
         (request,) = (path / "control").iterdir()
         assert request.name.startswith("pause.")
-        await poll(pilot, app)
+        await poll(app)
         assert app.current.state == "live"
         assert "waiting for the trainer: pause" in screen_text(app)
         request.unlink()
         append_event(path, event="paused", step=601, answers=[request.name])
-        await poll(pilot, app)
+        await poll(app)
         assert app.current.state == "paused"
         assert "digits-blur: paused at step 601" in screen_text(app)
         assert "waiting for the trainer" not in screen_text(app)
@@ -39,7 +39,7 @@ def test_a_pause_is_shown_once_the_trainer_confirms_it(folder):
         (request,) = (path / "control").iterdir()
         assert request.name.startswith("resume.")
         append_event(path, event="resumed", step=601, answers=[request.name])
-        await poll(pilot, app)
+        await poll(app)
         assert app.current.state == "live"
 
 
@@ -52,16 +52,16 @@ def test_a_second_press_before_the_answer_sends_nothing(folder):
         assert any("already asked for pause" in note.message for note in app._notifications)
 
 
-@pytest.mark.parametrize(
-    ("keys", "asked"), [("t", "sample"), ("c", "checkpoint"), ("x y", "stop"), ("x n", None), ("x escape", None)]
-)
-def test_keys_send_requests(folder, keys, asked):
+def test_keys_send_requests(folder):
     app, path = make_app(folder), folder / "digits-blur"
+    asked = []
 
-    @drive(app, keys=keys)
+    @drive(app)
     async def _(pilot):
-        names = [name.name.partition(".")[0] for name in (path / "control").iterdir()]
-        assert names == ([asked] if asked else [])
+        for keys, word in (("x n", None), ("x escape", None), ("t", "sample"), ("c", "checkpoint"), ("x y", "stop")):
+            await pilot.press(*keys.split())
+            asked.extend([word] if word else [])
+            assert {name.name.partition(".")[0] for name in (path / "control").iterdir()} == set(asked), keys
 
 
 def test_a_poll_while_the_dashboard_closes_is_harmless(folder):
@@ -76,16 +76,21 @@ def test_a_poll_while_the_dashboard_closes_is_harmless(folder):
     assert app.requests.is_waiting
 
 
-@pytest.mark.parametrize("name", ["digits-noise", "mnist-blur", "mnist-snow", "faces"])
-@pytest.mark.parametrize("keys", ["p", "t", "x"])
-def test_nothing_is_sent_to_a_run_without_a_trainer(folder, name, keys):
-    app = make_app(folder, pattern=name)
+def test_nothing_is_sent_to_a_run_without_a_trainer(folder):
+    app = make_app(folder)
 
-    @drive(app, keys=keys)
+    @drive(app)
     async def _(pilot):
-        assert list((folder / name / "control").iterdir()) == []
-        assert "No trainer to ask" in screen_text(app)
-        assert not isinstance(app.screen, ConfirmDialog)
+        for name in ("digits-noise", "mnist-blur", "mnist-snow", "faces"):
+            app.current = app.runs[folder / name]
+            for key in "ptx":
+                app.clear_notifications()
+                await poll(app)
+                assert "No trainer to ask" not in screen_text(app)
+                await pilot.press(key)
+                assert list((folder / name / "control").iterdir()) == []
+                assert "No trainer to ask" in screen_text(app), (name, key)
+                assert not isinstance(app.screen, ConfirmDialog)
 
 
 def test_a_read_only_run_folder_is_reported(folder, monkeypatch):
@@ -105,13 +110,13 @@ def test_a_read_only_run_folder_is_reported(folder, monkeypatch):
 def test_an_error_in_one_run_does_not_stop_the_dashboard(folder, monkeypatch):
     app = make_app(folder)
 
-    @drive(app)
-    async def _(pilot):
+    @drive(app, WIDE)
+    async def _(_pilot):
         def fail():
             raise RuntimeError("unexpected kind")
 
         monkeypatch.setattr(app.runs[folder / "digits-blur"], "_check_clock", fail)
-        await poll(pilot, app)
+        await poll(app)
         assert "unexpected kind" in " ".join(screen_text(app).split())
         monkeypatch.undo()
 
@@ -125,26 +130,25 @@ def test_runs_may_vanish_and_appear(folder):
         shutil.rmtree(folder / "digits-blur")
         write_run(folder, "newcomer", step=20)
         for _ in range(4):
-            await poll(pilot, app)
+            await poll(app)
         text = screen_text(app)
         assert "∅ gone" in text
         assert "newcomer" in text
         assert "step 600" in text  # read before it vanished
         await pilot.press("p")
-        await pilot.pause(0.1)
         assert "No trainer to ask" in screen_text(app)
 
 
 def test_damaged_files_are_reported_on_the_screen(folder):
     app, path = make_app(folder), folder / "digits-blur"
 
-    @drive(app, keys="4")
+    @drive(app, WIDE, "4")
     async def _(pilot):
         with (path / "metrics.jsonl").open("a") as file:
             file.write('garbage\n{"step": 610, "lo')
         append_event(path, event="checkpoint", step=601, time=NOW - 7200)
-        await poll(pilot, app)
-        await poll(pilot, app)
+        await poll(app)
+        await poll(app)
         text = screen_text(app)
         assert "skipped 1 unreadable" in text
         assert "clock was set back" in text
@@ -159,7 +163,7 @@ def test_an_empty_folder_waits_for_its_first_run(tmp_path):
         assert "no runs in" in screen_text(app)
         write_run(tmp_path / "runs", "first")
         for _ in range(4):
-            await poll(pilot, app)
+            await poll(app)
         assert "first" in screen_text(app).split("\n")[0]
 
 

@@ -1,10 +1,12 @@
-"""Text on the screen that is only redrawn when it changes."""
+"""Text and keys on the screen that are only redrawn when they change."""
 
 from __future__ import annotations
 
 from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.widget import Widget
-from textual.widgets import Static
+from textual.widgets import Footer, Static
 
 from colddiff_cli.monitor.render.text import harmless
 
@@ -27,6 +29,25 @@ class LiveText(Static):
         self.update(text, layout=not lines or lines != self.size.height)
         self._text = text
         self.display = bool(text)
+
+
+class LiveFooter(Footer):
+    """The keys of the focused pane, rebuilt only if they changed; each rebuild takes several layouts of the screen."""
+
+    def __init__(self) -> None:
+        super().__init__(compact=True)
+        self._shown: list[tuple[Binding, bool]] = []
+
+    def _keys(self) -> list[tuple[Binding, bool]]:
+        return [(key.binding, key.enabled) for key in self.screen.active_bindings.values() if key.binding.show]
+
+    def compose(self) -> ComposeResult:
+        self._shown = self._keys() if self._bindings_ready else []
+        yield from super().compose()
+
+    async def recompose(self) -> None:
+        if self._keys() != self._shown:
+            await super().recompose()
 
 
 def set_titles(pane: Widget, *, title: str | None = None, subtitle: str | None = None) -> None:
