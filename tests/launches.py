@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import processes
-from conftest import CLASSIFIER_STEPS
 
 TIMEOUT_SECONDS = 60
 
@@ -55,6 +54,9 @@ class LaunchedJob:
 
 def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> LaunchedJob:
     """Start a command line in a folder as `count` processes of a job, with `threads` each; one process is no job."""
+    from colddiff_core.evaluation import classifier
+
+    prepare = functools.partial(_prepare, threads, classifier.STEPS)  # conftest.py has lessened them
     environment = dict(os.environ)
     if count > 1:
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
@@ -62,7 +64,7 @@ def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int =
     started = []
     for rank in range(count):
         variables = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
-        started.append(processes.start(arguments, folder, variables, functools.partial(_prepare, threads)))
+        started.append(processes.start(arguments, folder, variables, prepare))
     return LaunchedJob(started)
 
 
@@ -74,13 +76,13 @@ def finish(arguments: Sequence[str], folder: Path, count: int = 1, threads: int 
     return job.output("out"), job.output("err")
 
 
-def _prepare(threads: int) -> None:
+def _prepare(threads: int, steps: int) -> None:
     import torch
 
     from colddiff_core.evaluation import classifier
 
     torch.set_num_threads(threads)
-    classifier.STEPS = CLASSIFIER_STEPS
+    classifier.STEPS = steps
 
 
 def _free_port() -> int:

@@ -22,8 +22,9 @@ from pathlib import Path
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
 LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
-OWN = ["colddiff_core.evaluation.evaluate", "colddiff_core.inference.generate", "colddiff_core.training.start"]
-IMPORTED = ["torch", *LATE, *COMMANDS, *OWN]
+PARSER = ["pydantic.main", "pydantic.type_adapter", "colddiff_cli.app"]  # what reading any command line imports late
+OWN = ["evaluation.comparison", "evaluation.evaluate", "inference.generate", "inference.photograph", "training.start"]
+IMPORTED = ["torch", *LATE, *PARSER, *COMMANDS, *(f"colddiff_core.{name}" for name in OWN)]
 
 
 @dataclasses.dataclass
