@@ -19,6 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from colddiff_core.training.log_meter import TrainingLog
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
 LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
@@ -114,6 +118,20 @@ def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] |
 def add_packages(folder: Path) -> None:
     """Make the packages in a folder importable; a `prepare` for `start`."""
     sys.path.insert(0, str(folder))
+
+
+def signal_in_step(number: signal.Signals, step: int) -> None:
+    """Have this process get a signal in a training step, counted from 0; a `prepare` for `start`."""
+    from colddiff_core.training.step import Stepper
+
+    take = Stepper.take
+
+    def signalled(stepper: Stepper, current: int, meter: TrainingLog) -> None:
+        if current == step:
+            os.kill(os.getpid(), number)
+        take(stepper, current, meter)
+
+    Stepper.take = signalled  # type: ignore[method-assign]
 
 
 def _command(arguments: list[str], folder: str, variables: dict[str, str], prepare: Callable[[], None] | None) -> int:
