@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
 LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
-PARSER = ["pydantic.main", "pydantic.type_adapter", "colddiff_cli.app"]  # what reading any command line imports late
+PARSER = ["colddiff_cli.app", "typer._adapters", "rich._emoji_codes"]  # what reading any command line imports late
 OWN = ["evaluation.comparison", "evaluation.evaluate", "inference.generate", "inference.photograph", "training.start"]
 IMPORTED = ["torch", *LATE, *PARSER, *COMMANDS, *(f"colddiff_core.{name}" for name in OWN)]
 
