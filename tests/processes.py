@@ -24,6 +24,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from colddiff_core.training.log_meter import TrainingLog
 
+# For this process and those it starts: threads that wait would spin, and keep other processes from the processors.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
 LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
 PARSER = ["colddiff_cli.app", "typer._adapters", "rich._emoji_codes"]  # what reading any command line imports late
