@@ -102,7 +102,11 @@ def test_a_job_restarts_after_a_kill_and_finishes(tmp_path):
     for attempt, prepares in enumerate(kills):
         variables = agent | {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
         job = launches.start([*words, "--continue"], tmp_path, 2, variables=variables, prepares=prepares)
-        outcomes.append([process.wait(launches.TIMEOUT_SECONDS) for process in job.processes])
+        try:
+            outcomes.append([process.wait(launches.TIMEOUT_SECONDS) for process in job.processes])
+        finally:
+            for process in job.processes:
+                process.kill()
         errors += job.output("err")
     assert outcomes == [[1, -signal.SIGKILL], [0, 0]], errors
     check_restarted(out, errors, words, 10)
