@@ -9,11 +9,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import processes
-from conftest import CLASSIFIER_STEPS
 
 TIMEOUT_SECONDS = 60
 
@@ -53,17 +52,36 @@ class LaunchedJob:
         return "".join(getattr(process, stream).read_text() for process in self.processes)
 
 
-def start(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> LaunchedJob:
-    """Start a command line in a folder as `count` processes of a job, with `threads` each; one process is no job."""
-    environment = dict(os.environ)
-    if count > 1:
-        environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-        environment["LOCAL_WORLD_SIZE"] = str(count)
+def start(
+    arguments: Sequence[str],
+    folder: Path,
+    count: int = 1,
+    threads: int = 1,
+    *,
+    variables: Mapping[str, str] | None = None,
+    prepares: Mapping[int, Callable[[], None]] | None = None,
+) -> LaunchedJob:
+    """Start a command line in a folder as `count` processes of a job, with `threads` each; one process is no job.
+
+    `variables` are added to the environment; each of `prepares` is called in the process of that rank.
+    """
+    from colddiff_core.evaluation import classifier
+
     started = []
-    for rank in range(count):
-        variables = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
-        started.append(processes.start(arguments, folder, variables, functools.partial(_prepare, threads)))
+    for rank, own in enumerate(environments(count)):
+        more = (prepares or {}).get(rank)
+        prepare = functools.partial(_prepare, threads, classifier.STEPS, more)  # conftest.py has lessened the steps
+        started.append(processes.start(arguments, folder, own | dict(variables or {}), prepare))
     return LaunchedJob(started)
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """Return the environments of the processes of a job, by rank; one process is no job."""
+    if count == 1:
+        return [dict(os.environ)]
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port())}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def finish(arguments: Sequence[str], folder: Path, count: int = 1, threads: int = 1) -> tuple[str, str]:
@@ -74,13 +92,15 @@ def finish(arguments: Sequence[str], folder: Path, count: int = 1, threads: int 
     return job.output("out"), job.output("err")
 
 
-def _prepare(threads: int) -> None:
+def _prepare(threads: int, steps: int, more: Callable[[], None] | None) -> None:
     import torch
 
     from colddiff_core.evaluation import classifier
 
     torch.set_num_threads(threads)
-    classifier.STEPS = CLASSIFIER_STEPS
+    classifier.STEPS = steps
+    if more:
+        more()
 
 
 def _free_port() -> int:

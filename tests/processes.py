@@ -19,11 +19,19 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from colddiff_core.training.log_meter import TrainingLog
+
+# For this process and those it starts: threads that wait would spin, and keep other processes from the processors.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
 LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
-OWN = ["colddiff_core.evaluation.evaluate", "colddiff_core.inference.generate", "colddiff_core.training.start"]
-IMPORTED = ["torch", *LATE, *COMMANDS, *OWN]
+PARSER = ["colddiff_cli.app", "typer._adapters", "rich._emoji_codes"]  # what reading any command line imports late
+OWN = ["evaluation.comparison", "evaluation.evaluate", "inference.generate", "inference.photograph", "training.start"]
+IMPORTED = ["torch", *LATE, *PARSER, *COMMANDS, *(f"colddiff_core.{name}" for name in OWN)]
 
 
 @dataclasses.dataclass
@@ -113,6 +121,20 @@ def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] |
 def add_packages(folder: Path) -> None:
     """Make the packages in a folder importable; a `prepare` for `start`."""
     sys.path.insert(0, str(folder))
+
+
+def signal_in_step(number: signal.Signals, step: int) -> None:
+    """Have this process get a signal in a training step, counted from 0; a `prepare` for `start`."""
+    from colddiff_core.training.step import Stepper
+
+    take = Stepper.take
+
+    def signalled(stepper: Stepper, current: int, meter: TrainingLog) -> None:
+        if current == step:
+            os.kill(os.getpid(), number)
+        take(stepper, current, meter)
+
+    Stepper.take = signalled  # type: ignore[method-assign]
 
 
 def _command(arguments: list[str], folder: str, variables: dict[str, str], prepare: Callable[[], None] | None) -> int:

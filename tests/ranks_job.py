@@ -1,13 +1,13 @@
-"""A job of two processes for tests/distributed/test_group.py: torchrun ... ranks_job.py FOLDER."""
+"""A job of two processes for tests/distributed/test_group.py."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -109,8 +109,10 @@ def words(together: group.Group) -> dict:
     }
 
 
-def main(folder: Path) -> None:
-    """Run every training of the test and write the results into `folder`."""
+def main(folder: Path, environment: Mapping[str, str]) -> int:
+    """Run every training of the test as a process of a job, and write the results into `folder`."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
     together = group.join(torch.device("cpu"))
     results = {"words": words(together)}
     for name, (preset, overrides) in CASES.items():
@@ -126,9 +128,5 @@ def main(folder: Path) -> None:
     results["asked"] = [asked.step, asked.is_finished, asked.is_stopped_as_asked]
     results["weights"] = float(sum(p.detach().double().sum() for p in spoiled.parts.network.parameters()))
     (folder / f"results-{together.index}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
     group.leave()
-    os._exit(0)  # as colddiff itself does
+    return 0

@@ -137,12 +137,13 @@ def test_data_dir_may_hold_only_the_second_data_set(in_folder, capsys):
     for number in range(12):
         Path("photos").mkdir(exist_ok=True)
         Image.new("L", (12, 12), number * 20).save(f"photos/{number}.png")
+    measured = ["eval", "mixed", "--n", "2", "--features", "none"]
     second = ["--set", "data.second=folder", "--data-dir", "photos"]
     assert run(["train", "--preset", "digits-animorph", *SETTINGS, *second, "--out", "mixed"]) == 0
     Path("photos").rename("moved")
-    assert run(["eval", "mixed", "--n", "2"]) == 2
+    assert run(measured) == 2
     assert "No such folder" in capsys.readouterr().err
-    assert run(["eval", "mixed", "--n", "2", "--data-dir", "moved"]) == 0
+    assert run([*measured, "--data-dir", "moved"]) == 0
 
 
 def test_unsuitable_pictures_in_a_folder_are_skipped(in_folder, capsys):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
 
+import launches
+import processes
 import pytest
 import ranks_job
 import torch
@@ -26,7 +27,7 @@ WEIGHTS = 1e-4  # absolute, of weights after some steps of Adam, which divides b
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Run tests/ranks_job.py as two processes over Gloo, and the same trainings as one process."""
+    """Run ranks_job.main as two processes over Gloo, and the same trainings as one process."""
     alone, both = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("both")
     for folder in (alone, both):  # begun by one process
         trainer = ranks_job.build(folder / "resumed", "digits-mask")
@@ -36,23 +37,16 @@ def folders(tmp_path_factory):
         trainer.run.close()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    log = (both / "log").open("w+")
-    job = subprocess.Popen(
-        [*launcher, str(ranks_job.HERE / "ranks_job.py"), str(both)],
-        env=ranks_job.job_environment(),
-        stdout=log,
-        stderr=log,
-    )
+    acts = [functools.partial(ranks_job.main, both, own) for own in launches.environments(2)]
+    job = launches.LaunchedJob([processes.fork(act) for act in acts])
     try:
         for name, (preset, overrides) in ranks_job.CASES.items():
             ranks_job.finish(ranks_job.build(alone / name, preset, *overrides))
         ranks_job.finish(ranks_job.build(alone / "resumed", "digits-mask"))
-        assert job.wait(timeout=180) == 0, (both / "log").read_text()
     finally:
-        job.kill()
-        log.close()
+        codes = job.wait()
         torch.set_num_threads(threads)
+    assert codes == [0, 0], job.output("err")
     return alone, both
 
 

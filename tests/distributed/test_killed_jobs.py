@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -10,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import launches
+import processes
 import pytest
+import torch.distributed as dist
 from ranks_job import SMALL_TRAINING, job_environment
 
 from colddiff_cli.__main__ import run as colddiff
@@ -87,10 +91,32 @@ def test_processes_whose_agent_was_killed_save_and_end(tmp_path):
     assert run.checkpoints()
 
 
-@NEEDS_PROC
 def test_a_job_restarts_after_a_kill_and_finishes(tmp_path):
+    """The processes get the variables and the store of torchrun, and are started as it does."""
+    out = tmp_path / "run"
+    words = [*SMALL_TRAINING, "--set", "train.steps=16", "--set", "train.checkpoint_every=5", "--out", str(out)]
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # is there for all attempts
+    agent = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    kills = {1: functools.partial(processes.signal_in_step, signal.SIGKILL, 12)}, {}
+    outcomes, errors = [], ""
+    for attempt, prepares in enumerate(kills):
+        variables = agent | {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
+        job = launches.start([*words, "--continue"], tmp_path, 2, variables=variables, prepares=prepares)
+        try:
+            outcomes.append([process.wait(launches.TIMEOUT_SECONDS) for process in job.processes])
+        finally:
+            for process in job.processes:
+                process.kill()
+        errors += job.output("err")
+    assert outcomes == [[1, -signal.SIGKILL], [0, 0]], errors
+    check_restarted(out, errors, words, 10)
+
+
+@pytest.mark.slow
+@NEEDS_PROC
+def test_torchrun_restarts_a_job_after_a_kill(tmp_path):
     out, steps = tmp_path / "run", 100
-    longer = ["--set", f"train.steps={steps}", "--set", "train.checkpoint_every=10", "--set", "train.precision=float32"]
+    longer = ["--set", f"train.steps={steps}", "--set", "train.checkpoint_every=10"]
     words = [*SMALL_TRAINING, *longer, "--out", str(out)]
     command = [sys.executable, "-m", "colddiff_cli", *words, "--nproc", "2", "--max-restarts", "1"]
     launcher = subprocess.Popen(command, env=job_environment(), stderr=subprocess.PIPE, text=True)
@@ -103,13 +129,19 @@ def test_a_job_restarts_after_a_kill_and_finishes(tmp_path):
     finally:
         launcher.kill()
     assert launcher.returncode == 0, errors
+    check_restarted(out, errors, words, 20)
+
+
+def check_restarted(out, errors, words, saved):
+    """Check a run whose job was restarted after a kill, when step `saved` at least had been saved."""
     assert errors.count("Process 0 of 2 has lost the others") == 1
     assert "Traceback" not in errors
     events = runs.Run(out).events()
     names = [event["event"] for event in events]
     assert names.count("failed") == names.count("resumed") == names.count("finished") == 1
     resumed = next(event["step"] for event in events if event["event"] == "resumed")
-    assert resumed >= 20  # no work before the last checkpoint is repeated
-    assert colddiff([*words[:-1], str(tmp_path / "alone")]) == 0
-    alone, both = (runs.Run(path).metrics()[-1] for path in (tmp_path / "alone", out))
-    assert both["loss"] == pytest.approx(alone["loss"], rel=0.01)  # rounding grows over 150 steps of Adam
+    assert resumed >= saved  # no work before the last checkpoint is repeated
+    alone = out.with_name("alone")
+    assert colddiff([*words[:-1], str(alone)]) == 0
+    alone, both = (runs.Run(path).metrics()[-1] for path in (alone, out))
+    assert both["loss"] == pytest.approx(alone["loss"], rel=0.01)  # rounding grows over the steps of Adam

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 
+import processes
 import pytest
 import torch
 from ranks_job import SMALL_TRAINING, STEPS
@@ -60,10 +62,19 @@ def test_every_process_of_a_job_reports_a_refusal(capsys, monkeypatch, words, ex
 def test_reports_of_launched_processes_are_not_repeated(monkeypatch, capsys):
     words = ["train", "--preset", "digits-blur", "--nproc", "2", "--max-restarts=1", "--out", "x", "--debug"]
     launches = []
-    monkeypatch.setattr(launch, "launch", lambda words, *_: launches.append(words) or 3)
+    monkeypatch.setattr(launch, "launch", lambda *settings: launches.append(settings) or 3)
     assert colddiff(words) == 3
     assert capsys.readouterr().err == ""
-    assert launches == [["train", "--preset", "digits-blur", "--out", "x", "--debug", "--continue"]]
+    their_words = ["train", "--preset", "digits-blur", "--out", "x", "--debug", "--continue"]
+    assert launches == [(their_words, 2, 1, "Continue with: colddiff train --resume x")]
+
+
+def test_torchrun_restarts_processes_that_fail():
+    """They fail before they import torch: there is no such command for a job."""
+    agent = processes.fork(functools.partial(launch.launch, ["presets"], 2, 1, ""))
+    _, errors = agent.communicate()
+    assert agent.returncode == 2, errors
+    assert errors.count("colddiff: presets runs in one process") == 2
 
 
 @pytest.mark.parametrize(("count", "is_refused"), [(0, True), (1, True), (2, False)])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import launches
+import mortal
 import numpy as np
+import processes
 import pytest
 from conftest import finish, left_behind, make_trainer, pictures_in
 from PIL import Image
@@ -87,15 +88,14 @@ def test_several_processes_write_and_print_the_same_as_one(name, workspace):
 
 
 def test_other_processes_resume_after_a_kill(workspace):
-    command = ["generate", "own", "--n", "200", "--seed", "2", "--out", "grid.png"]
+    command = ["generate", "own", "--n", "72", "--seed", "2", "--out", "grid.png"]
     launches.finish([*command, "--out-dir", "whole"], workspace)
     (workspace / "grid.png").unlink()
-    job = launches.start([*command, "--out-dir", "parts"], workspace, 3)
-    while not (workspace / "parts").is_dir() or len(pictures_in(workspace / "parts")) < 20:
-        time.sleep(0.005)
-    job.processes[1].kill()
+    # Batches have 16 images: this process has two, of 16 and 8, and is killed before it has written the last four.
+    kills = {1: functools.partial(mortal.arm, "picture", 21, "", 1)}
+    job = launches.start([*command, "--out-dir", "parts"], workspace, 3, prepares=kills)
     assert job.wait()[1] == -9
-    assert 20 <= len(pictures_in(workspace / "parts")) < 200
+    assert 20 <= len(pictures_in(workspace / "parts")) < 72
     out, _ = launches.finish([*command, "--out-dir", "parts", "--resume", "--json"], workspace, 2)
     assert json.loads(out)["kept"] >= 20
     assert contents(workspace / "parts") == contents(workspace / "whole")
@@ -104,7 +104,7 @@ def test_other_processes_resume_after_a_kill(workspace):
 def test_ctrl_c_reaches_a_waiting_process_and_prints_once_how_to_resume(workspace):
     (workspace / "uneven").mkdir()
     for number, side in enumerate((8, 2500)):
-        Image.effect_noise((side, side), 40).save(workspace / "uneven" / f"{number}.png", compress_level=1)
+        Image.new("L", (side, side), 99).save(workspace / "uneven" / f"{number}.png")
     job = launches.start(["degrade", "uneven", "--op", "noise", "--out-dir", "long"], workspace, 2)
     while not (workspace / "long").is_dir() or not pictures_in(workspace / "long"):
         time.sleep(0.005)
@@ -147,7 +147,6 @@ def test_a_refusal_is_reported_once_and_writes_nothing(workspace):
 
 def test_nproc_starts_the_same_command_line_as_processes(workspace):
     words = ["generate", "own", "--n", "33", "--json", "--out-dir", "launched"]
-    command = [sys.executable, "-P", "-m", "colddiff_cli", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     grids = workspace / "own" / "generated"
     shutil.rmtree(grids, ignore_errors=True)
@@ -156,12 +155,11 @@ def test_nproc_starts_the_same_command_line_as_processes(workspace):
     shutil.rmtree(workspace / "launched")
     shutil.rmtree(grids)
     (workspace / "typer.py").write_text("raise RuntimeError('a file of the user')")
-    finished = subprocess.run(
-        [*command, "--nproc", "2"], cwd=workspace, env=environment, capture_output=True, text=True, check=False
-    )
+    agent = processes.start([*words, "--nproc", "2"], workspace, environment)  # it starts two fresh Pythons
+    printed, errors = agent.communicate()
     (workspace / "typer.py").unlink()
-    assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout) == json.loads(out)
+    assert agent.returncode == 0, errors
+    assert json.loads(printed) == json.loads(out)
     assert contents(workspace / "launched") == whole
     assert contents(grids) == grid
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
+import types
+from pathlib import Path
+from typing import BinaryIO
 
+import processes
 import pytest
 import typer
 from conftest import TINY, left_behind, make_trainer
@@ -32,13 +40,59 @@ def tiny(*changes):
     return ["--preset", "digits-blur", "--device", "cpu", *words]
 
 
-def test_a_trainer_is_started_paused_sampled_stopped_and_found_dead(in_folder):
+class ForkedTrainer:
+    """A trainer started as by subprocess.Popen, from the server of processes.py instead of in a fresh Python."""
+
+    def __init__(self, command: list[str], *, stdin: int, stdout: BinaryIO, stderr: BinaryIO, start_new_session: bool):
+        assert command[:4] == [sys.executable, "-m", "colddiff_cli", "train"]
+        assert stdin == subprocess.DEVNULL
+        assert stdout is stderr
+        assert start_new_session
+        prepare = functools.partial(detach, os.path.abspath(stdout.name))
+        self._process = processes.start(command[3:], Path.cwd(), prepare=prepare)
+        self.pid = self._process.pid
+        self.returncode: int | None = None
+        self._waiting = threading.Lock()
+
+    def wait(self) -> int:
+        with self._waiting:
+            self.returncode = self._process.wait()
+        return self.returncode
+
+
+def detach(log: str) -> None:
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    processes.open_streams()
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Return a function from which on trainers are forked, where the start of Python is not the point."""
+
+    def fork_trainers():
+        started = types.SimpleNamespace(Popen=ForkedTrainer, DEVNULL=subprocess.DEVNULL)
+        monkeypatch.setattr(background, "subprocess", started)
+
+    return fork_trainers
+
+
+def test_a_trainer_is_started_found_dead_resumed_paused_sampled_and_stopped(in_folder, forked):
     path = in_folder / "runs" / "a"
-    arguments = [*tiny("train.steps=1000000", "train.log_every=1"), "--out", str(path)]
-    child = background.start(Screen(), arguments, path)
+    changes = ("train.steps=1000000", "train.log_every=1", "train.checkpoint_every=20")
+    child = background.start(Screen(), [*tiny(*changes), "--out", str(path)], path)
     assert os.getsid(child.pid) == child.pid  # out of reach of this terminal
     watched, desk = RunState(runs.Run(path), WallClock()), PendingRequests()
-    until(watched, lambda: watched.state == "live" and watched.step > 2)
+    until(watched, lambda: watched.state == "live" and watched.step > 2 and runs.Run(path).checkpoints())
+    os.kill(child.pid, signal.SIGKILL)
+    until(watched, lambda: watched.state == "stalled")
+    assert f"process {child.pid} is gone" in watched.reason
+
+    forked()
+    again = background.start(Screen(), ["--resume", str(path), "--device", "cpu"], path)
+    until(watched, lambda: watched.state == "live")
     for word, is_so in (
         ("pause", lambda: watched.state == "paused"),
         ("sample", watched.sheets.names),
@@ -47,31 +101,37 @@ def test_a_trainer_is_started_paused_sampled_stopped_and_found_dead(in_folder):
         desk.ask(watched, word)
         until(watched, is_so)
         until(watched, lambda: not desk.settle() and not desk.pending)
-    paused, resumed = (next(e for e in watched.events if e["event"] == name) for name in ("paused", "resumed"))
+    paused, resumed = ([e for e in watched.events if e["event"] == name][-1] for name in ("paused", "resumed"))
     assert paused["step"] == resumed["step"]
     desk.ask(watched, "stop")
     until(watched, lambda: watched.state == "stopped")
-    child.wait()
-    assert "Stopped at step" in (path / background.LOG).read_text()
-
-    again = background.start(Screen(), ["--resume", str(path), "--device", "cpu"], path)
-    until(watched, lambda: watched.state == "live")
-    os.kill(again.pid, signal.SIGKILL)
-    until(watched, lambda: watched.state == "stalled")
-    assert f"process {again.pid} is gone" in watched.reason
-    assert (path / background.LOG).read_text().count("parameters") == 2  # what was said before is kept
+    again.wait()
+    log = (path / background.LOG).read_text()
+    assert "Stopped at step" in log
+    assert log.count("parameters") == 2  # what was said before is kept
 
 
-def test_a_trainer_that_cannot_start_reports_why_and_leaves_nothing(in_folder, capfd):
+@pytest.mark.parametrize(
+    ("arguments", "why", "is_forked"),
+    [
+        (["--preset", "digits-blur", "--max-restarts", "1"], "--max-restarts needs --nproc", False),
+        (tiny("data.size=15"), "multiple of", True),  # found when the network is built
+    ],
+)
+def test_a_trainer_that_cannot_start_reports_why_and_leaves_nothing(
+    in_folder, capfd, forked, arguments, why, is_forked
+):
+    if is_forked:
+        forked()
     path = in_folder / "new" / "runs" / "a"
     with pytest.raises(typer.Exit) as ended:
-        background.start(Screen(), [*tiny("data.size=15"), "--out", str(path)], path)
+        background.start(Screen(), [*arguments, "--out", str(path)], path)
     assert ended.value.exit_code == 2
-    assert "multiple of" in capfd.readouterr().err
+    assert why in capfd.readouterr().err
     assert left_behind(in_folder) == []
 
 
-def test_a_resume_that_fails_after_opening_the_run_reports_why(in_folder, capfd):
+def test_a_resume_that_fails_after_opening_the_run_reports_why(in_folder, capfd, forked):
     trainer = make_trainer(in_folder / "a", "train.steps=4")
     for tick in trainer.steps():
         if tick.step == 3:
@@ -79,6 +139,7 @@ def test_a_resume_that_fails_after_opening_the_run_reports_why(in_folder, capfd)
     trainer.run.close()
     for path in runs.Run(in_folder / "a").checkpoints():
         (path / "model.safetensors").write_bytes(b"")
+    forked()
     with pytest.raises(typer.Exit) as ended:
         background.start(Screen(), ["--resume", str(in_folder / "a"), "--device", "cpu"], in_folder / "a")
     assert ended.value.exit_code == 2
