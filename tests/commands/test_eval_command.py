@@ -199,8 +199,8 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
 
     from colddiff_core.evaluation import lpips, published_weights
 
-    small = ["data.size=32", "model.multipliers=[1]", "degradation.steps=2", "train.steps=2", "train.batch_size=2"]
-    finish(make_trainer(in_folder / "runs" / "own", *small))
+    small = ["model.multipliers=[1]", "model.attention=none", "degradation.steps=2", "train.steps=2"]
+    finish(make_trainer(in_folder / "runs" / "own", "data.size=32", *small))
     monkeypatch.setenv("TORCH_HOME", str(in_folder / "hub"))
     assert "lpips" not in result_of(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))

@@ -31,7 +31,7 @@ def splits():
     return [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
 
 
-@pytest.mark.parametrize("steps", [120, pytest.param(classifier.STEPS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [90, pytest.param(classifier.STEPS, marks=pytest.mark.slow)])
 def test_a_classifier_learns_the_digits(tmp_path, monkeypatch, splits, steps):
     monkeypatch.setattr(classifier, "STEPS", steps)
     network = classifier.load_or_train(*splits, tmp_path, "digits", CPU)

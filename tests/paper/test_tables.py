@@ -29,6 +29,7 @@ SMALL = {
     "model.consistent": "false",
     "model.width": "8",
     "model.multipliers": "[1]",
+    "model.attention": "none",
     "train.precision": "float32",
     "train.steps": "6",
     "train.batch_size": "4",
