@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode
 
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import whole
@@ -152,7 +152,7 @@ def _chunks(published: PublishedWeights, folder: Path) -> Iterator[tuple[bytes, 
         raise MachineError(f"Could not download {published.url} ({reason}).", _remedy(published, folder)) from None
 
 
-class LeftUnfilled(TorchFunctionMode):
+class LeftUnfilled(BaseTorchFunctionMode):
     """Layers built within it have no random weights, which take up to a second to draw: others are loaded at once."""
 
     def __torch_function__(
@@ -163,5 +163,6 @@ class LeftUnfilled(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Leave a tensor as it is where it would be filled with random numbers."""
-        options = kwargs or {}
-        return (*args, options.get("tensor"))[0] if function in RANDOM else function(*args, **options)
+        if function in RANDOM:
+            return (*args, (kwargs or {}).get("tensor"))[0]
+        return super().__torch_function__(function, types, args, kwargs)

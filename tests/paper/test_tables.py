@@ -62,11 +62,8 @@ def test_the_presets_have_the_papers_values(shared):
                 (kind, key): value for kind in part.kinds for key, value in tables.published(config, kind).items()
             }
             values = {value for (_, key), value in figures.items() if key in table.metrics}
-            assert any(line.startswith(part.title) and values <= numbers for line, numbers in lines), (
-                name,
-                part,
-                values,
-            )
+            is_found = any(line.startswith(part.title) and values <= numbers for line, numbers in lines)
+            assert is_found, (name, part, values)
 
 
 def test_a_plan_measures_every_kind_once():
@@ -335,19 +332,17 @@ def test_fid_with_the_users_weights_records_their_hash(command, pictures, tmp_pa
     path = tmp_path / "inception.safetensors"
     safetensors.torch.save_file(random_inception(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert run(command("table3", "--features", "inception", "--weights", str(path), "--json")) == 0
-    streams = capsys.readouterr()
-    output = json.loads(streams.out)
+    weights = ["--features", "inception", "--weights", str(path)]
+    assert run(command("table3", *weights, "--json")) == 0
+    output = json.loads(capsys.readouterr().out)
     known = {"name": "FID", "size": size, "images": 24, "weights": path.name, "sha256": digest}
     assert output["runs"][0]["features"] == known
-    row = output["tables"][0]["rows"][1]
-    assert row["is_scarce"]
+    assert (row := output["tables"][0]["rows"][1])["is_scarce"]
     assert set(row["verdicts"]) == {"rmse", "ssim"}, "too few images for a verdict on FID"
     assert row["metrics"]["fid"] > 0
     assert row["metrics"]["kid"] is not None
     assert "(too few images)" in Path(output["page"]).read_text()
     assert f"`{digest[:8]}`" in Path(output["page"]).read_text()
-    weights = ["--features", "inception", "--weights", str(path)]
     assert run(["eval", "--data-dir", str(pictures), *weights, "--n", "9"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"FID: too few images for {size:,} features" in text
