@@ -11,6 +11,7 @@ from colddiff_core import seeds
 
 LEVEL = 0.95
 RESAMPLES = 1000
+DRAWN_VALUES = 2**15  # at a time, in as many resamples as fit: fewer calls, and no more memory than one large one takes
 Interval = tuple[float, float]
 
 
@@ -30,7 +31,10 @@ def intervals(values: Tensor, finish: Callable[[Tensor], Tensor]) -> list[Interv
     if count < 2:
         return [None] * columns
     numbers = seeds.generator("bootstrap", count)
-    means = [values[torch.randint(count, (count,), generator=numbers)].mean(0) for _ in range(RESAMPLES)]
+    means, at_once = [], max(1, (DRAWN_VALUES - 1) // values.numel())
+    for first in range(0, RESAMPLES, at_once):
+        shape = (min(at_once, RESAMPLES - first), count)
+        means.append(values[torch.randint(count, shape, generator=numbers)].mean(1))
     edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=values.dtype)
-    low, high = torch.quantile(finish(torch.stack(means)), edges, dim=0)
+    low, high = torch.quantile(finish(torch.cat(means)), edges, dim=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))

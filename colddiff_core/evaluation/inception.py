@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
-from colddiff_core.evaluation.published_weights import INCEPTION, LoadedWeights, mismatch_error
+from colddiff_core.evaluation.published_weights import INCEPTION, LeftUnfilled, LoadedWeights, mismatch_error
 from colddiff_core.images import to_bytes
 
 BATCH_IMAGES = 50  # through the network at a time
@@ -46,7 +46,7 @@ class Inception:
         torch.save({}, file)
         file.seek(0)
         try:
-            with torch.random.fork_rng(devices=[]):  # new layers draw random weights
+            with LeftUnfilled():
                 # Without antialiasing torchmetrics resizes as TensorFlow 1 did. With it, enlarged images match
                 # pytorch-fid, which the paper used.
                 self._network = Unfilled("inception-v3-compat", [str(self.size)], file, antialias=True)

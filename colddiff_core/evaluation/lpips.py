@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
-from colddiff_core.evaluation.published_weights import ALEXNET, LoadedWeights, mismatch_error
+from colddiff_core.evaluation.published_weights import ALEXNET, LeftUnfilled, LoadedWeights, mismatch_error
 
 MIN_SIDE_PIXELS = 31  # below it, AlexNet's second pooling gets an empty input
 
@@ -30,7 +30,7 @@ class Lpips:
         # torchmetrics' public metric downloads AlexNet; its inner module also accepts random weights.
         from torchmetrics.functional.image.lpips import _NoTrainLpips  # noqa: PLC0415 - slow import
 
-        with torch.random.fork_rng(devices=[]):
+        with LeftUnfilled():
             self._network = _NoTrainLpips(net="alex", pnet_rand=True)
         # The backbone's slices number their layers as torchvision's AlexNet does.
         layers = nn.ModuleDict(

@@ -10,19 +10,22 @@ import hashlib
 import http.client
 import io
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import whole
 
 CHUNK_BYTES = 1 << 20  # between two progress reports
 TIMEOUT_SECONDS = 30
+RANDOM = (nn.init.kaiming_uniform_, nn.init.uniform_)  # what convolutions and linear layers begin with
 
 Progress = Callable[[int, int], None]
 
@@ -147,3 +150,19 @@ def _chunks(published: PublishedWeights, folder: Path) -> Iterator[tuple[bytes, 
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise MachineError(f"Could not download {published.url} ({reason}).", _remedy(published, folder)) from None
+
+
+class LeftUnfilled(BaseTorchFunctionMode):
+    """Layers built within it have no random weights, which take up to a second to draw: others are loaded at once."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Collection[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Leave a tensor as it is where it would be filled with random numbers."""
+        if function in RANDOM:
+            return (*args, (kwargs or {}).get("tensor"))[0]
+        return super().__torch_function__(function, types, args, kwargs)

@@ -57,8 +57,8 @@ def with_paper(run_folder: Path, paper: dict) -> None:
 
 
 def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):
-    found = result_of(capsys, "--n", "100")
-    assert found["n"] == 100
+    found = result_of(capsys, "--n", "80")  # the fewest for an interval of FD
+    assert found["n"] == 80
     assert found["protocol"] == "float"
     assert list(found["metrics"]) == KINDS
     assert found["features"]["name"] == "FD-digits"
@@ -68,9 +68,9 @@ def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):
             value, (low, high) = found["metrics"][kind][metric], found["intervals"][kind][metric]
             assert low <= value <= high, (kind, metric)
         assert found["metrics"][kind]["kd"] is not None
-    assert run(["eval", "--n", "100"]) == 0
+    assert run(["eval", "--n", "80"]) == 0
     shown = capsys.readouterr().out
-    assert "100 test images of digits at t = 5" in shown
+    assert "80 test images of digits at t = 5" in shown
     assert "FD-digits" in shown
     assert "FID" not in shown
     half = (found["intervals"]["direct"]["rmse"][1] - found["intervals"]["direct"]["rmse"][0]) / 2
@@ -172,17 +172,23 @@ def test_an_unmeasurable_metric_is_reported(here, capsys):
     assert "w.safetensors" in refused(capsys, "--features", "inception", "--weights", "w.safetensors")
 
 
-@pytest.mark.parametrize("command", [["eval"], ["compare"], ["reproduce", "table1"]])
-@pytest.mark.parametrize("options", [["--features", "incepton"], ["--weights", "w.pth"]])
-def test_wrong_features_are_refused_without_torch(command, options, in_folder):
+def test_wrong_features_are_refused_without_torch(in_folder):
+    """By one fresh Python, which would keep what the first command imports."""
+    commands = [["eval"], ["compare"], ["reproduce", "table1"]]
+    wrong = {"incepton": ["--features", "incepton"], "Inception's": ["--weights", "w.pth"]}
     code = (
-        "import sys; from colddiff_cli.__main__ import run; code = run(sys.argv[1:]);"
-        "print('HEAVY', sorted({'torch', 'numpy', 'PIL'} & set(sys.modules))); sys.exit(code)"
+        "import contextlib, io, json, sys; from colddiff_cli.__main__ import run; results = []\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as err: code = run(words)\n"
+        "    results.append((code, err.getvalue(), sorted({'torch', 'numpy', 'PIL'} & set(sys.modules))))\n"
+        "print(json.dumps(results))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "incepton" in done.stderr or "Inception's" in done.stderr
-    assert "HEAVY []" in done.stdout
+    asked = [(word, [*command, *options]) for command in commands for word, options in wrong.items()]
+    words = [sys.executable, "-c", code, json.dumps([arguments for _, arguments in asked])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    for (word, arguments), (exit_code, said, heavy) in zip(asked, json.loads(done.stdout), strict=True):
+        assert (exit_code, heavy) == (2, []), arguments
+        assert word in said, arguments
 
 
 def test_a_run_whose_images_are_gone(in_folder, capsys):
@@ -210,7 +216,8 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
 
     from colddiff_core.evaluation import lpips, published_weights
 
-    finish(make_trainer(in_folder / "runs" / "own", "data.size=32"))
+    small = ["model.multipliers=[1]", "model.attention=none", "degradation.steps=2", "train.steps=2"]
+    finish(make_trainer(in_folder / "runs" / "own", "data.size=32", *small))
     monkeypatch.setenv("TORCH_HOME", str(in_folder / "hub"))
     assert "lpips" not in result_of(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
@@ -218,8 +225,12 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
 
     monkeypatch.setattr(classifier, "STEPS", 5)
     assert "lpips" not in result_of(capsys, "--n", "4")["metrics"]["direct"]
-    network = _NoTrainLpips(net="alex", pnet_rand=True)
+    with published_weights.LeftUnfilled():
+        network = _NoTrainLpips(net="alex", pnet_rand=True)
     layers = {n: layer for part in network.net.children() for n, layer in part.named_children()}
+    for layer in layers.values():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.reset_parameters()
     state = {f"features.{n}.{key}": t for n, layer in layers.items() for key, t in layer.state_dict().items()}
     path = in_folder / "cache" / "colddiff" / "weights" / published_weights.ALEXNET.file
     path.parent.mkdir(parents=True)

@@ -87,13 +87,13 @@ def test_generate_works_when_priors_cannot_be_written(own_run, capsys):
 
 
 def test_compare_takes_samplers_strides_runs_and_symmetries(own_run, capsys):
-    def compare(*arguments: str) -> dict:
-        assert run(["compare", *arguments, "--n", "60", "--json"]) == 0
+    def compare(*arguments: str, n: int = 12) -> dict:
+        assert run(["compare", *arguments, "--n", str(n), "--json"]) == 0
         output = json.loads(capsys.readouterr().out)
         assert Path(output["picture"]).is_file()
         return output
 
-    restored = compare()
+    restored = compare(n=60)
     assert list(restored["metrics"]) == ["direct", "naive", "tacos"]
     assert restored["metrics"]["direct"]["evaluations"] == 1
     assert restored["metrics"]["tacos"]["evaluations"] == 5

@@ -9,6 +9,8 @@ from colddiff_core import datasets, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.evaluation import classifier, diversity
 
+CPU = torch.device("cpu")
+
 
 def test_nearest_neighbors_finds_the_image_and_its_distance(monkeypatch):
     monkeypatch.setattr(diversity, "CHUNK_IMAGES", 7)
@@ -24,25 +26,33 @@ def test_pairwise_distance_of_three_flat_images():
     assert diversity.pairwise_distance(images[:1]) == 0
 
 
-@pytest.mark.parametrize("steps", [120, pytest.param(classifier.STEPS, marks=pytest.mark.slow)])
-def test_a_classifier_learns_the_digits_and_is_cached(tmp_path, monkeypatch, steps):
+@pytest.fixture
+def splits():
+    return [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
+
+
+@pytest.mark.parametrize("steps", [90, pytest.param(classifier.STEPS, marks=pytest.mark.slow)])
+def test_a_classifier_learns_the_digits(tmp_path, monkeypatch, splits, steps):
     monkeypatch.setattr(classifier, "STEPS", steps)
-    splits = [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
-    steps_seen = []
-    cpu = torch.device("cpu")
-    network = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda *seen: steps_seen.append(seen))
-    assert steps_seen[-1] == (steps, steps)
+    network = classifier.load_or_train(*splits, tmp_path, "digits", CPU)
     assert float(network.accuracy) > 0.9
     with torch.no_grad():
         scores = network(splits[1].images(slice(None)))
         features = network.features(splits[1].images(slice(None)))
     assert float((scores.argmax(1) == splits[1].labels).double().mean()) == pytest.approx(float(network.accuracy))
     assert features.shape == (300, classifier.FEATURES)
+
+
+def test_a_classifier_is_cached(tmp_path, monkeypatch, splits):
+    monkeypatch.setattr(classifier, "STEPS", 5)
+    steps_seen = []
+    network = classifier.load_or_train(*splits, tmp_path, "digits", CPU, lambda *seen: steps_seen.append(seen))
+    assert steps_seen[-1] == (5, 5)
     steps_seen.clear()
-    again = classifier.load_or_train(*splits, tmp_path, "digits", cpu, lambda *seen: steps_seen.append(seen))
+    again = classifier.load_or_train(*splits, tmp_path, "digits", CPU, lambda *seen: steps_seen.append(seen))
     assert not steps_seen
     assert torch.equal(again.head.weight, network.head.weight)
     assert len(list(tmp_path.iterdir())) == 1
     next(tmp_path.iterdir()).write_bytes(b"cut")
-    once_more = classifier.load_or_train(*splits, tmp_path, "digits", cpu)
+    once_more = classifier.load_or_train(*splits, tmp_path, "digits", CPU)
     assert torch.equal(once_more.head.weight, network.head.weight)

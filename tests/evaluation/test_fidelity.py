@@ -111,6 +111,17 @@ def test_an_interval_ends_two_standard_errors_to_each_side():
         assert (end - float(values.mean())) * sign == pytest.approx(1.96 * error, rel=0.08)
 
 
+@pytest.mark.parametrize("count", [2, 7, 260, 5000, bootstrap.DRAWN_VALUES])
+def test_resamples_drawn_together_are_those_drawn_one_by_one(count, monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 20)
+    values = torch.randn(count, 3, generator=seeds.generator(5), dtype=torch.float64)
+    found = []
+    bootstrap.intervals(values, lambda means: found.append(means) or means)
+    numbers = seeds.generator("bootstrap", count)
+    wanted = [values[torch.randint(count, (count,), generator=numbers)].mean(0) for _ in range(20)]
+    assert torch.equal(found[0], torch.stack(wanted))
+
+
 def test_one_image_has_no_interval():
     a, b = pair(count=1)
     meter = Fidelity()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import json
 import math
 import os
@@ -146,17 +148,28 @@ def own(tiny_run, in_folder):
 ASKED = ["eval", "own", "--n", str(COUNT), "--batch-size", str(SIZE), "--json"]
 
 
-def outcome(capsys):
-    result = json.loads(capsys.readouterr().out)
+def figures_of(out):
+    result = json.loads(out)
     for figures in result["metrics"].values():
         figures.pop("milliseconds", None)
     return result
 
 
-def test_an_interrupted_call_prints_how_to_resume_and_resumes(own, capsys, monkeypatch):
-    assert run(ASKED) == 0
-    wanted = outcome(capsys)
-    assert not (own / "evaluated").exists()
+@pytest.fixture(scope="module")
+def printed(tiny_run, tmp_path_factory):
+    """What an undisturbed call prints."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.chdir(folder)
+        patch.setattr(resumable, "MIN_CHUNK_IMAGES", EACH * SIZE)
+        patch.setattr(resumable, "MIN_CHUNKS", 1)
+        shutil.copytree(tiny_run, "own")
+        assert run(ASKED) == 0
+    assert not (folder / "own" / "evaluated").exists()
+    return figures_of(out.getvalue())
+
+
+def test_an_interrupted_call_prints_how_to_resume_and_resumes(own, printed, capsys, monkeypatch):
     look, left = MetricAccumulator.measure, [5]
 
     def interrupting(self, *arguments):
@@ -173,19 +186,17 @@ def test_an_interrupted_call_prints_how_to_resume_and_resumes(own, capsys, monke
     assert run([*ASKED, "--resume", "--seed", "7"]) == 2
     assert "Nothing to resume" in capsys.readouterr().err
     assert run([*ASKED, "--resume"]) == 0
-    assert outcome(capsys) == wanted
+    assert figures_of(capsys.readouterr().out) == printed
     assert not (own / "evaluated").exists()
 
 
-def test_a_run_whose_folder_takes_nothing_is_measured_in_one_go(own, capsys, monkeypatch):
-    assert run(ASKED) == 0
-    wanted = outcome(capsys)
+def test_a_run_whose_folder_takes_nothing_is_measured_in_one_go(own, printed, capsys):
     (own / "evaluated").write_text("in the way")
     assert run(ASKED) == 0
-    assert outcome(capsys) == wanted
+    assert figures_of(capsys.readouterr().out) == printed
 
 
-def test_two_calls_alike_both_come_to_their_figures(own, capsys, monkeypatch):
+def test_two_calls_alike_both_come_to_their_figures(own, printed, capsys, monkeypatch):
     held = []
     true = fcntl.flock
 
@@ -195,23 +206,20 @@ def test_two_calls_alike_both_come_to_their_figures(own, capsys, monkeypatch):
             raise BlockingIOError
         return true(descriptor, how)
 
-    assert run(ASKED) == 0
-    wanted = outcome(capsys)
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert run(ASKED) == 0
     assert held
-    assert outcome(capsys) == wanted
+    assert figures_of(capsys.readouterr().out) == printed
 
 
+@pytest.mark.usefixtures("printed")  # the classifier is trained by then; two threads wait for each other if others run
 def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
     """Where batches are of 16 images; the last one of 50 is not, and is filled up."""
     (own / "evaluated").write_text("in the way")  # as a run is that is another user's
     results = []
     for count, threads in ((1, 2), (2, 1)):
-        out, _ = launches.finish([*ASKED, "--batch-size", "16"], own.parent, count, threads)
-        results.append(json.loads(out))
-        for figures in results[-1]["metrics"].values():
-            figures.pop("milliseconds", None)
+        out, _ = launches.finish([*ASKED, "--t", "2", "--batch-size", "16"], own.parent, count, threads)
+        results.append(figures_of(out))
     assert results[0] == results[1]
     assert results[0]["metrics"]["sampled"]["fd"] is not None
 

@@ -108,10 +108,10 @@ def test_a_color_run_warns_about_gray_pictures(tmp_path, in_folder, capsys):
 
 
 def test_a_sheet_names_what_does_not_fit_on_it(own_run, capsys):
-    assert run(["sample", "own", "--n", "100"]) == 0
+    assert run(["sample", "own", "--n", "100", "--sampler", "direct"]) == 0
     assert run(["sample", "own", "--n", "257"]) == 2
     assert "--out-dir" in capsys.readouterr().err
-    assert run(["sample", "own", "--n", "70", "--out-dir", "out"]) == 0
+    assert run(["sample", "own", "--n", "70", "--out-dir", "out", "--sampler", "direct"]) == 0
     assert "on the sheet: the first 64 of 70 images" in capsys.readouterr().out
     assert run(["generate", "own", "--n", "65", "--out-dir", "made"]) == 0
     assert "on the grid: the first 64 of 65 images" in capsys.readouterr().out
