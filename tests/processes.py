@@ -22,8 +22,9 @@ from pathlib import Path
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
 LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
+CLI = ["colddiff_cli.app", "pydantic.type_adapter"]  # which typer imports late
 OWN = ["colddiff_core.evaluation.evaluate", "colddiff_core.inference.generate", "colddiff_core.training.start"]
-IMPORTED = ["torch", *LATE, *COMMANDS, *OWN]
+IMPORTED = ["torch", *LATE, *CLI, *COMMANDS, *OWN]
 
 
 @dataclasses.dataclass

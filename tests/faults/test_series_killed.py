@@ -13,17 +13,16 @@ import numpy as np
 import processes
 import pytest
 import tally
-from conftest import finish, left_behind, make_trainer, pictures_in
+from conftest import left_behind, pictures_in
 from PIL import Image
 
 KILLS = 4
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with its prior already fitted."""
-    path = tmp_path_factory.mktemp("runs") / "run"
-    finish(make_trainer(path))
+    path = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "run")
     processes.finish(["generate", str(path), "--n", "1"], path.parent)
     return path
 
