@@ -27,7 +27,7 @@ from colddiff_core.runs import checkpoint
 
 KEPT = sorted(fuzzing.KEPT.glob("*/*"))
 KINDS = ("tracebacks", "hangs", "crashes", "writes_outside", "code_run")
-SHORT = {"images": 40, "archives": 20, "presets": 30, "runs": 25, "checkpoints": 20, "priors": 10, "weights": 10}
+SHORT = {"images": 30, "archives": 20, "presets": 24, "runs": 16, "checkpoints": 14, "priors": 6, "weights": 8}
 LONG = {
     "images": 4000,
     "archives": 1500,
