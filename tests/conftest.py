@@ -5,13 +5,14 @@ torch is imported where it is used: the process that only hands out tests to oth
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +132,25 @@ def own_run(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> trainings.RunFiles:
-    """What a training leaves that nothing happens to."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    trainings.finish(run)
-    return trainings.read_files(run)
+def train_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[trainings.Length], trainings.RunFiles]:
+    """Return what a training of a length leaves that nothing happens to; each is trained once."""
+
+    @functools.cache
+    def train(length: trainings.Length) -> trainings.RunFiles:
+        run = tmp_path_factory.mktemp("undisturbed") / "run"
+        trainings.finish(run, length)
+        return trainings.read_files(run, length)
+
+    return train
+
+
+@pytest.fixture
+def undisturbed(
+    request: pytest.FixtureRequest, train_undisturbed: Callable[[trainings.Length], trainings.RunFiles]
+) -> trainings.RunFiles:
+    """What a training leaves that nothing happens to: a long one in the long form of a test."""
+    is_slow = request.node.get_closest_marker("slow") is not None
+    return train_undisturbed(trainings.LONG if is_slow else trainings.SHORT)
 
 
 @pytest.fixture

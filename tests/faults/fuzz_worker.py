@@ -1,4 +1,4 @@
-"""Try hostile inputs in one guarded process: fuzz_worker.py FOLDER TARGET SEED, or FOLDER - to read cases on stdin."""
+"""Try hostile inputs in one guarded process: fuzz_worker.py FOLDER TARGET SEED, or `serve` in a fork."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
-sys.dont_write_bytecode = True
-
 TIMEOUT_SECONDS = 20.0  # for one command
 MEMORY_BYTES = 4 << 30  # that a command may add to the process
 CODE = frozenset({"pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.spawn", "os.fork",
@@ -92,15 +90,20 @@ class Guard:
             self.is_on = False
 
 
+def make_base(folder: Path) -> None:
+    """Make the valid run to derive cases from."""
+    from conftest import finish, make_trainer
+
+    changes = ("model.width=4", "train.keep=1", "train.sample_every=3", "data.size=8")
+    finish(make_trainer(folder / "making", *changes))
+    (folder / "making").rename(folder / "base")
+
+
 def prepare(folder: Path) -> tuple[Path, Path]:
     """Return (base, work): a valid run to derive cases from, made on first use, and the working folder."""
     base, work = folder / "base", folder / "work"
-    if not (base / "run.toml").exists():
-        from conftest import finish, make_trainer
-
-        changes = ("model.width=4", "train.keep=1", "train.sample_every=3", "data.size=8")
-        finish(make_trainer(folder / "making", *changes))
-        (folder / "making").rename(base)
+    if not base.exists():
+        make_base(folder)
     shutil.rmtree(work, ignore_errors=True)
     for name in ("in", "out"):
         (work / name).mkdir(parents=True)
@@ -211,12 +214,17 @@ def attempt(guard: Guard, base: Path, work: Path, target: str, seed: str) -> tup
     return codes, problems
 
 
-def main() -> None:
-    folder = Path(sys.argv[1]).resolve()
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+def serve(folder: Path, cases: list[tuple[str, str]], outcomes: Connection) -> int:
+    """Try cases; send an empty line when ready, and a line for each outcome."""
+    try_all(folder, cases, lambda line: outcomes.send_bytes(line.encode()))
+    return 0
+
+
+def try_all(folder: Path, cases: Iterable[tuple[str, str]], report: Callable[[str], object]) -> None:
+    """Prepare this process, report an empty line, and try cases."""
+    sys.dont_write_bytecode = True
+    os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "120"}
     (folder / "cache").mkdir(parents=True, exist_ok=True)
-    output = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
     import torch
 
     torch.set_num_threads(1)
@@ -238,13 +246,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     guard = Guard()
-    print("ready", file=output)
-    lines = sys.stdin.read().splitlines() if sys.argv[2] == "-" else [" ".join(sys.argv[2:])]
-    for line in lines:
-        target, _, seed = line.partition(" ")
+    report("")
+    for target, seed in cases:
         codes, problems = attempt(guard, base, work, target, seed)
-        print(json.dumps({"target": target, "seed": seed, "codes": codes, "problems": problems}), file=output)
+        report(json.dumps({"target": target, "seed": seed, "codes": codes, "problems": problems}))
 
 
 if __name__ == "__main__":
-    main()
+    sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
+    try_all(Path(sys.argv[1]).resolve(), [(sys.argv[2], sys.argv[3])], print)

@@ -13,18 +13,17 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
+import multiprocessing
 import random
-import selectors
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import fuzz_worker
 import hostile
 import numpy as np
+import processes
 import safetensors.numpy
 from mutation import mutate
 
@@ -295,8 +294,6 @@ def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[FuzzOutco
         outcomes += results
         done = len(results)
         if done < len(left):
-            if not results and ending == "never began":
-                raise RuntimeError(f"the worker does not start: see {folder / 'worker.log'}")
             outcomes.append(FuzzOutcome(*left[done], [], {ending: "the worker ended"}))
             done += 1
         left = left[done:]
@@ -305,27 +302,22 @@ def run(folder: Path, cases: Iterable[tuple[str, int | Path]]) -> list[FuzzOutco
 
 def _worker(folder: Path, cases: list[tuple[str, str]]) -> tuple[list[FuzzOutcome], str]:
     """Return a worker's outcomes until it is done, dies or falls silent, and how it ended."""
-    command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), str(folder), "-"]
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     outcomes: list[FuzzOutcome] = []
     is_ready = False
-    with (
-        (folder / "worker.log").open("ab") as log,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment) as child,
-        selectors.DefaultSelector() as ready,
-    ):
-        assert child.stdin
-        assert child.stdout
-        child.stdin.write("".join(f"{target} {seed}\n" for target, seed in cases).encode())
-        child.stdin.close()
-        ready.register(child.stdout, selectors.EVENT_READ)
-        while True:
-            if not ready.select(SILENCE_SECONDS):
-                child.kill()
-                return outcomes, "hangs"
-            line = child.stdout.readline()
-            if not line:
-                return outcomes, "crashes" if is_ready else "never began"
+    received, sent = multiprocessing.Pipe(duplex=False)
+    worker = processes.fork(functools.partial(fuzz_worker.serve, folder, cases, sent))
+    sent.close()  # the worker has its own
+    with received:
+        while received.poll(SILENCE_SECONDS):
+            try:
+                line = received.recv_bytes()
+            except EOFError:
+                errors = worker.communicate()[1]
+                if not is_ready:
+                    raise RuntimeError(f"the worker does not start: {errors}") from None
+                return outcomes, "crashes"
             is_ready = True
-            if line.startswith(b"{"):
+            if line:
                 outcomes.append(FuzzOutcome(**json.loads(line)))
+    worker.kill()
+    return outcomes, "hangs"

@@ -1,4 +1,4 @@
-"""Faults for a training's process: it is killed, or refused by the disk, at a chosen moment.
+"""Faults for a training's process: it is killed, stopped, or refused by the disk, at a chosen moment.
 
 File operations are counted in one folder, the run. The faults:
 
@@ -8,6 +8,8 @@ tensors    SIGKILL halfway through the NUMBERth tensor file.
 picture    SIGKILL halfway through the NUMBERth picture.
 full       "No space left on device" from the NUMBERth operation on, for LASTING operations.
 readonly   "Read-only file system" likewise.
+hold       SIGSTOP before the NUMBERth line of a log, and again LASTING lines later, until SIGCONT.
+moment     SIGSTOP after LASTING milliseconds of processor time from the NUMBERth line on, until SIGCONT.
 """
 
 from __future__ import annotations
@@ -65,6 +67,28 @@ def at_line(number: int) -> None:
     runs.RunWriter._write = half
 
 
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def before_lines(fault: str, number: int, lasting: int) -> None:
+    from colddiff_core import runs
+
+    write, done = runs.RunWriter._write, 0
+
+    def counted(self: runs.RunWriter, name: str) -> bool:
+        nonlocal done
+        done += 1
+        if fault == "hold" and done in (number, number + lasting):
+            stop()
+        if fault == "moment" and done == number:
+            signal.signal(signal.SIGVTALRM, lambda *_: stop())
+            signal.setitimer(signal.ITIMER_VIRTUAL, lasting / 1000)
+        return write(self, name)
+
+    runs.RunWriter._write = counted
+
+
 def at_tensors(number: int) -> None:
     from colddiff_core import tensor_files
 
@@ -102,5 +126,7 @@ def arm(fault: str, number: int, folder: str, lasting: int) -> None:
     """Prepare this process to meet a fault."""
     if fault in ("operation", *REFUSALS):
         at_operation(fault, number, folder, lasting)
+    elif fault in ("hold", "moment"):
+        before_lines(fault, number, lasting)
     elif fault != "none":
         {"line": at_line, "tensors": at_tensors, "picture": at_picture}[fault](number)

@@ -29,7 +29,6 @@ def read_files(run: runs.Run, seen: int) -> int:
 
 
 def read_weights(run: runs.Run) -> None:
-
     from colddiff_core.inference import open_run
 
     if run.checkpoints():
@@ -44,7 +43,10 @@ def is_done(run: runs.Run) -> bool:
 
 
 def follow(run: runs.Run, what: str, pause_seconds: float) -> int:
-    """Read a run's "files" or its "weights", as `generate` does, until it is done; print the number of reads."""
+    """Read a run's "files" or its "weights", as `generate` does, until it is done.
+
+    Print the number of reads, after the first and after the last.
+    """
     warnings.simplefilter("error")  # a checkpoint reported as damaged is a failure too
     reads = seen = 0
     while True:
@@ -54,6 +56,8 @@ def follow(run: runs.Run, what: str, pause_seconds: float) -> int:
         else:
             read_weights(run)
         reads += 1
+        if reads == 1:
+            print(reads, flush=True)
         if done:
             break
         time.sleep(pause_seconds)

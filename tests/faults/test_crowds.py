@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import time
 from pathlib import Path
 
 import processes
@@ -19,33 +20,38 @@ from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
 PICTURES = 40
+FROM_FOLDER = ("data.dataset=folder", "model.inputs=plain", "model.consistent=false", "train.checkpoint_every=2")
 
 
-def crowd(run: Path, files: int, weights: int, pause: float, *more: str) -> None:
-    """Train a run while readers read its files and weights."""
-    process = trainings.start(run, *more)
-    trainings.await_beginning(run, process, 0)
-    kinds = ["files"] * files + ["weights"] * weights
-    readers = [processes.fork(functools.partial(reader.follow, runs.Run(run), kind, pause)) for kind in kinds]
+def crowd(run: Path, length: trainings.Length, files: int, weights: int, pause: float, *more: str) -> None:
+    """Train a run while readers read its files and weights; it goes on when each has looked once."""
+    process = trainings.start(run, length, *more, fault=("hold", 2))
+    with trainings.held(process):
+        kinds = ["files"] * files + ["weights"] * weights
+        readers = [processes.fork(functools.partial(reader.follow, runs.Run(run), kind, pause)) for kind in kinds]
+        while not all(each.out.exists() and each.out.read_text() for each in readers):
+            assert all(each.poll() is None for each in readers)
+            time.sleep(0.005)
     code, output = trainings.end(process, 5 * trainings.TIMEOUT_SECONDS)  # twenty readers share the processors
     assert code == 0, output
     looks = 0
     for process in readers:
         output, errors = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
         assert process.returncode == 0, errors
-        looks += int(output)
+        looks += int(output.split()[-1])
+    assert looks > 2 * len(readers)
     tally.add("readers on a live run", readers=len(readers), looks=looks, broken=0)
 
 
 def test_readers_see_a_valid_run_and_change_nothing(tmp_path, undisturbed):
-    crowd(tmp_path / "run", 4, 1, 0.02)
+    crowd(tmp_path / "run", undisturbed.length, 2, 1, 0.05)
     trainings.check_result("  their run", tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
 def test_twenty_readers_on_a_run_that_keeps_one_checkpoint(tmp_path):
     often = ("--set", "train.checkpoint_every=5", "--set", "train.keep=1")
-    crowd(tmp_path / "run", 17, 3, 0.5, *often)  # twice as often as the dashboard reads
+    crowd(tmp_path / "run", trainings.LONG, 17, 3, 0.5, *often)  # twice as often as the dashboard reads
 
 
 def pictures(folder: Path) -> Path:
@@ -54,6 +60,15 @@ def pictures(folder: Path) -> Path:
         turned = Image.radial_gradient("L").convert("RGB").resize((24, 20)).rotate(9 * number)
         turned.save(folder / f"{number:03d}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a folder of pictures that does not change, and the checkpoint that a training on it ends with."""
+    folder = tmp_path_factory.mktemp("whole")
+    kept = pictures(folder / "kept")
+    trainer = finish(make_trainer(folder / "run", *FROM_FOLDER, f"data.directory={kept}"))
+    return kept, trainer.run.newest_checkpoint()
 
 
 @pytest.mark.parametrize(
@@ -67,11 +82,9 @@ def pictures(folder: Path) -> Path:
     ],
     ids=["gone", "overwritten", "cut", "one more", "another"],
 )
-def test_a_folder_that_changes_under_a_training_does_not_change_it(tmp_path, change):
-    kept, changed = pictures(tmp_path / "kept"), pictures(tmp_path / "changed")
-    settings = ("data.dataset=folder", "model.inputs=plain", "model.consistent=false", "train.checkpoint_every=2")
-    whole = finish(make_trainer(tmp_path / "whole", *settings, f"data.directory={kept}"))
-    first = make_trainer(tmp_path / "run", *settings, f"data.directory={changed}")
+def test_a_folder_that_changes_under_a_training_does_not_change_it(whole, tmp_path, change):
+    (kept, expected_end), changed = whole, pictures(tmp_path / "changed")
+    first = make_trainer(tmp_path / "run", *FROM_FOLDER, f"data.directory={changed}")
     for tick in first.steps():
         if tick.step == 1:
             change(changed)
@@ -87,6 +100,5 @@ def test_a_folder_that_changes_under_a_training_does_not_change_it(tmp_path, cha
     again.resume()
     finish(again)
     for name in runs.TENSOR_FILES:
-        ends = [trainer.run.newest_checkpoint() / name for trainer in (whole, again)]
-        assert trainings.digest(ends[0]) == trainings.digest(ends[1])
+        assert trainings.digest(again.run.newest_checkpoint() / name) == trainings.digest(expected_end / name)
     tally.add("folder changing", tried=1, survived=1)

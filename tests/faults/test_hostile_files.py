@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fuzz_worker
 import fuzzing
 import hostile
 import pytest
@@ -26,7 +27,7 @@ from colddiff_core.runs import checkpoint
 
 KEPT = sorted(fuzzing.KEPT.glob("*/*"))
 KINDS = ("tracebacks", "hangs", "crashes", "writes_outside", "code_run")
-SHORT = {"images": 40, "archives": 20, "presets": 30, "runs": 25, "checkpoints": 20, "priors": 10, "weights": 10}
+SHORT = {"images": 30, "archives": 20, "presets": 24, "runs": 16, "checkpoints": 14, "priors": 6, "weights": 8}
 LONG = {
     "images": 4000,
     "archives": 1500,
@@ -51,8 +52,10 @@ FIRST_LONG = 10_000  # first seed of the long form
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Return the worker's folder; its valid run is made once."""
-    return tmp_path_factory.mktemp("hostile")
+    """Return the worker's folder, with a valid run."""
+    path = tmp_path_factory.mktemp("hostile")
+    fuzz_worker.make_base(path)
+    return path
 
 
 def check(outcomes: list[fuzzing.FuzzOutcome]) -> None:
@@ -79,7 +82,7 @@ def _refusal(act: Callable[[], object]) -> UsageError | None:
 
 @pytest.fixture(scope="module")
 def outcomes(folder) -> list[fuzzing.FuzzOutcome]:
-    """Return the outcomes of the short form, all from one worker, which takes seconds to start."""
+    """Return the outcomes of the short form, all from one worker, which takes a second to start."""
     fresh = [(target, seed) for target, count in SHORT.items() for seed in range(count)]
     return fuzzing.run(folder, [*((path.parent.name.partition("@")[0], path) for path in KEPT), *REGRESSIONS, *fresh])
 

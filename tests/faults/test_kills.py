@@ -12,20 +12,22 @@ import tally
 import trainings
 
 FAULTS = ("operation", "line", "tensors", "picture")
-MAX_NUMBER = {"operation": 260, "line": 90, "tensors": 30, "picture": 4}  # about as many as a training has
+MAX_NUMBER = {"operation": 260, "line": 90, "tensors": 30, "picture": 4}  # about as many as a long training has
 
 
-def killed_once(run: Path, chance: random.Random, kind: str) -> bool:
+def killed_once(run: Path, length: trainings.Length, chance: random.Random, kind: str) -> bool:
     """Train a run until it is killed; return False if it finished first."""
     if kind in FAULTS:
-        process = trainings.start(run, fault=(kind, chance.randint(1, MAX_NUMBER[kind])))
+        number = chance.randint(1, length.up_to(MAX_NUMBER[kind]))
+        process = trainings.start(run, length, fault=(kind, number))
         code, output = trainings.end(process)
         assert code in (0, -signal.SIGKILL), output
         return code != 0
-    process, before = (trainings.start if kind == "clock" else trainings.start_fresh)(run), trainings.beginnings(run)
+    before = trainings.beginnings(run)
+    process = trainings.start(run, length) if kind == "clock" else trainings.start_fresh(run, length)
     if kind == "clock":
         trainings.await_beginning(run, process, before)
-    time.sleep(chance.uniform(0, 1.0 if kind == "clock" else 3.0))
+    time.sleep(chance.uniform(0, length.share if kind == "clock" else 3.0))
     process.kill()
     code, output = trainings.end(process)
     assert code in (0, -signal.SIGKILL), output
@@ -44,12 +46,12 @@ def survive(folder: Path, kinds: list[str], seed: int, undisturbed: trainings.Ru
         number += 1
         run, kills, losses = folder / f"run-{number}", 0, trainings.Losses()
         while pending and not is_finished(run):
-            if killed_once(run, chance, pending[-1]):
+            if killed_once(run, undisturbed.length, chance, pending[-1]):
                 pending.pop()
                 kills += 1
                 losses.update(run)
         if not is_finished(run):
-            trainings.finish(run)
+            trainings.finish(run, undisturbed.length)
         assert (losses.checkpoints, losses.lines) == (0, 0), f"{run}: lost {losses}"
         trainings.check_result(
             "SIGKILL", run, undisturbed, tried=kills, survived=kills, runs=1, steps_taken_again=losses.steps_again

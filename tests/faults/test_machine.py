@@ -23,7 +23,6 @@ from colddiff_core.errors import ColddiffWarning
 from colddiff_core.runs import checkpoint
 
 DISK_MEGABYTES = 3  # a run and its checkpoints take less than one
-FULL_SECONDS = 0.3  # that a disk stays full
 STOP_SECONDS = 20  # for a training to stop on request
 
 
@@ -65,31 +64,31 @@ def fill(disk: Path) -> Path:
 
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 8))])
 def test_a_temporarily_full_disk_costs_nothing(small_disk, undisturbed, seed):
-    run, chance = small_disk / "run", random.Random(seed)
-    process = trainings.start(run)
-    trainings.await_beginning(run, process, 0)
-    time.sleep(chance.uniform(0, 0.3))
-    filler = fill(small_disk)
-    time.sleep(FULL_SECONDS)
-    was_alive = process.poll() is None
-    filler.unlink()
+    run, chance, length = small_disk / "run", random.Random(seed), undisturbed.length
+    first = chance.randint(2, length.up_to(40))
+    process = trainings.start(run, length, fault=("hold", first), lasting=chance.randint(9, length.up_to(60)))
+    with trainings.held(process):
+        filler = fill(small_disk)
+    with trainings.held(process):  # some lines and a checkpoint later
+        filler.unlink()
     code, output = trainings.end(process)
-    assert was_alive, output
-    if code:  # it ended while the disk was full
+    assert "no checkpoint at step" in output
+    if code:
         assert "Traceback" not in output
         assert "Unexpected" not in output
-        trainings.finish(run)
+        trainings.finish(run, undisturbed.length)
     trainings.check_result("disk full for a while", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
 
 
 @pytest.mark.parametrize("room", [8, *slow(0, 1, 2, 4, 16, 40, 80, 160)])
 def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undisturbed, room):
     run = small_disk / "run"
-    process = trainings.start(run)
-    while len(runs.Run(run).checkpoints()) < 2 and process.poll() is None:
-        time.sleep(0.005)
-    filler = fill(small_disk)
-    os.truncate(filler, filler.stat().st_size - room * 1024)
+    length = undisturbed.length
+    process = trainings.start(run, length, fault=("hold", 2 * length.checkpoint_every + 4))
+    with trainings.held(process):
+        assert len(runs.Run(run).checkpoints()) == 2
+        filler = fill(small_disk)
+        os.truncate(filler, filler.stat().st_size - room * 1024)
     code, output = trainings.end(process)
     assert code == 1, output
     assert "No space left on device" in output
@@ -98,7 +97,7 @@ def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undistur
     saved = [runs.path_step(path) for path in runs.Run(run).checkpoints()]
     assert saved, "a checkpoint was lost"
     filler.unlink()
-    trainings.finish(run)
+    trainings.finish(run, undisturbed.length)
     trainings.check_result("disk stays full", run, undisturbed, has_sheets=False)
 
 
@@ -106,22 +105,23 @@ def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undistur
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 12))])
 def test_refused_file_operations_lose_nothing(tmp_path, undisturbed, fault, seed):
     run, chance = tmp_path / "run", random.Random(seed)
-    first = chance.randint(1, 400)
-    process = trainings.start(run, fault=(fault, first), lasting=chance.choice([1, 1, 3, 10, 100, 10**6]))
+    first = chance.randint(1, undisturbed.length.up_to(400))
+    process = trainings.start(
+        run, undisturbed.length, fault=(fault, first), lasting=chance.choice([1, 1, 3, 10, 100, 10**6])
+    )
     code, output = trainings.end(process)
     assert "Traceback" not in output
     assert "Unexpected" not in output
     assert code in (0, 1), output
     if code:
-        trainings.finish(run)
+        trainings.finish(run, undisturbed.length)
     trainings.check_result(f"refused ({fault})", run, undisturbed, has_sheets=False, went_on_by_itself=int(not code))
 
 
-def test_a_run_on_a_read_only_disk_can_be_used_but_not_trained(small_disk, capsys):
+def test_a_run_on_a_read_only_disk_can_be_used_but_not_trained(tiny_run, small_disk, capsys):
     from colddiff_cli.__main__ import run as command
 
-    path = small_disk / "run"
-    finish(make_trainer(path, "train.steps=4", "train.checkpoint_every=2"))
+    path = shutil.copytree(tiny_run, small_disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     before = trainings.digest(path / "events.jsonl")
     assert command(["train", "--resume", str(path), "--set", "train.steps=9"]) == 1
@@ -138,21 +138,14 @@ def test_a_run_on_a_read_only_disk_can_be_used_but_not_trained(small_disk, capsy
     tally.add("read-only run", tried=1, survived=1)
 
 
-@pytest.fixture(scope="module")
-def two_checkpoints(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cut") / "run"
-    finish(make_trainer(path))
-    return path
-
-
 CHECKPOINT_FILES = pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-EVERY_BYTES = pytest.mark.parametrize("every", [8192, *slow(1024)])
+EVERY_BYTES = pytest.mark.parametrize("every", [32768, *slow(1024)])
 
 
 @EVERY_BYTES
 @CHECKPOINT_FILES
-def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name, every):
-    run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
+def test_a_truncated_checkpoint_is_replaced_by_the_one_before(own_run, name, every):
+    run = runs.Run(own_run)
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
     lengths = [*range(0, len(content), every), len(content) - 1]
@@ -166,8 +159,8 @@ def test_a_truncated_checkpoint_is_replaced_by_the_one_before(two_checkpoints, t
 
 @EVERY_BYTES
 @CHECKPOINT_FILES
-def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(two_checkpoints, tmp_path, name, every):
-    run = runs.Run(shutil.copytree(two_checkpoints, tmp_path / "run"))
+def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(own_run, name, every):
+    run = runs.Run(own_run)
     newest, older = run.checkpoints()[-1], run.checkpoints()[-2]
     content = (newest / name).read_bytes()
     places = range(0, len(content), every if name.endswith(".safetensors") else every // 146)
@@ -179,13 +172,12 @@ def test_a_checkpoint_with_a_flipped_bit_is_replaced_by_the_one_before(two_check
     tally.add("bit flipped in a checkpoint", tried=len(places), survived=len(places))
 
 
-def test_a_resumed_run_sets_a_damaged_checkpoint_aside_and_writes_it_again(two_checkpoints, tmp_path):
-    path = shutil.copytree(two_checkpoints, tmp_path / "run")
-    newest = runs.Run(path).newest_checkpoint()
+def test_a_resumed_run_sets_a_damaged_checkpoint_aside_and_writes_it_again(own_run):
+    newest = runs.Run(own_run).newest_checkpoint()
     expected = trainings.digest(newest / "optimizer.safetensors")
     content = (newest / "optimizer.safetensors").read_bytes()
     (newest / "optimizer.safetensors").write_bytes(content[: len(content) // 2])
-    trainer = make_trainer(path)
+    trainer = make_trainer(own_run)
     with pytest.warns(ColddiffWarning, match="was damaged; set aside"):
         trainer.resume()
     finish(trainer)
@@ -194,10 +186,9 @@ def test_a_resumed_run_sets_a_damaged_checkpoint_aside_and_writes_it_again(two_c
 
 def test_a_second_trainer_is_refused_without_disturbing_the_first(tmp_path, undisturbed):
     run = tmp_path / "run"
-    first = trainings.start(run)
-    trainings.await_beginning(run, first, 0)
-    code, output = trainings.end(trainings.start(run))
-    assert first.poll() is None, "the first ended before the second started"
+    first = trainings.start(run, undisturbed.length, fault=("hold", 10))
+    with trainings.held(first):
+        code, output = trainings.end(trainings.start(run, undisturbed.length))
     assert (code, len(output.splitlines())) == (1, 2), output
     assert "is being trained by another process" in output
     assert trainings.end(first)[0] == 0
@@ -207,7 +198,7 @@ def test_a_second_trainer_is_refused_without_disturbing_the_first(tmp_path, undi
 @pytest.mark.slow
 def test_of_two_simultaneous_trainings_one_gets_the_folder(tmp_path, undisturbed):
     run = tmp_path / "run"
-    ends = [trainings.end(process) for process in [trainings.start(run), trainings.start(run)]]
+    ends = [trainings.end(process) for process in [trainings.start(run, trainings.LONG) for _ in range(2)]]
     codes = sorted(code for code, _ in ends)
     assert codes[0] == 0, ends
     assert codes[1] in (1, 2), ends
@@ -218,18 +209,18 @@ def test_of_two_simultaneous_trainings_one_gets_the_folder(tmp_path, undisturbed
 @pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)])
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 8))])
 def test_a_signal_saves_the_current_step_and_stops(tmp_path, undisturbed, number, seed):
-    run = tmp_path / "run"
-    process = trainings.start(run)
-    trainings.await_beginning(run, process, 0)
-    time.sleep(random.Random(seed).uniform(0.02, 0.5))
-    process.send_signal(number)
-    sent = time.monotonic()
+    run, chance, length = tmp_path / "run", random.Random(seed), undisturbed.length
+    step = chance.randint(1, length.up_to(80))
+    process = trainings.start(run, length, fault=("moment", step), lasting=chance.randint(1, 20))
+    with trainings.held(process):
+        process.send_signal(number)
+        sent = time.monotonic()
     code, output = trainings.end(process)
     assert time.monotonic() - sent < STOP_SECONDS
     last = runs.Run(run).events()[-1]
     assert (code, last["event"], last["by"]) == (130, "stopped", signal.Signals(number).name), output
     assert runs.path_step(runs.Run(run).newest_checkpoint()) == last["step"]
-    trainings.finish(run)
+    trainings.finish(run, undisturbed.length)
     trainings.check_result(signal.Signals(number).name, run, undisturbed)
 
 
@@ -237,7 +228,7 @@ def test_a_signal_saves_the_current_step_and_stops(tmp_path, undisturbed, number
 def test_nohup_survives_a_hangup(tmp_path, undisturbed):
     run = tmp_path / "run"
     ignoring = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
-    process = trainings.start_fresh(run, preexec_fn=ignoring)
+    process = trainings.start_fresh(run, undisturbed.length, preexec_fn=ignoring)
     trainings.await_beginning(run, process, 0)
     process.send_signal(signal.SIGHUP)
     assert trainings.end(process)[0] == 0
@@ -250,22 +241,21 @@ def test_a_lost_terminal_costs_nothing(tmp_path, undisturbed, is_heard):
     run = tmp_path / "run"
     ours, theirs = pty.openpty()
     terminal = os.ttyname(theirs)
-    process = trainings.start(run, streams=dict.fromkeys(range(3), terminal), is_leader=is_heard)
-    reader = subprocess.Popen(
-        ["cat"], stdin=ours, stdout=subprocess.DEVNULL
-    )  # or the training would block on its output
-    trainings.await_beginning(run, process, 0)
-    os.close(theirs)
-    time.sleep(0.1)
-    reader.kill()
-    reader.wait()
-    os.close(ours)
+    streams = dict.fromkeys(range(3), terminal)
+    process = trainings.start(run, undisturbed.length, fault=("hold", 10), streams=streams, is_leader=is_heard)
+    # Without a reader the training would block on its output.
+    reader = subprocess.Popen(["cat"], stdin=ours, stdout=subprocess.DEVNULL)
+    with trainings.held(process):
+        os.close(theirs)
+        reader.kill()
+        reader.wait()
+        os.close(ours)
     process.wait(timeout=STOP_SECONDS)
     last = runs.Run(run).events()[-1]
     if is_heard:
         assert (process.returncode, last["event"], last["by"]) == (130, "stopped", "SIGHUP")
         assert runs.path_step(runs.Run(run).newest_checkpoint()) == last["step"]
-        trainings.finish(run)
+        trainings.finish(run, undisturbed.length)
     else:
         assert (process.returncode, last["event"]) == (0, "finished")
     trainings.check_result("terminal vanished", run, undisturbed)
@@ -273,7 +263,7 @@ def test_a_lost_terminal_costs_nothing(tmp_path, undisturbed, is_heard):
 
 def test_refused_output_costs_no_work(tmp_path, undisturbed):
     run = tmp_path / "run"
-    process = trainings.start(run, streams={1: "/dev/full"})
+    process = trainings.start(run, undisturbed.length, streams={1: "/dev/full"})
     _, output = process.communicate(timeout=trainings.TIMEOUT_SECONDS)
     assert process.returncode == 1
     assert "The output could not be written: No space left on device." in output

@@ -13,17 +13,16 @@ import numpy as np
 import processes
 import pytest
 import tally
-from conftest import finish, left_behind, make_trainer, pictures_in
+from conftest import left_behind, pictures_in
 from PIL import Image
 
-KILLS = 4
+LONG = pytest.param(10_000, marks=pytest.mark.slow)  # pictures
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with its prior already fitted."""
-    path = tmp_path_factory.mktemp("runs") / "run"
-    finish(make_trainer(path))
+    path = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "run")
     processes.finish(["generate", str(path), "--n", "1"], path.parent)
     return path
 
@@ -57,16 +56,16 @@ def kill(process: processes.CommandProcess, folder: Path, count: int, delay: flo
 
 def kill_and_resume(command: list[str], folder: Path, count: int, name: str, seed: int) -> None:
     """Kill a command that writes `count` pictures several times and compare the result with an undisturbed one."""
-    moments = random.Random(seed)
+    moments, kills = random.Random(seed), 2 if count < 1000 else 4
     whole, parts = folder / "whole", folder / "parts"
     processes.finish([*command, "--out-dir", "whole"], folder)
     assert len(pictures_in(whole)) == count
     counts = {"kills": 0, "pictures": count, "missing": 0, "made_twice": 0, "different": 0}
     before: dict[str, tuple[int, int]] = {}
     resume: list[str] = []
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = processes.start([*command, "--out-dir", "parts", *resume], folder)
-        more = moments.randrange(1, 2 * count // (KILLS + 1))
+        more = moments.randrange(1, 2 * count // (kills + 1))
         counts["kills"] += kill(process, parts, min(count - 2, len(before) + more), moments.uniform(0, 0.003))
         now = states(parts)
         counts["made_twice"] += sum(now.get(picture) != state for picture, state in before.items())
@@ -77,25 +76,25 @@ def kill_and_resume(command: list[str], folder: Path, count: int, name: str, see
     counts["missing"] = count - len(now)
     counts["different"] = sum((whole / it).read_bytes() != (parts / it).read_bytes() for it in left_behind(whole))
     tally.add(name, **counts)
-    assert counts == {"kills": KILLS, "pictures": count, "missing": 0, "made_twice": 0, "different": 0}
+    assert counts == {"kills": kills, "pictures": count, "missing": 0, "made_twice": 0, "different": 0}
     assert left_behind(parts) == left_behind(whole)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, LONG])
 def test_degrade_resumes_after_kills(count, tmp_path):
     write_photos(tmp_path / "in", count, 32)
     command = ["degrade", "in", "--op", "snow+mask", "--t", "40", "--seed", "3"]
     kill_and_resume(command, tmp_path, count, "degrade resumed", 1)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, LONG])
 def test_sample_resumes_after_kills(count, run, tmp_path):
     write_photos(tmp_path / "in", count, 12)
     shutil.copytree(run, tmp_path / "run")
     kill_and_resume(["sample", "run", "in"], tmp_path, count, "sample resumed", 2)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, LONG])
 def test_generate_resumes_after_kills(count, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     kill_and_resume(["generate", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)

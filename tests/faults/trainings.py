@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mortal
 import processes
+import psutil
 import tally
 
 from colddiff_core import runs
 
 Training = subprocess.Popen[str] | processes.CommandProcess
 
-STEPS, CHECKPOINT_EVERY, SAMPLE_EVERY = 120, 7, 20
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a training is."""
+
+    steps: int
+    checkpoint_every: int
+    sample_every: int
+
+    @property
+    def share(self) -> float:
+        """Return its part of the long one: of steps, and about of lines, file operations and seconds."""
+        return self.steps / LONG.steps
+
+    def up_to(self, most: int) -> int:
+        """Return the part of a number that is meant for the long one."""
+        return round(self.share * most)
+
+
+SHORT, LONG = Length(30, 7, 10), Length(120, 7, 20)  # LONG is what docs/reliability.md describes
 SETTINGS = (
     "data.size=12",
     "model.width=8",
@@ -29,9 +51,6 @@ SETTINGS = (
     "degradation.steps=5",
     "train.precision=float32",
     "train.batch_size=8",
-    f"train.steps={STEPS}",
-    f"train.checkpoint_every={CHECKPOINT_EVERY}",
-    f"train.sample_every={SAMPLE_EVERY}",
     "train.log_every=1",
 )
 TIMING_KEYS = ("images_per_second", "elapsed")  # differ between any two trainings
@@ -39,29 +58,31 @@ TIMEOUT_SECONDS = 120  # for a training that ends on its own
 ROOT = Path(__file__).parents[2]
 
 
-def arguments(run: Path, *more: str) -> list[str]:
+def arguments(run: Path, length: Length, *more: str) -> list[str]:
     """Return the arguments that start a run, or resume it if it exists."""
     if (run / "run.toml").exists():
         return ["train", "--resume", str(run), *more]
-    sets = [word for setting in SETTINGS for word in ("--set", setting)]
+    numbers = [f"train.{key}={number}" for key, number in dataclasses.asdict(length).items()]
+    sets = [word for setting in (*SETTINGS, *numbers) for word in ("--set", setting)]
     return ["train", "--preset", "digits-blur", "--out", str(run), *sets, *more]
 
 
 def start(
     run: Path,
+    length: Length,
     *more: str,
     fault: tuple[str, int] = ("none", 0),
-    lasting: int = 1,
+    lasting: int = 0,
     streams: Mapping[int, str] | None = None,
     is_leader: bool = False,
 ) -> processes.CommandProcess:
-    """Start a training with a fault of mortal.py; refusals last for `lasting` file operations.
+    """Start a training with a fault of mortal.py; `lasting` is its LASTING.
 
     `streams` are files to open as standard input, output or error, by number. With `is_leader`, the process leads a
     session, whose terminal is the first one that it opens.
     """
     prepare = functools.partial(_prepare, fault, str(run), lasting, streams or {}, is_leader)
-    return processes.start(arguments(run, *more), run.parent, prepare=prepare)
+    return processes.start(arguments(run, length, *more), run.parent, prepare=prepare)
 
 
 def _prepare(fault: tuple[str, int], run: str, lasting: int, streams: Mapping[int, str], is_leader: bool) -> None:
@@ -73,10 +94,10 @@ def _prepare(fault: tuple[str, int], run: str, lasting: int, streams: Mapping[in
     mortal.arm(*fault, run, lasting)
 
 
-def start_fresh(run: Path, *more: str, **options: object) -> subprocess.Popen[str]:
+def start_fresh(run: Path, length: Length, **options: object) -> subprocess.Popen[str]:
     """Start a training in a fresh Python, which takes seconds, for tests of how it starts."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
-    words = [sys.executable, "-m", "colddiff_cli", *arguments(run, *more)]
+    words = [sys.executable, "-m", "colddiff_cli", *arguments(run, length)]
     return subprocess.Popen(words, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
 
 
@@ -86,9 +107,23 @@ def end(process: Training, timeout: float = TIMEOUT_SECONDS) -> tuple[int | None
     return process.returncode, out + (err or "")
 
 
-def finish(run: Path) -> None:
+@contextlib.contextmanager
+def held(process: processes.CommandProcess) -> Iterator[None]:
+    """Wait until a training's "hold" or "moment" stops it; let it go on after the block."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    try:
+        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            assert process.poll() is None, "it ended before it was to stop"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def finish(run: Path, length: Length) -> None:
     """Train a run to its end."""
-    code, output = end(start(run))
+    code, output = end(start(run, length))
     assert code == 0, output
 
 
@@ -107,8 +142,9 @@ def await_beginning(run: Path, process: Training, before: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The files of a training: digests and sizes of weights and sheets, and the lines of the log."""
+    """The files of a training: its length, digests and sizes of weights and sheets, and the lines of the log."""
 
+    length: Length
     files: dict[str, tuple[str, int]]
     lines: list[dict[str, object]]
 
@@ -119,17 +155,17 @@ class RunFiles:
         return sum(files) + sum(map(len, lines))
 
 
-def read_files(run: Path) -> RunFiles:
+def read_files(run: Path, length: Length) -> RunFiles:
     """Return the files of a finished training; fail on leftover drafts."""
     found = runs.Run(run)
     newest = found.newest_checkpoint()
-    assert newest.name == f"step-{STEPS:06d}"
+    assert newest.name == f"step-{length.steps:06d}"
     hidden = [str(path) for path in run.rglob(".*")]
     assert hidden == [], "drafts were left behind"
     assert found.events()[-1]["event"] == "finished"
     lines = [{key: value for key, value in line.items() if key not in TIMING_KEYS} for line in found.metrics()]
     kept = [newest / name for name in runs.TENSOR_FILES] + sorted(found.samples.iterdir())
-    return RunFiles({path.name: (digest(path), path.stat().st_size) for path in kept}, lines)
+    return RunFiles(length, {path.name: (digest(path), path.stat().st_size) for path in kept}, lines)
 
 
 def check_result(scenario: str, run: Path, undisturbed: RunFiles, *, has_sheets: bool = True, **counts: int) -> None:
@@ -137,7 +173,7 @@ def check_result(scenario: str, run: Path, undisturbed: RunFiles, *, has_sheets:
 
     Pass `has_sheets` false if sheets may be missing, because the disk was full.
     """
-    files = read_files(run)
+    files = read_files(run, undisturbed.length)
     if not has_sheets:
         required = {name: entry for name, entry in undisturbed.files.items() if not name.startswith("step-")}
         undisturbed = dataclasses.replace(undisturbed, files=required)

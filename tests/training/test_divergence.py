@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import warnings
 
 import pytest
 import torch
@@ -99,21 +101,32 @@ def test_a_checkpoint_whose_very_next_step_is_skipped_is_passed_over(tmp_path):
     assert [name.rpartition("-")[0] for name in aside] == [".passed-step-000006"]
 
 
+KILLED_AFTER = (6, 10, 14, 20)  # ticks
+TROUBLE = {"steps": range(5, 15), "what": "nan", "after_falls": 2}
+
+
+@pytest.fixture(scope="module")
+def way_back(tmp_path_factory):
+    """A folder with a training that goes back twice, and with what a kill would have left of it after some ticks."""
+    folder = tmp_path_factory.mktemp("way_back")
+    trainer = make_trainer(folder / "whole", "train.steps=18", "train.checkpoint_every=2")
+    with warnings.catch_warnings(action="ignore", category=ColddiffWarning):
+        for number, _ in enumerate(spoil(trainer, **TROUBLE).steps(), start=1):
+            if number in KILLED_AFTER:
+                shutil.copytree(folder / "whole", folder / f"killed-{number}")
+    trainer.run.close()
+    assert trainer.stepper.falls == 2
+    return folder
+
+
 @pytest.mark.filterwarnings("ignore::colddiff_core.errors.ColddiffWarning")
-@pytest.mark.parametrize("killed_after", [6, 10, 14, 20])
-def test_a_kill_on_the_way_back_changes_no_bit(tmp_path, killed_after):
-    many = ["train.steps=18", "train.checkpoint_every=2"]
-    trouble = {"steps": range(5, 15), "what": "nan", "after_falls": 2}
-    whole = finish(spoil(make_trainer(tmp_path / "whole", *many), **trouble))
-    assert whole.stepper.falls == 2
-    first = spoil(make_trainer(tmp_path / "run", *many), **trouble)
-    for _, _ in zip(range(killed_after), first.steps(), strict=False):
-        pass
-    first.run.close()
-    second = spoil(make_trainer(tmp_path / "run"), **trouble)
+@pytest.mark.parametrize("killed_after", KILLED_AFTER)
+def test_a_kill_on_the_way_back_changes_no_bit(way_back, killed_after):
+    second = spoil(make_trainer(way_back / f"killed-{killed_after}"), **TROUBLE)
+    assert second.run.events()[-1]["event"] != "finished"
     second.resume()
     finish(second)
-    ends = [contents(trainer.run.newest_checkpoint()) for trainer in (whole, second)]
+    ends = [contents(run.newest_checkpoint()) for run in (runs.Run(way_back / "whole"), second.run)]
     for name in runs.TENSOR_FILES:
         assert all(torch.equal(tensor, ends[1][name][key]) for key, tensor in ends[0][name].items())
 
