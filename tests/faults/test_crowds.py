@@ -44,7 +44,7 @@ def crowd(run: Path, length: trainings.Length, files: int, weights: int, pause: 
 
 
 def test_readers_see_a_valid_run_and_change_nothing(tmp_path, undisturbed):
-    crowd(tmp_path / "run", undisturbed.length, 2, 1, 0.05)
+    crowd(tmp_path / "run", undisturbed.length, 2, 1, 0.02)
     trainings.check_result("  their run", tmp_path / "run", undisturbed)
 
 

@@ -65,8 +65,8 @@ def fill(disk: Path) -> Path:
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 8))])
 def test_a_temporarily_full_disk_costs_nothing(small_disk, undisturbed, seed):
     run, chance, length = small_disk / "run", random.Random(seed), undisturbed.length
-    first = chance.randint(2, length.up_to(40))
-    process = trainings.start(run, length, fault=("hold", first), lasting=chance.randint(9, length.up_to(60)))
+    first, more = chance.randint(2, 8), chance.randint(28, length.up_to(112))  # 28 lines need another page of the disk
+    process = trainings.start(run, length, fault=("hold", first), lasting=more)
     with trainings.held(process):
         filler = fill(small_disk)
     with trainings.held(process):  # some lines and a checkpoint later
@@ -82,8 +82,7 @@ def test_a_temporarily_full_disk_costs_nothing(small_disk, undisturbed, seed):
 
 @pytest.mark.parametrize("room", [8, *slow(0, 1, 2, 4, 16, 40, 80, 160)])
 def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undisturbed, room):
-    run = small_disk / "run"
-    length = undisturbed.length
+    run, length = small_disk / "run", undisturbed.length
     process = trainings.start(run, length, fault=("hold", 2 * length.checkpoint_every + 4))
     with trainings.held(process):
         assert len(runs.Run(run).checkpoints()) == 2
@@ -105,10 +104,9 @@ def test_a_disk_that_stays_full_ends_training_with_an_error(small_disk, undistur
 @pytest.mark.parametrize("seed", [1, *slow(*range(2, 12))])
 def test_refused_file_operations_lose_nothing(tmp_path, undisturbed, fault, seed):
     run, chance = tmp_path / "run", random.Random(seed)
-    first = chance.randint(1, undisturbed.length.up_to(400))
-    process = trainings.start(
-        run, undisturbed.length, fault=(fault, first), lasting=chance.choice([1, 1, 3, 10, 100, 10**6])
-    )
+    length = undisturbed.length
+    first, lasting = chance.randint(1, length.up_to(400)), length.up_to(chance.choice([1, 1, 3, 10, 100, 10**6]))
+    process = trainings.start(run, length, fault=(fault, first), lasting=max(1, lasting))
     code, output = trainings.end(process)
     assert "Traceback" not in output
     assert "Unexpected" not in output
