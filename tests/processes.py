@@ -29,11 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
 LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
-PARSER = [
-    "colddiff_cli.app",
-    "pydantic.type_adapter",
-    "rich._emoji_codes",
-]  # what reading any command line imports late
+PARSER = ["colddiff_cli.app", "pydantic.type_adapter", "rich._emoji_codes"]  # what any command line imports late
 OWN = ["evaluation.comparison", "evaluation.evaluate", "inference.generate", "inference.photograph", "training.start"]
 IMPORTED = ["torch", *LATE, *PARSER, *COMMANDS, *(f"colddiff_core.{name}" for name in OWN)]
 
