@@ -115,7 +115,7 @@ def test_a_trainer_is_started_found_dead_resumed_paused_sampled_and_stopped(in_f
     ("arguments", "why", "is_forked"),
     [
         (["--preset", "digits-blur", "--max-restarts", "1"], "--max-restarts needs --nproc", False),
-        (tiny("data.size=15"), "multiple of", True),  # found when the network is built
+        (tiny("model.multipliers=[1,2]", "data.size=15"), "multiple of", True),  # found when the network is built
     ],
 )
 def test_a_trainer_that_cannot_start_reports_why_and_leaves_nothing(
