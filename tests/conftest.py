@@ -226,11 +226,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output["tally"] = tally.counts()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the server for forked processes now if tests need it, since it takes seconds."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Start the server for forked processes before the first test, if tests need it."""
     modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
-    if any(hasattr(module, name) for module in modules for name in ("processes", "launches", "trainings")):
-        processes.warm_up()
+    if any(hasattr(module, name) for module in modules for name in ("processes", "launches", "trainings", "fuzzing")):
+        processes.start_server()
     gc.freeze()  # what is imported by now stays; looking through it for garbage takes a tenth of the tests' time
 
 

@@ -29,7 +29,7 @@ class LaunchedJob:
         end = time.monotonic() + TIMEOUT_SECONDS
         left = list(self.processes)
         while left and time.monotonic() < end:
-            sentinels = [process.process.sentinel for process in left]
+            sentinels = [process.sentinel for process in left]
             multiprocessing.connection.wait(sentinels, timeout=end - time.monotonic())
             if any(process.returncode for process in left) and not self.is_interrupted:
                 for process in left:

@@ -1,23 +1,31 @@
 """Command lines as processes, forked from a server that has imported everything: they start at once.
 
-A fresh Python takes seconds to import torch; only tests of how a command starts or exits need one.
+A fresh Python takes seconds to import torch; only tests of how a command starts or exits need one. The server is forked
+from the tests' own process before the first test.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
-import multiprocessing
+import gc
+import importlib
+import multiprocessing.connection
 import os
+import pickle
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,33 +42,42 @@ OWN = ["evaluation.comparison", "evaluation.evaluate", "inference.generate", "in
 IMPORTED = ["torch", *LATE, *PARSER, *COMMANDS, *(f"colddiff_core.{name}" for name in OWN)]
 
 
+NUMBER = struct.Struct("!q")
+
+
 @dataclasses.dataclass
 class CommandProcess:
-    """A running command line, with the methods of subprocess.Popen that tests need."""
+    """A running command line, with the methods of subprocess.Popen that tests need.
 
-    process: BaseProcess
+    Attributes:
+        sentinel: a descriptor that can be read once the process has ended.
+    """
+
+    pid: int
+    sentinel: int
     out: Path
     err: Path
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid
-        return self.process.pid
+    _code: int | None = None
 
     @property
     def returncode(self) -> int | None:
-        return self.process.exitcode
+        """The exit code, None while the process runs."""
+        if self._code is None and multiprocessing.connection.wait([self.sentinel], 0):
+            self._code = _read_number(self.sentinel)
+            os.close(self.sentinel)
+        return self._code
 
     def poll(self) -> int | None:
         """Return the exit code, None while the process runs."""
-        return self.process.exitcode
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code; raise TimeoutExpired if the process does not end in time."""
-        self.process.join(timeout)
-        if self.process.exitcode is None:
+        if self._code is None:
+            multiprocessing.connection.wait([self.sentinel], timeout)
+        if self.returncode is None:
             raise subprocess.TimeoutExpired("colddiff", timeout or 0)
-        return self.process.exitcode
+        return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait; return what was printed on stdout and on stderr."""
@@ -68,14 +85,15 @@ class CommandProcess:
         return self.out.read_text(), self.err.read_text()
 
     def send_signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        self.process.kill()
+        self.send_signal(signal.SIGKILL)
 
 
 @functools.cache
@@ -97,18 +115,96 @@ def start(
 
 def fork(act: Callable[[], int]) -> CommandProcess:
     """Start a process that calls `act` and ends with the exit code that it returns, 1 for an error."""
-    context = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(IMPORTED)
     log = Path(tempfile.mkdtemp(dir=_logs().name))
-    process = context.Process(target=_act, args=(act, log / "out", log / "err"))
-    process.start()
-    return CommandProcess(process, log / "out", log / "err")
+    ours, theirs = os.pipe()
+    content = ForkingPickler.dumps((act, log / "out", log / "err"))
+    server = start_server()
+    socket.send_fds(server, [NUMBER.pack(len(content))], [theirs])
+    server.sendall(content)
+    os.close(theirs)
+    return CommandProcess(_read_number(ours), ours, log / "out", log / "err")
 
 
-def warm_up() -> None:
-    """Start the server now, so that it imports while other tests run."""
-    forkserver.set_forkserver_preload(IMPORTED)
-    forkserver.ensure_running()
+@functools.cache
+def start_server() -> socket.socket:
+    """Fork the server from this process, before a test changes anything here; return the connection to it.
+
+    multiprocessing's own server would import everything again. It has to be forked before this process trains: torch
+    computes no gradients in a process forked later.
+    """
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # no search for garbage may touch, and so copy, the pages that processes share
+    ours, theirs = socket.socketpair()
+    if not os.fork():
+        try:
+            _serve(theirs)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    theirs.close()
+    return ours
+
+
+def _serve(requests: socket.socket) -> None:
+    """Fork a process for each request; write its pid, then its exit code, to the descriptor that came with it."""
+    woken, wake = os.pipe()
+    _forget_parent({requests.fileno(), woken, wake})
+    for descriptor in (woken, wake):
+        os.set_blocking(descriptor, False)
+    usual = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)}
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a process that ends wakes this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(wake)
+    running: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([requests, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            while running and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                _write_number(running[ended[0]], os.waitstatus_to_exitcode(ended[1]))
+                os.close(running.pop(ended[0]))
+        if requests not in ready:
+            continue
+        header, answer = socket.recv_fds(requests, NUMBER.size, 1)[:2]
+        if not header:  # the tests have ended
+            os._exit(0)
+        content = requests.recv(NUMBER.unpack(header)[0], socket.MSG_WAITALL)
+        pid = os.fork()
+        if not pid:
+            signal.set_wakeup_fd(-1)
+            for number, handler in usual.items():
+                signal.signal(number, handler)
+            for descriptor in (woken, wake, *answer, *running.values()):
+                os.close(descriptor)
+            requests.close()
+            _act(*pickle.loads(content))  # noqa: S301 - our own
+        _write_number(answer[0], pid)
+        running[pid] = answer[0]
+
+
+def _forget_parent(kept: set[int]) -> None:
+    """Let go of the descriptors that a forked process got from the tests, and of what pytest put in their place."""
+    faulthandler.disable()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {int(name) for name in os.listdir("/dev/fd")} - kept - {1, 2, nothing}:
+        with contextlib.suppress(OSError):  # the listing's own
+            os.fstat(descriptor)
+            os.dup2(nothing, descriptor, inheritable=descriptor == 0)  # its number stays taken
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+
+
+def _read_number(descriptor: int) -> int:
+    return NUMBER.unpack(os.read(descriptor, NUMBER.size))[0]
+
+
+def _write_number(descriptor: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        os.write(descriptor, NUMBER.pack(number))
 
 
 def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] | None = None) -> str:
@@ -119,8 +215,11 @@ def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] |
 
 
 def add_packages(folder: Path) -> None:
-    """Make the packages in a folder importable; a `prepare` for `start`."""
+    """Make the packages in a folder importable, as if they had been there from the start; a `prepare` for `start`."""
+    from colddiff_core.degradations import registry
+
     sys.path.insert(0, str(folder))
+    registry._entry_points.cache_clear()
 
 
 def signal_in_step(number: signal.Signals, step: int) -> None:
