@@ -35,6 +35,7 @@ TINY = (
     "data.size=12",
     "model.width=8",
     "model.multipliers=[1]",
+    "model.attention=none",
     "train.steps=6",
     "train.batch_size=8",
     "train.log_every=2",

@@ -228,7 +228,7 @@ def losses(trainer) -> list[float]:
 def test_the_loss_falls_as_in_the_plain_network(tmp_path):
     """float32 throughout: the fast network and the plain one differ by rounding alone."""
     overrides = ("train.steps=24", "train.precision=float32", "train.lr=3e-3", "model.block=convnext")
-    overrides += ("model.inputs=plain", "model.consistent=false", "model.multipliers=[1,2]")
+    overrides += ("model.inputs=plain", "model.consistent=false", "model.multipliers=[1,2]", "model.attention=middle")
     fast = make_trainer(tmp_path / "fast", *overrides)
     slow = make_trainer(tmp_path / "slow", *overrides)
     network = slow.experiment.restorer.unet
