@@ -178,11 +178,11 @@ def test_other_warnings_pass_through(run_folder, monkeypatch, capsys):
 
 
 def restore_in_little_memory() -> int:
-    """Restore 256 images with 100 MiB left; print the batch size, the count and the error of the first image."""
+    """Restore 256 images with 50 MiB left; print the batch size, the count and the error of the first image."""
     import resource
 
     op = degradations.build("mask", steps=6)
-    net = Restorer(UNet(3, 3, width=16, multipliers=(1, 2), block="resnet", attention="none"), op).eval()
+    net = Restorer(UNet(3, 3, width=32, multipliers=(1, 2), block="resnet", attention="none"), op).eval()
     x0 = torch.rand(256, 3, 32, 32)
     frozen = op.freeze(x0)
     chunked = memory.ChunkedRestorer()
@@ -190,7 +190,7 @@ def restore_in_little_memory() -> int:
         whole = chunked(net, x0[:1], 3, frozen[:1])
         lines = Path("/proc/self/status").read_text().splitlines()
         used = int(next(line for line in lines if line.startswith("VmSize")).split()[1]) * 1024
-        resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, -1))
+        resource.setrlimit(resource.RLIMIT_AS, (used + 50 * 2**20, -1))
         warnings.simplefilter("ignore")
         restored = chunked(net, x0, 3, frozen)
     print(chunked.size, len(restored), float((restored[:1] - whole).abs().max()))  # noqa: T201
