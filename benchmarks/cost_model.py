@@ -176,6 +176,7 @@ def count_work(name: str) -> WorkCost:
     """Count a preset's parameters, operations and kernels in a forward and backward pass of one image."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_map_only
     from torch.utils.flop_counter import FlopCounterMode
 
     from colddiff_core.config import presets
@@ -186,13 +187,18 @@ def count_work(name: str) -> WorkCost:
     channels = config.data.channels or (1 if config.data.dataset in ("mnist", "digits") else 3)
     settings: dict[str, Any] = {key: getattr(model, key) for key in ("width", "multipliers", "block", "attention")}
     shown = channels * (2 if model.inputs == "inverse" else 1)
-    launched = 0
+    launched, aten = 0, torch.ops.aten
+    products = (aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm)
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, call: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
             nonlocal launched
             launched += call.namespace == "aten" and not call.is_view
-            return call(*arguments, **(options or {}))
+            if call.overloadpacket not in products:
+                return call(*arguments, **(options or {}))
+            # Their values do not matter, and without bfloat16 instructions they would take minutes.
+            shapes = call(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), arguments), **(options or {}))
+            return tree_map_only(torch.Tensor, lambda shape: torch.zeros_like(shape, device="cpu"), shapes)
 
     network = UNet(shown, channels, body_dtype=torch.bfloat16, **settings)
     parameters = sum(parameter.numel() for parameter in network.parameters())

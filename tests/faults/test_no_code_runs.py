@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def test_a_run_file_cannot_cause_a_download(own_run, tmp_path, capsys, value, mo
 def test_a_run_file_cannot_bring_in_a_shard_command(own_run, tmp_path, capsys):
     (tmp_path / "shards").mkdir()
     for split in ("train", "test"):
-        (tmp_path / "shards" / f"{split}.urls").write_text(f"pipe:touch {tmp_path}/ran\n")
+        command = f"pipe:touch {shlex.quote(str(tmp_path))}/ran\n"
+        (tmp_path / "shards" / f"{split}.urls").write_text(command)
     text = (tmp_path / "run" / "run.toml").read_text()
     text = text.replace('dataset = "digits"', 'dataset = "shards"')
     text = text.replace('directory = ""', f'directory = "{tmp_path}/shards"', 1)
