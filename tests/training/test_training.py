@@ -261,6 +261,22 @@ def test_the_networks_input_has_dither_and_its_output_has_none(tmp_path):
     assert torch.equal(plain.observe(x0, None), x0)
 
 
+def test_gradients_are_clipped_to_the_bound(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "run", "train.clip=0.05", "train.steps=2")
+    optimizer, lengths = trainer.stepper.parts.optimizer, []
+    take = optimizer.step
+
+    def measured_step():
+        gradients = [weight.grad for weight in trainer.stepper.parts.network.parameters()]
+        lengths.append(float(torch.nn.utils.get_total_norm(gradients)))
+        take()
+
+    monkeypatch.setattr(optimizer, "step", measured_step)
+    finish(trainer)
+    assert min(line["grad_norm"] for line in trainer.run.metrics()) > 0.1  # what is logged is not clipped
+    assert lengths == pytest.approx([0.05, 0.05], rel=1e-3)
+
+
 def test_the_squared_loss_is_squared(tmp_path):
     logged = {}
     for loss in ("l1", "l2"):
