@@ -196,7 +196,7 @@ def count_work(name: str) -> WorkCost:
             launched += call.namespace == "aten" and not call.is_view
             if call.overloadpacket not in products:
                 return call(*arguments, **(options or {}))
-            # Their values do not matter, and without bfloat16 instructions they would take minutes.
+            # Only counted: without bfloat16 instructions, computing them takes minutes.
             shapes = call(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), arguments), **(options or {}))
             return tree_map_only(torch.Tensor, lambda shape: torch.zeros_like(shape, device="cpu"), shapes)
 

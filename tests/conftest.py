@@ -140,7 +140,7 @@ def own_run(tiny_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def train_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[trainings.Length], trainings.RunFiles]:
-    """Return what a training of a length leaves that nothing happens to; each is trained once."""
+    """Return a function that gives the files of an uninterrupted training; each length is trained once."""
 
     @functools.cache
     def train(length: trainings.Length) -> trainings.RunFiles:
@@ -155,7 +155,7 @@ def train_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tra
 def undisturbed(
     request: pytest.FixtureRequest, train_undisturbed: Callable[[trainings.Length], trainings.RunFiles]
 ) -> trainings.RunFiles:
-    """What a training leaves that nothing happens to: a long one in the long form of a test."""
+    """The files of an uninterrupted training: a long one if the test is slow."""
     is_slow = request.node.get_closest_marker("slow") is not None
     return train_undisturbed(trainings.LONG if is_slow else trainings.SHORT)
 

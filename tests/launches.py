@@ -70,7 +70,7 @@ def start(
     started = []
     for rank, own in enumerate(environments(count)):
         more = (prepares or {}).get(rank)
-        prepare = functools.partial(_prepare, threads, classifier.STEPS, more)  # conftest.py has lessened the steps
+        prepare = functools.partial(_prepare, threads, classifier.STEPS, more)  # fewer in tests: see conftest.py
         started.append(processes.start(arguments, folder, own | dict(variables or {}), prepare))
     return LaunchedJob(started)
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from colddiff_core.training.log_meter import TrainingLog
 
-# For this process and those it starts: threads that wait would spin, and keep other processes from the processors.
+# For this process and those it starts: waiting threads would spin and take the processors from others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
@@ -40,8 +40,6 @@ LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what com
 PARSER = ["colddiff_cli.app", "pydantic.type_adapter", "rich._emoji_codes"]  # what any command line imports late
 OWN = ["evaluation.comparison", "evaluation.evaluate", "inference.generate", "inference.photograph", "training.start"]
 IMPORTED = ["torch", *LATE, *PARSER, *COMMANDS, *(f"colddiff_core.{name}" for name in OWN)]
-
-
 NUMBER = struct.Struct("!q")
 
 
@@ -127,16 +125,16 @@ def fork(act: Callable[[], int]) -> CommandProcess:
 
 @functools.cache
 def start_server() -> socket.socket:
-    """Fork the server from this process, before a test changes anything here; return the connection to it.
+    """Fork the server from this process and return the connection to it.
 
-    multiprocessing's own server would import everything again. It has to be forked before this process trains: torch
-    computes no gradients in a process forked later.
+    Call it before the first test: torch computes no gradients in a process that was forked after a training, and what
+    a test patches would be in the fork. multiprocessing's own server would import everything again.
     """
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # no search for garbage may touch, and so copy, the pages that processes share
+    gc.freeze()  # or garbage collection would write to shared pages, which copies them
     ours, theirs = socket.socketpair()
     if not os.fork():
         try:
@@ -187,13 +185,15 @@ def _serve(requests: socket.socket) -> None:
 
 
 def _forget_parent(kept: set[int]) -> None:
-    """Let go of the descriptors that a forked process got from the tests, and of what pytest put in their place."""
+    """Drop the files inherited from the tests, and undo pytest's hooks."""
     faulthandler.disable()
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in {int(name) for name in os.listdir("/dev/fd")} - kept - {1, 2, nothing}:
-        with contextlib.suppress(OSError):  # the listing's own
+        with contextlib.suppress(OSError):  # the one that listed them is closed
             os.fstat(descriptor)
-            os.dup2(nothing, descriptor, inheritable=descriptor == 0)  # its number stays taken
+            os.dup2(
+                nothing, descriptor, inheritable=descriptor == 0
+            )  # not closed: a new file would get the same number
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
 
@@ -215,7 +215,7 @@ def finish(arguments: Sequence[str], folder: Path, prepare: Callable[[], None] |
 
 
 def add_packages(folder: Path) -> None:
-    """Make the packages in a folder importable, as if they had been there from the start; a `prepare` for `start`."""
+    """Make the packages in a folder importable, as if they were installed; a `prepare` for `start`."""
     from colddiff_core.degradations import registry
 
     sys.path.insert(0, str(folder))
@@ -223,7 +223,7 @@ def add_packages(folder: Path) -> None:
 
 
 def signal_in_step(number: signal.Signals, step: int) -> None:
-    """Have this process get a signal in a training step, counted from 0; a `prepare` for `start`."""
+    """Send this process a signal in a training step, counted from 0; a `prepare` for `start`."""
     from colddiff_core.training.step import Stepper
 
     take = Stepper.take

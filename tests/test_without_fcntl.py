@@ -22,7 +22,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def degrade_with_every_operator() -> int:
-    """Import the library anew, without fcntl, into this process that has torch, and try its operators."""
+    """Import the library again without fcntl, in a process that already has torch, and try its operators."""
     import torch
 
     for name in [name for name in sys.modules if name.partition(".")[0] in ("colddiff_core", "colddiff_cli")]:

@@ -1,4 +1,4 @@
-"""Which process of a job this is, from torchrun's variables, and how many the machine has room for; free of torch.
+"""Which process of a job this is, from torchrun's variables, and how many processors there are; needs no torch.
 
 The process group registers itself here once its processes have connected, so that code without torch can query it.
 """

@@ -153,7 +153,7 @@ def _chunks(published: PublishedWeights, folder: Path) -> Iterator[tuple[bytes, 
 
 
 class LeftUnfilled(BaseTorchFunctionMode):
-    """Layers built within it have no random weights, which take up to a second to draw: others are loaded at once."""
+    """Builds layers without random weights, which take up to a second to draw; the caller loads others."""
 
     def __torch_function__(
         self,
@@ -162,7 +162,7 @@ class LeftUnfilled(BaseTorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Leave a tensor as it is where it would be filled with random numbers."""
+        """Skip random initialization."""
         if function in RANDOM:
             return (*args, (kwargs or {}).get("tensor"))[0]
         return super().__torch_function__(function, types, args, kwargs)

@@ -92,7 +92,7 @@ class Stepper:
         network = experiment.restorer.unet
         average = AveragedModel(network) if self.ranks.is_first else None
         self._blend = get_ema_multi_avg_fn(self.settings.ema_decay)
-        # Listed once: to walk through the modules of a small network takes a tenth of a step.
+        # Listed once: walking through a small network's modules takes a tenth of a step.
         self._weights = list(network.parameters())
         self._averages = list(average.module.parameters()) if average else []
         optimizer = torch.optim.AdamW(

@@ -25,7 +25,7 @@ SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
 def test_help_and_presets_import_no_torch_and_only_the_command_that_runs():
-    """A fresh Python calls one command line after the other, and reports what has been imported by then."""
+    """One fresh Python runs the command lines in turn and reports what is imported after each."""
     code = (
         "import json, sys; from colddiff_cli.__main__ import run\n"
         "for arguments in json.loads(sys.argv[1]):\n"

@@ -140,6 +140,7 @@ def test_a_closed_output_pipe_does_not_stop_the_work(here, tmp_path):
     _, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
     assert len(head.stdout.splitlines()) == 1
+    assert not (here / "evaluated").exists(), "it was not measured to the end"
 
 
 def test_a_pipe_that_is_closed_before_the_first_line_is_no_failure():
@@ -173,7 +174,7 @@ def test_an_unmeasurable_metric_is_reported(here, capsys):
 
 
 def test_wrong_features_are_refused_without_torch(in_folder):
-    """By one fresh Python, which would keep what the first command imports."""
+    """In one fresh Python: what any of the commands imports stays visible."""
     commands = [["eval"], ["compare"], ["reproduce", "table1"]]
     wrong = {"incepton": ["--features", "incepton"], "Inception's": ["--weights", "w.pth"]}
     code = (

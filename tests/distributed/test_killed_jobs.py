@@ -92,10 +92,10 @@ def test_processes_whose_agent_was_killed_save_and_end(tmp_path):
 
 
 def test_a_job_restarts_after_a_kill_and_finishes(tmp_path):
-    """The processes get the variables and the store of torchrun, and are started as it does."""
+    """Without torchrun, but with its environment variables and store."""
     out = tmp_path / "run"
     words = [*SMALL_TRAINING, "--set", "train.steps=16", "--set", "train.checkpoint_every=5", "--out", str(out)]
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # is there for all attempts
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # serves all attempts
     agent = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "1"}
     kills = {1: functools.partial(processes.signal_in_step, signal.SIGKILL, 12)}, {}
     outcomes, errors = [], ""
@@ -133,7 +133,7 @@ def test_torchrun_restarts_a_job_after_a_kill(tmp_path):
 
 
 def check_restarted(out, errors, words, saved):
-    """Check a run whose job was restarted after a kill, when step `saved` at least had been saved."""
+    """Check the run of a job that was killed after step `saved` was saved, and restarted."""
     assert errors.count("Process 0 of 2 has lost the others") == 1
     assert "Traceback" not in errors
     events = runs.Run(out).events()

@@ -125,7 +125,7 @@ def test_a_broken_named_picture_ends_all_processes(workspace):
         assert 2 in job.wait()
         lines = job.output("err").splitlines()
         reports = list(zip(lines[::2], lines[1::2], strict=True))
-        # The first process may also tell that it lost the others, before it is ended.
+        # The first process may also report that it lost the others before it is terminated.
         ((problem, remedy),) = [report for report in reports if "Process 0 of 2 has lost the others" not in report[0]]
         assert len(reports) <= 2
         assert "in/3.png is not an image that can be read" in problem

@@ -157,7 +157,7 @@ def figures_of(out):
 
 @pytest.fixture(scope="module")
 def printed(tiny_run, tmp_path_factory):
-    """What an undisturbed call prints."""
+    """What an uninterrupted call prints."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.chdir(folder)
@@ -212,7 +212,7 @@ def test_two_calls_alike_both_come_to_their_figures(own, printed, capsys, monkey
     assert figures_of(capsys.readouterr().out) == printed
 
 
-@pytest.mark.usefixtures("printed")  # the classifier is trained by then; two threads wait for each other if others run
+@pytest.mark.usefixtures("printed")  # trains the classifier first, which is slow with two threads on busy processors
 def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
     """Where batches are of 16 images; the last one of 50 is not, and is filled up."""
     (own / "evaluated").write_text("in the way")  # as a run is that is another user's

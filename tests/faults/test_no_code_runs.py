@@ -86,6 +86,7 @@ def _check_call(path: Path, call: ast.Call) -> None:
     assert name not in CALLS, where
     assert not name.startswith(("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn")), where
     if name == "torch.load":
+        assert "weights_only" in keywords, where
         assert ast.unparse(keywords["weights_only"]) == "True", where
     if "allow_pickle" in keywords:
         assert ast.unparse(keywords["allow_pickle"]) == "False", where

@@ -35,11 +35,11 @@ class Length:
 
     @property
     def share(self) -> float:
-        """Return its part of the long one: of steps, and about of lines, file operations and seconds."""
+        """Return its length relative to LONG; lines, file operations and seconds are about in proportion."""
         return self.steps / LONG.steps
 
     def up_to(self, most: int) -> int:
-        """Return the part of a number that is meant for the long one."""
+        """Return a number meant for LONG, scaled down to this length."""
         return round(self.share * most)
 
 
@@ -76,7 +76,7 @@ def start(
     streams: Mapping[int, str] | None = None,
     is_leader: bool = False,
 ) -> processes.CommandProcess:
-    """Start a training with a fault of mortal.py; `lasting` is its LASTING.
+    """Start a training with a fault of mortal.py, whose LASTING is `lasting`.
 
     `streams` are files to open as standard input, output or error, by number. With `is_leader`, the process leads a
     session, whose terminal is the first one that it opens.
@@ -109,7 +109,7 @@ def end(process: Training, timeout: float = TIMEOUT_SECONDS) -> tuple[int | None
 
 @contextlib.contextmanager
 def held(process: processes.CommandProcess) -> Iterator[None]:
-    """Wait until a training's "hold" or "moment" stops it; let it go on after the block."""
+    """Wait until the fault "hold" or "moment" has stopped a training; continue it after the block."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     try:
         while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:

@@ -227,19 +227,19 @@ def test_unreadable_and_unwritable_files_are_reported(tmp_path, monkeypatch):
 
 
 def megabytes(line: str) -> float:
-    """Return a figure of this process in /proc."""
+    """Return a line of this process's /proc status, such as VmRSS, in MB."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition(line + ":")[2].split()[0]) / 1024
 
 
 def reset_peak() -> float:
-    """Let the peak of this process's memory begin anew; return what it holds now, in MB."""
+    """Reset this process's peak memory; return what it uses now, in MB."""
     Path("/proc/self/clear_refs").write_text("5")
     return megabytes("VmRSS")
 
 
 def print_extra_memory(big: Path, small: Path, out: Path) -> int:
-    """Print the MB of a photograph's floats, and what reading and writing it take beside them."""
+    """Print, in MB, the size of a photograph's floats and the extra memory that reading and writing it takes."""
     photograph.write(photograph.read(small), torch.zeros(3, 14, 23), out)
     before = reset_peak()
     found = photograph.read(big)

@@ -41,7 +41,7 @@ def tiny(*changes):
 
 
 class ForkedTrainer:
-    """A trainer started as by subprocess.Popen, from the server of processes.py instead of in a fresh Python."""
+    """Starts a trainer like subprocess.Popen, but as a fork instead of a fresh Python."""
 
     def __init__(self, command: list[str], *, stdin: int, stdout: BinaryIO, stderr: BinaryIO, start_new_session: bool):
         assert command[:4] == [sys.executable, "-m", "colddiff_cli", "train"]
@@ -70,7 +70,7 @@ def detach(log: str) -> None:
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Return a function from which on trainers are forked, where the start of Python is not the point."""
+    """Return a function that switches to forked trainers, for tests in which the start of Python does not matter."""
 
     def fork_trainers():
         started = types.SimpleNamespace(Popen=ForkedTrainer, DEVNULL=subprocess.DEVNULL)

@@ -110,7 +110,7 @@ def test_memory_is_known_without_sysconf(monkeypatch):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Add up the bytes of all live tensors but a network's weights and their copies in other dtypes."""
+    """Add up the bytes of live tensors, except a network's weights and their copies in other dtypes."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()

@@ -77,7 +77,7 @@ SPIKES = {777, 5005, 12_345, 19_990}
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
-    """A file of 20,000 lines, to be read."""
+    """A file of 20,000 lines; do not write to it."""
     path = tmp_path_factory.mktemp("long") / "m"
     long_file(path, 20_000, SPIKES)
     return path

@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", params=SIZES)
 def walk(request, tmp_path_factory):
-    """The size, and a picture and the text of every screen, all from one dashboard."""
+    """The size, and the picture and text of every screen, from one dashboard."""
     screens = {}
     with pytest.MonkeyPatch.context() as patch, golden_folder(tmp_path_factory.mktemp("walk"), patch) as path:
         app = make_app(path)

@@ -121,7 +121,7 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture
 def command(pictures, in_folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["colddiff", "reproduce", "table1"])
-    monkeypatch.setattr(sample_sheet, "IMAGES", 1)  # no table has them
+    monkeypatch.setattr(sample_sheet, "IMAGES", 1)  # the tables need no sheets
     common = ["--datasets", "cifar10", "--data-dir", str(pictures), *CHANGES, "--n", "10"]
     return lambda *words: ["reproduce", *words, *common]
 
@@ -322,7 +322,7 @@ def test_a_changed_rate_is_reported_and_a_read_only_run_is_measured(command, cap
 
 @pytest.mark.parametrize("size", [192, pytest.param(Inception.size, marks=pytest.mark.slow)])
 def test_fid_with_the_users_weights_records_their_hash(command, pictures, tmp_path, capsys, monkeypatch, size):
-    """The roots of FID's own covariances take seconds each, so the short form takes an earlier layer's features."""
+    """FID with 2,048 features takes seconds for each matrix root, so the short form uses an earlier layer."""
     pytest.importorskip("torch_fidelity")
     from inceptions import random_inception
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -107,7 +107,7 @@ TROUBLE = {"steps": range(5, 15), "what": "nan", "after_falls": 2}
 
 @pytest.fixture(scope="module")
 def way_back(tmp_path_factory):
-    """A folder with a training that goes back twice, and with what a kill would have left of it after some ticks."""
+    """A folder with a training that goes back twice, and copies of it as a kill after some ticks would leave it."""
     folder = tmp_path_factory.mktemp("way_back")
     trainer = make_trainer(folder / "whole", "train.steps=18", "train.checkpoint_every=2")
     with warnings.catch_warnings(action="ignore", category=ColddiffWarning):

@@ -129,7 +129,7 @@ ACCUMULATED = ("train.accumulate=2", "train.log_every=1")
 
 @pytest.fixture(scope="module")
 def as_it_is(tmp_path_factory):
-    """A training with ACCUMULATED whose network is not to be compiled."""
+    """A training with ACCUMULATED and without compilation."""
     return finish(make_trainer(tmp_path_factory.mktemp("eager") / "run", *ACCUMULATED))
 
 

@@ -179,7 +179,7 @@ class MetricsHistory:
             with self.path.open("rb") as file:
                 if start:
                     file.seek(start - 1)
-                    file.readline(min(CHUNK_BYTES, end - start + 1))  # an endless line may pass over all of it
+                    file.readline(min(CHUNK_BYTES, end - start + 1))  # a line may be longer than that
                     start = file.tell()
                 data = file.read(max(0, end - start))
                 if data and not data.endswith(b"\n"):
