@@ -137,7 +137,7 @@ def test_a_run_on_a_read_only_disk_can_be_used_but_not_trained(tiny_run, small_d
 
 
 CHECKPOINT_FILES = pytest.mark.parametrize("name", [*runs.TENSOR_FILES, "state.json"])
-EVERY_BYTES = pytest.mark.parametrize("every", [32768, *slow(1024)])
+EVERY_BYTES = pytest.mark.parametrize("every", [8192, *slow(1024)])
 
 
 @EVERY_BYTES
