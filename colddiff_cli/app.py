@@ -158,8 +158,7 @@ class CommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the command that `args` begin with, then find it as usual."""
         if args[0] in LOADERS:
-            group: Any = typer.main.get_command(with_commands([args[0]], args[1:]))
-            self.add_command(group.commands[args[0]])
+            self.add_command(_command(args[0], args[1:]))
         name, command, rest = super().resolve_command(ctx, args)
         if ctx.resilient_parsing and command is not None:
             _keep_words(command, ctx)
@@ -180,6 +179,14 @@ def _keep_words(command: Any, context: Any) -> None:
         _keep_words(inner, context)
 
 
+def _command(name: str, arguments: list[str]) -> Any:
+    """Return the parser of one command, without the app around it, which takes milliseconds and is there already."""
+    alone = typer.Typer(add_completion=False)
+    _add(alone, name, arguments)
+    built: Any = typer.main.get_command(alone)
+    return built.commands[name] if alone.registered_groups else built
+
+
 def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperGroup] = TyperGroup) -> typer.Typer:
     """Return the app with the commands `names`; `degrade` has options for the operator that `arguments` name."""
     made = typer.Typer(
@@ -192,12 +199,16 @@ def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperG
     )
     made.callback()(root)
     for name in names:
-        function = LOADERS[name](arguments)
-        if isinstance(function, typer.Typer):
-            made.add_typer(function, name=name)
-        else:
-            made.command(name)(function)
+        _add(made, name, arguments)
     return made
+
+
+def _add(made: typer.Typer, name: str, arguments: list[str]) -> None:
+    function = LOADERS[name](arguments)
+    if isinstance(function, typer.Typer):
+        made.add_typer(function, name=name)
+    else:
+        made.command(name)(function)
 
 
 app = with_commands([], [], CommandGroup)
