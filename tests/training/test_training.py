@@ -82,7 +82,8 @@ def test_log_lines_after_the_checkpoint_are_written_again(tmp_path):
     assert [line["step"] for line in again.run.metrics()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_it_learns(tmp_path):
+def test_it_learns(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_sheet, "IMAGES", 16)
     overrides = ("train.steps=60", "train.batch_size=16", "train.lr=5e-3", "train.log_every=10")
     overrides += ("train.checkpoint_every=60",)
     trainer = finish(make_trainer(tmp_path / "run", *overrides))
