@@ -192,22 +192,19 @@ def pictures():
     return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
 
 
-@pytest.fixture
-def enlarged(features, request, monkeypatch):
-    """Let networks enlarge pictures to fewer pixels than 299: a quarter of the work, and layers of 3 x 3 at the end."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", getattr(request, "param", 139))
+def enlarge_less(monkeypatch, side: int = 139) -> None:
+    """Let Inception enlarge to fewer pixels than 299: a quarter of the work, and layers of 3 x 3 at the end."""
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE", side
+    )
 
 
 @needs_fidelity
-@pytest.mark.parametrize("enlarged", [139, pytest.param(299, marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.usefixtures("enlarged")
-def test_inception_features_match_torchmetrics_for_any_batch(
-    tmp_path, inception_state, features, pictures, monkeypatch
-):
+@pytest.mark.parametrize("side", [139, pytest.param(299, marks=pytest.mark.slow)])
+def test_inception_matches_torchmetrics_for_any_batch(tmp_path, inception_state, features, pictures, monkeypatch, side):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
+    enlarge_less(monkeypatch, side)
     torch.save(inception_state, tmp_path / "inception.pth")
     with LeftUnfilled():  # it loads the file's
         metric = FrechetInceptionDistance(feature_extractor_weights_path=str(tmp_path / "inception.pth"))
@@ -224,8 +221,8 @@ def test_inception_features_match_torchmetrics_for_any_batch(
 
 
 @needs_fidelity
-@pytest.mark.usefixtures("enlarged")
-def test_inception_repeats_gray_and_takes_any_shape(features, pictures):
+def test_inception_repeats_gray_and_takes_any_shape(features, pictures, monkeypatch):
+    enlarge_less(monkeypatch)
     gray = pictures[:1, :1, :5]
     assert torch.equal(features(gray), features(gray.repeat(1, 3, 1, 1)))
 
