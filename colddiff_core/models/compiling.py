@@ -63,7 +63,8 @@ def disable(network: nn.Module) -> None:
 
 def begin_step() -> None:
     """Allow the CUDA graphs of "reduce-overhead" to overwrite their previous outputs."""
-    torch.compiler.cudagraph_mark_step_begin()
+    if torch.cuda.is_initialized():  # elsewhere there are none, and what marks the step takes a second to import
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def evaluate(restorer: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> Tensor:

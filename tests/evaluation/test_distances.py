@@ -38,8 +38,14 @@ def stats_of(real: torch.Tensor) -> distribution.ReferenceStats:
     return distribution.reference_stats(GivenFeatures(rows.shape[1]), Vectors(rows[:, :, None, None]))
 
 
-def distances(generated: torch.Tensor, real: torch.Tensor, batch: int = 1000, *, is_paired: bool = False) -> Distances:
-    meter = Distances(stats_of(real))
+def distances(
+    generated: torch.Tensor,
+    real: torch.Tensor | distribution.ReferenceStats,
+    batch: int = 1000,
+    *,
+    is_paired: bool = False,
+) -> Distances:
+    meter = Distances(stats_of(real) if isinstance(real, torch.Tensor) else real)
     numbers = range(len(generated))
     for first, part in enumerate(generated.float().split(batch)):
         meter.update(part[:, :, None, None], numbers[first * batch :][: len(part)] if is_paired else None)
@@ -51,13 +57,15 @@ def gaussians(count: int, size: int = 2, seed: int = 1) -> torch.Tensor:
 
 
 def test_frechet_distance_of_gaussians_in_closed_form():
-    numbers = gaussians(50_000)
+    numbers = gaussians(2000)
+    numbers -= numbers.mean(0)
+    numbers = numbers @ torch.linalg.inv(torch.linalg.cholesky(numbers.T.cov())).T  # exactly of the standard moments
     near, far = numbers * torch.tensor([1.0, 2.0]), numbers * torch.tensor([3.0, 1.0]) + torch.tensor([1.0, -2.0])
     # Diagonal covariances: |m - m'|^2 + sum (s - s')^2.
-    assert distances(near, far, 12_500).result()["fd"] == pytest.approx(5 + 4 + 1, rel=0.02)
-    assert distances(near, near, 12_500).result()["fd"] == pytest.approx(0, abs=1e-6)
+    assert distances(near, far, 500).result()["fd"] == pytest.approx(5 + 4 + 1, rel=1e-4)
+    assert distances(near, near, 500).result()["fd"] == pytest.approx(0, abs=1e-6)
     turned = near @ torch.linalg.qr(gaussians(2, seed=2)).Q
-    assert distances(turned, turned + 3, 12_500).result()["fd"] == pytest.approx(18, rel=1e-4)
+    assert distances(turned, turned + 3, 500).result()["fd"] == pytest.approx(18, rel=1e-4)
 
 
 def test_distances_match_torchmetrics():
@@ -132,7 +140,8 @@ def test_no_distance_depends_on_the_batch():
 
 
 def test_the_interval_is_as_wide_as_the_spread_over_samples():
-    meters = [distances(gaussians(1000, 6, seed) + 0.3, gaussians(20_000, 6, seed + 500)) for seed in range(16)]
+    real = stats_of(gaussians(20_000, 6, 500))
+    meters = [distances(gaussians(1000, 6, seed) + 0.3, real) for seed in range(16)]
     results, intervals = [meter.result() for meter in meters], [meter.intervals() for meter in meters]
     for key in ("fd", "kd"):
         spread = torch.tensor([result[key] for result in results]).std()
@@ -155,9 +164,9 @@ def test_restored_images_are_resampled_with_their_originals():
         ends = torch.tensor([meter.intervals()["fd"] for meter in meters])
         return ((ends[:, 1] - ends[:, 0]) / 2 / 1.96).mean()
 
-    together = deviation(paired)
+    together = deviation(paired[:4])
     assert 0.6 < together / spread < 1.6
-    assert deviation([distances(generated, real) for generated, real in pairs]) > 2 * together
+    assert deviation([distances(generated, real) for generated, real in pairs[:4]]) > 2 * together
 
 
 def test_few_images_have_distances_without_an_interval_and_one_has_none():

@@ -31,9 +31,13 @@ def splits():
     return [datasets.load("digits", datasets.DatasetRequest(split, 12)) for split in ("train", "test")]
 
 
-@pytest.mark.parametrize("steps", [90, pytest.param(classifier.STEPS, marks=pytest.mark.slow)])
-def test_a_classifier_learns_the_digits(tmp_path, monkeypatch, splits, steps):
+LONG = pytest.param(classifier.STEPS, classifier.BATCH, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(120, 32), LONG])
+def test_a_classifier_learns_the_digits(tmp_path, monkeypatch, splits, steps, batch):
     monkeypatch.setattr(classifier, "STEPS", steps)
+    monkeypatch.setattr(classifier, "BATCH", batch)
     network = classifier.load_or_train(*splits, tmp_path, "digits", CPU)
     assert float(network.accuracy) > 0.9
     with torch.no_grad():

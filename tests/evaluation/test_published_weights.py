@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import pickle
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import safetensors.torch
 import torch
@@ -20,7 +21,7 @@ from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import inception, published_weights
 from colddiff_core.evaluation.inception import Inception
 from colddiff_core.evaluation.lpips import MIN_SIDE_PIXELS, Lpips
-from colddiff_core.evaluation.published_weights import ALEXNET, INCEPTION, PublishedWeights
+from colddiff_core.evaluation.published_weights import ALEXNET, INCEPTION, LeftUnfilled, PublishedWeights
 from colddiff_core.images import read, to_pillow
 
 CPU = torch.device("cpu")
@@ -151,13 +152,23 @@ def test_a_truncated_file_is_refused(tmp_path, published, suffix):
     assert str(path) in _two_lines(error.value)
 
 
+SLOW = ("torchvision", "torchmetrics", "torch_fidelity")
+
+
+def import_anew() -> int:
+    """Import the modules as a fresh Python that has torch would, and print which slow ones that imports."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in (*SLOW, "colddiff_core"):
+            del sys.modules[name]
+    for name in ("inception", "lpips", "published_weights"):
+        importlib.import_module(f"colddiff_core.evaluation.{name}")
+    print([name for name in SLOW if name in sys.modules])  # noqa: T201
+    return 0
+
+
 def test_the_modules_import_nothing_slow():
-    code = (
-        "import sys; from colddiff_core.evaluation import inception, lpips, published_weights;"
-        "print([name for name in ('torchvision', 'torchmetrics', 'torch_fidelity') if name in sys.modules])"
-    )
-    network = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert network.stdout.strip() == "[]"
+    process = processes.fork(import_anew)
+    assert process.communicate() == ("[]\n", "")
 
 
 @pytest.fixture(scope="module")
@@ -181,14 +192,22 @@ def pictures():
     return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
 
 
+def enlarge_less(monkeypatch, side: int = 139) -> None:
+    """Let Inception enlarge to fewer pixels than 299: a quarter of the work, and layers of 3 x 3 at the end."""
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE", side
+    )
+
+
 @needs_fidelity
-def test_inception_features_match_torchmetrics_for_any_batch(
-    tmp_path, inception_state, features, pictures, monkeypatch
-):
+@pytest.mark.parametrize("side", [139, pytest.param(299, marks=pytest.mark.slow)])
+def test_inception_matches_torchmetrics_for_any_batch(tmp_path, inception_state, features, pictures, monkeypatch, side):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
+    enlarge_less(monkeypatch, side)
     torch.save(inception_state, tmp_path / "inception.pth")
-    metric = FrechetInceptionDistance(feature_extractor_weights_path=str(tmp_path / "inception.pth"))
+    with LeftUnfilled():  # it loads the file's
+        metric = FrechetInceptionDistance(feature_extractor_weights_path=str(tmp_path / "inception.pth"))
     for number, picture in enumerate(pictures):
         to_pillow(picture).save(tmp_path / f"{number}.png")
     saved = torch.stack([read(tmp_path / f"{number}.png") for number in range(3)])
@@ -202,7 +221,8 @@ def test_inception_features_match_torchmetrics_for_any_batch(
 
 
 @needs_fidelity
-def test_inception_repeats_gray_and_takes_any_shape(features, pictures):
+def test_inception_repeats_gray_and_takes_any_shape(features, pictures, monkeypatch):
+    enlarge_less(monkeypatch)
     gray = pictures[:1, :1, :5]
     assert torch.equal(features(gray), features(gray.repeat(1, 3, 1, 1)))
 
@@ -289,7 +309,8 @@ def test_lpips_matches_torchmetrics(tmp_path, alexnet_state, lpips, pairs):
     hub = tmp_path / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     torch.save(alexnet_state, hub / ALEXNET.file)  # where torchvision looks before it downloads
-    metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")
+    with LeftUnfilled():
+        metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")
     inside = [x.clamp(-1, 1).split(1) for x in pairs]
     wanted = torch.stack([metric(image, original) for image, original in zip(*inside, strict=True)])
     found = lpips(*pairs)

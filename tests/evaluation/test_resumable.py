@@ -26,14 +26,14 @@ from colddiff_core.evaluation.metrics import MetricAccumulator, Reference
 from colddiff_core.inference import open_run
 
 COLUMNS = ("degraded", "sampled")
-COUNT, SIZE, T = 50, 8, 5
+COUNT, SIZE, T = 50, 8, 2
 EACH = 2  # batches of a portion
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("measured") / "run"
-    finish(make_trainer(path, "train.precision=float32"))
+    finish(make_trainer(path, "train.precision=float32", "train.steps=2"))
     return open_run.open_run(runs.Run(path), device="cpu").experiment
 
 
@@ -145,7 +145,7 @@ def own(tiny_run, in_folder):
     return shutil.copytree(tiny_run, in_folder / "own")
 
 
-ASKED = ["eval", "own", "--n", str(COUNT), "--batch-size", str(SIZE), "--json"]
+ASKED = ["eval", "own", "--n", str(COUNT), "--t", str(T), "--batch-size", str(SIZE), "--json"]
 
 
 def figures_of(out):
@@ -218,7 +218,7 @@ def test_two_processes_of_one_thread_come_to_the_json_of_one_of_two(own):
     (own / "evaluated").write_text("in the way")  # as a run is that is another user's
     results = []
     for count, threads in ((1, 2), (2, 1)):
-        out, _ = launches.finish([*ASKED, "--t", "2", "--batch-size", "16"], own.parent, count, threads)
+        out, _ = launches.finish([*ASKED, "--batch-size", "16"], own.parent, count, threads)
         results.append(figures_of(out))
     assert results[0] == results[1]
     assert results[0]["metrics"]["sampled"]["fd"] is not None

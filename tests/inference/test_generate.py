@@ -16,6 +16,7 @@ from colddiff_core.datasets import from_config
 from colddiff_core.errors import UsageError
 from colddiff_core.inference import generate, open_run
 from colddiff_core.sampling import Sampling
+from colddiff_core.training import sample_sheet
 
 CPU = torch.device("cpu")
 BLUR = ("degradation.schedule=exponential", "degradation.final_mean=true", "degradation.dither=0.01")
@@ -99,15 +100,22 @@ def test_every_operator_has_a_small_preset():
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_every_small_preset_generates_from_its_operators_own_prior(preset, tmp_path):
+def test_every_small_preset_trains_restores_and_generates_from_its_operators_own_prior(preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_sheet, "IMAGES", 2)
     for number in range(12):
         shades = torch.randint(256, (3, 12, 12), generator=seeds.generator(number)).to(torch.uint8)
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(shades.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{number}.png")
     overrides = ["train.steps=2", f"data.directory={tmp_path / 'photos'}"]
+    overrides += ["model.multipliers=[1,2]", "model.attention=middle"] if preset.startswith("digits-") else []
     overrides += ["degradation.steps=2"] if preset == "digits-pixelate" else []
     trainer = finish(make_trainer(tmp_path / "run", *overrides, preset=preset))
     built = open_run.open_run(trainer.run, device=CPU).experiment
+    x0 = trainer.test_set.images(slice(0, 3))
+    x_t, frozen = built.degrade(x0, built.operator.steps, seeds.image_generators(0, range(3)))
+    alone, _ = built.degrade(x0[2:], built.operator.steps, seeds.image_generators(0, [2]))
+    assert torch.allclose(x_t[2:], alone, atol=1e-6)
+    assert built.restorer(x_t, built.operator.steps, frozen).isfinite().all()
     generator = generate.prepare(trainer.run, built, None)
     assert generator.prior.name == built.operator.priors[0]
     made = images(generator, 3)

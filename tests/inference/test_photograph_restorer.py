@@ -170,7 +170,7 @@ def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
     made = built(preset, 3)
     torch.nn.init.normal_(made.restorer.unet.head.weight, std=0.05)
     by = photograph.PhotographRestorer(made, Sampling("direct"), True)
-    x_t = degraded(made, scene(220, 340), 2)
+    x_t = degraded(made, scene(160, 260), 2)
     whole = by.restore(by.look(x_t, 2))
     shares = []
     monkeypatch.setattr(memory, "tile_side", lambda *_: 128)
@@ -185,7 +185,7 @@ def test_by_tiles_it_is_the_same_picture(preset, monkeypatch):
 def test_where_memory_runs_out_tiles_get_smaller(monkeypatch):
     made = built()
     by = photograph.PhotographRestorer(made, Sampling("direct"), False)
-    x_t = degraded(made, scene(220, 340), 2)
+    x_t = degraded(made, scene(200, 260), 2)
     whole = by.restore(by.look(x_t, 2))
     forward, room = type(made.restorer.unet).forward, 40_000
 
@@ -197,7 +197,7 @@ def test_where_memory_runs_out_tiles_get_smaller(monkeypatch):
     monkeypatch.setattr(type(made.restorer.unet), "forward", short_of_memory)
     torch.testing.assert_close(by.restore(by.look(x_t, 2)), whole, rtol=0, atol=1 / 255)
     room = 100
-    with pytest.raises(MachineError, match="not enough memory on cpu for a picture of 340x220"):
+    with pytest.raises(MachineError, match="not enough memory on cpu for a picture of 260x200"):
         by.restore(by.look(x_t, 2))
 
 

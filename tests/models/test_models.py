@@ -20,9 +20,13 @@ def test_default_network_has_the_papers_size():
         assert count_parameters(UNet(1, 1)) == 56_617_076
 
 
-@pytest.mark.parametrize("block", sorted(BLOCKS))
-@pytest.mark.parametrize("attention", ["all", "middle", "none"])
-@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 12, 20), (4, 4, 4)])
+ATTENTIONS, SHAPES = ("all", "middle", "none"), ((1, 8, 8), (3, 12, 20), (4, 4, 4))
+PAIRWISE = [  # each two of block, attention and shape meet
+    (block, ATTENTIONS[i], *SHAPES[(i + j) % 3]) for j, block in enumerate(sorted(BLOCKS)) for i in range(3)
+]
+
+
+@pytest.mark.parametrize(("block", "attention", "channels", "height", "width"), PAIRWISE)
 def test_forward_and_backward_work_for_any_channels_and_divisible_size(block, attention, channels, height, width):
     torch.manual_seed(0)
     network = UNet(channels, channels, width=8, multipliers=(1, 2, 2), block=block, attention=attention)

@@ -9,11 +9,12 @@ import warnings
 import weakref
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
 from conftest import finish, make_trainer
-from PIL import Image
+from PIL import Image, ImageChops
 from small_memory import COMMANDS, SmallMachine, masked_run, small_machine
 
 from colddiff_cli.__main__ import run
@@ -135,7 +136,7 @@ def test_a_command_continues_with_warnings_and_one_json_object(command, run_fold
     assert run(arguments) == 0
     normal = capsys.readouterr()
     assert "memory" not in normal.err
-    pixels = Image.open("output.png").tobytes() if "--out" in arguments else b""
+    pixels = Image.open("output.png").copy() if "--out" in arguments else None
     with small_machine(monkeypatch, 3):
         assert run(arguments) == 0
     limited = capsys.readouterr()
@@ -147,8 +148,10 @@ def test_a_command_continues_with_warnings_and_one_json_object(command, run_fold
     ]
     assert "colddiff_core" not in limited.err
     if pixels:
-        differences = [abs(a - b) for a, b in zip(pixels, Image.open("output.png").tobytes(), strict=True)]
-        assert max(differences) <= 1  # of 256 levels
+        again = Image.open("output.png")
+        assert (again.size, again.mode) == (pixels.size, pixels.mode)
+        extremes = np.ravel(ImageChops.difference(pixels, again).getextrema())
+        assert extremes.max() <= 1  # of 256 levels
     if command == "eval":
         assert after["metrics"]["sampled"]["rmse"] == pytest.approx(before["metrics"]["sampled"]["rmse"], abs=1e-3)
 
@@ -178,12 +181,12 @@ def test_other_warnings_pass_through(run_folder, monkeypatch, capsys):
 
 
 def restore_in_little_memory() -> int:
-    """Restore 256 images with 50 MiB left; print the batch size, the count and the error of the first image."""
+    """Restore 96 images with 50 MiB left; print the batch size, the count and the error of the first image."""
     import resource
 
     op = degradations.build("mask", steps=6)
     net = Restorer(UNet(3, 3, width=32, multipliers=(1, 2), block="resnet", attention="none"), op).eval()
-    x0 = torch.rand(256, 3, 32, 32)
+    x0 = torch.rand(96, 3, 32, 32)
     frozen = op.freeze(x0)
     chunked = memory.ChunkedRestorer()
     with torch.no_grad():
@@ -203,6 +206,6 @@ def test_a_real_memory_limit_is_survived():
     printed, errors = process.communicate()
     assert process.returncode == 0, errors
     size, count, difference = printed.split()
-    assert 1 <= int(size) < 256
-    assert int(count) == 256
+    assert 1 <= int(size) < 96
+    assert int(count) == 96
     assert float(difference) < 1e-5

@@ -10,7 +10,7 @@ from colddiff_core.config.schema import ModelConfig
 from colddiff_core.models import UNet, memory
 from colddiff_core.models.tiling import TiledRestorer
 
-LOCAL = {"width": 8, "multipliers": (1, 2), "attention": "none"}
+LOCAL = {"width": 4, "multipliers": (1, 2), "attention": "none"}
 
 
 def network(block: str = "local", **settings) -> UNet:

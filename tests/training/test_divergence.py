@@ -14,7 +14,7 @@ from torch import nn
 
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffWarning, MachineError
-from colddiff_core.training import divergence
+from colddiff_core.training import divergence, sample_sheet
 
 
 class Spoiled(nn.Module):
@@ -101,6 +101,12 @@ def test_a_checkpoint_whose_very_next_step_is_skipped_is_passed_over(tmp_path):
     assert [name.rpartition("-")[0] for name in aside] == [".passed-step-000006"]
 
 
+@pytest.fixture(autouse=True)
+def _small_sheets(monkeypatch):
+    """The sheet of a finished training takes a quarter of its time otherwise."""
+    monkeypatch.setattr(sample_sheet, "IMAGES", 2)
+
+
 KILLED_AFTER = (6, 10, 14, 20)  # ticks
 TROUBLE = {"steps": range(5, 15), "what": "nan", "after_falls": 2}
 
@@ -109,7 +115,7 @@ TROUBLE = {"steps": range(5, 15), "what": "nan", "after_falls": 2}
 def way_back(tmp_path_factory):
     """A folder with a training that goes back twice, and copies of it as a kill after some ticks would leave it."""
     folder = tmp_path_factory.mktemp("way_back")
-    trainer = make_trainer(folder / "whole", "train.steps=18", "train.checkpoint_every=2")
+    trainer = make_trainer(folder / "whole", "train.steps=12", "train.checkpoint_every=2")
     with warnings.catch_warnings(action="ignore", category=ColddiffWarning):
         for number, _ in enumerate(spoil(trainer, **TROUBLE).steps(), start=1):
             if number in KILLED_AFTER:

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import finish, make_trainer, seal
+from conftest import make_trainer, seal
 from safetensors.torch import load, save_file
 
 from colddiff_cli.__main__ import run as command
@@ -216,10 +216,8 @@ def test_it_fits_a_checkpoint(own):
     assert len(json.dumps(recorded)) < 4000
 
 
-def test_resuming_a_finished_run_writes_its_missing_last_line(tmp_path):
-    trainer = make_trainer(tmp_path / "run")
-    finish(trainer)
-    path = tmp_path / "run"
+def test_resuming_a_finished_run_writes_its_missing_last_line(own_run):
+    path = own_run
     sheet = (path / "samples" / "step-000006.png").read_bytes()
     (path / "samples" / "step-000006.png").unlink()
     lines = (path / "events.jsonl").read_text().splitlines()
