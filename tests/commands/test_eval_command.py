@@ -21,6 +21,7 @@ from conftest import finish, make_trainer
 from colddiff_cli.__main__ import run
 from colddiff_core import runs
 from colddiff_core.config import toml
+from colddiff_core.evaluation import distances
 
 KINDS = ["degraded", "direct", "sampled", "naive"]
 
@@ -56,7 +57,8 @@ def with_paper(run_folder: Path, paper: dict) -> None:
     found.config_file.write_text(toml.dump(table))
 
 
-def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):
+def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys, monkeypatch):
+    monkeypatch.setattr(distances, "REPLICATES", 20)  # each costs a millisecond
     found = result_of(capsys, "--n", "80")  # the fewest for an interval of FD
     assert found["n"] == 80
     assert found["protocol"] == "float"
@@ -224,7 +226,7 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
     from colddiff_core.evaluation import classifier
 
-    monkeypatch.setattr(classifier, "STEPS", 5)
+    monkeypatch.setattr(classifier, "STEPS", 1)
     assert "lpips" not in result_of(capsys, "--n", "4")["metrics"]["direct"]
     with published_weights.LeftUnfilled():
         network = _NoTrainLpips(net="alex", pnet_rand=True)
@@ -246,7 +248,7 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     assert found["intervals"]["direct"]["lpips"]
     assert found["perceptual"] == {"weights": path.name, "sha256": digest}
     assert result_of(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]["lpips"]
-    assert run(["eval", "--n", "4"]) == 0
+    assert run(["eval", "--n", "4", "--features", "none"]) == 0
     assert "LPIPS" in capsys.readouterr().out
     path.write_bytes(b"cut")
     assert run(["eval", "--n", "4", "--features", "none"]) == 0
