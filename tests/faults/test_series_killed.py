@@ -94,7 +94,7 @@ def test_sample_resumes_after_kills(count, run, tmp_path):
     kill_and_resume(["sample", "run", "in"], tmp_path, count, "sample resumed", 2)
 
 
-@pytest.mark.parametrize("count", [200, LONG])
+@pytest.mark.parametrize("count", [100, LONG])
 def test_generate_resumes_after_kills(count, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     kill_and_resume(["generate", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)
