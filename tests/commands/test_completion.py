@@ -250,7 +250,7 @@ def test_bash_offers_what_follows_its_word_breaks(workplace):
     asked = [text for line, (word, _) in SPLIT.items() for text in (f"colddiff {line}", word)]
     script = HOME / "completions" / "colddiff.bash"
     command = ["bash", "-c", code, "bash", str(script), *asked]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS)
     assert finished.stdout == "".join("".join(f"{text}\n" for text in [*texts, "."]) for _, texts in SPLIT.values())
 
 
@@ -259,7 +259,8 @@ def test_fish_offers_values_with_help(workplace):
     asked = ["train --preset digits-blur-", "train --set=train.sch", "train --preset ./m", "sample exp/m"]
     lines = [f"complete -C 'colddiff {line}'" for line in asked]
     code = f"source '{HOME / 'completions' / 'colddiff.fish'}'; {'; '.join(lines)}"
-    finished = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True, check=True)
+    command = ["fish", "--no-config", "-c", code]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS)
     (schedule,) = [setting for setting in registered.declared(schema.TrainConfig) if setting.name == "schedule"]
     assert finished.stdout.splitlines() == [
         *("digits-blur-generate", f"--set=train.schedule=\t{schedule.help}", "./mine.toml", "exp/my run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -56,14 +57,12 @@ def kill(process: processes.CommandProcess, folder: Path, count: int, delay: flo
     return process.wait() == -signal.SIGKILL
 
 
-def kill_and_resume(
-    monkeypatch: pytest.MonkeyPatch, command: list[str], folder: Path, count: int, name: str, seed: int
-) -> None:
+def kill_and_resume(command: list[str], folder: Path, count: int, name: str, seed: int) -> None:
     """Kill a command that writes `count` pictures several times and compare the result with an undisturbed one."""
     moments, kills = random.Random(seed), 2 if count < 1000 else 4
     whole, parts = folder / "whole", folder / "parts"
-    monkeypatch.chdir(folder)
-    assert colddiff([*command, "--out-dir", "whole"]) == 0
+    with contextlib.chdir(folder):
+        assert colddiff([*command, "--out-dir", "whole"]) == 0
     assert len(pictures_in(whole)) == count
     counts = {"kills": 0, "pictures": count, "missing": 0, "made_twice": 0, "different": 0}
     before: dict[str, tuple[int, int]] = {}
@@ -86,20 +85,20 @@ def kill_and_resume(
 
 
 @pytest.mark.parametrize("count", [60, LONG])
-def test_degrade_resumes_after_kills(count, tmp_path, monkeypatch):
+def test_degrade_resumes_after_kills(count, tmp_path):
     write_photos(tmp_path / "in", count, 32)
     command = ["degrade", "in", "--op", "snow+mask", "--t", "40", "--seed", "3"]
-    kill_and_resume(monkeypatch, command, tmp_path, count, "degrade resumed", 1)
+    kill_and_resume(command, tmp_path, count, "degrade resumed", 1)
 
 
 @pytest.mark.parametrize("count", [60, LONG])
-def test_sample_resumes_after_kills(count, run, tmp_path, monkeypatch):
+def test_sample_resumes_after_kills(count, run, tmp_path):
     write_photos(tmp_path / "in", count, 12)
     shutil.copytree(run, tmp_path / "run")
-    kill_and_resume(monkeypatch, ["sample", "run", "in"], tmp_path, count, "sample resumed", 2)
+    kill_and_resume(["sample", "run", "in"], tmp_path, count, "sample resumed", 2)
 
 
 @pytest.mark.parametrize("count", [100, LONG])
-def test_generate_resumes_after_kills(count, run, tmp_path, monkeypatch):
+def test_generate_resumes_after_kills(count, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    kill_and_resume(monkeypatch, ["generate", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)
+    kill_and_resume(["generate", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)
