@@ -22,7 +22,8 @@ from colddiff_core.training.trainer import Trainer
 
 # A blur's inverse amplifies rounding of x_t a thousandfold, so even one process with another batch would differ.
 PLAIN = ("model.inputs=plain", "model.consistent=false")
-FLOAT32 = ("train.precision=float32", "train.log_every=1")
+STEPS = 4
+FLOAT32 = ("train.precision=float32", "train.log_every=1", f"train.steps={STEPS}")
 CASES = {
     "mask": ("digits-mask", ()),
     "uneven": ("digits-blur", ("train.batch_size=7", "data.margin=2", "data.flip=true", *PLAIN)),
@@ -33,7 +34,6 @@ CASES = {
 
 
 SMALL_TRAINING = ["train", "--preset", "digits-mask", *(word for key in TINY for word in ("--set", key))]
-STEPS = 6  # TINY's train.steps
 HERE = Path(__file__).parent
 
 

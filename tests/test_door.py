@@ -16,11 +16,11 @@ def test_the_lines_in_the_readme_train_restore_generate_and_evaluate(tmp_path, m
     assert "._" not in code
     whole, small = (
         '"train.steps=20"',
-        '"train.steps=20", "train.batch_size=4", "model.width=8", "model.multipliers=[1,2]"',
+        '"train.steps=20", "train.batch_size=4", "model.width=8", "model.multipliers=[1]", "degradation.steps=10"',
     )
     assert code.count(whole) == 1
     names: dict = {}
-    exec(code.replace(whole, small), names)  # the same lines with a network that takes a tenth of the time
+    exec(code.replace(whole, small), names)  # the same lines with less to compute
     assert names["run"].is_finished(20)
     assert names["trained"].step == 20
     for name in ("generated", "restored"):

@@ -109,9 +109,10 @@ def test_user_pictures_are_degraded_and_restored(tiny_run, photo, capsys):
 
 
 def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
+    whole = tmp_path / "whole"
     changes = ["--set", "train.steps=12", "--set", "train.checkpoint_every=1000"]
     settings = ["--preset", "digits-blur", *SETTINGS, *changes]
-    processes.finish(["train", *settings, "--out", "whole"], tmp_path)
+    assert run(["train", *settings, "--out", str(whole)]) == 0
     interrupt = functools.partial(processes.signal_in_step, signal.SIGINT, 7)
     process = processes.start(["train", *settings, "--out", "parts"], tmp_path, prepare=interrupt)
     assert process.wait(120) == 130, process.communicate()
@@ -121,7 +122,7 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
     assert parts.events()[-1]["event"] == "stopped"
     assert parts.events()[-1]["step"] == 8  # the step is finished
     processes.finish(["train", "--resume", "parts"], tmp_path)
-    assert_same_checkpoint(runs.Run(tmp_path / "whole").newest_checkpoint(), parts.newest_checkpoint())
+    assert_same_checkpoint(runs.Run(whole).newest_checkpoint(), parts.newest_checkpoint())
 
 
 def test_nan_becomes_null_in_json(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import pty
@@ -13,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 
 from colddiff_cli.__main__ import run
@@ -41,8 +44,32 @@ SPLIT = {
 }
 
 
+def answer(asked: str, answered: str) -> int:
+    """Answer each question that comes through a pipe, which is the environment of a command line, through another."""
+    shell_scripts.register()  # as the import of app does in a process that is asked
+    while True:
+        with open(asked, "rb") as pipe:  # waits for the next question
+            variables = dict(line.split("=", 1) for line in os.fsdecode(pipe.read()).split("\0") if line)
+        os.environ.clear()
+        os.environ.update(variables)
+        os.chdir(variables["PWD"])
+        with open(answered, "w") as pipe, contextlib.redirect_stdout(pipe), contextlib.suppress(SystemExit):
+            run([])
+
+
+@pytest.fixture(scope="module")
+def pipes(tmp_path_factory):
+    """The pipes to and from a process that answers like a fresh `colddiff`, which takes a third of a second."""
+    folder = tmp_path_factory.mktemp("pipes")
+    for name in ("asked", "answered"):
+        os.mkfifo(folder / name)
+    process = processes.fork(functools.partial(answer, str(folder / "asked"), str(folder / "answered")))
+    yield folder
+    process.kill()
+
+
 @pytest.fixture
-def workplace(in_folder, monkeypatch):
+def workplace(in_folder, monkeypatch, pipes):
     """A folder with runs, a preset and a picture, and a `colddiff` that completes, and writes its words to a file."""
     for name in ("runs/snowy", "runs/digits-blur", "exp/my run"):
         Path(name).mkdir(parents=True)
@@ -53,7 +80,7 @@ def workplace(in_folder, monkeypatch):
     program.parent.mkdir()
     program.write_text(
         "#!/bin/sh\n"
-        f'[ "$_COLDDIFF_COMPLETE" ] && exec "{sys.executable}" -m colddiff_cli "$@"\n'
+        f'[ "$_COLDDIFF_COMPLETE" ] && env -0 >"{pipes}/asked" && exec cat "{pipes}/answered"\n'
         r'printf "%s\n" "$@" >words.new && mv words.new words'
         "\n"
     )
@@ -223,7 +250,7 @@ def test_bash_offers_what_follows_its_word_breaks(workplace):
     asked = [text for line, (word, _) in SPLIT.items() for text in (f"colddiff {line}", word)]
     script = HOME / "completions" / "colddiff.bash"
     command = ["bash", "-c", code, "bash", str(script), *asked]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS)
     assert finished.stdout == "".join("".join(f"{text}\n" for text in [*texts, "."]) for _, texts in SPLIT.values())
 
 
@@ -232,7 +259,8 @@ def test_fish_offers_values_with_help(workplace):
     asked = ["train --preset digits-blur-", "train --set=train.sch", "train --preset ./m", "sample exp/m"]
     lines = [f"complete -C 'colddiff {line}'" for line in asked]
     code = f"source '{HOME / 'completions' / 'colddiff.fish'}'; {'; '.join(lines)}"
-    finished = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True, check=True)
+    command = ["fish", "--no-config", "-c", code]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS)
     (schedule,) = [setting for setting in registered.declared(schema.TrainConfig) if setting.name == "schedule"]
     assert finished.stdout.splitlines() == [
         *("digits-blur-generate", f"--set=train.schedule=\t{schedule.help}", "./mine.toml", "exp/my run")

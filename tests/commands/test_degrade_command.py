@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import processes
@@ -15,6 +18,7 @@ from colddiff_cli.__main__ import run
 from colddiff_core import degradations
 from colddiff_core.config.fields import settings_of
 
+END = "-- end --"
 SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
@@ -90,6 +94,17 @@ def test_describe_shows_how_heavy_a_degradation_is(in_folder, capsys):
     assert left_behind(in_folder) == []
 
 
+def run_all(lines: list[list[str]], folder: Path, prepare: Callable[[], None]) -> int:
+    """Run command lines in a folder, each followed by END, until one fails."""
+    os.chdir(folder)
+    prepare()
+    for words in lines:
+        if code := run(words):
+            return code
+        sys.stdout.write(END)
+    return 0
+
+
 def test_an_operator_from_another_package_works(in_folder, photo):
     """Lay out what `pip install` writes: a module, and a dist-info that names its entry point."""
     packages = in_folder / "packages"
@@ -109,22 +124,28 @@ def test_an_operator_from_another_package_works(in_folder, photo):
         "        return x0 - share * (x0 + 1)\n"
     )
     prepare = functools.partial(processes.add_packages, packages)
-
-    def output_of(*arguments: str) -> str:
-        return processes.finish(arguments, in_folder, prepare)
-
-    assert "how dark it gets" in output_of("degrade", "--op", "fade", "--help")
-    output_of("degrade", "photo.png", "--op", "fade", "--depth", "0.9", "--out", "dark.png")
-    with Image.open("dark.png") as dark:
-        assert max(dark.convert("L").tobytes()) < 30
     (in_folder / "mine.toml").write_text(
         'extends = "digits-blur"\n[degradation]\nname = "fade"\ndepth = 0.8\n'
         '[model]\ninputs = "plain"\nconsistent = false\n'
     )
-    output_of("train", "--preset", "mine.toml", *SETTINGS, "--out", "run")
-    assert json.loads(output_of("eval", "run", "--n", "8", "--features", "none", "--json"))["n"] == 8
-    output_of("sample", "run", "--out", "sheet.png")
-    assert json.loads(output_of("generate", "run", "--n", "2", "--json"))["prior"] == "degraded"
+    lines = [
+        ["degrade", "--op", "fade", "--help"],
+        ["degrade", "photo.png", "--op", "fade", "--depth", "0.9", "--out", "dark.png"],
+        ["train", "--preset", "mine.toml", *SETTINGS, "--out", "run"],
+        ["eval", "run", "--n", "8", "--features", "none", "--json"],
+        ["sample", "run", "--out", "sheet.png"],
+        ["generate", "run", "--n", "2", "--json"],
+    ]
+    process = processes.fork(functools.partial(run_all, lines, in_folder, prepare))
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    listed, _, _, evaluated, _, generated = out.split(END)[:-1]
+    assert "how dark it gets" in listed
+    with Image.open("dark.png") as dark:
+        assert max(dark.convert("L").tobytes()) < 30
+    assert json.loads(evaluated)["n"] == 8
+    assert Path("sheet.png").is_file()
+    assert json.loads(generated)["prior"] == "degraded"
     broken = (packages / "tiny.py").read_text().replace("import dataclasses", "import nowhere")
     (packages / "tiny.py").write_text(broken)
     process = processes.start(["degrade", "photo.png", "--op", "fade"], in_folder, prepare=prepare)

@@ -21,6 +21,7 @@ from conftest import finish, make_trainer
 from colddiff_cli.__main__ import run
 from colddiff_core import runs
 from colddiff_core.config import toml
+from colddiff_core.evaluation import distances
 
 KINDS = ["degraded", "direct", "sampled", "naive"]
 
@@ -56,7 +57,8 @@ def with_paper(run_folder: Path, paper: dict) -> None:
     found.config_file.write_text(toml.dump(table))
 
 
-def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys):
+def test_every_figure_has_its_number_of_images_and_an_interval(here, capsys, monkeypatch):
+    monkeypatch.setattr(distances, "REPLICATES", 20)  # each costs a millisecond
     found = result_of(capsys, "--n", "80")  # the fewest for an interval of FD
     assert found["n"] == 80
     assert found["protocol"] == "float"
@@ -102,7 +104,8 @@ def test_the_papers_row_stands_below_ours_with_a_verdict(here, capsys):
 
 
 def test_photographs_have_8_bits(here, capsys):
-    exact, rounded = result_of(capsys, "--n", "20"), result_of(capsys, "--n", "20", "--uint8")
+    command = ["--n", "20", "--features", "none"]
+    exact, rounded = result_of(capsys, *command), result_of(capsys, *command, "--uint8")
     assert rounded["protocol"] == "uint8"
     # Shown an inverse that counts on float32, the network falls far behind.
     assert rounded["metrics"]["direct"]["rmse"] > exact["metrics"]["direct"]["rmse"]
@@ -150,11 +153,11 @@ def test_a_pipe_that_is_closed_before_the_first_line_is_no_failure():
 
 
 def test_few_images_get_a_warning_beside_the_number(here, capsys):
-    assert run(["eval", "--n", "30"]) == 0
+    assert run(["eval", "--n", "9"]) == 0
     shown = capsys.readouterr().out
     assert "warning: FD-digits: too few images for 48 features" in shown
     assert any(line.startswith("direct") and "*" in line for line in shown.splitlines())
-    assert result_of(capsys, "--n", "30")["is_scarce"]
+    assert result_of(capsys, "--n", "48")["is_scarce"]
     assert not result_of(capsys, "--n", "49")["is_scarce"]
 
 
@@ -224,7 +227,7 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_folder / "cache"))
     from colddiff_core.evaluation import classifier
 
-    monkeypatch.setattr(classifier, "STEPS", 5)
+    monkeypatch.setattr(classifier, "STEPS", 1)
     assert "lpips" not in result_of(capsys, "--n", "4")["metrics"]["direct"]
     with published_weights.LeftUnfilled():
         network = _NoTrainLpips(net="alex", pnet_rand=True)
@@ -246,7 +249,7 @@ def test_lpips_is_measured_where_its_weights_are(in_folder, tmp_path, monkeypatc
     assert found["intervals"]["direct"]["lpips"]
     assert found["perceptual"] == {"weights": path.name, "sha256": digest}
     assert result_of(capsys, "--n", "4", "--features", "none")["metrics"]["direct"]["lpips"]
-    assert run(["eval", "--n", "4"]) == 0
+    assert run(["eval", "--n", "4", "--features", "none"]) == 0
     assert "LPIPS" in capsys.readouterr().out
     path.write_bytes(b"cut")
     assert run(["eval", "--n", "4", "--features", "none"]) == 0

@@ -87,18 +87,18 @@ def test_generate_works_when_priors_cannot_be_written(own_run, capsys):
 
 
 def test_compare_takes_samplers_strides_runs_and_symmetries(own_run, capsys):
-    def compare(*arguments: str, n: int = 12) -> dict:
+    def compare(*arguments: str, n: int = 4) -> dict:
         assert run(["compare", *arguments, "--n", str(n), "--json"]) == 0
         output = json.loads(capsys.readouterr().out)
         assert Path(output["picture"]).is_file()
         return output
 
-    restored = compare(n=60)
+    restored = compare(n=20)
     assert list(restored["metrics"]) == ["direct", "naive", "tacos"]
     assert restored["metrics"]["direct"]["evaluations"] == 1
     assert restored["metrics"]["tacos"]["evaluations"] == 5
     assert set(restored["metrics"]["naive"]) >= {"rmse", "psnr", "ssim", "fd", "kd", "accuracy", "milliseconds"}
-    assert run(["eval", "--n", "60", "--json"]) == 0
+    assert run(["eval", "--n", "20", "--json"]) == 0
     evaluated = json.loads(capsys.readouterr().out)["metrics"]
     assert evaluated["sampled"]["rmse"] == pytest.approx(restored["metrics"]["tacos"]["rmse"], rel=1e-6)
     assert list(compare("--samplers", "direct, ,tacos,")["metrics"]) == ["direct", "tacos"]
@@ -124,7 +124,7 @@ def test_compare_takes_samplers_strides_runs_and_symmetries(own_run, capsys):
     assert generated["metrics"]["broken symmetry"]["pairwise"] > 0
     assert (generated["t"], generated["kind"]) == (None, "generated")
     assert Path(generated["picture"]).name.startswith("generated")
-    assert run(["compare", "own", "--n", "60"]) == 0
+    assert run(["compare", "own", "--n", "4"]) == 0
     assert "FD-digits" in capsys.readouterr().out
 
 
@@ -156,7 +156,7 @@ def test_data_without_classes_is_compared_by_quarter_turns(own_run, photo, capsy
     settings = ["--set", "data.dataset=folder", "--set", "data.channels=1", "--data-dir", "photos"]
     assert run(["train", "--preset", "digits-blur", *SETTINGS, *settings, "--out", "plain"]) == 0
     capsys.readouterr()
-    assert run(["compare", "plain", "--generate", "--n", "20", "--json"]) == 0
+    assert run(["compare", "plain", "--generate", "--n", "4", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["metrics"]["tacos"]
     assert {"fd", "kd", "nearest"} <= set(row)
     assert row["nearest"] >= 0

@@ -9,7 +9,7 @@ import json
 import processes
 import pytest
 import torch
-from ranks_job import SMALL_TRAINING, STEPS
+from ranks_job import SMALL_TRAINING
 
 from colddiff_cli import __main__
 from colddiff_cli.__main__ import run as colddiff
@@ -17,6 +17,8 @@ from colddiff_cli.jobs import launch
 from colddiff_core import devices, runs
 from colddiff_core.errors import UsageError
 from colddiff_core.runs import checkpoint
+
+STEPS = 6  # TINY's train.steps
 
 
 @pytest.mark.parametrize(
@@ -69,12 +71,12 @@ def test_reports_of_launched_processes_are_not_repeated(monkeypatch, capsys):
     assert launches == [(their_words, 2, 1, "Continue with: colddiff train --resume x")]
 
 
-def test_torchrun_restarts_processes_that_fail():
-    """They fail before they import torch: there is no such command for a job."""
-    agent = processes.fork(functools.partial(launch.launch, ["presets"], 2, 1, ""))
+def test_torchrun_restarts_a_process_that_fails():
+    """It fails before it imports torch: there is no such preset."""
+    agent = processes.fork(functools.partial(launch.launch, ["presets", "absent"], 1, 1, ""))
     _, errors = agent.communicate()
     assert agent.returncode == 2, errors
-    assert errors.count("colddiff: presets runs in one process") == 2
+    assert errors.count("colddiff: Unknown preset 'absent'") == 2
 
 
 @pytest.mark.parametrize(("count", "is_refused"), [(0, True), (1, True), (2, False)])

@@ -109,8 +109,8 @@ def _png(width: int, height: int, depth: int, color: int, *chunks: bytes) -> byt
 def bombs() -> list[bytes]:
     """Return small images that claim to be large, and files that are not images."""
     data = b"IDAT" + zlib.compress(bytes(100))
-    text = b"zTXt" + b"Comment\x00\x00" + zlib.compress(bytes(50_000_000), 9)
-    profile = b"iCCPx\x00\x00" + zlib.compress(bytes(20_000_000), 9)
+    text = b"zTXt" + b"Comment\x00\x00" + zlib.compress(bytes(50_000_000), 1)
+    profile = b"iCCPx\x00\x00" + zlib.compress(bytes(20_000_000), 1)
     whole = b"IDAT" + zlib.compress(bytes(17 * 16), 9)
     sides = (100_000, 100_000), (2**31 - 1, 1), (1, 2**31 - 1), (0, 0), (20_000, 20_000)
     canvas = struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6)
@@ -118,7 +118,7 @@ def bombs() -> list[bytes]:
     endless = struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**30, -(2**30), 1, 24, 0, 0, 0, 0, 0, 0)
     return [
         *(_png(w, h, 8, 2, data) for w, h in sides),
-        _png(9000, 9000, 8, 0, b"IDAT" + zlib.compress(bytes(10_000_000), 9)),
+        _png(9000, 9000, 8, 0, b"IDAT" + zlib.compress(bytes(10_000_000), 1)),
         _png(16, 16, 8, 0, text, whole), _png(16, 16, 8, 0, whole, text), _png(16, 16, 8, 0, profile, whole),
         b"GIF89a" + canvas + tile + b"\x08\x00;",
         b"BM" + endless,

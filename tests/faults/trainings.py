@@ -43,11 +43,12 @@ class Length:
         return round(self.share * most)
 
 
-SHORT, LONG = Length(30, 7, 10), Length(120, 7, 20)  # LONG is what docs/reliability.md describes
+SHORT, LONG = Length(30, 7, 15), Length(120, 7, 20)  # LONG is what docs/reliability.md describes
 SETTINGS = (
     "data.size=12",
     "model.width=8",
     "model.multipliers=[1]",
+    "model.attention=none",
     "degradation.steps=5",
     "train.precision=float32",
     "train.batch_size=8",

@@ -23,6 +23,7 @@ from colddiff_cli.jobs import background
 from colddiff_cli.monitor.data.requests import PendingRequests
 from colddiff_cli.monitor.data.run_state import RunState, WallClock
 from colddiff_core import runs
+from colddiff_core.runs import HEARTBEAT_SECONDS
 
 PATIENCE = 60.0  # seconds
 
@@ -79,14 +80,20 @@ def forked(monkeypatch):
     return fork_trainers
 
 
-def test_a_trainer_is_started_found_dead_resumed_paused_sampled_and_stopped(in_folder, forked):
+@pytest.mark.parametrize("is_forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_trainer_is_started_found_dead_resumed_paused_sampled_and_stopped(in_folder, forked, is_forked):
+    if is_forked:
+        forked()
+    ahead = 0.0
     path = in_folder / "runs" / "a"
     changes = ("train.steps=1000000", "train.log_every=1", "train.checkpoint_every=20")
     child = background.start(Screen(), [*tiny(*changes), "--out", str(path)], path)
     assert os.getsid(child.pid) == child.pid  # out of reach of this terminal
-    watched, desk = RunState(runs.Run(path), WallClock()), PendingRequests()
+    clock = WallClock(monotonic=lambda: time.monotonic() + ahead)
+    watched, desk = RunState(runs.Run(path), clock), PendingRequests()
     until(watched, lambda: watched.state == "live" and watched.step > 2 and runs.Run(path).checkpoints())
     os.kill(child.pid, signal.SIGKILL)
+    ahead = 3 * HEARTBEAT_SECONDS  # as if that long had passed
     until(watched, lambda: watched.state == "stalled")
     assert f"process {child.pid} is gone" in watched.reason
 

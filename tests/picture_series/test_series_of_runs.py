@@ -26,7 +26,7 @@ def own_run(tiny_run, in_folder) -> Path:
 
 
 def test_sample_writes_each_image_as_it_is_however_many_are_asked_for(own_run, photos, capsys):
-    command = ["sample", "own", "--json", "--out-dir"]
+    command = ["sample", "own", "--stride", "5", "--json", "--out-dir"]
     assert run([*command, "many", "--n", "70"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["files"][3] == "many/000003-tacos-t005.png"
@@ -50,7 +50,7 @@ def test_sample_writes_each_image_as_it_is_however_many_are_asked_for(own_run, p
     assert run([*command, "many", "--n", "70", "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["picture"] is None
     assert left_behind(own_run / "restored") == sheets
-    assert run(["sample", "own", "--n", "70", "--out-dir", "many", "--resume", "--sampler", "direct"]) == 2
+    assert run([*command, "many", "--n", "70", "--resume", "--sampler", "direct"]) == 2
     assert "sampler was tacos, now direct" in capsys.readouterr().err
 
 
@@ -113,7 +113,7 @@ def test_a_sheet_names_what_does_not_fit_on_it(own_run, capsys):
     assert "--out-dir" in capsys.readouterr().err
     assert run(["sample", "own", "--n", "70", "--out-dir", "out", "--sampler", "direct"]) == 0
     assert "on the sheet: the first 64 of 70 images" in capsys.readouterr().out
-    assert run(["generate", "own", "--n", "65", "--out-dir", "made"]) == 0
+    assert run(["generate", "own", "--n", "65", "--stride", "5", "--out-dir", "made"]) == 0
     assert "on the grid: the first 64 of 65 images" in capsys.readouterr().out
 
 
