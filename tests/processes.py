@@ -36,9 +36,17 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = [f"colddiff_cli.commands.{name}" for name in ("degrade", "evaluate", "generate", "sample", "train")]
-LATE = ["sklearn.datasets", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
-PARSER = ["colddiff_cli.app", "pydantic.type_adapter", "rich._emoji_codes"]  # what any command line imports late
+LATE = ["sklearn.datasets.data", "sklearn.mixture", "torchmetrics.image"]  # what commands import late
+# What any command line imports late.
+PARSER = [
+    "colddiff_cli.app",
+    "typer._adapters",
+    "pydantic.types",
+    "pydantic._internal._validators",
+    "rich._emoji_codes",
+]
 OWN = ["evaluation.comparison", "evaluation.evaluate", "inference.generate", "inference.photograph", "training.start"]
+OWN += ["evaluation.reference", "evaluation.resumable", "inference.restore"]
 IMPORTED = ["torch", *LATE, *PARSER, *COMMANDS, *(f"colddiff_core.{name}" for name in OWN)]
 NUMBER = struct.Struct("!q")
 
