@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -91,7 +91,7 @@ def data(_: list[str]) -> CommandFunction:
 
     group = typer.Typer(no_args_is_help=True, help=data.__doc__)
     group.callback()(lambda: None)  # keeps the name of its only command
-    group.command("pack")(pack)
+    group.command("pack")(_evaluated(pack))
     return group
 
 
@@ -197,10 +197,16 @@ def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperG
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    made.callback()(root)
+    made.callback()(_evaluated(root))
     for name in names:
         _add(made, name, arguments)
     return made
+
+
+def _evaluated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Evaluate the annotations, which are text, once: Typer does it four times, which is most of what it costs."""
+    function.__annotations__ = get_type_hints(function, include_extras=True)
+    return function
 
 
 def _add(made: typer.Typer, name: str, arguments: list[str]) -> None:
@@ -208,7 +214,7 @@ def _add(made: typer.Typer, name: str, arguments: list[str]) -> None:
     if isinstance(function, typer.Typer):
         made.add_typer(function, name=name)
     else:
-        made.command(name)(function)
+        made.command(name)(_evaluated(function))
 
 
 app = with_commands([], [], CommandGroup)
