@@ -103,6 +103,45 @@ def drive(app, size=ALL_PANES, keys=""):
     return decorate
 
 
+@contextlib.contextmanager
+def shared(app):
+    """Open a dashboard once for several tests; yield a `drive` that shows it as newly opened to each of them."""
+    with asyncio.Runner() as runner:
+        opening = opened(app)
+        pilot = runner.run(opening.__aenter__())
+        first_run, curves = app.current, vars(app.curves_pane).copy()
+
+        async def start_over():
+            if app.size != ALL_PANES:
+                await pilot.resize_terminal(*ALL_PANES)
+            if app.runs_pane.pattern != "*":
+                app.runs_pane.action_unfilter()
+                await settled()  # it may choose another run
+            app.current, app.is_solo = first_run, False
+            app.runs_pane.marked.clear()
+            app.runs_pane._shown = {}  # so that the cursor moves to the run
+            for name in ("quantity", "is_log", "weight", "cursor", "window"):
+                setattr(app.curves_pane, name, curves[name])
+            app.curves_pane.runs = []  # so that it is drawn anew
+            app.action_pane("curves")
+            app._show()
+            await settled()
+
+        def drive_again(keys=""):
+            def decorate(body):
+                async def run():
+                    await start_over()
+                    await pilot.press(*keys.split())
+                    await body(pilot)
+
+                runner.run(run())
+
+            return decorate
+
+        yield drive_again
+        runner.run(opening.__aexit__(None, None, None))
+
+
 def screen_text(app):
     """Return the text on the screen, line by line."""
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())

@@ -131,20 +131,15 @@ def test_help_names_every_key(folder):
             assert re.search(rf"(^|\s){re.escape(names.get(key, key))}\s", text), binding
 
 
-def test_brackets_in_a_reason_are_not_markup(folder):
-    write_run(folder, "odd", events=({"event": "failed", "time": NOW, "why": "RuntimeError: bad [/usr/lib/x.so]"},))
-    app = make_app(folder, pattern="odd")
-
-    @drive(app, keys="1 p 4 x f f 1 slash [ a ]")
-    async def _(pilot):
-        assert "[/usr/lib/x.so]" in next(iter(app._notifications)).message
-
-
-def test_escape_sequences_stay_text_on_every_pane(folder):
-    write_run(folder, "odd\x1b[31m", events=({"event": "failed", "time": NOW, "why": "\x1b[2J\x1b]0;x\x07"},))
+def test_brackets_and_escape_sequences_stay_text_on_every_pane(folder):
+    why = "RuntimeError: bad [/usr/lib/x.so] \x1b[2J\x1b]0;x\x07"
+    write_run(folder, "odd\x1b[31m", events=({"event": "failed", "time": NOW, "why": why},))
     app = make_app(folder, pattern="odd*")
 
     @drive(app, keys="1 p 4 f f x")
     async def _(pilot):
+        assert "[/usr/lib/x.so]" in next(iter(app._notifications)).message
         assert "\x1b" not in screen_text(app)
         assert "\x07" not in screen_text(app)
+        await pilot.press(*"1 slash [ a ]".split())
+        assert app.runs_pane.pattern == "[a]"
