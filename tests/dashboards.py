@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import time
 
 from golden_runs import NOW, write_runs
@@ -55,7 +56,10 @@ def golden_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("colddiff_cli.monitor.app.POLL_SECONDS", 3600)
     for module in ("app", "pilot"):  # which wait after each key and each pause
         monkeypatch.setattr(f"textual.{module}.wait_for_idle", settled)
-    yield write_runs(tmp_path / "runs")
+    written = tmp_path.parent / "golden-runs"  # once for all tests: copies take a fifth of the time
+    if not written.exists():
+        write_runs(written)
+    yield shutil.copytree(written, tmp_path / "runs")
     monkeypatch.undo()
     time.tzset()
 
