@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import time
 
 from golden_runs import NOW, write_runs
@@ -55,7 +56,10 @@ def golden_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("colddiff_cli.monitor.app.POLL_SECONDS", 3600)
     for module in ("app", "pilot"):  # which wait after each key and each pause
         monkeypatch.setattr(f"textual.{module}.wait_for_idle", settled)
-    yield write_runs(tmp_path / "runs")
+    written = tmp_path.parent / "golden-runs"  # once for all tests: copies take a fifth of the time
+    if not written.exists():
+        write_runs(written)
+    yield shutil.copytree(written, tmp_path / "runs")
     monkeypatch.undo()
     time.tzset()
 
@@ -101,6 +105,45 @@ def drive(app, size=ALL_PANES, keys=""):
         asyncio.run(run())
 
     return decorate
+
+
+@contextlib.contextmanager
+def shared(app):
+    """Open a dashboard once for several tests; yield a `drive` that shows it as newly opened to each of them."""
+    with asyncio.Runner() as runner:
+        opening = opened(app)
+        pilot = runner.run(opening.__aenter__())
+        first_run, curves = app.current, vars(app.curves_pane).copy()
+
+        async def start_over():
+            if app.size != ALL_PANES:
+                await pilot.resize_terminal(*ALL_PANES)
+            if app.runs_pane.pattern != "*":
+                app.runs_pane.action_unfilter()
+                await settled()  # it may choose another run
+            app.current, app.is_solo = first_run, False
+            app.runs_pane.marked.clear()
+            app.runs_pane._shown = {}  # so that the cursor moves to the run
+            for name in ("quantity", "is_log", "weight", "cursor", "window"):
+                setattr(app.curves_pane, name, curves[name])
+            app.curves_pane.runs = []  # so that it is drawn anew
+            app.action_pane("curves")
+            app._show()
+            await settled()
+
+        def drive_again(keys=""):
+            def decorate(body):
+                async def run():
+                    await start_over()
+                    await pilot.press(*keys.split())
+                    await body(pilot)
+
+                runner.run(run())
+
+            return decorate
+
+        yield drive_again
+        runner.run(opening.__aexit__(None, None, None))
 
 
 def screen_text(app):

@@ -16,7 +16,7 @@ from colddiff_core import datasets, images
 from colddiff_core.datasets import cache, decoding
 from colddiff_core.errors import ColddiffError
 
-CLASSES = {"cat": 20, "dog": 9, "owl": 14}
+CLASSES = {"cat": 12, "dog": 6, "owl": 8}
 
 
 def use_temporary_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

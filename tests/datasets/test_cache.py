@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from pathlib import Path
 
@@ -33,8 +34,10 @@ def decoded(monkeypatch) -> list[str]:
     return record_decoded(monkeypatch)
 
 
-@pytest.mark.parametrize("channels", [0, 1, 3])
-@pytest.mark.parametrize("form", ["folders", "archives", "archives with the split's folder"])
+@pytest.mark.parametrize(
+    ("form", "channels"),
+    [*itertools.product(["folders", "archives"], [0, 1, 3]), ("archives with the split's folder", 0)],
+)
 def test_images_are_the_same_with_and_without_a_cache(tmp_path, kept, monkeypatch, decoded, channels, form):
     root = write_images(tmp_path / "data")
     expected = {split: decode_literally(root, split, channels) for split in ("train", "test")}
@@ -120,17 +123,17 @@ def test_a_small_set_is_not_cached(tmp_path, kept):
 @pytest.mark.parametrize("form", ["folders", "archives"])
 def test_memory_is_bounded_by_the_chunk(tmp_path, form):
     root = write_images(tmp_path / "data", splits=("test",))
-    for number in range(400):
+    for number in range(160):
         path = root / "train" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(path)
     if form == "archives":
         pack_archives(root, outer=False)
     tracemalloc.start()
-    loaded = load(root, size=64)
+    loaded = load(root, size=128)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert loaded.pixels.nbytes == 400 * 3 * 64 * 64
+    assert loaded.pixels.nbytes == 160 * 3 * 128 * 128
     assert peak < loaded.pixels.nbytes / 4
 
 

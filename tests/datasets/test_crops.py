@@ -62,7 +62,8 @@ def photographs(root: Path, *, splits=("train", "test"), classes=("cat", "dog"),
 def matches(picture: np.ndarray, tile: torch.Tensor) -> list[tuple[int, int]]:
     """Return where in a picture (H, W, C) a tile (C, S, S) appears."""
     windows = np.lib.stride_tricks.sliding_window_view(picture, tuple(tile.shape[1:]), (0, 1))
-    return [(int(row), int(column)) for row, column in np.argwhere((windows == tile.numpy()).all((2, 3, 4)))]
+    corners = np.argwhere((windows[..., 0, 0] == tile[:, 0, 0].numpy()).all(2)).tolist()
+    return [(row, column) for row, column in corners if (windows[row, column] == tile.numpy()).all()]
 
 
 def places(picture: np.ndarray, tiles: torch.Tensor) -> list[tuple[int, int]]:

@@ -96,14 +96,14 @@ def test_a_set_held_in_memory_with_one_class_and_without_classes(tmp_path):
 
 
 def test_two_threads_with_few_open_shards_read_the_same_images(tmp_path, monkeypatch):
-    root = write_shards(tmp_path / "data", sizes=(3,) * 60, classes=5)
+    root = write_shards(tmp_path / "data", sizes=(3,) * 30, classes=5)
     monkeypatch.setattr(dataset, "SMALL_FILE_BYTES", 0)  # as with large ones
     shards = open_split(root, lanes=2)
     wrong: list[object] = []
 
     def read(seed: int) -> None:
-        for step in range(12):
-            numbers = shards.order(seed, step, 16)
+        for step in range(8):
+            numbers = shards.order(seed, step, 8)
             if shades_of(shards.rows(numbers)) != numbers.tolist():
                 wrong.append(step)
             if shards.labels_of(numbers).tolist() != (numbers % 5).tolist():
@@ -125,12 +125,12 @@ def test_two_threads_with_few_open_shards_read_the_same_images(tmp_path, monkeyp
 
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
     peaks = []
-    for number, count in enumerate((15, 90)):
-        root = write_shards(tmp_path / str(number), sizes=(24,) * count)
+    for number, count in enumerate((8, 80)):
+        root = write_shards(tmp_path / str(number), sizes=(12,) * count)
         shards = open_split(root, lanes=4)
         tracemalloc.start()
-        for step in range(count * 3):
-            shards.rows(shards.order(0, step, 8))
+        for step in range(count * 2):
+            shards.rows(shards.order(0, step, 6))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         shards.close()

@@ -34,7 +34,7 @@ def test_pixels_survive_the_round_trip(tmp_path, mode, suffix):
     assert left_behind(tmp_path) == ["a.png", target.name]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3000, 700)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (1700, 700)])  # the last is more than a strip
 def test_any_size_and_every_level(tmp_path, size):
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(images.to_bytes(images.to_floats(levels)), levels)

@@ -7,6 +7,8 @@ and contrasts.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +42,19 @@ def snow_evidence(x: Tensor, op: Degradation) -> tuple[Tensor, Tensor]:
     height, width = (n if n <= SIDE_PIXELS else SIDE_PIXELS - (n - SIDE_PIXELS) % 2 for n in x.shape[-2:])
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     measured = symmetry_statistics(x[..., top : top + height, left : left + width])[0]
+    candidates, expected, scatter = _expected_statistics(op, height, width)
+    deviation = measured - expected
+    energy = torch.einsum("si,sij,sj->s", deviation, torch.linalg.inv(scatter), deviation)
+    return candidates, -0.5 * EVIDENCE_WEIGHT * (energy + torch.logdet(scatter))
+
+
+@functools.lru_cache(maxsize=8)
+def _expected_statistics(op: Degradation, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return candidate severities and, for each, mean and covariance of the statistics in pictures of a size.
+
+    Simulated, which takes nearly all of an estimate's time, so kept for the next picture.
+    Shapes: (S,) int64, (S, K) and (S, K, K) float64.
+    """
     severities = torch.linspace(0, op.steps, min(op.steps, SEVERITIES) + 1).round().long()
     generator = torch.Generator().manual_seed(0)
     simulated = []
@@ -59,9 +74,7 @@ def snow_evidence(x: Tensor, op: Degradation) -> tuple[Tensor, Tensor]:
     near = near / near.sum(1, keepdim=True)
     scatter = torch.einsum("es,spi,spj->eij", near, residuals, residuals) / PICTURES
     scatter += torch.diag_embed(0.02 * scatter.diagonal(dim1=1, dim2=2) + 1e-6)
-    deviation = measured - expected
-    energy = torch.einsum("si,sij,sj->s", deviation, torch.linalg.inv(scatter), deviation)
-    return candidates, -0.5 * EVIDENCE_WEIGHT * (energy + torch.logdet(scatter))
+    return candidates, expected, scatter
 
 
 def symmetry_statistics(x: Tensor) -> Tensor:
