@@ -18,7 +18,7 @@ def images(in_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("end", "at"), [*(("interrupt", at) for at in (1, 11, 19, 24, 30)), *(("kill", at) for at in (1, 30))]
+    ("end", "at"), [*(("interrupt", at) for at in (1, 11, 19, 24, 30)), *(("kill", at) for at in (1, 11, 30))]
 )
 def test_a_resumed_run_gives_the_same_bytes(images, monkeypatch, capsys, end, at):
     run_pack(images, "--out-dir", "expected", "--records", "6")
