@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: where reference data may lie, and a run that trains in a second.
 
-torch is imported where it is used: the process that only hands out tests to others starts them two seconds earlier.
+torch and Hypothesis are imported where they are used: the process that only hands out tests to others starts them three
+seconds earlier.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import processes
 import pytest
 import tally
 import trainings
-from hypothesis import settings
 from PIL import Image
 
 from colddiff_core import runs
@@ -73,12 +73,22 @@ LONGEST_FIRST = (
     "test_published_weights.py",
 )
 
-# A machine under load must not fail a law; a fixed seed makes a failure the same everywhere.
-settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25)
-settings.load_profile("laws")
-
 # Imports leave a million objects and few are garbage: looking for it as often as usual takes a fifteenth of the time.
 gc.set_threshold(40_000, 20, 10)
+
+
+@functools.cache
+def use_laws() -> None:
+    from hypothesis import settings
+
+    # A machine under load must not fail a law; a fixed seed makes a failure the same everywhere.
+    settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25)
+    settings.load_profile("laws")
+
+
+def pytest_collectstart() -> None:
+    """Set the profile of Hypothesis before a module uses it."""
+    use_laws()
 
 
 @pytest.fixture(scope="session", autouse=True)
