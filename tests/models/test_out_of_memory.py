@@ -181,12 +181,12 @@ def test_other_warnings_pass_through(run_folder, monkeypatch, capsys):
 
 
 def restore_in_little_memory() -> int:
-    """Restore 96 images with 50 MiB left; print the batch size, the count and the error of the first image."""
+    """Restore 256 images with 50 MiB left; print the batch size, the count and the error of the first image."""
     import resource
 
     op = degradations.build("mask", steps=6)
-    net = Restorer(UNet(3, 3, width=32, multipliers=(1, 2), block="resnet", attention="none"), op).eval()
-    x0 = torch.rand(96, 3, 32, 32)
+    net = Restorer(UNet(3, 3, width=32, multipliers=(1,), block="resnet", attention="none"), op).eval()
+    x0 = torch.rand(256, 3, 32, 32)
     frozen = op.freeze(x0)
     chunked = memory.ChunkedRestorer()
     with torch.no_grad():
@@ -206,6 +206,6 @@ def test_a_real_memory_limit_is_survived():
     printed, errors = process.communicate()
     assert process.returncode == 0, errors
     size, count, difference = printed.split()
-    assert 1 <= int(size) < 96
-    assert int(count) == 96
+    assert 1 <= int(size) < 256
+    assert int(count) == 256
     assert float(difference) < 1e-5
