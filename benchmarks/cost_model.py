@@ -196,11 +196,11 @@ def count_work(name: str) -> WorkCost:
             launched += call.namespace == "aten" and not call.is_view
             if call.overloadpacket not in products:
                 return call(*arguments, **(options or {}))
-            # Only counted: without bfloat16 instructions, computing them takes minutes.
+            # Count them without computing them, which takes minutes without bfloat16 instructions.
             shapes = call(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), arguments), **(options or {}))
             return tree_map_only(torch.Tensor, lambda shape: torch.zeros_like(shape, device="cpu"), shapes)
 
-    with torch.device("meta"):  # random weights would take a third of the time
+    with torch.device("meta"):  # drawing random weights would take a third of the time
         network = UNet(shown, channels, body_dtype=torch.bfloat16, **settings)
     network.to_empty(device="cpu")
     parameters = sum(parameter.numel() for parameter in network.parameters())

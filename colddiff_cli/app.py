@@ -91,7 +91,7 @@ def data(_: list[str]) -> CommandFunction:
 
     group = typer.Typer(no_args_is_help=True, help=data.__doc__)
     group.callback()(lambda: None)  # keeps the name of its only command
-    group.command("pack")(_evaluated(pack))
+    group.command("pack")(_resolved(pack))
     return group
 
 
@@ -180,7 +180,7 @@ def _keep_words(command: Any, context: Any) -> None:
 
 
 def _command(name: str, arguments: list[str]) -> Any:
-    """Return the parser of one command, without the app around it, which takes milliseconds and is there already."""
+    """Return the parser of one command. Building the app around it again would take milliseconds."""
     alone = typer.Typer(add_completion=False)
     _add(alone, name, arguments)
     built: Any = typer.main.get_command(alone)
@@ -197,14 +197,14 @@ def with_commands(names: Iterable[str], arguments: list[str], group: type[TyperG
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    made.callback()(_evaluated(root))
+    made.callback()(_resolved(root))
     for name in names:
         _add(made, name, arguments)
     return made
 
 
-def _evaluated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Evaluate the annotations, which are text, once: Typer does it four times, which is most of what it costs."""
+def _resolved(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Resolve the string annotations of a command once; Typer would resolve them four times, most of its run time."""
     function.__annotations__ = get_type_hints(function, include_extras=True)
     return function
 
@@ -214,7 +214,7 @@ def _add(made: typer.Typer, name: str, arguments: list[str]) -> None:
     if isinstance(function, typer.Typer):
         made.add_typer(function, name=name)
     else:
-        made.command(name)(_evaluated(function))
+        made.command(name)(_resolved(function))
 
 
 app = with_commands([], [], CommandGroup)

@@ -56,7 +56,7 @@ def golden_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("colddiff_cli.monitor.app.POLL_SECONDS", 3600)
     for module in ("app", "pilot"):  # which wait after each key and each pause
         monkeypatch.setattr(f"textual.{module}.wait_for_idle", settled)
-    written = tmp_path.parent / "golden-runs"  # once for all tests: copies take a fifth of the time
+    written = tmp_path.parent / "golden-runs"  # written once; a copy takes a fifth of the time
     if not written.exists():
         write_runs(written)
     yield shutil.copytree(written, tmp_path / "runs")
@@ -109,7 +109,7 @@ def drive(app, size=ALL_PANES, keys=""):
 
 @contextlib.contextmanager
 def shared(app):
-    """Open a dashboard once for several tests; yield a `drive` that shows it as newly opened to each of them."""
+    """Open one dashboard for several tests; yield a `drive` that resets it first."""
     with asyncio.Runner() as runner:
         opening = opened(app)
         pilot = runner.run(opening.__aenter__())
@@ -126,7 +126,7 @@ def shared(app):
             app.runs_pane._shown = {}  # so that the cursor moves to the run
             for name in ("quantity", "is_log", "weight", "cursor", "window"):
                 setattr(app.curves_pane, name, curves[name])
-            app.curves_pane.runs = []  # so that it is drawn anew
+            app.curves_pane.runs = []  # so that it is redrawn
             app.action_pane("curves")
             app._show()
             await settled()

@@ -199,9 +199,8 @@ def _forget_parent(kept: set[int]) -> None:
     for descriptor in {int(name) for name in os.listdir("/dev/fd")} - kept - {1, 2, nothing}:
         with contextlib.suppress(OSError):  # the one that listed them is closed
             os.fstat(descriptor)
-            os.dup2(
-                nothing, descriptor, inheritable=descriptor == 0
-            )  # not closed: a new file would get the same number
+            # Not closed: a new file would get the same number.
+            os.dup2(nothing, descriptor, inheritable=descriptor == 0)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
 

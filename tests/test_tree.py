@@ -41,7 +41,7 @@ def sources(*folders: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_collections() -> Iterator[None]:
-    """The trees have a million nodes: searching them for garbage takes longer than making them, here and afterwards."""
+    """Pause garbage collection: going through a million syntax nodes takes longer than parsing them."""
     gc.disable()
     yield
     parse.cache_clear()
@@ -54,7 +54,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def nested(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the parts of a node that may hold statements: not the expressions, which are the most."""
+    """Yield the children that can contain statements; expressions, which are most of a tree, cannot."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
             yield child
@@ -104,7 +104,7 @@ def hidden_imports(tree: ast.Module) -> Iterator[str]:
 
 
 def dotted(node: ast.AST) -> str:
-    """Return "a.b.c" for such an expression; the name is incomplete if it begins with another expression."""
+    """Return a dotted name, such as "a.b.c"; what is not a name at its start is left out, as in ".b" for f().b."""
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""

@@ -11,7 +11,7 @@ from colddiff_core import seeds
 
 LEVEL = 0.95
 RESAMPLES = 1000
-DRAWN_VALUES = 2**15  # at most, in as many resamples as fit; one at least
+DRAWN_VALUES = 2**15  # at a time: as many resamples as fit, but at least one
 Interval = tuple[float, float]
 
 

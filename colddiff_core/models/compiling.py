@@ -63,7 +63,7 @@ def disable(network: nn.Module) -> None:
 
 def begin_step() -> None:
     """Allow the CUDA graphs of "reduce-overhead" to overwrite their previous outputs."""
-    if torch.cuda.is_initialized():  # elsewhere there are none, and what marks the step takes a second to import
+    if torch.cuda.is_initialized():  # a CPU has none, and marking a step imports inductor, which takes a second
         torch.compiler.cudagraph_mark_step_begin()
 
 

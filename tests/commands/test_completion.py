@@ -45,10 +45,10 @@ SPLIT = {
 
 
 def answer(asked: str, answered: str) -> int:
-    """Answer each question that comes through a pipe, which is the environment of a command line, through another."""
-    shell_scripts.register()  # as the import of app does in a process that is asked
+    """Read the environment of a `colddiff` from one pipe, write what it would print to the other, and so on."""
+    shell_scripts.register()  # importing app does this when a shell asks
     while True:
-        with open(asked, "rb") as pipe:  # waits for the next question
+        with open(asked, "rb") as pipe:  # waits until a shell asks
             variables = dict(line.split("=", 1) for line in os.fsdecode(pipe.read()).split("\0") if line)
         os.environ.clear()
         os.environ.update(variables)
@@ -59,7 +59,7 @@ def answer(asked: str, answered: str) -> int:
 
 @pytest.fixture(scope="module")
 def pipes(tmp_path_factory):
-    """The pipes to and from a process that answers like a fresh `colddiff`, which takes a third of a second."""
+    """A folder with pipes to and from a process that answers as `colddiff` does, with no Python to start."""
     folder = tmp_path_factory.mktemp("pipes")
     for name in ("asked", "answered"):
         os.mkfifo(folder / name)

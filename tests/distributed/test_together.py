@@ -57,12 +57,16 @@ SERIES = {
 }
 
 
-RESUMED_BY_ONE = ("interpolate", "sample pictures", "degrade")  # they share code with those that three resume
+RESUMED_BY_ONE = (
+    "interpolate",
+    "sample pictures",
+    "degrade",
+)  # three processes resume the others, which run the same code
 
 
 @pytest.fixture
 def finished(workspace, monkeypatch, capsys):
-    """Return a function that runs a command line as several processes, or in this one, and gives what they print."""
+    """Return a function that runs a command line in this process or as several, and returns what it prints."""
     monkeypatch.chdir(workspace)
 
     def finish(arguments: list[str], count: int) -> tuple[str, str]:

@@ -59,7 +59,9 @@ def gaussians(count: int, size: int = 2, seed: int = 1) -> torch.Tensor:
 def test_frechet_distance_of_gaussians_in_closed_form():
     numbers = gaussians(2000)
     numbers -= numbers.mean(0)
-    numbers = numbers @ torch.linalg.inv(torch.linalg.cholesky(numbers.T.cov())).T  # exactly of the standard moments
+    numbers = (
+        numbers @ torch.linalg.inv(torch.linalg.cholesky(numbers.T.cov())).T
+    )  # mean exactly 0, covariance exactly 1
     near, far = numbers * torch.tensor([1.0, 2.0]), numbers * torch.tensor([3.0, 1.0]) + torch.tensor([1.0, -2.0])
     # Diagonal covariances: |m - m'|^2 + sum (s - s')^2.
     assert distances(near, far, 500).result()["fd"] == pytest.approx(5 + 4 + 1, rel=1e-4)

@@ -156,7 +156,7 @@ SLOW = ("torchvision", "torchmetrics", "torch_fidelity")
 
 
 def import_anew() -> int:
-    """Import the modules as a fresh Python that has torch would, and print which slow ones that imports."""
+    """Import our modules again, in a process that already has torch, and print which slow packages they import."""
     for name in list(sys.modules):
         if name.partition(".")[0] in (*SLOW, "colddiff_core"):
             del sys.modules[name]
@@ -193,7 +193,7 @@ def pictures():
 
 
 def enlarge_less(monkeypatch, side: int = 139) -> None:
-    """Let Inception enlarge to fewer pixels than 299: a quarter of the work, and layers of 3 x 3 at the end."""
+    """Make Inception enlarge pictures to `side` pixels, not 299: a quarter of the work, with last layers of 3 x 3."""
     monkeypatch.setattr(
         "torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE", side
     )
@@ -206,7 +206,7 @@ def test_inception_matches_torchmetrics_for_any_batch(tmp_path, inception_state,
 
     enlarge_less(monkeypatch, side)
     torch.save(inception_state, tmp_path / "inception.pth")
-    with LeftUnfilled():  # it loads the file's
+    with LeftUnfilled():  # it loads the file's weights
         metric = FrechetInceptionDistance(feature_extractor_weights_path=str(tmp_path / "inception.pth"))
     for number, picture in enumerate(pictures):
         to_pillow(picture).save(tmp_path / f"{number}.png")

@@ -16,7 +16,6 @@ from colddiff_core.datasets import from_config
 from colddiff_core.errors import UsageError
 from colddiff_core.inference import generate, open_run
 from colddiff_core.sampling import Sampling
-from colddiff_core.training import sample_sheet
 
 CPU = torch.device("cpu")
 BLUR = ("degradation.schedule=exponential", "degradation.final_mean=true", "degradation.dither=0.01")
@@ -100,8 +99,8 @@ def test_every_operator_has_a_small_preset():
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_every_small_preset_trains_restores_and_generates_from_its_operators_own_prior(preset, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample_sheet, "IMAGES", 2)
+@pytest.mark.usefixtures("small_sheets")
+def test_every_small_preset_trains_restores_and_generates_from_its_operators_own_prior(preset, tmp_path):
     for number in range(12):
         shades = torch.randint(256, (3, 12, 12), generator=seeds.generator(number)).to(torch.uint8)
         (tmp_path / "photos").mkdir(exist_ok=True)

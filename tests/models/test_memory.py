@@ -164,7 +164,7 @@ LONG += [(*case, "float32", name) for case, name in MODELS.items()]
 def measured_peak(
     width: int, multipliers: tuple[int, ...], block: str, attention: str, side: int, dtype: torch.dtype
 ) -> int:
-    """Return the most bytes that activations take for IMAGES images; many presets have the same network."""
+    """Return the peak bytes of activations for IMAGES images; cached, because many presets share a network."""
     with FakeTensorMode(), torch.no_grad():
         with LeftUnfilled():
             net = UNet(3, 3, width=width, multipliers=multipliers, block=block, attention=attention, body_dtype=dtype)

@@ -35,7 +35,7 @@ def test_commands_use_and_report_the_requested_precision(command, run_folder, mo
         for option, in_run in (([], word), (["--precision", word], "float32" if word == "bf16" else "bf16")):
             table = runs.Run(run_folder).table()
             table["train"]["precision"] = in_run
-            table["degradation"]["steps"] = 1  # which takes a fifth of the time
+            table["degradation"]["steps"] = 1  # a fifth of the work
             Path(run_folder, "run.toml").write_text(toml.dump(table))
             dtypes.clear()
             assert run([command, *COMMANDS[command], *option, "--json"]) == 0

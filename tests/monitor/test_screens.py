@@ -50,7 +50,7 @@ def walk(request, tmp_path_factory):
     """The size, and the picture and text of every screen, from one dashboard."""
     screens = {}
     with pytest.MonkeyPatch.context() as patch, golden_folder(tmp_path_factory.mktemp("walk"), patch) as path:
-        # A name for the picture; one of its own would take half of the time, and is left out below.
+        # Computing a unique id takes half of the time, and ids are removed below anyway.
         patch.setattr(Console, "export_svg", functools.partialmethod(Console.export_svg, unique_id="terminal-0"))
         app = make_app(path)
 

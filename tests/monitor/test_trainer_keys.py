@@ -77,7 +77,7 @@ def test_nothing_is_sent_to_a_run_without_a_trainer(folder):
 
     @drive(app)
     async def _(pilot):
-        # Whether there is a trainer depends on the run alone: every key is pressed for one, and a key for every other.
+        # Only the run decides whether there is a trainer: press every key in one run and one in each of the others.
         for name, keys in (("digits-noise", "ptx"), ("mnist-blur", "p"), ("mnist-snow", "t"), ("faces", "x")):
             app.current = app.runs[folder / name]
             for key in keys:

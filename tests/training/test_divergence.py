@@ -14,7 +14,9 @@ from torch import nn
 
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffWarning, MachineError
-from colddiff_core.training import divergence, sample_sheet
+from colddiff_core.training import divergence
+
+pytestmark = pytest.mark.usefixtures("small_sheets")
 
 
 class Spoiled(nn.Module):
@@ -99,12 +101,6 @@ def test_a_checkpoint_whose_very_next_step_is_skipped_is_passed_over(tmp_path):
         finish(trainer)  # the first step after that of step 6 is the same at any rate
     aside = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
     assert [name.rpartition("-")[0] for name in aside] == [".passed-step-000006"]
-
-
-@pytest.fixture(autouse=True)
-def _small_sheets(monkeypatch):
-    """The sheet of a finished training takes a quarter of its time otherwise."""
-    monkeypatch.setattr(sample_sheet, "IMAGES", 2)
 
 
 KILLED_AFTER = (6, 10, 14, 20)  # ticks

@@ -94,7 +94,7 @@ def test_laying_out_and_settling_keep_a_networks_output(block, dtype):
 
 
 NETWORKS = [
-    (torch.bfloat16, "convnext", 1),  # tracing a block of this kind takes a third of a second; the other scales
+    (torch.bfloat16, "convnext", 1),  # one level: tracing a convnext block takes a third of a second
     (torch.float32, "resnet", 2),
     pytest.param(torch.bfloat16, "convnext", 2, marks=pytest.mark.slow),
     pytest.param(torch.bfloat16, "resnet", 2, marks=pytest.mark.slow),
@@ -124,6 +124,15 @@ def test_when_to_compile():
     assert compiling.mode("auto", gpu, 500, 32) == ""
     assert compiling.mode("off", gpu, 700_000, 32) == ""
     assert compiling.mode("max-autotune", cpu, 1, 32) == "max-autotune"
+
+
+@pytest.mark.parametrize("has_cuda", [True, False])
+def test_steps_are_marked_for_cuda_graphs_alone(monkeypatch, has_cuda):
+    marked = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: has_cuda)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(True))
+    compiling.begin_step()
+    assert marked == [True] * has_cuda
 
 
 ACCUMULATED = ("train.accumulate=2", "train.log_every=1", "train.steps=3")

@@ -22,18 +22,13 @@ from colddiff_core.inference import open_run
 from colddiff_core.sampling import DegradedImages, Sampling
 from colddiff_core.training import sample_sheet
 
+pytestmark = pytest.mark.usefixtures("small_sheets")
 CHANGES = ("train.ema_every=2", "train.accumulate=2", "data.flip=true")
-
-
-@pytest.fixture(autouse=True)
-def _small_sheets(monkeypatch):
-    """The sheet of a finished training takes a quarter of its time otherwise."""
-    monkeypatch.setattr(sample_sheet, "IMAGES", 2)
 
 
 @pytest.fixture(scope="module")
 def train_whole(tmp_path_factory):
-    """Return a function that gives a training that nothing interrupted, and what starts another like it."""
+    """Return a function that trains without interruption, once for each run; it also returns what starts another."""
 
     @functools.cache
     def train(preset, precision):
@@ -44,7 +39,7 @@ def train_whole(tmp_path_factory):
     return train
 
 
-STOPPED = [  # in the middle of nothing, at a checkpoint, at a log line: how it stops does not know what it trains
+STOPPED = [  # between saves, at a checkpoint, at a log line; preset and precision do not change how it stops
     *(("digits-blur", "float32", step) for step in (1, 3, 4)),
     ("digits-blur", "bf16", 4),
     ("digits-noise", "float32", 1),
@@ -136,7 +131,7 @@ def test_one_trainer_a_run(tmp_path):
 
 
 TRAINED_ON = {("model.safetensors", 0), ("ema.safetensors", 5), ("optimizer.safetensors", 40)}
-TRAINED_ON |= {("state.json", -1), ("model.safetensors", None)}  # each file and each length
+TRAINED_ON |= {("state.json", -1), ("model.safetensors", None)}  # every file once or more, and every length
 
 
 @pytest.mark.parametrize("name", [*WEIGHTS, "state.json"])

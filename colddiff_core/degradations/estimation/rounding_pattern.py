@@ -29,7 +29,7 @@ def color_differences(x: Tensor, reach: int) -> Tensor:
     return torch.bincount(differences[0] * side + differences[1], minlength=side**2).double().view(side, side)
 
 
-@functools.lru_cache(maxsize=160)  # as many as one estimate compares, for the next picture; up to 130 KB each
+@functools.lru_cache(maxsize=160)  # all that one estimate compares, for the next picture; up to 130 KB each
 def drained_differences(kept: float, reach: int, is_jpeg: bool) -> Tensor:
     """Return the histogram of `color_differences` over all colors, once the share `kept` of the color is left.
 

@@ -50,9 +50,9 @@ def snow_evidence(x: Tensor, op: Degradation) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=8)
 def _expected_statistics(op: Degradation, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return candidate severities and, for each, mean and covariance of the statistics in pictures of a size.
+    """Return candidate severities, and the statistics' mean and covariance at each, for pictures of this size.
 
-    Simulated, which takes nearly all of an estimate's time, so kept for the next picture.
+    Simulating them takes nearly all of an estimate's time, so they are cached for the next picture.
     Shapes: (S,) int64, (S, K) and (S, K, K) float64.
     """
     severities = torch.linspace(0, op.steps, min(op.steps, SEVERITIES) + 1).round().long()
