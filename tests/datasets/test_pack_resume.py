@@ -17,10 +17,9 @@ def images(in_folder: Path) -> Path:
     return write_tree(in_folder / "images")
 
 
-@pytest.mark.parametrize(
-    ("end", "at"), [*(("interrupt", at) for at in (1, 11, 19, 24, 30)), *(("kill", at) for at in (1, 11, 30))]
-)
-def test_a_resumed_run_gives_the_same_bytes(images, monkeypatch, capsys, end, at):
+@pytest.mark.parametrize("at", [1, 11, 19, 24, 30])
+@pytest.mark.parametrize("end", ["kill", "interrupt"])
+def test_a_resumed_run_gives_the_same_bytes(images, monkeypatch, capsys, at, end):
     run_pack(images, "--out-dir", "expected", "--records", "6")
     add, places = pack._add, []
 

@@ -57,13 +57,6 @@ SERIES = {
 }
 
 
-RESUMED_BY_ONE = (
-    "interpolate",
-    "sample pictures",
-    "degrade",
-)  # three processes resume the others, which run the same code
-
-
 @pytest.fixture
 def finished(workspace, monkeypatch, capsys):
     """Return a function that runs a command line in this process or as several, and returns what it prints."""
@@ -102,7 +95,7 @@ def test_several_processes_write_and_print_the_same_as_one(name, workspace, fini
     for picture in pictures_in(out):
         if int(picture.partition("-")[0].removesuffix(".png")) % 3:
             (out / picture).unlink()
-    summary, _, files = call(1 if name in RESUMED_BY_ONE else 3, "--resume")
+    summary, _, files = call(3, "--resume")
     assert files == alone[2]
     assert summary["kept"] > 0
     if "--degraded" not in command:
