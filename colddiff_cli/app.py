@@ -15,7 +15,7 @@ from colddiff_core.errors import UsageError
 from colddiff_core.text import nearest
 
 # Commands that a job of several processes can run.
-SHARED = frozenset({"degrade", "train", "sample", "generate", "eval"})
+SHARED = frozenset({"degrade", "train", "restore", "sample", "generate", "eval"})
 
 # What a command is: a function of its options, or a group of commands.
 CommandFunction = Callable[..., Any] | typer.Typer
@@ -37,10 +37,17 @@ def train(_: list[str]) -> CommandFunction:
 
 
 def sample(_: list[str]) -> CommandFunction:
-    """Restore images with a run, and write a sheet."""
+    """Degrade images and restore them with a run: a sheet."""
     from colddiff_cli.commands.sample import sample
 
     return sample
+
+
+def restore(_: list[str]) -> CommandFunction:
+    """Restore your own pictures."""
+    from colddiff_cli.commands.restore import restore
+
+    return restore
 
 
 def generate(_: list[str]) -> CommandFunction:
@@ -78,6 +85,13 @@ def monitor(_: list[str]) -> CommandFunction:
     return monitor
 
 
+def runs(_: list[str]) -> CommandFunction:
+    """List the trained runs, also those that come along."""
+    from colddiff_cli.commands.runs import runs
+
+    return runs
+
+
 def presets(_: list[str]) -> CommandFunction:
     """List the presets, or print one in full."""
     from colddiff_cli.commands.presets import presets
@@ -99,12 +113,14 @@ def data(_: list[str]) -> CommandFunction:
 LOADERS: dict[str, Callable[[list[str]], CommandFunction]] = {
     "degrade": degrade,
     "train": train,
+    "restore": restore,
     "sample": sample,
     "generate": generate,
     "eval": evaluate,
     "compare": compare,
     "reproduce": reproduce,
     "monitor": monitor,
+    "runs": runs,
     "presets": presets,
     "data": data,
 }

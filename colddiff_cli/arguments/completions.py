@@ -77,6 +77,13 @@ def first_run(ctx: typer.Context, incomplete: str) -> list[str]:
     return [] if ctx.params.get("arguments") else _runs(incomplete)
 
 
+def pretrained(incomplete: str) -> list[str]:
+    """Offer the runs that come with colddiff."""
+    from colddiff_core.runs import pretrained as library
+
+    return [library.PREFIX + name for name in library.names()]
+
+
 def tables(ctx: typer.Context, incomplete: str) -> list[str]:
     """Offer the paper's tables that are not on the command line yet."""
     from colddiff_core.paper import tables as paper
@@ -116,7 +123,8 @@ def _runs(incomplete: str) -> list[str]:
 
     folder = incomplete.rpartition("/")[0]
     if "/" not in incomplete:
-        return sorted({path.name for root in (runs.ROOT, Path()) for path in runs.listed(root)})
+        own = {path.name for root in (runs.ROOT, Path()) for path in runs.listed(root)}
+        return [*sorted(own), *pretrained(incomplete)]
     return [f"{folder}/{path.name}" for path in runs.listed(Path(folder or "/").expanduser())]
 
 

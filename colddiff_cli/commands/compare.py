@@ -98,7 +98,7 @@ def compare(
     is_generating = generate or symmetry or prior is not None or noise is not None
     if t is not None and is_generating:
         raise UsageError("--t is for restored test images; generation starts at T.", "Leave out one of them.")
-    selected = _find(names)
+    selected = _find(screen, names, open_run.GENERATES if is_generating else open_run.RESTORES)
     overrides = options.run_overrides(data_dir, precision, compiled)
     for run in selected:
         run.config(overrides)  # check before downloading weights
@@ -114,10 +114,10 @@ def compare(
     experiments = [trained.experiment for trained in opened]
     _check_comparable(experiments)
     kind = "generated" if is_generating else "restored"
-    path = outputs.free_path(out, selected[0].path / "compared" / f"{kind}.png", force=force)
+    path = outputs.free_path(out, selected[0].outputs / "compared" / f"{kind}.png", force=force)
     images.check_suffix(path, images.SUFFIXES)
     contenders: list[Contender] = []
-    for label, run, built in zip(_labels([run.path for run in selected]), selected, experiments, strict=True):
+    for label, run, built in zip(_labels(selected), selected, experiments, strict=True):
         is_alone = len(selected) == 1 and strides is None and not symmetry
         requested = _samplers(samplers, built, is_alone=is_alone)
         # With several runs, each uses the samplers it supports: some are for hot diffusion only.
@@ -146,7 +146,7 @@ def compare(
     published = {contender.label: _published(contender) for contender in contenders}
     title = f"{counted(count, 'image')} from nothing" if is_generating else title
     screen.show(comparison_table(title, figures, references.labels(reference), published))
-    screen.say(", ".join(f"{trained.run.path} at step {trained.step}" for trained in opened))
+    screen.say(", ".join(f"{trained.run.label} at step {trained.step}" for trained in opened))
     screen.say("steps: network evaluations per image; ms: milliseconds per image")
     has_too_few_images = any(result.has_too_few_images for result in results.values())
     explain.explain(screen, reference, measured(figures, COMPARED), has_too_few_images=has_too_few_images)
@@ -155,7 +155,7 @@ def compare(
     for source in dict.fromkeys(c.experiment.config.paper["source"] for c in contenders if published[c.label]):
         screen.say(f"paper: {source}")
     output = {
-        "runs": [str(run.path) for run in selected],
+        "runs": [run.label for run in selected],
         "steps": [trained.step for trained in opened],
         "kind": kind,
         "precision": ", ".join(dict.fromkeys(built.precision for built in experiments)),
@@ -171,11 +171,11 @@ def compare(
     screen.result(output, path)
 
 
-def _find(names: list[str] | None) -> list[runs.Run]:
+def _find(screen: Screen, names: list[str] | None, fallback: str) -> list[runs.Run]:
     """Return the runs with these names, or the newest. Raises UsageError for a run that is named twice."""
-    selected = [runs.find(name) for name in names] if names else [runs.find(None)]
+    selected = [open_run.find(screen, name, fallback) for name in (names or (None,))]
     duplicates = [
-        run.path
+        run.label
         for index, run in enumerate(selected)
         if run.path.resolve() in [r.path.resolve() for r in selected[:index]]
     ]
@@ -196,12 +196,12 @@ def _generators(
             "--symmetry compares with and without noise, so --noise 0 is not possible.", "Leave out --noise."
         )
     if symmetry and priors.find(prior, built.operator).noise is None:
-        raise UsageError(f"{run.path}: its x_T has no symmetry that noise could break.", "Leave out --symmetry.")
+        raise UsageError(f"{run.label}: its x_T has no symmetry that noise could break.", "Leave out --symmetry.")
     generators = [
         generation.prepare(run, built, prior, None, width) for width in ([0.0, noise] if symmetry else [noise])
     ]
     if symmetry and not generators[-1].noise:
-        raise UsageError(f"{run.path}: --symmetry needs noise, and its default is 0.", "Set its width with --noise.")
+        raise UsageError(f"{run.label}: --symmetry needs noise, and its default is 0.", "Set its width with --noise.")
     return generators
 
 
@@ -300,10 +300,10 @@ def _folder(built: Experiment) -> str:
     return data.directory if data.dataset == "folder" else ""
 
 
-def _labels(paths: list[Path]) -> list[str]:
+def _labels(selected: list[runs.Run]) -> list[str]:
     """Return a unique name for each run."""
-    names = [path.name for path in paths]
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    names = [run.path.name for run in selected]
+    return [name if names.count(name) == 1 else run.label for name, run in zip(names, selected, strict=True)]
 
 
 def _samplers(asked: str | None, built: Experiment, *, is_alone: bool) -> list[str]:

@@ -80,7 +80,7 @@ def evaluate(
     from colddiff_core.sampling import Sampling
 
     ranks = launch.share(context, nproc, device, CONTINUE)
-    run_folder = open_run.find(run)
+    run_folder = open_run.find(screen, run, open_run.RESTORES)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = run_folder.config(overrides)
     with explain.advancing(screen) as progress:
@@ -99,8 +99,8 @@ def evaluate(
     at_stride = "" if sampling.stride == config.sample.stride else f", stride {sampling.stride}"
     rounded = ", degraded images rounded to 8 bits" if uint8 else ""
     data = reference.title(config.data.dataset)
-    title = f"{run_folder.path}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
-    output = {"run": str(run_folder.path), "step": step, "n": count, "stride": sampling.stride, "seed": sampling.seed}
+    title = f"{run_folder.label}, step {step}: {counted(count, 'test image')} of {data}{rounded}{at_stride}"
+    output = {"run": run_folder.label, "step": step, "n": count, "stride": sampling.stride, "seed": sampling.seed}
     output |= {"protocol": "uint8" if uint8 else "float", "precision": built.precision}
     request = dataclasses.asdict(settings) | {"t": None if by_severity else severity, **reference.metadata()}
     with _partial_results(
@@ -184,9 +184,9 @@ def _partial_results(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: 
 
     key = json_.dumps(settings, sort_keys=True, default=str)
     ranks = group.current()
-    path = run.path / "evaluated" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    path = run.outputs / "evaluated" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     with contextlib.ExitStack() as stack:
-        folder = _open_folder(path, stack, is_resumed=is_resumed) if ranks.is_first else None
+        folder = _open_folder(path, run, stack, is_resumed=is_resumed) if ranks.is_first else None
         shared_path = Path(ranks.broadcast_json(str(folder.path if folder else "")))
         folder = folder or PartialResults(shared_path, is_first=False)
         is_done = False
@@ -200,7 +200,7 @@ def _partial_results(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: 
             folder.close(is_done=is_done)
 
 
-def _open_folder(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -> PartialResults:
+def _open_folder(path: Path, run: runs.Run, stack: contextlib.ExitStack, *, is_resumed: bool) -> PartialResults:
     """Open the folder of partial results.
 
     If the run's folder is not writable or the same evaluation is running, use a temporary folder that is removed with
@@ -210,7 +210,7 @@ def _open_folder(path: Path, stack: contextlib.ExitStack, *, is_resumed: bool) -
 
     process = process_info()
     if is_resumed and not process.restarts and not path.is_dir():
-        what = f"Nothing to resume: no eval of {path.parents[1]} with these settings was interrupted."
+        what = f"Nothing to resume: no eval of {run.label} with these settings was interrupted."
         raise UsageError(what, "Leave out --resume.")
     try:
         return PartialResults(path, is_resumed=is_resumed or process.restarts > 0)  # torchrun's restarts resume

@@ -85,7 +85,7 @@ def generate(
     """Generate new images: draw x_T from a prior and take it back to x_0. Image k does not depend on --n."""
     screen = Screen(json)
     ranks = launch.share(context, nproc, device)
-    found = open_run.find(run)
+    found = open_run.find(screen, run, open_run.GENERATES)
     overrides = options.run_overrides(data_dir, precision, compiled)
     config = found.config(overrides)
     _check(n, interpolate, out_dir, is_resumed=resume)
@@ -111,7 +111,7 @@ def generate(
         "seed": sampling.seed,
         "batch": built.batch_size(batches.MOST),
     }
-    default = found.path / "generated" / f"{request['prior']}-{sampling.sampler}.png"
+    default = found.outputs / "generated" / f"{request['prior']}-{sampling.sampler}.png"
     grid_path, film_path, neighbors_path = outputs.agreed(
         lambda: _paths(out, default, animate=animate, force=force, keep=resume)
     )
@@ -147,7 +147,7 @@ def generate(
     if not ranks.is_first:
         return
     outcome: dict[str, Any] = {
-        "run": str(found.path),
+        "run": found.label,
         "step": trained.step,
         "prior": generator.prior.name,
         "noise": generator.noise,
@@ -164,7 +164,7 @@ def generate(
     if grid_path:
         _show(screen, results[IMAGES][:SHOWN], count, grid_path, gather.trajectory(results), film_path)
     if reference is not None and neighbors_path:
-        title = f"{counted(count, 'image')} of {found.path}, step {trained.step}"
+        title = f"{counted(count, 'image')} of {found.label}, step {trained.step}"
         title += f", beside real ones of {config.data.dataset}"
         outcome |= _measure(screen, results[IMAGES], reference, title, neighbors_path)
     if out_dir is not None:

@@ -39,7 +39,11 @@ def monitor(
 ) -> None:
     """Watch training: curves, pictures, status; pause, sample, save or stop it. Training continues when you quit."""
     screen = Screen(json)
-    named = [runs.find(name).path for name in names or []]
+    found = [runs.find(name) for name in names or []]
+    for run in found:
+        if run.is_pretrained:
+            raise UsageError(f"{run.label} is trained already: there is nothing to watch.", "Name a run in runs/.")
+    named = [run.path for run in found]
     paths = named or runs.listed()
     if not paths:
         runs.find(None)  # raises the error that says what to do

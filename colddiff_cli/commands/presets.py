@@ -42,3 +42,4 @@ def presets(
     if not json:
         screen.show(listing)
         screen.say("\nTrain one: colddiff train --preset NAME      Print one: colddiff presets NAME")
+        screen.say("Trained already: colddiff runs")

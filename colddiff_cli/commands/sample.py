@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colddiff_cli.arguments import completions, inputs, options, outputs
-from colddiff_cli.commands import sample_photographs
+from colddiff_cli.commands import restore_photographs, restorers
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import films, gather, series, sources
 from colddiff_cli.picture_series.gather import ImageCollector
 from colddiff_cli.picture_series.sources import SampleSource
-from colddiff_core import runs
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
 
@@ -50,9 +49,8 @@ def sample(
         str | None,
         typer.Option(
             "--t",
-            help="Severity, 1 to T (default: T). With --degraded also auto (the default) or sweep.",
-            metavar="N|auto|sweep",
-            autocompletion=completions.one_of(lambda: ("auto", "sweep")),
+            help="Severity, 1 to T (default: T).",
+            metavar="N",
         ),
     ] = None,
     sampler: options.Sampler = None,
@@ -64,8 +62,7 @@ def sample(
         Path | None,
         typer.Option(
             "--out",
-            help=f"Sheet of all images, or with --out-dir of the first {SHOWN} (default: RUN/restored/...png). "
-            "With --degraded: the picture (default: NAME-restored.png).",
+            help=f"Sheet of all images, or with --out-dir of the first {SHOWN} (default: RUN/restored/...png).",
             parser=outputs.picture,
             metavar="PATH",
         ),
@@ -77,22 +74,26 @@ def sample(
         ),
     ] = None,
     degraded: Annotated[
-        bool, typer.Option("--degraded", help="The images are already degraded; only restore them.")
+        bool, typer.Option("--degraded", help="The images are already degraded; only restore them.", hidden=True)
     ] = False,
     mask: Annotated[
         Path | None,
         typer.Option(
-            "--mask", help="With --degraded: a picture that is white where pixels are to be filled in.", metavar="FILE"
+            "--mask",
+            help="With --degraded: a picture that is white where pixels are to be filled in.",
+            metavar="FILE",
+            hidden=True,
         ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="With --degraded: also write before and after side by side.")
+        bool, typer.Option("--compare", help="With --degraded: also write before and after.", hidden=True)
     ] = False,
     consistent: Annotated[
         bool | None,
         typer.Option(
             "--consistent/--no-consistent",
             help="With --degraded: make the restoration reproduce the picture when degraded (default: where it helps).",
+            hidden=True,
         ),
     ] = None,
     color: Annotated[
@@ -101,7 +102,8 @@ def sample(
             "--color",
             "--colour",
             help="With --degraded: how a gray run restores color: channels (one by one) or luma.",
-            autocompletion=completions.one_of(lambda: sample_photographs.COLORS),
+            autocompletion=completions.one_of(lambda: restorers.COLORS),
+            hidden=True,
         ),
     ] = None,
     resume: options.Resume = False,
@@ -114,17 +116,20 @@ def sample(
     seed: options.Seed = None,
     json: options.Json = False,
 ) -> None:
-    """Degrade images with the run's operator, restore them, and write a sheet. --degraded only restores them."""
+    """Degrade images with the run's operator, restore them, and write a sheet.
+
+    To restore pictures that are degraded already, use colddiff restore.
+    """
     screen = Screen(json)
     ranks = launch.share(context, nproc, device)
-    run, names = _run_and_images(arguments or [])
+    name, names = _run_and_images(arguments or [])
     overrides = options.run_overrides(data_dir, precision, compiled)
     if degraded:
         _check_unused(n=n is not None, animate=animate)
-        asked = sample_photographs.RestoreOptions(
+        asked = restorers.RestoreOptions(
             t=t,
             mask=mask,
-            color=color or sample_photographs.COLORS[0],
+            color=color or restorers.COLORS[0],
             is_consistent=consistent,
             is_compared=compare,
             sampler=sampler,
@@ -135,8 +140,9 @@ def sample(
             is_resumed=resume,
             is_forced=force,
         )
-        sample_photographs.restore(screen, run, names, asked, device, overrides)
+        restore_photographs.restore(screen, restorers.of_run(screen, name), names, asked, device, overrides)
         return
+    run = open_run.find(screen, name, open_run.RESTORES)
     _check_needs_degraded(
         {"mask": mask is not None, "compare": compare, "consistent": consistent is not None, "color": color is not None}
     )
@@ -149,11 +155,11 @@ def sample(
 
     trained = open_run.open_run(run, device, overrides)
     built = trained.experiment
-    severity = built.operator.steps if t is None else sample_photographs.whole(t, is_degraded=False)
+    severity = built.operator.steps if t is None else restorers.whole(t, is_degraded=False)
     sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
     sampling.check(built.operator, severity)
     ending = f"{sampling.sampler}-t{severity:03d}.png"
-    default = run.path / "restored" / ending
+    default = run.outputs / "restored" / ending
     picture, film = outputs.agreed(lambda: films.outputs(out, default, animate=animate, force=force, keep=resume))
     size = ranks.broadcast_json(built.batch_size(batches.MOST))
     outcome = {"sampler": sampling.sampler, "stride": sampling.stride, "t": severity}
@@ -180,7 +186,7 @@ def sample(
         return
     if resume and not work.made and out is None:
         picture, film = None, None  # the rest cannot be read, and an earlier call drew the sheet without it
-    outcome |= {"run": str(run.path), "step": trained.step, "precision": built.precision}
+    outcome |= {"run": run.label, "step": trained.step, "precision": built.precision}
     screen.result(outcome | _finish(screen, work, source.count, picture, film, is_resumed=resume), picture)
 
 
@@ -311,13 +317,15 @@ def _check_needs_degraded(given: dict[str, bool]) -> None:
     """Refuse options that only have a meaning with --degraded."""
     for name, is_given in given.items():
         if is_given:
-            raise UsageError(f"--{name} is for pictures that are already degraded.", "Add --degraded, or leave it out.")
+            raise UsageError(
+                f"--{name} is for pictures that are already degraded.", "Use colddiff restore, or leave it out."
+            )
 
 
-def _run_and_images(arguments: list[str]) -> tuple[runs.Run, list[str]]:
-    """Split the arguments into a run and names of images; the run may be left out."""
+def _run_and_images(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Split the arguments into the name of a run, None if it is left out, and names of images."""
     from colddiff_core.distributed import group
 
     if arguments and not group.current().on_first(lambda: inputs.names_images(arguments[0])):
-        return open_run.find(arguments[0]), arguments[1:]
-    return open_run.find(None), arguments
+        return arguments[0], arguments[1:]
+    return None, arguments

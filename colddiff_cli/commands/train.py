@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json as json_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,15 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option("--preset", help="What to train: see `colddiff presets`.", autocompletion=completions.presets),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Start from this run's weights; without --preset also with its configuration.",
+            metavar="RUN",
+            autocompletion=completions.runs,
+        ),
     ] = None,
     resume: Annotated[
         str | None,
@@ -67,16 +77,15 @@ def train(
 ) -> None:
     """Train a restorer. Ctrl-C or SIGTERM saves a checkpoint and stops; --resume continues from it."""
     screen = Screen(json)
-    if (preset is None) == (resume is None):
-        raise UsageError("Name either a --preset or a run to --resume.", "List the presets with: colddiff presets")
+    if (preset is None and source is None) == (resume is None):
+        what = "Name a --preset, a run to start --from, or a run to --resume."
+        raise UsageError(what, "List the presets with: colddiff presets")
     if allow_change and resume is None:
         raise UsageError("--allow-change needs --resume.", "Leave it out: a new run may have any settings.")
     if resume is not None:
         _check_resumed(resume, out, is_dry=dry_run, is_continued=continued)
-    changes = list(overrides or [])
-    if seed is not None:
-        changes.append(f"train.seed={seed}")
-    job = _Job(preset, resume, changes, out, data_dir, device, allow_change, continued, nproc, max_restarts)
+    changes = [*(overrides or []), *_changes(seed, source)]
+    job = _Job(preset, source, resume, changes, out, data_dir, device, allow_change, continued, nproc, max_restarts)
     job.check()
     if monitor:
         launch.check_alone("train --monitor")
@@ -111,6 +120,7 @@ class _Job:
     """The options of a training, to pass on to other processes."""
 
     preset: str | None
+    source: str | None
     resume: str | None
     changes: list[str]
     out: Path | None
@@ -136,8 +146,12 @@ class _Job:
 
     def config(self) -> schema.Config:
         """Return the configuration of a new run. Raises UsageError if the preset or a change is invalid."""
-        assert self.preset is not None
-        config = presets.load(self.preset, self.changes + options.data_override(self.data_dir))
+        changes = self.changes + options.data_override(self.data_dir)
+        if self.preset is not None:
+            config = presets.load(self.preset, changes)
+        else:
+            assert self.source is not None
+            config = runs.find(self.source).config(tuple(changes))
         if self.data_dir is not None:
             open_run.check_data_dir(config)
         return config
@@ -158,9 +172,8 @@ class _Job:
     def path(self) -> Path:
         """Return the folder of the run. Raises UsageError if that of a new run exists."""
         if self.resume is not None:
-            return runs.find(self.resume).path
-        assert self.preset is not None
-        path = self.out or runs.free_name(presets.load(self.preset, self.changes).name)
+            return runs.find_trainable(self.resume).path
+        path = self.out or runs.free_name(self.config().name)
         if path.exists() and not self.is_continued:
             raise runs.taken(path)
         return path
@@ -182,12 +195,23 @@ class _Job:
         if self.resume is not None:
             words = ["--resume", str(path)] + (["--allow-change"] if self.may_change else [])
         else:
-            assert self.preset is not None
-            words = ["--preset", self.preset, "--out", str(path)] + (["--continue"] if self.is_continued else [])
+            words = ["--preset", self.preset] if self.preset is not None else []
+            words += ["--from", self.source] if self.source is not None else []
+            words += ["--out", str(path)] + (["--continue"] if self.is_continued else [])
         words += ["--device", self.device, *(word for change in self.changes for word in ("--set", change))]
         words += ["--data-dir", str(self.data_dir)] if self.data_dir else []
         words += ["--nproc", str(self.processes), "--max-restarts", str(self.restarts)] if self.processes else []
         return words
+
+
+def _changes(seed: int | None, source: str | None) -> list[str]:
+    """Return the settings that --seed and --from stand for."""
+    changes = [] if seed is None else [f"train.seed={seed}"]
+    if source is not None:
+        run = runs.find(source)
+        initial = run.label if run.is_pretrained else str(run.path.resolve())  # holds in any working folder
+        changes.append(f"train.initial={json_.dumps(initial)}")  # JSON text is TOML text
+    return changes
 
 
 def _show(screen: Screen, job: _Job) -> None:

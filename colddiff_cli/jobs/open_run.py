@@ -10,20 +10,28 @@ from colddiff_core import runs
 from colddiff_core.config import schema
 from colddiff_core.errors import UsageError
 
+RESTORES, GENERATES = "digits-blur", "digits-blur-generate"  # pretrained runs whose data comes with a package
+
 if TYPE_CHECKING:
+    from colddiff_cli.console.screen import Screen
     from colddiff_core.experiment import Experiment
     from colddiff_core.inference.open_run import TrainedRun
 
 
-def find(name: str | None) -> runs.Run:
+def find(screen: Screen, name: str | None, fallback: str) -> runs.Run:
     """Return the run with this name, or the newest, the same on all ranks; see `runs.find`.
+
+    Without any run it is the pretrained one called `fallback`, and the screen says so.
 
     Raises:
         UsageError: There is no such run.
     """
     from colddiff_core.distributed import group
 
-    return runs.Run(Path(group.current().on_first(lambda: str(runs.find(name).path))))
+    run = runs.Run(Path(group.current().on_first(lambda: str(runs.find(name, fallback=fallback).path))))
+    if name is None and run.is_pretrained:
+        screen.say(f"No runs in {runs.ROOT}/, so this uses {run.label}: {run.config().description}")
+    return run
 
 
 def open_run(run: runs.Run, device: str, overrides: tuple[str, ...]) -> TrainedRun:
@@ -55,7 +63,7 @@ def described(run: runs.Run, built: Experiment, step: int) -> dict[str, Any]:
     for weights in built.restorer.unet.state_dict().values():  # the file may have been removed by a trainer
         digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
     settings = {
-        "run": str(run.path),
+        "run": run.label,
         "step": step,
         "weights": digest.hexdigest(),
         "degradation": table["degradation"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import series
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.text import counted
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Messages = tuple[int, list[list[str]]]  # the number of a file, and what to print about it
 AtShare = Callable[[float], None]
+
+
+class NothingToDoError(ColddiffError):
+    """A file needs no work, so there is no picture of it."""
 
 
 def make(
@@ -41,6 +45,7 @@ def make(
 
     Raises:
         UsageError: A file that was named itself cannot be used, or none can. Others are skipped with a warning.
+        NothingToDoError: The only file needs no work.
     """
     count, ranks = len(files), own.ranks
     if own.is_complete:
@@ -59,7 +64,8 @@ def make(
 
             at_share(0)
             with contextlib.nullcontext() if ranks.is_alone else screen.hold_lines() as held:
-                if _has_made(screen, files[number], lambda number=number: work(number, at_share)):  # type: ignore[misc]
+                is_only = count == 1
+                if _has_made(screen, files[number], lambda number=number: work(number, at_share), is_only):  # type: ignore[misc]
                     made.append(number)
             messages += [(number, held)] if held else []
     made = _gather(screen, ranks, made, messages)
@@ -72,7 +78,7 @@ def make(
     return done, kept
 
 
-def _has_made(screen: Screen, file: tuple[Path, bool], work: Callable[[], Callable[[], None]]) -> bool:
+def _has_made(screen: Screen, file: tuple[Path, bool], work: Callable[[], Callable[[], None]], is_only: bool) -> bool:
     """Do the work on a file; return False, with a warning, if it is skipped."""
     path, is_named = file
     try:
@@ -82,6 +88,11 @@ def _has_made(screen: Screen, file: tuple[Path, bool], work: Callable[[], Callab
         if is_named:
             raise UsageError(what, error.remedy) from None
         screen.warn(f"{what} Skipped.")
+        return False
+    except NothingToDoError as error:
+        if is_only:
+            raise NothingToDoError(f"{path}: {error.what}", error.remedy) from None
+        screen.warn(f"{path}: {error.what} Skipped.")
         return False
     write()
     return True

@@ -111,6 +111,7 @@ class TrainConfig:
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = setting(
         "auto", "torch.compile's mode for the network; auto compiles on a GPU if the run is long enough"
     )
+    initial: str = setting("", "run whose weights training starts from, as --from names it; empty for random weights")
     seed: int = setting(0, "seed of everything random", minimum=0, maximum=LARGEST_SEED)
     log_every: int = setting(50, "steps between lines of metrics", minimum=1)
     sample_every: int = setting(1000, "steps between sample sheets; 0 for only the last", minimum=0)

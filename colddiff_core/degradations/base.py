@@ -182,6 +182,11 @@ class Degradation:
         """Whether `reestimate` solves for all random fields, so that they need not be known in advance."""
         return type(self)._reestimate is not Degradation._reestimate
 
+    @property
+    def hides(self) -> bool:
+        """Whether the operator hides pixels, so that `severity_to_hide` works."""
+        return type(self).severity_to_hide is not Degradation.severity_to_hide
+
     def severity_to_hide(self, hidden: Tensor) -> tuple[int, dict[str, Tensor]]:
         """Return the lowest severity, and the random fields, at which D hides all pixels of a mask.
 

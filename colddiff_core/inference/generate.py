@@ -143,7 +143,10 @@ def prepare(
         raise UsageError(f"The prior '{prior.name}' has no symmetry to break with noise.", "Leave --noise out.")
     source = _source(built)
     ranks = group.current()
-    weights = fitting.load_or_fit(prior, source, run.path / "priors", components) if ranks.is_first else {}
+    weights = {}
+    if ranks.is_first:
+        own, published = (folder / fitting.FOLDER for folder in (run.outputs, run.path))
+        weights = fitting.load_or_fit(prior, source, own, components, published)
     weights = dict(ranks.broadcast_tensors(weights))
     if prior.is_drawn_from_images and not ranks.is_alone:
         ranks.one_process_first(source.images)

@@ -18,7 +18,7 @@ from colddiff_core.distributed import group
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.experiment import Experiment, build
 from colddiff_core.models import UNet, compiling
-from colddiff_core.runs import Run, checkpoint, find
+from colddiff_core.runs import Run, checkpoint, find, pretrained
 from colddiff_core.text import shown
 
 WEIGHT_SETTINGS = ("degradation.", "model.", "data.dataset", "data.size", "data.channels")  # the weights depend on them
@@ -45,7 +45,7 @@ def open_run(
     run's folder.
 
     Args:
-        run: The run, its path or name; None for the newest one.
+        run: The run, its path or name, or "pretrained:NAME"; None for the newest one.
         overrides: Settings to change, as `section.key=value`.
 
     Raises:
@@ -61,8 +61,7 @@ def open_run(
 
 def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> TrainedRun:
     ranks = group.current()
-    read = _newest(run) if ranks.is_first else None
-    content = checkpoint.shared(ranks, read, (checkpoint.AVERAGE,))
+    content = averaged_weights(run)
     state, step = content.state, int(content.state["step"])
     config = run.config(overrides)
     for change in _changed_settings(state, run.config()):
@@ -80,7 +79,20 @@ def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> Trained
     return TrainedRun(run, experiment, step)
 
 
+def averaged_weights(run: Run) -> checkpoint.CheckpointFiles:
+    """Return the averaged weights of a run's newest checkpoint, read by rank 0 and shared with the others.
+
+    Raises:
+        UsageError: There is none, or all are damaged; a pretrained run is not what was published.
+    """
+    ranks = group.current()
+    read = _newest(run) if ranks.is_first else None
+    return checkpoint.shared(ranks, read, (checkpoint.AVERAGE,))
+
+
 def _newest(run: Run) -> checkpoint.CheckpointFiles:
+    if run.is_pretrained:
+        pretrained.verify(run.path)
     newest = checkpoint.newest(run, functools.partial(checkpoint.read, names=(checkpoint.AVERAGE,)))
     if newest is None:
         raise run.untrained()

@@ -80,24 +80,26 @@ class PhotographRestorer:
         """The run's degradation."""
         return self.experiment.operator
 
-    def look(self, picture: Tensor, t: int | None, hidden: Tensor | None = None) -> DegradedPhotograph:
+    def look(
+        self, picture: Tensor, t: int | None, hidden: Tensor | None = None, estimate: Estimate | None = None
+    ) -> DegradedPhotograph:
         """Prepare a picture (C', H, W) float32 in [-1, 1] for the run.
 
         Args:
             t: Its severity; None to estimate it.
             hidden: (H, W) bool, the pixels to fill in; they determine t.
+            estimate: Its severity, if that was estimated already.
 
         Raises:
             UsageError: The operator leaves no trace or hides no pixels, or the picture is too small.
         """
         x_t = self._stack(picture.to(self.experiment.device))
         fields: dict[str, Tensor] = {}
-        estimate = None
         random_fields = {field.name for field in dataclasses.fields(self.operator.frozen_type)}
         if hidden is not None:
             t, fields = self.operator.severity_to_hide(hidden[None].to(x_t.device))
         elif t is None:
-            estimate = self.operator.estimate(self._for_estimate(x_t))
+            estimate = estimate or self.operator.estimate(self._for_estimate(x_t))
             t, fields = estimate.t, estimate.fields
         elif random_fields.intersection(self.operator.estimated_fields):
             with contextlib.suppress(UsageError):  # they stay unknown

@@ -20,7 +20,7 @@ from colddiff_core.config.schema import Config
 from colddiff_core.config.toml import read_toml
 from colddiff_core.errors import UsageError
 from colddiff_core.files import parse_json, read_ordinary
-from colddiff_core.runs import control
+from colddiff_core.runs import control, pretrained
 from colddiff_core.text import nearest
 
 ROOT = Path("runs")
@@ -75,6 +75,21 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the run came with the package; nothing is written into its folder."""
+        return pretrained.holds(self.path)
+
+    @property
+    def label(self) -> str:
+        """What people call the run: its path, or "pretrained:NAME"."""
+        return f"{pretrained.PREFIX}{self.path.name}" if self.is_pretrained else str(self.path)
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for pictures and figures made with the run; a pretrained run's is in the working folder."""
+        return Path(self.path.name) if self.is_pretrained else self.path
 
     @property
     def config_file(self) -> Path:
@@ -172,24 +187,46 @@ def free_name(preset: str, root: Path = ROOT) -> Path:
     return path
 
 
-def find(name: str | None, root: Path = ROOT) -> Run:
-    """Return the run at a path, or with a name under `root`; None means the one written to last.
+def find(name: str | None, root: Path = ROOT, *, fallback: str = "") -> Run:
+    """Return the run at a path, with a name under `root`, or "pretrained:NAME"; None means the one written to last.
+
+    Args:
+        fallback: The pretrained run to return for None if there are no runs.
 
     Raises:
         UsageError: there is no such run.
     """
     known = {path.name: path for path in listed(root)}
     if name is None:
+        if not known and fallback in pretrained.names():
+            return Run(pretrained.find(fallback))
         if not known:
             raise UsageError(f"No runs in {root}/.", "Start one: colddiff train --preset digits-blur")
         return Run(max(known.values(), key=last_written))
+    if name.startswith(pretrained.PREFIX):
+        return Run(pretrained.find(name))
     for path in (Path(name), root / name):
         if (path / "run.toml").is_file():
             return Run(path)
     if Path(name).is_dir():
         raise UsageError(f"{name} is not a run: it has no run.toml.", "Name a folder that `colddiff train` wrote.")
+    if name in pretrained.names():
+        raise UsageError(f"No such run: {name}.", f"The one that came along is {pretrained.PREFIX}{name}.")
     remedy = nearest(name, known) if known else "Start one: colddiff train --preset digits-blur"
     raise UsageError(f"No such run: {name}.", remedy)
+
+
+def find_trainable(name: str) -> Run:
+    """Return the run at a path or with a name, to continue its training.
+
+    Raises:
+        UsageError: there is no such run, or it is a pretrained one.
+    """
+    run = find(name)
+    if run.is_pretrained:
+        remedy = f"Start a new run with its weights: colddiff train --from {run.label}"
+        raise UsageError(f"{run.label} is not yours to continue: it came with colddiff.", remedy)
+    return run
 
 
 def listed(root: Path = ROOT) -> list[Path]:

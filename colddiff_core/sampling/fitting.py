@@ -16,11 +16,18 @@ from colddiff_core.sampling.priors import MixturePrior, Prior, PriorSource, Weig
 from colddiff_core.tensor_files import write
 from colddiff_core.text import counted
 
+FOLDER = "priors"  # in the run
 BATCH_IMAGES = 500  # degraded and summarized at a time
 
 
-def load_or_fit(prior: Prior, source: PriorSource, folder: Path, components: int | None) -> Weights:
-    """Load a prior's weights from `folder`, or fit and store them; empty for a prior without weights.
+def load_or_fit(
+    prior: Prior, source: PriorSource, folder: Path, components: int | None, published: Path | None = None
+) -> Weights:
+    """Load a prior's weights from `folder`, or fit and store them there; empty for a prior without weights.
+
+    Args:
+        components: Gaussians in a mixture; None for one.
+        published: Another folder to look in; nothing is stored there.
 
     Raises:
         UsageError: for components of a prior that has none, more components than images, or a single image.
@@ -30,12 +37,14 @@ def load_or_fit(prior: Prior, source: PriorSource, folder: Path, components: int
             raise UsageError(f"The prior '{prior.name}' has no components.", "Leave --components out.")
         return {}
     count = 1 if components is None else components
-    path = folder / f"{prior.name}-{count}.safetensors"
-    weights = _read(path, count)
+    name = f"{prior.name}-{count}.safetensors"
+    weights = _read(folder / name, count)
+    if weights is None and published is not None:
+        weights = _read(published / name, count)
     if weights is None:
         weights = _fit(prior, source, count)
         if not folder.is_symlink():  # in someone else's run a link may lead anywhere
-            with contextlib.suppress(MachineError), whole(path) as draft:  # a read-only run still works
+            with contextlib.suppress(MachineError), whole(folder / name) as draft:  # a read-only run still works
                 write(weights, draft)
     return weights
 

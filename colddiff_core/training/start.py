@@ -13,7 +13,8 @@ from colddiff_core.datasets import ImageSet, TrainingSet, from_config
 from colddiff_core.degradations import Degradation
 from colddiff_core.distributed import environment, group
 from colddiff_core.errors import ColddiffWarning, UsageError
-from colddiff_core.runs import Run, checkpoint
+from colddiff_core.inference import open_run
+from colddiff_core.runs import FollowerRun, Run, RunWriter, checkpoint
 from colddiff_core.training import step as stepping
 from colddiff_core.training.trainer import Tick, Trainer
 
@@ -79,6 +80,7 @@ def start(config: schema.Config, out: Path | None, device: str) -> Trainer:
     path = Path(ranks.broadcast_json(str(path)))  # all ranks got this far, so a failure on one leaves no folder
     run = runs.create(path, config, experiment.versions()) if ranks.is_first else runs.FollowerRun(path)
     try:
+        _load_initial_weights(built, run)
         trainer = Trainer(built, *sets, run)
         check_same_everywhere(trainer)
     except BaseException:
@@ -124,6 +126,8 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
     ranks.barrier()  # lock the run only when all ranks are ready to train
     run = runs.RunWriter(Path(path)) if ranks.is_first else runs.FollowerRun(Path(path))
     try:
+        if not ranks.on_first(lambda: len(runs.list_checkpoints(run.path / "checkpoints"))):
+            _load_initial_weights(built, run)
         trainer = Trainer(built, *sets, run)
         check_same_everywhere(trainer)
         trainer.resume(may_change=may_change)
@@ -163,13 +167,35 @@ def finished(run: Run, config: schema.Config) -> int | None:
 
 def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
     """Return the folder and settings of a run to resume; raise UsageError if it is finished."""
-    run = runs.find(name)
+    run = runs.find_trainable(name)
     config = run.config(tuple(changes))
     if (step := finished(run, config)) is not None:
         remedy = f"Train longer with: --set train.steps={config.train.steps * 2}"
         raise UsageError(f"{run.path} is finished: {step} of {config.train.steps} steps.", remedy)
     runs.check_free(run.path)
     return run.path, config
+
+
+def _load_initial_weights(built: experiment.Experiment, run: RunWriter | FollowerRun) -> None:
+    """Load the averaged weights of the run that `train.initial` names into the network, and log which they are.
+
+    Raises:
+        UsageError: There is no such run, or its network is another one.
+    """
+    name = built.config.train.initial
+    if not name:
+        return
+    ranks = group.current()
+    source = runs.Run(Path(ranks.on_first(lambda: str(runs.find(name).path))))
+    weights = open_run.averaged_weights(source)
+    try:
+        weights.fill(checkpoint.AVERAGE, built.restorer.unet)
+    except UsageError:
+        what = f"{source.label} has another network: its weights do not fit this configuration."
+        remedy = "Give the same --set model.KEY=VALUE as it has, or --from alone, which takes its configuration."
+        raise UsageError(what, remedy) from None
+    digest = weights.state.get("sha256", {}).get(checkpoint.AVERAGE)
+    run.event("initialized", run=source.label, from_step=weights.state["step"], sha256=digest)
 
 
 def _load_sets(config: schema.Config) -> tuple[TrainingSet, ImageSet]:

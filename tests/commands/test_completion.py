@@ -151,7 +151,6 @@ def test_a_script_is_printed(shell, capsys):
         ("eval --device c", ["cpu", "cuda"]),
         ("eval --compile max", ["max-autotune"]),
         ("sample --degraded --color l", ["luma"]),
-        ("sample --t sw", ["sweep"]),
         ("reproduce table1 table", ["table2", "table3", "table4", "table5", "table6"]),
         ("reproduce table1 --scale sm", ["small"]),
         ("reproduce table1 --datasets mnist,ci", ["mnist,cifar10"]),

@@ -44,8 +44,8 @@ def blurred(in_folder) -> Path:
 def test_a_picture_is_restored_and_keeps_all_else(photo_runs, blurred, capsys):
     assert run(["sample", str(photo_runs / "blur"), "blurred.jpg", "--degraded"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "blurred.jpg: t = " in lines[0]
-    assert "a blur of" in lines[0]
+    assert lines[0].startswith("blurred.jpg: a blur of ")
+    assert "(t = " in lines[0]
     assert "% sure" in lines[0]
     assert lines[-1] == "blurred-restored.png"
     before, after = Image.open(blurred), Image.open("blurred-restored.png")
@@ -167,7 +167,7 @@ def test_a_gray_run_reports_how_it_converts_color(tiny_run, blurred, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--degraded needs pictures to restore"),
+        ([], "No picture to restore was named"),
         (["blurred.jpg", "--t", "9"], "t = 9 is out of range for blur"),
         (["blurred.jpg", "--t", "-1"], "t = -1 is out of range for blur"),
         (["blurred.jpg", "--t", "much"], "--t much is not a severity"),

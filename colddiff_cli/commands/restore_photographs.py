@@ -1,15 +1,15 @@
-"""`colddiff sample --degraded`: restore pictures that are already degraded."""
+"""Restore pictures that are degraded already: `colddiff restore`, and `sample --degraded`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.arguments import inputs, outputs
+from colddiff_cli.commands.restorers import AUTO, COLORS, Opened, RestoreOptions, Restorers
 from colddiff_cli.console.screen import Screen
-from colddiff_cli.jobs import open_run
 from colddiff_cli.picture_series import manifest, per_file, series
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
@@ -17,74 +17,50 @@ from colddiff_core.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from colddiff_core.degradations import Degradation
-    from colddiff_core.experiment import Experiment
     from colddiff_core.images.photograph import Photograph
     from colddiff_core.inference.photograph import DegradedPhotograph, PhotographRestorer
 
-AUTO, SWEEP = "auto", "sweep"
-COLORS = ("channels", "luma")  # how a gray run restores a color picture
 WINDOW_PIXELS = 384  # side of the window that a sweep shows
 RIM_PIXELS = 64  # restored around the window, so that its border looks right
 OPAQUE = 127  # alpha above this, of 255
 LOW_CONFIDENCE = 0.5  # an estimate below it is worth a second look
 
 
-@dataclasses.dataclass(frozen=True)
-class RestoreOptions:
-    """The options of one call; None is the run's or the operator's default."""
-
-    t: str | None
-    mask: Path | None
-    color: str
-    is_consistent: bool | None
-    is_compared: bool
-    sampler: str | None
-    stride: int | None
-    out: Path | None
-    out_dir: Path | None
-    seed: int
-    is_resumed: bool
-    is_forced: bool
-
-    @property
-    def is_sweep(self) -> bool:
-        """Whether candidates at several severities are asked for."""
-        return self.t == SWEEP
-
-
 def restore(
-    screen: Screen, found: runs.Run, names: list[str], asked: RestoreOptions, device: str, overrides: tuple[str, ...]
+    screen: Screen,
+    found: Mapping[str, runs.Run],
+    names: list[str],
+    asked: RestoreOptions,
+    device: str,
+    overrides: tuple[str, ...],
 ) -> None:
-    """Restore pictures, or show each at several severities."""
+    """Restore pictures, or show each at several severities.
+
+    Args:
+        found: The runs to choose from for each picture, by the names of their operators.
+    """
     if not names:
-        raise UsageError("--degraded needs pictures to restore.", "Name images, folders of images or globs.")
+        raise UsageError("No picture to restore was named.", "Name images, folders of images or globs.")
     files = inputs.agreed(lambda: inputs.listed(names))
-    _check(asked, files)
+    _check(asked, files, found)
 
     from colddiff_core import images
     from colddiff_core.distributed import group
     from colddiff_core.images import photograph as photographs
-    from colddiff_core.models import memory
 
     ranks = group.current()
 
     if asked.mask is not None:
-        photographs.read(asked.mask)  # fails before the run is opened
-    trained = open_run.open_run(found, device, overrides)
-    built, step = trained.experiment, trained.step
-    tile = ranks.broadcast_json(memory.tile_side(built.config.model, built.body_dtype, built.device))
-    worker = dataclasses.replace(_worker(built, asked), tile=tile)
-    if not built.bits and worker.needs_inverse:
-        what = "this run was trained on pictures not rounded to 8 bits, so it amplifies the rounding in yours"
-        screen.warn(f"{what}. Train one with degradation.quantize=8, such as a photos- preset.")
-    t = _severity(asked.t, built.operator)
-    settings = open_run.described(found, built, step) | {
+        photographs.read(asked.mask)  # fails before a run is opened
+    restorers = Restorers(screen, asked, found, device, overrides)
+    if restorers.only is not None or not ranks.is_alone:
+        restorers.open_all()
+    settings = restorers.settings() | {
         "degraded": True,
         "t": asked.t or AUTO,
-        "sampler": worker.sampling.sampler,
-        "stride": worker.sampling.stride,
-        "consistent": worker.is_consistent,
+        "sampler": asked.sampler,
+        "stride": asked.stride,
+        "consistent": asked.is_consistent,
         "colour": asked.color,
         "compared": asked.is_compared,
         "seed": asked.seed,
@@ -108,20 +84,34 @@ def restore(
     with series.Series(
         targets, "sample", settings if is_series else None, resume=asked.is_resumed, force=asked.is_forced
     ) as own:
-        job = PhotographJob(screen, own, asked, worker, t, paths)
+        job = PhotographJob(screen, own, asked, restorers, paths)
         work = job.sweep if asked.is_sweep else job.restore
         done, kept = per_file.make(screen, own, files, "restored", work, is_slow=True)
     records = {n: record for pairs in ranks.gather_json(list(job.records.items())) for n, record in pairs}
     if not ranks.is_first:
         return
-    result = {"run": str(found.path), "step": step}
-    result |= {"sampler": worker.sampling.sampler, "stride": worker.sampling.stride}
-    result |= {"consistent": worker.is_consistent, "precision": built.precision, "steps": built.operator.steps}
-    result |= {"n": len(done), "kept": kept}
+    result = _described(restorers) | {"n": len(done), "kept": kept}
     result |= {
         "files": [{"input": str(paths[n])} | _outputs(targets[n :: len(paths)]) | records.get(n, {}) for n in done]
     }
     screen.result(result, targets[done[-1]] if len(done) == 1 else None)
+
+
+def _described(restorers: Restorers) -> dict[str, Any]:
+    """Return what the JSON result says about the only run, for calls with one."""
+    if restorers.only is None:
+        return {}
+    only = restorers.open(restorers.only)
+    built, worker = only.trained.experiment, only.worker
+    return {
+        "run": only.label,
+        "step": only.trained.step,
+        "sampler": worker.sampling.sampler,
+        "stride": worker.sampling.stride,
+        "consistent": worker.is_consistent,
+        "precision": built.precision,
+        "steps": built.operator.steps,
+    }
 
 
 def _compared(out: Path) -> Path:
@@ -142,8 +132,7 @@ class PhotographJob:
     screen: Screen
     own: series.Series
     asked: RestoreOptions
-    worker: PhotographRestorer
-    t: int | None
+    restorers: Restorers
     paths: list[Path]
     records: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -155,10 +144,10 @@ class PhotographJob:
         path = self.paths[number]
         photograph = photographs.read(path)
         self._check_sides(number, photograph)
-        given = self._look(path, photograph)
-        worker = self._worker_for(given)
+        opened, given = self._look(path, photograph)
+        worker = self._worker_for(opened.worker, given)
         restored = worker.restore(given, at_share)
-        self.records[number] = self._record(given)
+        self.records[number] = self._record(opened, given)
         self.records[number] |= {"sampler": worker.sampling.sampler, "consistent": worker.is_consistent}
 
         def write() -> None:
@@ -201,26 +190,27 @@ class PhotographJob:
         path = self.paths[number]
         photograph = photographs.read(path)
         picture = photographs.upright(photograph, photograph.pixels)
-        whole = self._look(path, dataclasses.replace(photograph, pixels=picture, orientation=1))
+        opened, whole = self._look(path, dataclasses.replace(photograph, pixels=picture, orientation=1))
         # A hole or snow depends on the whole picture; a blur is the same everywhere.
         window = (
             picture if dataclasses.fields(whole.frozen) else blind.detailed(picture, WINDOW_PIXELS + 2 * RIM_PIXELS)
         )
-        place = blind.hole(whole, self.worker.operator) if whole.is_known and window is picture else None
+        worker = opened.worker
+        place = blind.hole(whole, worker.operator) if whole.is_known and window is picture else None
         shown = blind.around(window, WINDOW_PIXELS, place)
-        candidates = blind.severities(self.worker.operator, whole.estimate)
+        candidates = blind.severities(worker.operator, whole.estimate)
         columns = {"given": window[shown][None]}
         for index, t in enumerate(candidates):
 
             def at_part(part: float, index: int = index) -> None:
                 at_share((index + part) / len(candidates))
 
-            given = whole.at(t) if window is picture else self.worker.look(window, t)
-            restored = self._worker_for(given).restore(given, at_part)
+            given = whole.at(t) if window is picture else worker.look(window, t)
+            restored = self._worker_for(worker, given).restore(given, at_part)
             is_estimate = whole.estimate is not None and t == whole.estimate.t
             columns[f"t {t}{'*' if is_estimate else ''}"] = restored[shown][None]
         strip = images.sheet(columns)
-        self.records[number] = self._record(whole) | {"candidates": candidates}
+        self.records[number] = self._record(opened, whole) | {"candidates": candidates}
 
         def write() -> None:
             images.write(strip, self.own.place(number))
@@ -230,49 +220,53 @@ class PhotographJob:
 
         return write
 
-    def _look(self, path: Path, photograph: Photograph) -> DegradedPhotograph:
+    def _look(self, path: Path, photograph: Photograph) -> tuple[Opened, DegradedPhotograph]:
+        """Return the restorer for a photograph, and what it sees of it; say which and how badly it is degraded."""
         for note in photograph.notes:
             self.screen.warn(f"{path}: {note}")
-        own, channels = len(photograph.pixels), self.worker.experiment.channels
-        if own > channels:
+        name, estimate = self.restorers.choose(photograph.pixels)
+        opened = self.restorers.open(name)
+        worker, operator = opened.worker, opened.worker.operator
+        if len(photograph.pixels) > worker.experiment.channels:
             is_luma = self.asked.color == "luma"
             how = "only its brightness is restored" if is_luma else "each channel is restored separately"
             self.screen.say(f"{path} has color but the run is gray: {how}")
         hidden = _hidden(self.asked.mask, photograph) if self.asked.mask else None
+        t = self.asked.severity
         try:
-            given = self.worker.look(photograph.pixels, self.t, hidden)
+            given = worker.look(photograph.pixels, t, hidden, estimate)
         except UsageError:
             if not self.asked.is_sweep:
                 raise
-            given = self.worker.look(photograph.pixels, self.worker.operator.steps)  # the user chooses
-        steps = self.worker.operator.steps
+            given = worker.look(photograph.pixels, operator.steps)  # the user chooses
         estimate = given.estimate
-        if self.t is None and estimate is not None:
-            sure = f"{estimate.low} to {estimate.high}, {estimate.confidence:.0%} sure"
-            self.screen.say(f"{path}: t = {estimate.t} of {steps} ({sure}): {estimate.trace}")
+        by = f"; restored with {opened.label}" if opened.trained.run.is_pretrained else ""
+        if hidden is not None:
+            self.screen.say(f"{path}: t = {given.t} of {operator.steps}, from the mask{by}")
+        elif t is None and estimate is not None:
+            sure = f"{estimate.low}..{estimate.high}, {estimate.confidence:.0%} sure"
+            self.screen.say(f"{path}: {estimate.trace} (t = {estimate.t} of {operator.steps}, {sure}){by}")
             if not estimate.t and not self.asked.is_sweep:
                 self.screen.warn(f"{path}: nothing to restore was found. Set the severity with --t.")
             elif estimate.confidence < LOW_CONFIDENCE and not self.asked.is_sweep:
                 self.screen.say("  Compare candidates with --t sweep.")
-        elif hidden is not None:
-            self.screen.say(f"{path}: t = {given.t} of {steps}, from the mask")
-        return given
+        return opened, given
 
-    def _worker_for(self, given: DegradedPhotograph) -> PhotographRestorer:
+    def _worker_for(self, worker: PhotographRestorer, given: DegradedPhotograph) -> PhotographRestorer:
         """Return the restorer for a picture: "direct", if the run's sampler needs random fields that are unknown."""
         if given.is_known or self.asked.sampler is not None:
-            return self.worker
-        direct = dataclasses.replace(self.worker.sampling, sampler="direct", stride=1)
-        return dataclasses.replace(self.worker, sampling=direct)
+            return worker
+        direct = dataclasses.replace(worker.sampling, sampler="direct", stride=1)
+        return dataclasses.replace(worker, sampling=direct)
 
-    def _record(self, given: DegradedPhotograph) -> dict[str, Any]:
-        record: dict[str, Any] = {"t": given.t}
-        if self.t is None and given.estimate is not None:
+    def _record(self, opened: Opened, given: DegradedPhotograph) -> dict[str, Any]:
+        record: dict[str, Any] = {"operator": opened.worker.operator.name, "run": opened.label, "t": given.t}
+        if self.asked.severity is None and given.estimate is not None:
             record |= {key: getattr(given.estimate, key) for key in ("low", "high", "confidence", "trace")}
         return record
 
 
-def _check(asked: RestoreOptions, files: list[tuple[Path, bool]]) -> None:
+def _check(asked: RestoreOptions, files: list[tuple[Path, bool]], found: Mapping[str, runs.Run]) -> None:
     """Refuse bad combinations before the run is opened."""
     if asked.out is not None and len(files) > 1:
         raise UsageError(f"--out names one picture, but there are {len(files)}.", "Use --out-dir.")
@@ -286,46 +280,8 @@ def _check(asked: RestoreOptions, files: list[tuple[Path, bool]]) -> None:
         raise UsageError("--mask sets the severity.", "Leave --t out.")
     if asked.color not in COLORS:
         raise UsageError(f"--color {asked.color} is unknown.", f"Choices: {', '.join(COLORS)}.")
-    if asked.t not in (None, AUTO, SWEEP):
-        whole(asked.t)
-
-
-def _worker(built: Experiment, asked: RestoreOptions) -> PhotographRestorer:
-    from colddiff_core.inference import photograph as blind
-    from colddiff_core.sampling import Sampling
-
-    op = built.operator
-    if op.second_field:
-        what = f"{op.name} mixes in a second picture, and yours is unknown."
-        raise UsageError(what, "Use a run of another operator.")
-    can_project = op.is_linear and op.has_inverse
-    if asked.is_consistent and not can_project:
-        raise UsageError(f"--consistent: {op.name} is not linear, or has no inverse.", "Leave --consistent out.")
-    sampling = Sampling.of(built.config, sampler=asked.sampler, stride=asked.stride, seed=asked.seed)
-    dataclasses.replace(sampling, stride=min(sampling.stride, op.steps)).check(op)
-    is_consistent = can_project if asked.is_consistent is None else asked.is_consistent
-    return blind.PhotographRestorer(built, sampling, is_consistent, asked.color)  # type: ignore[arg-type]
-
-
-def _severity(text: str | None, operator: Degradation) -> int | None:
-    """Return the severity of --t, None to estimate it."""
-    if text in (None, AUTO, SWEEP):
-        return None
-    t = whole(text)
-    if not 0 <= t <= operator.steps:
-        raise UsageError(f"t = {t} is out of range for {operator.name}.", f"Use 0 to {operator.steps} (its steps).")
-    return t
-
-
-def whole(text: str, *, is_degraded: bool = True) -> int:
-    """Parse --t as a whole number; raises UsageError for anything else."""
-    try:
-        return int(text)
-    except ValueError:
-        if not is_degraded and text in (AUTO, SWEEP):
-            what = f"--t {text} is for pictures that are already degraded."
-            raise UsageError(what, "Add --degraded, or use a whole number.") from None
-        raise UsageError(f"--t {text} is not a severity.", f"Use a whole number, {AUTO} or {SWEEP}.") from None
+    if asked.severity is not None and len(found) > 1:
+        raise UsageError(f"--t {asked.t} says how badly, but not what happened to the picture.", "Add --op or --run.")
 
 
 def _hidden(mask: Path, photograph: Photograph) -> Tensor:

@@ -1,0 +1,71 @@
+"""`colddiff runs`: list the runs in runs/ and those that come with colddiff."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from colddiff_cli.arguments import completions, options
+from colddiff_cli.console.screen import Screen
+from colddiff_core import runs as library
+from colddiff_core.errors import UsageError
+from colddiff_core.files import read_ordinary
+from colddiff_core.runs import pretrained
+from colddiff_core.text import harmless
+
+
+def runs(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Print the card of this pretrained run: data, licence, figures.", autocompletion=completions.pretrained
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """List the trained runs: yours, newest first, and those that come with colddiff."""
+    screen = Screen(json)
+    if name is not None:
+        _show_card(screen, name)
+        return
+    from rich.table import Table
+
+    own = sorted(library.listed(), key=library.last_written, reverse=True)
+    along = [pretrained.directory() / known for known in pretrained.names()]
+    rows = [_described(screen, library.Run(path)) for path in own + along]
+    screen.result({row.pop("run"): row for row in map(dict, rows) if row})
+    if json:
+        return
+    listing = Table(box=None, pad_edge=False)
+    for heading in ("run", "operator", "data", "step", "description"):
+        listing.add_column(heading, no_wrap=heading != "description")
+    for row in filter(None, rows):
+        listing.add_row(*(str(row[key]) for key in ("run", "operator", "data", "step", "description")))
+    screen.show(listing)
+    example = pretrained.PREFIX + pretrained.names()[0] if along else "RUN"
+    screen.say(f"\nUse one: colddiff sample {example}      About a pretrained one: colddiff runs {example}")
+
+
+def _described(screen: Screen, run: library.Run) -> dict[str, Any]:
+    """Return the row of a run; empty, with a warning, if its run.toml is damaged."""
+    try:
+        config = run.config()
+    except UsageError as error:
+        screen.warn(error.what)
+        return {}
+    steps = [library.path_step(path) for path in library.list_checkpoints(run.path / "checkpoints")]
+    return {
+        "run": run.label,
+        "operator": config.degradation.name,
+        "data": f"{config.data.dataset} {config.data.size}",
+        "step": steps[-1] if steps else 0,
+        "description": config.description,
+    }
+
+
+def _show_card(screen: Screen, name: str) -> None:
+    path = pretrained.find(name)
+    card = harmless(read_ordinary(path / pretrained.CARD).decode(errors="replace"))
+    screen.result({"run": pretrained.PREFIX + path.name, "card": card})
+    screen.say(card.rstrip())

@@ -1,0 +1,85 @@
+"""How each pretrained run is made: preset, settings, data and what is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+
+DIGITS = "1,497 of the 1,797 handwritten digits that come with scikit-learn; the other 300 are for measuring"
+DIGITS_LICENCE = "CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998)"
+MNIST = "the 60,000 training images of MNIST, 28 resized to 32 pixels; measured on test images"
+MNIST_LICENCE = "CC BY-SA 3.0 (Y. LeCun, C. Cortes)"
+
+# Measured on what the weights were exported to; {run} is its folder, {data} and {photographs} are folders of data.
+RESTORED = ("colddiff eval {run} --n 1000", "colddiff compare {run} --n 1000")
+GENERATED = ("colddiff compare {run} --generate --n 1000",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What makes one pretrained run.
+
+    Attributes:
+        preset: Where its configuration begins.
+        description: What the run does, for lists.
+        data: What it was trained on, in words, and `licence` under which terms.
+        measure: Command lines for the figures on its card.
+        settings: What differs from the preset, as `section.key=value`.
+        start: The pretrained run whose training run it starts from; empty for random weights.
+        priors: What to fit for it, as (prior, components).
+    """
+
+    preset: str
+    description: str
+    data: str
+    licence: str
+    measure: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    start: str = ""
+    priors: tuple[tuple[str, int], ...] = ()
+
+
+RECIPES = {
+    "digits-blur": Recipe(
+        "digits-blur",
+        "handwritten digits of 16 pixels, deblurred",
+        DIGITS,
+        DIGITS_LICENCE,
+        RESTORED,
+        ("model.width=24", "train.steps=2000"),
+    ),
+    "digits-blur-generate": Recipe(
+        "digits-blur-generate",
+        "handwritten digits of 16 pixels from one shade of gray",
+        DIGITS,
+        DIGITS_LICENCE,
+        GENERATED,
+        ("model.width=24", "train.steps=4000", "train.ema_decay=0.995"),
+        priors=(("gmm", 1), ("gmm", 4)),
+    ),
+    "mnist-blur": Recipe(
+        "mnist-blur-small",
+        "handwritten digits of MNIST, 32 pixels, deblurred",
+        MNIST,
+        MNIST_LICENCE,
+        (*RESTORED, "colddiff generate {run} --n 64"),
+        ("train.steps=8000", "train.ema_decay=0.999"),
+        priors=(("gmm", 1),),
+    ),
+    "mnist-blur-generate": Recipe(
+        "mnist-blur-generate-small",
+        "digits like MNIST's, 32 pixels, from one shade of gray",
+        MNIST,
+        MNIST_LICENCE,
+        GENERATED,
+        ("train.steps=6000", "train.ema_decay=0.999"),
+        priors=(("gmm", 1), ("gmm", 4)),
+    ),
+    "mnist-noise": Recipe(
+        "mnist-noise-small",
+        "digits like MNIST's, 32 pixels, from Gaussian noise",
+        MNIST,
+        MNIST_LICENCE,
+        GENERATED,
+        ("model.width=24", "train.steps=6000", "train.ema_decay=0.999"),
+    ),
+}
