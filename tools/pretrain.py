@@ -73,8 +73,8 @@ def export(recipe: Recipe, run: runs.Run, name: str) -> Path:
     folder = pretrained.directory() / name
     weights = open_run.averaged_weights(run)
     step = int(weights.state["step"])
-    draft = folder.with_name(f".{name}-draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = folder.parent / ".draft" / name  # one floor deeper, or the priors would go to the working folder
+    shutil.rmtree(draft.parent, ignore_errors=True)
     saved = draft / "checkpoints" / f"step-{step:06d}"
     saved.mkdir(parents=True)
     halves = {
@@ -101,6 +101,7 @@ def export(recipe: Recipe, run: runs.Run, name: str) -> Path:
         sys.exit(f"{draft} has {size:,} bytes, more than {MOST_BYTES:,}: use a smaller network.")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
+    draft.parent.rmdir()
     write_manifest()
     return folder
 

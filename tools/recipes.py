@@ -9,9 +9,18 @@ DIGITS_LICENCE = "CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Hand
 MNIST = "the 60,000 training images of MNIST, 28 resized to 32 pixels; measured on test images"
 MNIST_LICENCE = "CC BY-SA 3.0 (Y. LeCun, C. Cortes)"
 
+PHOTOGRAPHS = "147 free photographs, listed with authors and licences in pretrained/photographs.md"
+PHOTOGRAPHS_LICENCE = "CC0, public domain, CC BY, MIT, Apache-2.0 or BSD-3-Clause, each as listed"
+FOLDER = ("data.dataset=folder", "data.crop=64", "train.ema_decay=0.999", "train.sample_every=2000")
+
 # Measured on what the weights were exported to; {run} is its folder, {data} and {photographs} are folders of data.
 RESTORED = ("colddiff eval {run} --n 1000", "colddiff compare {run} --n 1000")
 GENERATED = ("colddiff compare {run} --generate --n 1000",)
+
+
+def on_photographs(severities: str) -> tuple[str, ...]:
+    """Return the command that measures a run on photographs, by severity."""
+    return (f"python benchmarks/photographs.py {{run}} {{photographs}} --t {severities} --samplers direct",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,5 +90,46 @@ RECIPES = {
         MNIST_LICENCE,
         GENERATED,
         ("model.width=24", "train.steps=6000", "train.ema_decay=0.999"),
+    ),
+    "photos-blur": Recipe(
+        "photos-blur-small",
+        "photographs, deblurred",
+        PHOTOGRAPHS,
+        PHOTOGRAPHS_LICENCE,
+        on_photographs("2,4,8,16,32"),
+        (*FOLDER, "train.steps=8000"),
+    ),
+    "photos-pixelate": Recipe(
+        "photos-pixelate-small",
+        "photographs, from blocks of 2 or 4 pixels",
+        PHOTOGRAPHS,
+        PHOTOGRAPHS_LICENCE,
+        on_photographs("1,2"),
+        (*FOLDER, "train.steps=6000"),
+        start="photos-blur",
+    ),
+    "photos-mask": Recipe(
+        "photos-mask-small",
+        "photographs, holes filled in",
+        PHOTOGRAPHS,
+        PHOTOGRAPHS_LICENCE,
+        on_photographs("5,12,20"),
+        (*FOLDER, "model.width=24", "train.steps=5000"),
+    ),
+    "photos-desaturate": Recipe(
+        "photos-desaturate-small",
+        "photographs, colored",
+        PHOTOGRAPHS,
+        PHOTOGRAPHS_LICENCE,
+        on_photographs("5,10,15,20"),
+        (*FOLDER, "model.width=24", "train.steps=4000"),
+    ),
+    "photos-snow": Recipe(
+        "photos-snow-small",
+        "photographs, without the snow",
+        PHOTOGRAPHS,
+        PHOTOGRAPHS_LICENCE,
+        on_photographs("10,25,50"),
+        (*FOLDER, "model.width=24", "train.steps=4000"),
     ),
 }

@@ -198,6 +198,9 @@ def _partial_results(settings: Mapping[str, Any], run: runs.Run, *, is_resumed: 
             raise series.SeriesInterrupted("Interrupted.", CONTINUE if folder.path == path else "") from None
         finally:
             folder.close(is_done=is_done)
+            if run.is_pretrained:
+                with contextlib.suppress(OSError):
+                    run.outputs.rmdir()  # it was made for the partial results, unless it holds more
 
 
 def _open_folder(path: Path, run: runs.Run, stack: contextlib.ExitStack, *, is_resumed: bool) -> PartialResults:
