@@ -240,6 +240,7 @@ class PhotographJob:
                 raise
             given = worker.look(photograph.pixels, operator.steps)  # the user chooses
         estimate = given.estimate
+        op = f" --op {name}" if opened.trained.run.is_pretrained else f" --run {opened.label}"
         by = f"; restored with {opened.label}" if opened.trained.run.is_pretrained else ""
         if hidden is not None:
             self.screen.say(f"{path}: t = {given.t} of {operator.steps}, from the mask{by}")
@@ -247,9 +248,9 @@ class PhotographJob:
             sure = f"{estimate.low}..{estimate.high}, {estimate.confidence:.0%} sure"
             self.screen.say(f"{path}: {estimate.trace} (t = {estimate.t} of {operator.steps}, {sure}){by}")
             if not estimate.t and not self.asked.is_sweep:
-                self.screen.warn(f"{path}: nothing to restore was found. Set the severity with --t.")
+                self.screen.warn(f"{path}: nothing to restore was found. If you know better, set the severity with --t.")
             elif estimate.confidence < LOW_CONFIDENCE and not self.asked.is_sweep:
-                self.screen.say("  Compare candidates with --t sweep.")
+                self.screen.say(f"  To compare candidates: colddiff restore {path}{op} --sweep")
         return opened, given
 
     def _worker_for(self, worker: PhotographRestorer, given: DegradedPhotograph) -> PhotographRestorer:
