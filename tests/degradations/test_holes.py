@@ -137,6 +137,7 @@ def test_gray_that_does_not_stand_out_is_a_hole_only_where_it_is_flat():
 
 def test_a_single_pixel_that_stands_out_is_a_hole():
     levels = torch.arange(60, 80, dtype=torch.uint8).expand(1, 3, 20, 20).clone()
+    levels[:, 0] += 30
     levels[..., 4, 5] = 128
     hidden, evidence = flat_gray.find_gray(images.to_floats(levels))
     assert hidden.nonzero().tolist() == [[0, 4, 5]]

@@ -28,10 +28,12 @@ SPOT_SIDE_PIXELS = 512  # of the center in which spots are compared
 SPOT_PIXELS = 3  # side of the square over whose median a spot rises
 BUSY_PIXELS = 17  # side of the square by whose contrast a spot is divided
 MIN_BUSY = 0.01  # of [0, 1]
-# Standard deviations by which opposite spots match better than shifted ones: photographs reach 3.5 and seldom 4, snow
-# is at 6 and more (scikit-image's and scikit-learn's photographs, CelebA's training images, AFHQ's cats).
+# Standard deviations by which opposite spots match better than shifted ones. Photographs reach 2.9, snow is above 5 but
+# in a few dense textures (scikit-image's and scikit-learn's photographs, CelebA's training images, AFHQ's cats).
 MATCH_Z = 5.0
-MATCH_EVIDENCE = (-3.0, 30.0)  # the least and the most that such a match says for snow
+MOST_MATCH_EVIDENCE = 30.0
+LEAST_MATCH_EVIDENCE = (-3.0, -10.0)  # for a tiny picture and for one of FULL_PIXELS, which has enough spots
+FULL_PIXELS = 64**2
 BANDWIDTH = 0.07  # of the steps: severities this close scatter alike
 EVIDENCE_WEIGHT = 0.7  # photographs vary more than synthetic pictures
 # Photographs' brightness and contrast in [0, 1] vary about as much (scikit-image's and scikit-learn's photographs,
@@ -53,9 +55,16 @@ def snow_evidence(x: Tensor, op: Degradation) -> tuple[Tensor, Tensor]:
     deviation = measured - expected
     energy = torch.einsum("si,sij,sj->s", deviation, torch.linalg.inv(scatter), deviation)
     evidence = -0.5 * EVIDENCE_WEIGHT * (energy + torch.logdet(scatter))
-    z = spot_match(_center(x, SPOT_SIDE_PIXELS))
-    evidence[1:] += min(max((z * abs(z) - MATCH_Z**2) / 2, MATCH_EVIDENCE[0]), MATCH_EVIDENCE[1])
+    evidence[1:] += _match_evidence(_center(x, SPOT_SIDE_PIXELS))
     return candidates, evidence
+
+
+def _match_evidence(x: Tensor) -> float:
+    """Return the log evidence for snow from how well bright spots match their half turn."""
+    tiny, full = LEAST_MATCH_EVIDENCE
+    least = tiny + (full - tiny) * min(x.shape[-2] * x.shape[-1] / FULL_PIXELS, 1)
+    z = spot_match(x)
+    return min(max((z * abs(z) - MATCH_Z**2) / 2, least), MOST_MATCH_EVIDENCE)
 
 
 def _center(x: Tensor, side: int) -> Tensor:
