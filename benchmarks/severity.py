@@ -61,9 +61,14 @@ def kodak(directory: Path, most: int) -> Iterator[Tensor]:
 
 def celeba(directory: Path, most: int) -> Iterator[Tensor]:
     """Yield up to `most` test images of CelebA at half size, evenly spread."""
-    archive = directory / "celeba-half" / "test.tar"
+    return spread(directory / "celeba-half", most)
+
+
+def spread(folder: Path, most: int) -> Iterator[Tensor]:
+    """Yield up to `most` JPEGs of FOLDER/test.tar or of the folder FOLDER/test, evenly spread."""
+    archive = folder / "test.tar"
     if not archive.exists():
-        paths = sorted((directory / "celeba-half" / "test").glob("**/*.jpg"))
+        paths = sorted((folder / "test").glob("**/*.jpg"))
         yield from map(picture, paths[:: max(1, len(paths) // most)][:most])
         return
     with tarfile.open(archive) as files:
@@ -74,18 +79,23 @@ def celeba(directory: Path, most: int) -> Iterator[Tensor]:
             yield picture(io.BytesIO(file.read()))
 
 
-def measure(op: Degradation, pictures: list[Tensor], per: int) -> None:
-    """Estimate `per` severities of each picture and print the row's figures."""
-    results, seconds = [], 0.0
+def degraded(op: Degradation, pictures: list[Tensor], per: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield each picture at `per` severities spread over 1..steps, rounded to 8 bits, with its severity."""
     for number, x0 in enumerate(pictures):
         for index in range(per):
             t = 1 + int((index + number * GOLDEN_RATIO % 1) / per * op.steps)
             frozen = op.freeze(x0, generator=seeds.generator(1000 * number + index))
-            x_t = quantize(op(x0, t, frozen), 8)
-            started = time.perf_counter()
-            estimate = op.estimate(x_t)
-            seconds += time.perf_counter() - started
-            results.append((t, abs(estimate.t - t) / t, estimate.low <= t <= estimate.high))
+            yield t, quantize(op(x0, t, frozen), 8)
+
+
+def measure(op: Degradation, pictures: list[Tensor], per: int) -> None:
+    """Estimate `per` severities of each picture and print the row's figures."""
+    results, seconds = [], 0.0
+    for t, x_t in degraded(op, pictures, per):
+        started = time.perf_counter()
+        estimate = op.estimate(x_t)
+        seconds += time.perf_counter() - started
+        results.append((t, abs(estimate.t - t) / t, estimate.low <= t <= estimate.high))
     errors = [error for _, error, _ in results]
     row = f"{len(results):>5}{statistics.median(errors):>9.1%}"
     low = 0.0

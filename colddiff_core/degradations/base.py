@@ -50,6 +50,8 @@ class Estimate:
         confidence: the probability, 0 to 1, that t is within 10% of the true severity, or one step if that is more.
         trace: what was found, in words.
         fields: the fields of Frozen that could be recovered, each for a batch of one.
+        evidence: the log of how much more probable the picture is with a trace (t > 0) than without one. Several
+            operators are compared by it; 0 says that the picture tells nothing.
     """
 
     t: int
@@ -58,6 +60,7 @@ class Estimate:
     confidence: float
     trace: str
     fields: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    evidence: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

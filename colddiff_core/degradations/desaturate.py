@@ -11,7 +11,7 @@ from torch import Tensor
 
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen, entry_at
-from colddiff_core.degradations.estimation.posterior import is_gray, levels, to_estimate
+from colddiff_core.degradations.estimation.posterior import is_flat, is_gray, levels, to_estimate
 from colddiff_core.degradations.estimation.rounding_pattern import (
     color_differences,
     drained_differences,
@@ -35,6 +35,7 @@ MIN_KEPT = {False: 0.42, True: 0.18}
 MAX_FULL_EVIDENCE = 8.0  # more counts only logarithmically: with few colors a pattern can be there by chance
 EXCESS_WEIGHT = 2.0
 PIXEL_WEIGHT = 0.02  # of a pixel's evidence, because neighbors are alike
+GRAY_PROBABILITY = 1e-4  # that a picture without any color never had one
 
 
 @register("desaturate")
@@ -78,10 +79,13 @@ class Desaturate(Degradation):
     def _estimate(self, x_t: Tensor) -> Estimate:
         """Find how much color is left from the rounding pattern and from the distance to the color cube's surface."""
         self._gray(x_t)
+        if is_flat(x_t):
+            raise UsageError("The picture has only one color, so nothing shows what it has lost.", "Give --t.")
         kept = self.kept.double()
         if is_gray(x_t):
-            severities = torch.arange(self.steps + 1)
-            return to_estimate(severities, torch.where(kept <= kept[-1] + READING_STD, 0.0, -math.inf), self._describe)
+            evidence = torch.where(kept <= kept[-1] + READING_STD, 0.0, -math.inf)
+            evidence[0] = evidence[0].clamp(min=math.log(GRAY_PROBABILITY))
+            return to_estimate(torch.arange(self.steps + 1), evidence, self._describe)
         severities = torch.linspace(0, self.steps, min(self.steps + 1, MAX_CANDIDATES + 1)).round().long()
         stride = max(1, math.ceil(math.sqrt(x_t.shape[-2] * x_t.shape[-1] / SAMPLE_PIXELS)))
         colors = levels(x_t[0, :, ::stride, ::stride]).round().flatten(1)

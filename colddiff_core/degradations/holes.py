@@ -19,18 +19,16 @@ from colddiff_core.degradations.base import (
     draw_uniform,
     entry_at,
 )
+from colddiff_core.degradations.estimation.flat_gray import find_gray
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
-from colddiff_core.images import to_bytes
 from colddiff_core.text import counted
 
 MIN_RADIUS_PIXELS = 0.75  # a disc of this radius always contains a pixel's center
 LENGTHS = (0.4, 1.0)  # the longer half-extent of a shape, as a share of the largest
 WIDTHS = (0.35, 1.0)  # the shorter half-extent of an ellipse or a rectangle, as a share of the longer
 STROKE_WIDTHS = (0.12, 0.35)  # half the width of a stroke, as a share of the longer half-extent
-GRAY_LEVELS = (127, 128)  # the 8-bit levels that programs round the middle to
 CONFIDENCE = 0.95  # that flat gray is a hole; none of scikit-image's photographs has any
-THIN_REACH_PIXELS = 64  # thin parts belong to a flat area up to this far from its thick parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +108,14 @@ class Holes(Degradation):
         return self.steps, {"turn": turn_from_mask(hidden, self.steps)}
 
     def _estimate(self, x_t: Tensor) -> Estimate:
-        """Take flat gray areas for holes, fully grown: `turn` holds their form."""
-        hidden = find_flat_gray(x_t)
+        """Take gray areas for holes, fully grown, if they are flat or stand out: `turn` holds their form."""
+        hidden, evidence = find_gray(x_t)
         count = int(hidden.sum())
         if not count:
-            return Estimate(0, 0, 0, CONFIDENCE, "no flat gray holes", {})
+            return Estimate(0, 0, 0, CONFIDENCE, "no flat gray holes", {}, evidence)
         fields = {"turn": turn_from_mask(hidden, self.steps)}
-        return Estimate(
-            self.steps, self.steps, self.steps, CONFIDENCE, f"flat gray holes of {counted(count, 'pixel')}", fields
-        )
+        trace = f"flat gray holes of {counted(count, 'pixel')}"
+        return Estimate(self.steps, self.steps, self.steps, CONFIDENCE, trace, fields, evidence)
 
     def _draw(self, x0: Tensor, generator: Generators) -> Tensor:
         """Draw `count` shapes per image, each of random kind, place, angle and extents; return `turn` (B, H, W)."""
@@ -204,31 +201,3 @@ def _depth_in_mask(hidden: Tensor) -> Tensor:
         after = (depth + ramp).flip(axis).cummin(axis).values.flip(axis).sub_(ramp)
         depth = torch.minimum(before, after)
     return depth.clamp_(max=far)
-
-
-def find_flat_gray(x_t: Tensor) -> Tensor:
-    """Return which pixels of 8-bit pictures look like holes: (B, H, W) bool.
-
-    They are areas with level 127, or 128, in all channels that contain a 3 x 3 square, including attached thin parts.
-
-    Shapes: x_t (B, C, H, W) float32 in [-1, 1].
-    """
-    levels = to_bytes(x_t)
-    hidden = torch.zeros_like(levels[:, 0], dtype=torch.bool)
-    for gray in GRAY_LEVELS:
-        flat = (levels == gray).all(1)
-        if flat.any():
-            hidden |= _thick_areas(flat)
-    return hidden
-
-
-def _thick_areas(flat: Tensor) -> Tensor:
-    """Return the areas of (B, H, W) bool that contain a 3 x 3 square, with thin parts up to THIN_REACH_PIXELS away."""
-    bounds = flat.float()
-    kept = 1 - F.max_pool2d(F.pad(1 - bounds, [1] * 4, value=1.0), 3, stride=1)
-    for _ in range(THIN_REACH_PIXELS + 1):
-        grown = F.max_pool2d(kept, 3, stride=1, padding=1) * bounds
-        if torch.equal(grown, kept):
-            break
-        kept = grown
-    return kept > 0

@@ -96,9 +96,10 @@ class Pixelate(Degradation):
         best = max((t for t, ratio in enumerate(ratios) if ratio < BLOCK_RATIO), default=0)
         evidence = torch.zeros(self.steps + 1)
         if best:
-            evidence[best] = EVIDENCE_WEIGHT * math.log(BLOCK_RATIO / max(ratios[best], 1e-2))
+            evidence[best] = _block_evidence(ratios[best])
             return to_estimate(torch.arange(self.steps + 1), evidence, lambda t: self._describe(t, x_t))
-        sides = [_grid_side(profile) for profile in profiles]
+        grids = [_regular_grid(profile) for profile in profiles]
+        sides = [side for side, _ in grids]
         if min(sides) < 2:
             evidence[0] = EVIDENCE_WEIGHT * min(math.log(min(ratios[1:], default=1.0) / BLOCK_RATIO), 0.5)
             return to_estimate(torch.arange(self.steps + 1), evidence, lambda t: self._describe(t, x_t))
@@ -106,7 +107,9 @@ class Pixelate(Degradation):
         nearest = min(round(math.log2(max(sides))), self.steps)
         trace = f"blocks of {sides[1]}x{sides[0]} pixels, of a size or place that no severity has"
         evidence[nearest] = 1.0
-        return dataclasses.replace(to_estimate(torch.arange(self.steps + 1), evidence, lambda t: trace), t=nearest)
+        estimate = to_estimate(torch.arange(self.steps + 1), evidence, lambda t: trace)
+        shown = _block_evidence(max(ratio for _, ratio in grids))  # blocks they are
+        return dataclasses.replace(estimate, t=nearest, evidence=shown)
 
     def _describe(self, t: int, x_t: Tensor) -> str:
         height, width = (n / (n >> t) for n in x_t.shape[-2:])
@@ -194,27 +197,37 @@ def _block_of_pixels(n: int, count: int) -> Tensor:
 
 
 def _within_to_between(profiles: list[Tensor], blocks: list[Tensor]) -> float:
-    """Return the variation within blocks, at the worst place in the block, over the variation across borders."""
-    across, within = [], [0.0]
+    """Return the variation within blocks, at the worst place in the block, over the variation across borders.
+
+    Every other border is enough to be compared with: those of JPEG's blocks, of 8 pixels, have none between them.
+    """
+    across: tuple[list[Tensor], list[Tensor]] = [], []
+    within = [0.0]
     for profile, block in zip(profiles, blocks, strict=True):
         is_border = block.diff() > 0
-        across.append(profile[is_border])
+        for parity, part in enumerate(across):
+            part.append(profile[is_border & (block[1:] % 2 == parity)])
         # By place in the block: smaller blocks inside show at one place only.
         place = torch.arange(len(block)) - torch.searchsorted(block, block)
         places = place[1:][~is_border]
         totals = torch.bincount(places, profile[~is_border])
         counts = torch.bincount(places)
         within += (totals / counts)[counts > counts.max() // 4].tolist() if len(counts) else []
-    between = float(torch.cat(across).mean()) if any(len(part) for part in across) else 0.0
+    between = min((float(torch.cat(part).mean()) for part in across if any(map(len, part))), default=0.0)
     return max(within) / between if between else 1.0
 
 
-def _grid_side(profile: Tensor) -> int:
-    """Return the side in pixels of the blocks of a regular grid along an axis; 1 if there are none."""
-    largest = 1  # the largest match wins, because divisors of the side match as well
+def _block_evidence(ratio: float) -> float:
+    """Return the log evidence for blocks with this ratio of the variation within to that between."""
+    return EVIDENCE_WEIGHT * math.log(BLOCK_RATIO / max(ratio, 1e-2))
+
+
+def _regular_grid(profile: Tensor) -> tuple[int, float]:
+    """Return the side in pixels of the blocks of a regular grid along an axis, and their ratio; 1, 1 if none."""
+    found = 1, 1.0  # the largest match wins, because divisors of the side match as well
     for side in range(2, min(LARGEST_BLOCK_PIXELS, len(profile) // 3) + 1):
         place = torch.arange(len(profile)) % side
         means = (torch.bincount(place, profile) / torch.bincount(place)).sort(descending=True).values
         if means[1] < BLOCK_RATIO * means[0]:
-            largest = side
-    return largest
+            found = side, float(means[1] / means[0])
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor
 from colddiff_cli.__main__ import run
 from colddiff_core import degradations, images, seeds
 from colddiff_core.degradations import holes
+from colddiff_core.degradations.estimation import flat_gray
 from colddiff_core.errors import UsageError
 
 
@@ -107,27 +108,40 @@ def test_a_mask_of_another_size_is_rejected():
         op.freeze(torch.zeros(1, 3, 8, 9), turn=torch.zeros(1, 4, 5))
 
 
-@pytest.mark.parametrize("gray", holes.GRAY_LEVELS)
+@pytest.mark.parametrize("gray", flat_gray.GRAY_LEVELS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_find_flat_gray_finds_exactly_the_holes(gray, channels):
     op, x0, frozen = draw_holes(size=0.3)
     x0 = x0[:, :channels]
     hidden = op(x0, op.steps, frozen)[:, :1] == 0
     x_t = torch.where(hidden, images.to_floats(torch.tensor(gray)), images.quantize(x0, 8))
-    thick = holes._thick_areas(hidden[:, 0])
-    assert torch.equal(holes.find_flat_gray(x_t), thick)
-    assert thick.sum() > 0.98 * hidden.sum()
+    results = [flat_gray.find_gray(picture) for picture in x_t.split(1)]
+    found = torch.cat([pixels for pixels, _ in results])
+    assert not (found & ~hidden[:, 0]).any()
+    assert found.sum() > 0.98 * hidden.sum()
+    assert min(evidence for _, evidence in results) > 3
 
 
-def test_find_flat_gray_ignores_gray_that_is_not_a_flat_area():
-    levels = torch.full((1, 3, 20, 20), 60, dtype=torch.uint8)
-    levels[:, :, 2, 2:18] = 128  # a line
-    levels[:, :, 4:6, 4:8] = 128  # eight pixels
+def test_gray_that_does_not_stand_out_is_a_hole_only_where_it_is_flat():
+    levels = torch.arange(118, 138, dtype=torch.uint8).expand(1, 3, 20, 20).clone()  # a ramp, with 128 in a column
     levels[:, :2, 10:15, 10:15] = 128  # not gray
-    levels[:, :, 16:20, 0:4] = torch.tensor([127, 128], dtype=torch.uint8).repeat(8).view(4, 4)  # not one shade
-    assert not holes.find_flat_gray(images.to_floats(levels)).any()
-    levels[:, :, 7:10, 2:5] = 127
-    assert int(holes.find_flat_gray(images.to_floats(levels)).sum()) == 9
+    levels[:, :, 16:20, 8:12] = torch.tensor([127, 128], dtype=torch.uint8).repeat(8).view(4, 4)  # not one shade
+    hidden, evidence = flat_gray.find_gray(images.to_floats(levels))
+    assert not hidden.any()
+    assert evidence < 0
+    levels[:, :, 5:8, 8:11] = 127
+    hidden, evidence = flat_gray.find_gray(images.to_floats(levels))
+    assert hidden[0, 5:8, 8:11].all()
+    assert evidence < 3
+
+
+def test_a_single_pixel_that_stands_out_is_a_hole():
+    levels = torch.arange(60, 80, dtype=torch.uint8).expand(1, 3, 20, 20).clone()
+    levels[:, 0] += 30
+    levels[..., 4, 5] = 128
+    hidden, evidence = flat_gray.find_gray(images.to_floats(levels))
+    assert hidden.nonzero().tolist() == [[0, 4, 5]]
+    assert evidence > 3
 
 
 def test_command_size_and_holes_size_are_separate_options(in_folder, capsys):

@@ -49,14 +49,24 @@ def to_estimate(
         trace: describes what was found for a severity.
         fields: the recovered fields of Frozen.
     """
-    share = _weights(severities) * torch.softmax(evidence.double() - evidence.max(), 0)
+    prior = _weights(severities)
+    share = prior * torch.softmax(evidence.double() - evidence.max(), 0)
     share = share / share.sum()
     below = share.cumsum(0)
     low, middle, high = (
         int(severities[min(int((below < part).sum()), len(severities) - 1)]) for part in (TAIL, 0.5, 1 - TAIL)
     )
     near = (severities - middle).abs() <= torch.clamp(TOLERANCE * severities, min=1)
-    return Estimate(middle, low, high, float(share[near].sum().clamp(0, 1)), trace(middle), fields or {})
+    confidence = float(share[near].sum().clamp(0, 1))
+    return Estimate(middle, low, high, confidence, trace(middle), fields or {}, _trace_evidence(evidence, prior))
+
+
+def _trace_evidence(evidence: Tensor, prior: Tensor) -> float:
+    """Return the log evidence for the candidates after the first against the first, t = 0; 0 if there is only one."""
+    if len(evidence) == 1:
+        return 0.0
+    others = prior[1:] / prior[1:].sum()
+    return float(torch.logsumexp(evidence[1:].double() + others.log(), 0) - evidence[0])
 
 
 def _weights(severities: Tensor) -> Tensor:
