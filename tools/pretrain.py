@@ -154,7 +154,7 @@ def card(recipe: Recipe, run: runs.Run, name: str, figures: list[str]) -> str:
             f"{recipe.description[0].upper()}{recipe.description[1:]}.",
             "",
             f"- Data: {recipe.data}.",
-            f"- Licence of the data: {recipe.licence}.",
+            f"- License of the data: {recipe.license}.",
             f"- Network: {parameters / 1e6:.2f} M parameters, averaged weights in float16.",
             f"- Training: {state['step']:,} steps of {images} images, seed {config.train.seed}, "
             f"{seconds / 3600:.1f} hours on one thread of a CPU; torch {table['versions']['torch']}.",

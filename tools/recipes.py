@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 DIGITS = "1,497 of the 1,797 handwritten digits that come with scikit-learn; the other 300 are for measuring"
-DIGITS_LICENCE = "CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998)"
+DIGITS_LICENSE = "CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998)"
 MNIST = "the 60,000 training images of MNIST, 28 resized to 32 pixels; measured on test images"
-MNIST_LICENCE = "CC BY-SA 3.0 (Y. LeCun, C. Cortes)"
+MNIST_LICENSE = "CC BY-SA 3.0 (Y. LeCun, C. Cortes)"
 
-PHOTOGRAPHS = "147 free photographs, listed with authors and licences in pretrained/photographs.md"
-PHOTOGRAPHS_LICENCE = "CC0, public domain, CC BY, MIT, Apache-2.0 or BSD-3-Clause, each as listed"
+PHOTOGRAPHS = "147 free photographs, listed with authors and licenses in pretrained/photographs.md"
+PHOTOGRAPHS_LICENSE = "CC0, public domain, CC BY, MIT, Apache-2.0 or BSD-3-Clause, each as listed"
 FOLDER = ("data.dataset=folder", "data.crop=64", "train.ema_decay=0.999", "train.sample_every=2000")
 
 # Measured on what the weights were exported to; {run} is its folder, {data} and {photographs} are folders of data.
@@ -30,7 +30,7 @@ class Recipe:
     Attributes:
         preset: Where its configuration begins.
         description: What the run does, for lists.
-        data: What it was trained on, in words, and `licence` under which terms.
+        data: What it was trained on, in words, and `license` under which terms.
         measure: Command lines for the figures on its card.
         settings: What differs from the preset, as `section.key=value`.
         start: The pretrained run whose training run it starts from; empty for random weights.
@@ -40,7 +40,7 @@ class Recipe:
     preset: str
     description: str
     data: str
-    licence: str
+    license: str
     measure: tuple[str, ...]
     settings: tuple[str, ...] = ()
     start: str = ""
@@ -52,7 +52,7 @@ RECIPES = {
         "digits-blur",
         "handwritten digits of 16 pixels, deblurred",
         DIGITS,
-        DIGITS_LICENCE,
+        DIGITS_LICENSE,
         RESTORED,
         ("model.width=24", "train.steps=2000"),
     ),
@@ -60,7 +60,7 @@ RECIPES = {
         "digits-blur-generate",
         "handwritten digits of 16 pixels from one shade of gray",
         DIGITS,
-        DIGITS_LICENCE,
+        DIGITS_LICENSE,
         GENERATED,
         ("model.width=24", "train.steps=4000", "train.ema_decay=0.995"),
         priors=(("gmm", 1), ("gmm", 4)),
@@ -69,7 +69,7 @@ RECIPES = {
         "mnist-blur-small",
         "handwritten digits of MNIST, 32 pixels, deblurred",
         MNIST,
-        MNIST_LICENCE,
+        MNIST_LICENSE,
         (*RESTORED, "colddiff generate {run} --n 64"),
         ("train.steps=8000", "train.ema_decay=0.999"),
         priors=(("gmm", 1),),
@@ -78,7 +78,7 @@ RECIPES = {
         "mnist-blur-generate-small",
         "digits like MNIST's, 32 pixels, from one shade of gray",
         MNIST,
-        MNIST_LICENCE,
+        MNIST_LICENSE,
         GENERATED,
         ("train.steps=6000", "train.ema_decay=0.999"),
         priors=(("gmm", 1), ("gmm", 4)),
@@ -87,7 +87,7 @@ RECIPES = {
         "mnist-noise-small",
         "digits like MNIST's, 32 pixels, from Gaussian noise",
         MNIST,
-        MNIST_LICENCE,
+        MNIST_LICENSE,
         GENERATED,
         ("model.width=24", "train.steps=6000", "train.ema_decay=0.999"),
     ),
@@ -95,7 +95,7 @@ RECIPES = {
         "photos-blur-small",
         "photographs, deblurred",
         PHOTOGRAPHS,
-        PHOTOGRAPHS_LICENCE,
+        PHOTOGRAPHS_LICENSE,
         on_photographs("2,4,8,16,32"),
         (*FOLDER, "train.steps=8000"),
     ),
@@ -103,7 +103,7 @@ RECIPES = {
         "photos-pixelate-small",
         "photographs, from blocks of 2 or 4 pixels",
         PHOTOGRAPHS,
-        PHOTOGRAPHS_LICENCE,
+        PHOTOGRAPHS_LICENSE,
         on_photographs("1,2"),
         (*FOLDER, "train.steps=6000"),
         start="photos-blur",
@@ -112,7 +112,7 @@ RECIPES = {
         "photos-mask-small",
         "photographs, holes filled in",
         PHOTOGRAPHS,
-        PHOTOGRAPHS_LICENCE,
+        PHOTOGRAPHS_LICENSE,
         on_photographs("5,12,20"),
         (*FOLDER, "model.width=24", "train.steps=5000"),
     ),
@@ -120,7 +120,7 @@ RECIPES = {
         "photos-desaturate-small",
         "photographs, colored",
         PHOTOGRAPHS,
-        PHOTOGRAPHS_LICENCE,
+        PHOTOGRAPHS_LICENSE,
         on_photographs("5,10,15,20"),
         (*FOLDER, "model.width=24", "train.steps=4000"),
     ),
@@ -128,7 +128,7 @@ RECIPES = {
         "photos-snow-small",
         "photographs, without the snow",
         PHOTOGRAPHS,
-        PHOTOGRAPHS_LICENCE,
+        PHOTOGRAPHS_LICENSE,
         on_photographs("10,25,50"),
         (*FOLDER, "model.width=24", "train.steps=4000"),
     ),

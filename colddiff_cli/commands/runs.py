@@ -19,7 +19,7 @@ def runs(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Print the card of this pretrained run: data, licence, figures.", autocompletion=completions.pretrained
+            help="Print the card of this pretrained run: data, license, figures.", autocompletion=completions.pretrained
         ),
     ] = None,
     json: options.Json = False,

@@ -230,7 +230,7 @@ def test_those_of_this_checkout_are_whole_small_and_described():
         total += size
         assert size <= pretrain.MOST_BYTES
         card = (folder / pretrained.CARD).read_text(encoding="utf-8")
-        assert RECIPES[name].licence in card
+        assert RECIPES[name].license in card
         for words in ("Data:", "steps of", "seed", "hours on", "## Measured"):
             assert words in card, f"{name}: {words}"
         state = checkpoint.read_state(runs.Run(folder).path / "checkpoints" / next((folder / "checkpoints").iterdir()))
