@@ -37,12 +37,12 @@ Filter = Callable[[np.ndarray], np.ndarray]  # on a channel in [0, 1]
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("run", type=Path)
+    options.add_argument("run")
     options.add_argument("folder", type=Path)
     options.add_argument("--t", default="", help="severities, such as 2,8,18; by default a few across the range")
     options.add_argument("--samplers", default="direct,tacos", help="samplers of the run to compare")
     chosen = options.parse_args()
-    run = runs.Run(chosen.run)
+    run = runs.find(chosen.run)
     trained = open_run.open_run(run, device="auto")
     built, step = trained.experiment, trained.step
     op = built.operator

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = ("colddiff_core", "colddiff_cli", "benchmarks", "docs", "tests")
+CODE = ("colddiff_core", "colddiff_cli", "benchmarks", "docs", "tests", "tools")
 PRODUCT = ("colddiff_core", "colddiff_cli")
 MOST_LINES = 350
 MOST_ENTRIES = 22

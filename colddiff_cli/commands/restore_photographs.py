@@ -224,7 +224,7 @@ class PhotographJob:
         """Return the restorer for a photograph, and what it sees of it; say which and how badly it is degraded."""
         for note in photograph.notes:
             self.screen.warn(f"{path}: {note}")
-        name, estimate = self.restorers.choose(photograph.pixels)
+        name, estimate = self.restorers.choose(path, photograph.pixels)
         opened = self.restorers.open(name)
         worker, operator = opened.worker, opened.worker.operator
         if len(photograph.pixels) > worker.experiment.channels:
@@ -248,7 +248,9 @@ class PhotographJob:
             sure = f"{estimate.low}..{estimate.high}, {estimate.confidence:.0%} sure"
             self.screen.say(f"{path}: {estimate.trace} (t = {estimate.t} of {operator.steps}, {sure}){by}")
             if not estimate.t and not self.asked.is_sweep:
-                self.screen.warn(f"{path}: nothing to restore was found. If you know better, set the severity with --t.")
+                self.screen.warn(
+                    f"{path}: nothing to restore was found. If you know better, set the severity with --t."
+                )
             elif estimate.confidence < LOW_CONFIDENCE and not self.asked.is_sweep:
                 self.screen.say(f"  To compare candidates: colddiff restore {path}{op} --sweep")
         return opened, given

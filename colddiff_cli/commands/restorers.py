@@ -113,8 +113,11 @@ class Restorers:
         for name in self.found:
             self.open(name)
 
-    def choose(self, picture: Tensor) -> tuple[str, Estimate | None]:
+    def choose(self, path: Path, picture: Tensor) -> tuple[str, Estimate | None]:
         """Return the operator that most probably degraded a picture (C, H, W) float32 in [-1, 1], with its estimate.
+
+        Args:
+            path: The picture's file, for messages.
 
         Raises:
             per_file.NothingToDoError: The picture shows no trace of any.
@@ -126,9 +129,10 @@ class Restorers:
         choice = choose(picture[None], self.operators)
         if choice.name is None:
             what = f"No trace of {_listed(list(self.operators))} was found: nothing to restore."
-            raise per_file.NothingToDoError(
-                what, f"If you know better, compare candidates: --op {next(iter(self.found))} --sweep"
+            remedy = (
+                f"If you see one, compare candidates: colddiff restore {path} --op {next(iter(self.found))} --sweep"
             )
+            raise per_file.NothingToDoError(what, remedy)
         return choice.name, choice.estimates[choice.name]
 
     def settings(self) -> dict[str, Any]:
@@ -239,5 +243,5 @@ def _worker(built: Experiment, asked: RestoreOptions) -> PhotographRestorer:
 
 
 def _listed(names: list[str]) -> str:
-    """Join names for a sentence."""
+    """Join names for a sentence: "blur, holes or snow"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
