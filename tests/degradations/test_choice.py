@@ -77,7 +77,7 @@ def test_a_black_and_white_photograph_can_have_a_clearer_trace(name):
 def test_a_gray_sky_is_no_hole():
     sky = torch.linspace(120, 136, 64).view(1, 1, 64, 1).expand(1, 3, 64, 64).clone()
     sky[:, :, 40:] += torch.rand((1, 1, 24, 64), generator=seeds.generator(0)) * 60
-    estimate = choose(quantize(sky / 127.5 - 1, 8), operators()).estimates["holes"]
+    estimate = operators()["holes"].estimate(quantize(sky / 127.5 - 1, 8))
     assert estimate.t > 0
     assert estimate.evidence < 0
 
