@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ SAMPLE_LINES = 512  # rows, and columns, of a large picture that are used
 BLOCK_RATIO = 0.5
 EVIDENCE_WEIGHT = 60.0  # of the log ratio: certain if the blocks are exactly flat
 LARGEST_BLOCK_PIXELS = 64  # tried if no severity's blocks are found
+JPEG_BLOCK_PIXELS = 8  # whose multiples a strongly compressed file shows, too
 
 
 @register("pixelate")
@@ -97,7 +99,9 @@ class Pixelate(Degradation):
         evidence = torch.zeros(self.steps + 1)
         if best:
             evidence[best] = _block_evidence(ratios[best])
-            return to_estimate(torch.arange(self.steps + 1), evidence, lambda t: self._describe(t, x_t))
+            estimate = to_estimate(torch.arange(self.steps + 1), evidence, lambda t: self._describe(t, x_t))
+            chance = _chance_of_grid(profiles, [(len(p) + 1) / ((len(p) + 1) >> best) for p in profiles], self.steps)
+            return dataclasses.replace(estimate, evidence=min(estimate.evidence, -chance))
         grids = [_regular_grid(profile) for profile in profiles]
         sides = [side for side, _ in grids]
         if min(sides) < 2:
@@ -108,8 +112,9 @@ class Pixelate(Degradation):
         trace = f"blocks of {sides[1]}x{sides[0]} pixels, of a size or place that no severity has"
         evidence[nearest] = 1.0
         estimate = to_estimate(torch.arange(self.steps + 1), evidence, lambda t: trace)
-        shown = _block_evidence(max(ratio for _, ratio in grids))  # blocks they are
-        return dataclasses.replace(estimate, t=nearest, evidence=shown)
+        shown = _block_evidence(max(ratio for _, ratio in grids)) if any(n % JPEG_BLOCK_PIXELS for n in sides) else 0.0
+        chance = _chance_of_grid(profiles, sides, LARGEST_BLOCK_PIXELS**2)  # of any side, and at any place
+        return dataclasses.replace(estimate, t=nearest, evidence=min(shown, -chance))
 
     def _describe(self, t: int, x_t: Tensor) -> str:
         height, width = (n / (n >> t) for n in x_t.shape[-2:])
@@ -220,6 +225,15 @@ def _within_to_between(profiles: list[Tensor], blocks: list[Tensor]) -> float:
 def _block_evidence(ratio: float) -> float:
     """Return the log evidence for blocks with this ratio of the variation within to that between."""
     return EVIDENCE_WEIGHT * math.log(BLOCK_RATIO / max(ratio, 1e-2))
+
+
+def _chance_of_grid(profiles: list[Tensor], sides: Sequence[float], tries: int) -> float:
+    """Return the log probability that a picture's own edges all lie on one of `tries` grids with blocks of these sides.
+
+    It is far from 0 in photographs, which vary everywhere, but not in a drawing of a few straight lines.
+    """
+    edges = [float(profile.sum().square() / profile.square().sum().clamp(min=1e-12)) for profile in profiles]
+    return math.log(tries) - sum(count * math.log(side) for count, side in zip(edges, sides, strict=True))
 
 
 def _regular_grid(profile: Tensor) -> tuple[int, float]:

@@ -69,8 +69,9 @@ def _conspicuous(pixels: Tensor, flat: Tensor, gray: int, has_color: bool) -> Te
     """Return how improbable the gray around each pixel of `flat` is for a photograph: (1, H, W) float32, in nats.
 
     It is summed over 3 x 3 squares, and 0 outside `flat`. The errors of predicting a pixel from its neighbors have
-    about a Laplace distribution. They are taken for the mean of the channels and the differences between channels,
-    because colors change less than brightness does. A strip of the picture at a time, to save memory.
+    about a Laplace distribution, as wide as they are nearby. They are taken for the mean of the channels and the
+    differences between channels, because colors change less than brightness does. A strip of the picture at a time, to
+    save memory.
     """
     height, width = flat.shape[-2:]
     result = torch.zeros(flat.shape)
@@ -94,6 +95,7 @@ def _conspicuous(pixels: Tensor, flat: Tensor, gray: int, has_color: bool) -> Te
             errors = (part - predicted).abs_() * visible
             expected = (_pooled(errors, WIDE_PIXELS) / wide.clamp(min=1e-6)).clamp_(min=MIN_ERROR_LEVELS)
             total += ((predicted - at_gray).abs_() / expected).sub_(1).clamp_(max=MOST_PER_PIXEL)
+            total += (expected / MIN_ERROR_LEVELS).log_()
         total *= inside & (near > 1e-6)
         result[:, top:bottom] = (9 * _pooled(total, 3) * inside)[:, top - first : bottom - first]
     return result

@@ -21,6 +21,9 @@ SEVERITIES = 20  # simulated; a polynomial interpolates between them
 PICTURES = 8  # simulated per severity
 SCALES_PIXELS = (1, 2, 4)
 WHITE = 0.985  # of [0, 1]: a brighter pixel may be clipped, which hides its flake
+MIN_DARK_SHARE = (
+    0.05  # of pixels that are white on neither side, below which a picture says nothing; bad snow leaves 16%
+)
 RARE = 2e-3  # share of pixels white on both sides: common for flakes, rare for a photograph's highlights
 LINEAR_CONTRAST = 2e-3  # half a level: a statistic is linear in the contrast below this and logarithmic above
 DEGREE = 4  # of the polynomials
@@ -57,6 +60,12 @@ def snow_evidence(x: Tensor, op: Degradation) -> tuple[Tensor, Tensor]:
     evidence = -0.5 * EVIDENCE_WEIGHT * (energy + torch.logdet(scatter))
     evidence[1:] += _match_evidence(_center(x, SPOT_SIDE_PIXELS))
     return candidates, evidence
+
+
+def is_mostly_white(x: Tensor) -> bool:
+    """Return whether nearly every pixel of a picture (1, C, H, W), or its opposite, is white as a sheet of paper."""
+    y = (_center(x, SIDE_PIXELS).amin(1) + 1) / 2
+    return float((torch.maximum(y, y.flip(-2, -1)) < WHITE).float().mean()) < MIN_DARK_SHARE
 
 
 def _match_evidence(x: Tensor) -> float:
