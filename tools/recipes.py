@@ -105,7 +105,7 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("1,2"),
-        (*FOLDER, "train.steps=6000"),
+        (*FOLDER, "train.steps=3000"),
         start="photos-blur",
     ),
     "photos-mask": Recipe(
@@ -122,7 +122,7 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("5,10,15,20"),
-        (*FOLDER, "model.width=24", "train.steps=4000"),
+        (*FOLDER, "model.width=24", "train.steps=3000"),
     ),
     "photos-snow": Recipe(
         "photos-snow-small",
@@ -130,6 +130,6 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("10,25,50"),
-        (*FOLDER, "model.width=24", "train.steps=4000"),
+        (*FOLDER, "model.width=24", "train.steps=3000"),
     ),
 }
