@@ -1,16 +1,15 @@
 """Draw docs/images/photographs.jpg: photographs of scikit-image that were not trained on, degraded, restored, original.
 
-python docs/make_photographs.py RUNS   # the folder of the runs photos-*-small
+python docs/make_photographs.py   # with the pretrained runs
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 
-from colddiff_core import images, runs, seeds
+from colddiff_core import images, seeds
 from colddiff_core.datasets import photos
 from colddiff_core.inference import open_run, photograph
 from colddiff_core.sampling import Sampling
@@ -26,10 +25,9 @@ ROWS = [
 
 
 def main() -> None:
-    place = Path(sys.argv[1])
     columns: dict[str, list[torch.Tensor]] = {"given": [], "restored": [], "original": []}
     for name, t, file, (top, left) in ROWS:
-        built = open_run.open_run(runs.Run(place / f"photos-{name}-small"), device="cpu").experiment
+        built = open_run.open_run(f"pretrained:photos-{name}", device="cpu").experiment
         x0 = images.read(_photograph(file), channels=3)[:, top : top + SIDE, left : left + SIDE]
         frozen = built.operator.freeze(x0[None], generator=seeds.image_generators(1, [0]))
         x_t = images.quantize(built.operator(x0[None], t, frozen), photograph.BITS)[0]
