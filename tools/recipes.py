@@ -54,7 +54,6 @@ RECIPES = {
         DIGITS,
         DIGITS_LICENSE,
         RESTORED,
-        ("model.width=24", "train.steps=2000"),
     ),
     "digits-blur-generate": Recipe(
         "digits-blur-generate",

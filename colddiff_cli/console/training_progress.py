@@ -1,8 +1,10 @@
-"""Show training progress in the terminal, as a bar or as lines, and handle Ctrl-C."""
+"""Show training progress in the terminal, as a bar or as lines, say how long it will take, and handle Ctrl-C."""
 
 from __future__ import annotations
 
+import math
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +12,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.console.screen import Screen
+from colddiff_core.config import presets
 from colddiff_core.distributed import environment
 
 if TYPE_CHECKING:
-    from colddiff_core.training.trainer import Trainer
+    from colddiff_core.training.trainer import Tick, Trainer
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY_SECONDS = 10.0  # without a terminal
+# How many steps tell how long all will take; if they are slow, those of so many seconds.
+MEASURED_STEPS, MEASURED_SECONDS = 5, 20.0
+MINUTE, HOUR, DAY = 60, 3600, 86_400  # seconds
+SHORT_SECONDS = 10.0  # not worth a line
 
 
 def introduce(screen: Screen, trainer: Trainer) -> None:
@@ -96,10 +103,16 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
     )
     started = printed = time.monotonic()
     first = trainer.step
+    # A GPU works on while this process goes ahead, so the time between two steps says nothing there.
+    forecast = Forecast(first) if trainer.experiment.device.type == "cpu" else None
     with progress:
         task = progress.add_task("", total=trainer.settings.steps, completed=first, note="")
         for tick in trainer.steps():
             progress.update(task, completed=tick.step)
+            seconds = forecast.add(tick, trainer.settings.steps) if forecast else None
+            if seconds is not None:
+                forecast = None
+                _tell(screen, trainer, seconds)
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
                 screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {trainer.run.path}")
@@ -112,3 +125,51 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
                 printed = now
                 left = (now - started) / (tick.step - first) * (trainer.settings.steps - tick.step)
                 screen.say(f"step {tick.step}/{trainer.settings.steps}  {note}  {left:,.0f} s left")
+
+
+class Forecast:
+    """Estimates from the first steps how long the rest will take.
+
+    The very first step does not count: it also builds tables and fills caches.
+    """
+
+    def __init__(self, step: int) -> None:
+        """Start the clock at the step that the training starts from."""
+        self._last = time.monotonic()
+        self._step = step
+        self._is_warm = False
+        self._durations: list[float] = []
+
+    def add(self, tick: Tick, steps: int) -> float | None:
+        """Return the seconds that the training up to `steps` still takes, once enough steps are measured."""
+        now = time.monotonic()
+        if tick.step != self._step and self._is_warm:
+            self._durations.append(now - self._last)
+        self._is_warm = self._is_warm or tick.step != self._step  # a pause and its end are ticks without a step
+        self._step, self._last = tick.step, now
+        if len(self._durations) < MEASURED_STEPS and sum(self._durations) < MEASURED_SECONDS:
+            return None
+        return statistics.median(self._durations) * (steps - tick.step)
+
+
+def _tell(screen: Screen, trainer: Trainer, seconds: float) -> None:
+    """Say how long the training will take, and where that is days, which preset is made for a CPU."""
+    if seconds >= SHORT_SECONDS:
+        screen.say(f"{about(seconds)} on this CPU")
+    name = trainer.experiment.config.name
+    small = f"{name}-small"
+    if seconds >= DAY and small in presets.names():
+        screen.warn(
+            f"{name} is made for a GPU; for a CPU there is {small}: press Ctrl-C, then colddiff train --preset {small}"
+        )
+
+
+def about(seconds: float) -> str:
+    """Return a duration in words, rounded: "about 2 min"."""
+    if seconds < 1.5 * MINUTE:
+        return f"about {math.ceil(seconds / 10) * 10} s"
+    if seconds < 1.5 * HOUR:
+        return f"about {seconds / MINUTE:.0f} min"
+    if seconds < DAY:
+        return f"about {seconds / HOUR:.0f} h"
+    return f"about {seconds / DAY:.0f} days" if seconds >= 9.5 * DAY else f"about {seconds / DAY:.1f} days"

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import processes
@@ -18,7 +19,9 @@ from typer.main import get_command
 
 from colddiff_cli.__main__ import run
 from colddiff_cli.app import LOADERS, with_commands
+from colddiff_cli.console import training_progress
 from colddiff_core import runs
+from colddiff_core.training import step, trainer
 
 COMMANDS = ("degrade", "train", "sample", "generate", "eval", "compare", "presets")
 SETTINGS = [word for value in TINY for word in ("--set", value)]
@@ -123,6 +126,88 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
     assert parts.events()[-1]["step"] == 8  # the step is finished
     processes.finish(["train", "--resume", "parts"], tmp_path)
     assert_same_checkpoint(runs.Run(whole).newest_checkpoint(), parts.newest_checkpoint())
+
+
+@pytest.fixture
+def slow_steps(monkeypatch):
+    """Return a function that makes every optimizer step take so many seconds by the display's clock, the first more."""
+    clock, take = [0.0], step.Stepper.take
+
+    def slow(seconds: float) -> None:
+        taken: list[int] = []
+
+        def take_long(stepper, number, meter):
+            take(stepper, number, meter)
+            clock[0] += seconds if taken else 40 * seconds
+            taken.append(number)
+
+        monkeypatch.setattr(step.Stepper, "take", take_long)
+
+    monkeypatch.setattr(training_progress, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    return slow
+
+
+def test_training_on_a_cpu_says_after_a_few_steps_how_long_it_will_take(slow_steps, in_folder, capsys):
+    """The median of the second to the sixth step, for the fourteen that are left."""
+    slow_steps(1.0)
+    assert run(["train", "--preset", "digits-blur", *SETTINGS, "--set", "train.steps=20", "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["finished"] is True
+    lines = output.err.splitlines()
+    said = lines.index("about 20 s on this CPU")
+    assert lines[said - 1].startswith("step 2/20")
+    assert lines[said + 1].startswith("step 14/20")
+    assert "small" not in output.err  # digits-blur has no small sibling
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (11, "about 20 s"),
+        (89, "about 90 s"),
+        (100, "about 2 min"),
+        (5000, "about 83 min"),
+        (20_000, "about 6 h"),
+        (100_000, "about 1.2 days"),
+        (1e6, "about 12 days"),
+    ],
+)
+def test_long_times_are_rounded(seconds, text):
+    assert training_progress.about(seconds) == text
+
+
+def test_a_training_of_days_names_the_small_preset_before_it_goes_on(slow_steps, in_folder, capsys):
+    Path("mnist-blur.toml").write_text('extends = "digits-blur"', encoding="utf-8")
+    slow_steps(86_400.0)
+    train = ["train", "--preset", "mnist-blur.toml", *SETTINGS, "--set", "train.steps=20"]
+    assert run(train) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (said,) = (number for number, line in enumerate(lines) if line == "about 18 days on this CPU")
+    assert "colddiff train --preset mnist-blur-small" in lines[said + 1]
+    assert lines[said + 2].startswith("step 2/20")
+
+    resumed = ["train", "--resume", "runs/mnist-blur", "--set", "train.steps=32"]
+    assert run(resumed) == 0
+    assert "about 10 days on this CPU" in capsys.readouterr().out.splitlines()  # of the twelve that are left
+
+
+def test_a_pause_is_not_taken_for_a_slow_step(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(training_progress, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    forecast = training_progress.Forecast(0)
+    ticks = [
+        (1, 9.0, False),
+        (2, 1.0, False),
+        (2, 0.0, True),
+        (2, 3600.0, False),
+        *((n, 1.0, False) for n in range(3, 7)),
+    ]
+    for number, seconds, is_paused in ticks:
+        clock[0] += seconds
+        left = forecast.add(trainer.Tick(number, is_paused=is_paused), 100)
+        if left is not None:
+            break
+    assert left == 94.0
 
 
 def test_nan_becomes_null_in_json(capsys):

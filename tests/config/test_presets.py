@@ -138,7 +138,7 @@ def test_a_file_may_extend_a_preset(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('extends = "digits-blur"\n[train]\nsteps = 7\n')
     config = presets.load(str(path))
-    assert (config.name, config.train.steps, config.train.batch_size) == ("mine", 7, 64)
+    assert (config.name, config.train.steps, config.train.batch_size) == ("mine", 7, 32)
 
 
 @pytest.mark.parametrize("name", presets.names())
