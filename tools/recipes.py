@@ -104,7 +104,7 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("1,2"),
-        (*FOLDER, "train.steps=3000"),
+        (*FOLDER, "train.steps=2500"),
         start="photos-blur",
     ),
     "photos-mask": Recipe(
@@ -121,7 +121,7 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("5,10,15,20"),
-        (*FOLDER, "model.width=24", "train.steps=3000"),
+        (*FOLDER, "model.width=24", "train.steps=2000"),
     ),
     "photos-snow": Recipe(
         "photos-snow-small",
@@ -129,6 +129,6 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("10,25,50"),
-        (*FOLDER, "model.width=24", "train.steps=3000"),
+        (*FOLDER, "model.width=24", "train.steps=2000"),
     ),
 }
