@@ -17,7 +17,14 @@ import tempfile
 from pathlib import Path
 
 # The network and training that digits-blur had when docs/decisions/018-packages.md recorded its hashes.
-THEN = ("model.width=32", 'model.attention="middle"', "train.batch_size=64", "train.lr=1e-3", "train.precision=auto")
+THEN = (
+    "model.width=32",
+    'model.attention="middle"',
+    "train.batch_size=64",
+    "train.lr=1e-3",
+    "train.precision=auto",
+    "sample.stride=1",
+)
 SETTINGS = tuple(word for change in THEN for word in ("--set", change))
 TRAINED = ("--set", "train.steps=60", "--seed", "1", "--device", "cpu")
 TRAIN = ("train", "--preset", "digits-blur", *SETTINGS, *TRAINED, "--out", "run")

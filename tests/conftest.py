@@ -42,6 +42,7 @@ TINY = (
     "train.checkpoint_every=3",
     "train.sample_every=0",
     "degradation.steps=5",
+    "sample.stride=1",
 )
 
 CLASSIFIER_STEPS = 20

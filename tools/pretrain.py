@@ -20,8 +20,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from colddiff_core import runs, tensor_files
 from colddiff_core.config import toml
+from colddiff_core.datasets import from_config
+from colddiff_core.evaluation import classifier
 from colddiff_core.inference import generate, open_run
 from colddiff_core.runs import checkpoint, pretrained
 from colddiff_core.text import nearest
@@ -48,6 +52,7 @@ def main() -> None:
     if not chosen.measure_again:
         train(recipe, source, chosen.work, chosen.data_dir)
     folder = export(recipe, runs.Run(source), chosen.name)
+    publish_classifier(runs.Run(source), chosen.data_dir)
     places = {"run": f"{pretrained.PREFIX}{chosen.name}", "photographs": chosen.photographs or ""}
     figures = [measured(command, places, chosen.data_dir) for command in recipe.measure]
     (folder / pretrained.CARD).write_text(card(recipe, runs.Run(source), chosen.name, figures), encoding="utf-8")
@@ -104,6 +109,16 @@ def export(recipe: Recipe, run: runs.Run, name: str) -> Path:
     draft.parent.rmdir()
     write_manifest()
     return folder
+
+
+def publish_classifier(run: runs.Run, data_dir: Path | None) -> None:
+    """Put the classifier of the run's data set beside the pretrained runs, so that `eval` need not train it."""
+    config = run.config((f'data.directory="{data_dir.resolve()}"',) if data_dir else ())
+    train, test = (from_config.load_images(config, split) for split in ("train", "test"))
+    if train.labels is not None and test.labels is not None:
+        place = pretrained.directory() / classifier.PUBLISHED
+        classifier.load_or_train(train, test, place, config.data.dataset, torch.device("cpu"))
+        write_manifest()
 
 
 def measured(command: str, places: Mapping[str, Any], data_dir: Path | None) -> str:
@@ -177,7 +192,7 @@ def files(folder: Path) -> list[Path]:
 def write_manifest() -> None:
     """Write the SHA-256 of every file of the pretrained runs; fails if they are too large."""
     folder = pretrained.directory()
-    paths = [path for name in pretrained.names() for path in files(folder / name)]
+    paths = [path for path in files(folder) if path.name != pretrained.MANIFEST]
     if (total := sum(path.stat().st_size for path in paths)) > MOST_BYTES_OF_ALL:
         sys.exit(f"The pretrained runs have {total:,} bytes together, more than {MOST_BYTES_OF_ALL:,}.")
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

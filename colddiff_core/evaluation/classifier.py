@@ -23,6 +23,7 @@ from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import MachineError
 from colddiff_core.files import whole
+from colddiff_core.runs import pretrained
 from colddiff_core.tensor_files import write
 
 FEATURES = 48  # fewer than there are test digits, so that their covariance has full rank
@@ -30,6 +31,7 @@ STEPS, BATCH, RATE = 1000, 128, 2e-3
 MAX_SIDE_PIXELS = 32  # larger images are scaled down, so that training takes a minute, not an hour
 SIDES_PER_SHIFT = 16  # augmentation shifts images by up to side / 16 pixels
 TURNS = 4
+PUBLISHED = "classifiers"  # the folder of those that come along, beside the pretrained runs
 VERSION = 1  # of the training; a cached classifier of another version is not used
 
 
@@ -110,9 +112,13 @@ def load_or_train(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Classifier:
-    """Return the classifier of a labeled data set, on `device`: from the cache in `folder`, or trained and cached.
+    """Return the classifier of a labeled data set, on `device`: one that came along, a cached one, or a new one.
 
-    If the cache cannot be written, it is trained every time. `progress` gets (step, steps) during training.
+    A new one is cached in `folder`, or if that cannot be written, trained every time. `progress` gets (step, steps)
+    during training.
+
+    Raises:
+        UsageError: The one that came along is damaged.
     """
     assert train.labels is not None
     assert test.labels is not None
@@ -120,7 +126,10 @@ def load_or_train(
     network = Classifier(train.channels, classes)
     shape = "x".join(str(n) for n in train.pixels.shape[1:])
     path = folder / f"{name}-{shape}-{_digest(train)}.safetensors"
-    if not _read(path, network):
+    published = pretrained.directory() / PUBLISHED / path.name
+    if published.is_file():
+        pretrained.verify_file(published)
+    if not _read(published, network) and not _read(path, network):
         _train(network, train, device, progress)
         network.accuracy.fill_(_accuracy(network, test, device))
         with contextlib.suppress(MachineError), whole(path) as draft:  # usable even if it cannot be cached

@@ -62,12 +62,23 @@ def verify(path: Path) -> None:
     if f"{path.name}/run.toml" not in mine:
         raise damaged(path.parent / MANIFEST, f"it does not list {path.name}")
     for name, digest in mine.items():
-        try:
-            content = read_ordinary(path.parent / name)
-        except OSError as error:
-            raise damaged(path.parent / name, error.strerror or "unreadable") from None
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise damaged(path.parent / name, f"its SHA-256 is not the one in {MANIFEST}")
+        _verify(path.parent / name, digest)
+
+
+def verify_file(path: Path) -> None:
+    """Check one file beside the pretrained runs against the manifest; raises UsageError as `verify` does."""
+    folder = directory()
+    name = path.relative_to(folder).as_posix()
+    _verify(path, _manifest(folder).get(name, "missing"))
+
+
+def _verify(path: Path, digest: str) -> None:
+    try:
+        content = read_ordinary(path)
+    except OSError as error:
+        raise damaged(path, error.strerror or "unreadable") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise damaged(path, f"its SHA-256 is not the one in {MANIFEST}")
 
 
 def digest(path: Path) -> str:
