@@ -15,6 +15,7 @@ from colddiff_cli.__main__ import run
 from colddiff_core import runs
 from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
+from colddiff_core.evaluation import classifier
 from colddiff_core.inference.open_run import open_run
 from colddiff_core.runs import checkpoint, pretrained
 from colddiff_core.training import start
@@ -148,6 +149,22 @@ def test_a_damaged_one_is_told_in_two_lines(published, tmp_path, in_folder, monk
     if (file, damage) != ("run.toml", "missing"):  # then the name is unknown
         assert "is damaged" in error[0]
         assert "Reinstall colddiff" in error[1]
+
+
+def test_a_classifier_that_came_along_is_used_and_checked(
+    published, tiny_run, tmp_path, in_folder, monkeypatch, capsys
+):
+    folder = shutil.copytree(published, tmp_path / "installed")
+    monkeypatch.setattr(pretrained, "directory", lambda: folder)
+    pretrain.publish_classifier(runs.Run(tiny_run), None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifier, "_train", lambda *_: pytest.fail("a classifier was trained"))
+    assert run(["eval", "pretrained:digits-blur", "--n", "4", "--json"]) == 0
+    assert "fd" in json.loads(capsys.readouterr().out)["metrics"]["direct"]
+    (path,) = (folder / classifier.PUBLISHED).iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert run(["eval", "pretrained:digits-blur", "--n", "4"]) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
 
 
 def test_fine_tuning_starts_from_its_weights_and_says_so(along, tmp_path, monkeypatch):
