@@ -16,6 +16,15 @@ NOW = 1_780_000_000.0  # 2026-05-28, 20:26:40 UTC
 SIZE = 16
 COLUMNS = ("degraded", "direct", "sampled", "original")
 
+SETTINGS = (  # of the preset when the golden files were written
+    "model.width=32",
+    "model.attention=middle",
+    "train.batch_size=64",
+    "train.lr=1e-3",
+    "train.precision=auto",
+    "sample.stride=1",
+)
+
 
 def write_run(
     folder: Path,
@@ -28,7 +37,7 @@ def write_run(
 ) -> Path:
     """Write a run that logged every 10 steps up to `step`, its files last touched `age` seconds before `NOW`."""
     path = folder / name
-    config = presets.load("digits-blur", [f"train.steps={steps}"])
+    config = presets.load("digits-blur", [f"train.steps={steps}", *SETTINGS])
     text = toml.dump(config.to_table() | {"name": name, "versions": {"colddiff": "0.1.0"}})
     path.mkdir(parents=True)
     (path / "run.toml").write_text(text)

@@ -26,7 +26,7 @@ STEPS = 4
 FLOAT32 = ("train.precision=float32", "train.log_every=1", f"train.steps={STEPS}")
 CASES = {
     "mask": ("digits-mask", ()),
-    "uneven": ("digits-blur", ("train.batch_size=7", "data.margin=2", "data.flip=true", *PLAIN)),
+    "uneven": ("digits-blur", ("train.batch_size=7", "train.lr=1e-3", "data.margin=2", "data.flip=true", *PLAIN)),
     "passes": ("digits-mask", ("train.batch_size=4", "train.accumulate=2")),
     "noise": ("digits-noise", ("train.batch_size=40",)),
     "classes": ("digits-mask", ("model.classes=10", "train.clip=0")),

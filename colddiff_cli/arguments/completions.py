@@ -72,6 +72,12 @@ def runs(ctx: typer.Context, incomplete: str) -> list[str]:
     return [run for run in _runs(incomplete) if run not in given]
 
 
+def own_runs(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Offer the runs that can be trained or watched, so none that came along."""
+    came_along = pretrained(incomplete)
+    return [run for run in runs(ctx, incomplete) if run not in came_along]
+
+
 def first_run(ctx: typer.Context, incomplete: str) -> list[str]:
     """Offer runs as the first argument; images follow it."""
     return [] if ctx.params.get("arguments") else _runs(incomplete)

@@ -29,7 +29,7 @@ def monitor(
         typer.Argument(
             help="Runs to watch, by folder or name (default: all in runs/).",
             metavar="[RUN]...",
-            autocompletion=completions.runs,
+            autocompletion=completions.own_runs,
         ),
     ] = None,
     pattern: Annotated[str, typer.Option("--filter", help="Only runs whose name matches.", metavar="GLOB")] = "*",

@@ -43,7 +43,7 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", help="Continue this run.", metavar="RUN", autocompletion=completions.runs),
+        typer.Option("--resume", help="Continue this run.", metavar="RUN", autocompletion=completions.own_runs),
     ] = None,
     overrides: options.Set = None,
     out: Annotated[

@@ -21,10 +21,12 @@ import pytest
 from colddiff_cli.__main__ import run
 from colddiff_cli.arguments import registered, shell_scripts
 from colddiff_core.config import presets, schema
+from colddiff_core.runs import pretrained
 from colddiff_core.sampling import SAMPLERS
 
 HOME = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
+ALONG = [f"{pretrained.PREFIX}{name}" for name in pretrained.names()]
 # Words with TABs, and what the shell should pass to the command.
 TYPED = {
     "eval --pre\tfl\t": ["eval", "--precision", "float32"],
@@ -154,12 +156,14 @@ def test_a_script_is_printed(shell, capsys):
         ("reproduce table1 table", ["table2", "table3", "table4", "table5", "table6"]),
         ("reproduce table1 --scale sm", ["small"]),
         ("reproduce table1 --datasets mnist,ci", ["mnist,cifar10"]),
-        ("eval ", ["digits-blur", "snowy"]),
+        ("eval ", ["digits-blur", "snowy", *ALONG]),
         ("eval runs/s", ["runs/snowy"]),
         ("eval exp/", ["exp/my run"]),
         ("eval snowy ", []),
         ("sample snowy ", []),
-        ("compare snowy ", ["digits-blur"]),
+        ("compare snowy ", ["digits-blur", *ALONG]),
+        ("runs ", ALONG),
+        ("train --from sn", ["snowy"]),
         ("monitor ", ["digits-blur", "snowy"]),
         ("train --set train.sch", ["train.schedule="]),
         ("train --set train.schedule=", ["train.schedule=constant", "train.schedule=cosine"]),
