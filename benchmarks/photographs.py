@@ -41,6 +41,7 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--t", default="", help="severities, such as 2,8,18; by default a few across the range")
     options.add_argument("--samplers", default="direct,tacos", help="samplers of the run to compare")
+    options.add_argument("--alone", action="store_true", help="leave out the baselines, which take minutes")
     chosen = options.parse_args()
     run = runs.find(chosen.run)
     trained = open_run.open_run(run, device="auto")
@@ -52,8 +53,9 @@ def main() -> None:
     rows: dict[str, list[float]] = {}
     for t in severities:
         degraded = [_degraded(built, x0, t, number) for number, x0 in enumerate(originals)]
+        baselines = {} if chosen.alone else _baselines(op, t)
         columns = {"degraded": _score(degraded, originals)}
-        columns |= {name: _best(filters, degraded, originals) for name, filters in _baselines(op, t).items()}
+        columns |= {name: _best(filters, degraded, originals) for name, filters in baselines.items()}
         for sampler in chosen.samplers.split(","):
             for is_consistent in (False, True) if op.is_linear else (False,):
                 sampling = Sampling(sampler, max(1, t // 8) if sampler == "tacos" else 1)

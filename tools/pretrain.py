@@ -114,6 +114,8 @@ def export(recipe: Recipe, run: runs.Run, name: str) -> Path:
 def publish_classifier(run: runs.Run, data_dir: Path | None) -> None:
     """Put the classifier of the run's data set beside the pretrained runs, so that `eval` need not train it."""
     config = run.config((f'data.directory="{data_dir.resolve()}"',) if data_dir else ())
+    if config.data.dataset == "folder":  # nobody else has these files
+        return
     train, test = (from_config.load_images(config, split) for split in ("train", "test"))
     if train.labels is not None and test.labels is not None:
         place = pretrained.directory() / classifier.PUBLISHED

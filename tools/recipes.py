@@ -20,7 +20,7 @@ GENERATED = ("colddiff compare {run} --generate --n 1000",)
 
 def on_photographs(severities: str) -> tuple[str, ...]:
     """Return the command that measures a run on photographs, by severity."""
-    return (f"python benchmarks/photographs.py {{run}} {{photographs}} --t {severities} --samplers direct",)
+    return (f"python benchmarks/photographs.py {{run}} {{photographs}} --t {severities} --samplers direct --alone",)
 
 
 @dataclasses.dataclass(frozen=True)
