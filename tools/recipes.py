@@ -129,6 +129,6 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("10,25,50"),
-        (*FOLDER, "model.width=24", "train.steps=2000"),
+        (*FOLDER, "train.steps=6000"),
     ),
 }
