@@ -1,4 +1,4 @@
-"""Measure how often the operator that degraded a picture is told from the picture alone.
+"""Measure how often `choose` finds the operator that degraded a picture.
 
 Usage: python benchmarks/choice.py --data-dir DIR [--n N] [--per N] [--quality Q]
 Prints a confusion table per data set: each picture as it is and degraded by each operator of the presets photos-*, at

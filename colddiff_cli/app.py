@@ -86,7 +86,7 @@ def monitor(_: list[str]) -> CommandFunction:
 
 
 def runs(_: list[str]) -> CommandFunction:
-    """List the trained runs, also those that come along."""
+    """List the trained runs: yours and the bundled ones."""
     from colddiff_cli.commands.runs import runs
 
     return runs

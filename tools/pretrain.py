@@ -164,6 +164,8 @@ def card(recipe: Recipe, run: runs.Run, name: str, figures: list[str]) -> str:
     start = f" --from {pretrained.PREFIX}{recipe.start}" if recipe.start else ""
     parameters = sum(value.numel() for value in open_run.averaged_weights(run).tensors[checkpoint.AVERAGE].values())
     seconds = sum(float(line.get("elapsed", 0)) for line in lines[-1:])
+    is_whole = state["step"] == config.train.steps
+    stopped = "" if is_whole else f" (stopped early: the recipe has {config.train.steps:,})"
     return "\n".join(
         [
             f"# {pretrained.PREFIX}{name}",
@@ -173,7 +175,7 @@ def card(recipe: Recipe, run: runs.Run, name: str, figures: list[str]) -> str:
             f"- Data: {recipe.data}.",
             f"- License of the data: {recipe.license}.",
             f"- Network: {parameters / 1e6:.2f} M parameters, averaged weights in float16.",
-            f"- Training: {state['step']:,} steps of {images} images, seed {config.train.seed}, "
+            f"- Training: {state['step']:,} steps of {images} images{stopped}, seed {config.train.seed}, "
             f"{seconds / 3600:.1f} hours on one thread of a CPU; torch {table['versions']['torch']}.",
             f"- Made by `python -m tools.pretrain {name}`: `colddiff train --preset {recipe.preset}{start}{changes}`.",
             "",

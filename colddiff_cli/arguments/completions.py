@@ -73,9 +73,9 @@ def runs(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def own_runs(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Offer the runs that can be trained or watched, so none that came along."""
-    came_along = pretrained(incomplete)
-    return [run for run in runs(ctx, incomplete) if run not in came_along]
+    """Offer the runs that can be trained or watched: not the bundled ones."""
+    bundled = pretrained(incomplete)
+    return [run for run in runs(ctx, incomplete) if run not in bundled]
 
 
 def first_run(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -84,7 +84,7 @@ def first_run(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def pretrained(incomplete: str) -> list[str]:
-    """Offer the runs that come with colddiff."""
+    """Offer the bundled runs."""
     from colddiff_core.runs import pretrained as library
 
     return [library.PREFIX + name for name in library.names()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.arguments import inputs, outputs
-from colddiff_cli.commands.restorers import AUTO, COLORS, Opened, RestoreOptions, Restorers
+from colddiff_cli.commands.restorers import AUTO, COLORS, OpenedRun, RestoreOptions, Restorers
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import manifest, per_file, series
 from colddiff_core import runs
@@ -220,7 +220,7 @@ class PhotographJob:
 
         return write
 
-    def _look(self, path: Path, photograph: Photograph) -> tuple[Opened, DegradedPhotograph]:
+    def _look(self, path: Path, photograph: Photograph) -> tuple[OpenedRun, DegradedPhotograph]:
         """Return the restorer for a photograph, and what it sees of it; say which and how badly it is degraded."""
         for note in photograph.notes:
             self.screen.warn(f"{path}: {note}")
@@ -262,7 +262,7 @@ class PhotographJob:
         direct = dataclasses.replace(worker.sampling, sampler="direct", stride=1)
         return dataclasses.replace(worker, sampling=direct)
 
-    def _record(self, opened: Opened, given: DegradedPhotograph) -> dict[str, Any]:
+    def _record(self, opened: OpenedRun, given: DegradedPhotograph) -> dict[str, Any]:
         record: dict[str, Any] = {"operator": opened.worker.operator.name, "run": opened.label, "t": given.t}
         if self.asked.severity is None and given.estimate is not None:
             record |= {key: getattr(given.estimate, key) for key in ("low", "high", "confidence", "trace")}

@@ -58,7 +58,7 @@ class RestoreOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class OpenedRun:
     """A run that was opened to restore pictures."""
 
     trained: TrainedRun
@@ -84,7 +84,7 @@ class Restorers:
     found: Mapping[str, runs.Run]
     device: str
     overrides: tuple[str, ...]
-    opened: dict[str, Opened] = dataclasses.field(default_factory=dict)
+    opened: dict[str, OpenedRun] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def only(self) -> str | None:
@@ -98,7 +98,7 @@ class Restorers:
 
         return {name: experiment.build_operator(run.config()) for name, run in self.found.items()}
 
-    def open(self, name: str) -> Opened:
+    def open(self, name: str) -> OpenedRun:
         """Return the restorer for an operator.
 
         Raises:
@@ -145,7 +145,7 @@ class Restorers:
         digests = {run.label: pretrained.digest(run.path) for run in self.found.values()}
         return {"runs": digests, "device": self.device, "settings": self.overrides, "versions": experiment.versions()}
 
-    def _open(self, run: runs.Run) -> Opened:
+    def _open(self, run: runs.Run) -> OpenedRun:
         from colddiff_core.distributed import group
         from colddiff_core.models import memory
 
@@ -160,7 +160,7 @@ class Restorers:
         if t is not None and not 0 <= t <= steps:
             what = f"t = {t} is out of range for {built.operator.name}."
             raise UsageError(what, f"Use 0 to {steps} (its steps).")
-        return Opened(trained, worker)
+        return OpenedRun(trained, worker)
 
 
 def of_run(screen: Screen, name: str | None, operator: str | None = None) -> dict[str, runs.Run]:

@@ -1,4 +1,4 @@
-"""`colddiff runs`: list the runs in runs/ and those that come with colddiff."""
+"""`colddiff runs`: list the runs in runs/ and the bundled ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def runs(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List the trained runs: yours, newest first, and those that come with colddiff."""
+    """List the trained runs: yours, newest first, and the bundled ones."""
     screen = Screen(json)
     if name is not None:
         _show_card(screen, name)
@@ -32,8 +32,8 @@ def runs(
     from rich.table import Table
 
     own = sorted(library.listed(), key=library.last_written, reverse=True)
-    along = [pretrained.directory() / known for known in pretrained.names()]
-    rows = [_described(screen, library.Run(path)) for path in own + along]
+    bundled = [pretrained.directory() / known for known in pretrained.names()]
+    rows = [_described(screen, library.Run(path)) for path in own + bundled]
     screen.result({row.pop("run"): row for row in map(dict, rows) if row})
     if json:
         return
@@ -43,7 +43,7 @@ def runs(
     for row in filter(None, rows):
         listing.add_row(*(str(row[key]) for key in ("run", "operator", "data", "step", "description")))
     screen.show(listing)
-    example = pretrained.PREFIX + pretrained.names()[0] if along else "RUN"
+    example = pretrained.PREFIX + pretrained.names()[0] if bundled else "RUN"
     screen.say(f"\nUse one: colddiff sample {example}      About a pretrained one: colddiff runs {example}")
 
 

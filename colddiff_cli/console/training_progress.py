@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY_SECONDS = 10.0  # without a terminal
-# How many steps tell how long all will take; if they are slow, those of so many seconds.
+# The estimate is made from this many steps, or fewer if they are slow.
 MEASURED_STEPS, MEASURED_SECONDS = 5, 20.0
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # seconds
 SHORT_SECONDS = 10.0  # not worth a line
@@ -112,7 +112,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
             seconds = forecast.add(tick, trainer.settings.steps) if forecast else None
             if seconds is not None:
                 forecast = None
-                _tell(screen, trainer, seconds)
+                _announce(screen, trainer, seconds)
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
                 screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {trainer.run.path}")
@@ -152,7 +152,7 @@ class Forecast:
         return statistics.median(self._durations) * (steps - tick.step)
 
 
-def _tell(screen: Screen, trainer: Trainer, seconds: float) -> None:
+def _announce(screen: Screen, trainer: Trainer, seconds: float) -> None:
     """Say how long the training will take, and where that is days, which preset is made for a CPU."""
     if seconds >= SHORT_SECONDS:
         screen.say(f"{about(seconds)} on this CPU")

@@ -51,7 +51,7 @@ class Estimate:
         trace: what was found, in words.
         fields: the fields of Frozen that could be recovered, each for a batch of one.
         evidence: the log of how much more probable the picture is with a trace (t > 0) than without one. Several
-            operators are compared by it; 0 says that the picture tells nothing.
+            operators are compared by it; 0 means that nothing can be said.
     """
 
     t: int

@@ -31,7 +31,7 @@ STEPS, BATCH, RATE = 1000, 128, 2e-3
 MAX_SIDE_PIXELS = 32  # larger images are scaled down, so that training takes a minute, not an hour
 SIDES_PER_SHIFT = 16  # augmentation shifts images by up to side / 16 pixels
 TURNS = 4
-PUBLISHED = "classifiers"  # the folder of those that come along, beside the pretrained runs
+PUBLISHED = "classifiers"  # the folder of the bundled ones, beside the pretrained runs
 VERSION = 1  # of the training; a cached classifier of another version is not used
 
 
@@ -112,13 +112,13 @@ def load_or_train(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Classifier:
-    """Return the classifier of a labeled data set, on `device`: one that came along, a cached one, or a new one.
+    """Return the classifier of a labeled data set, on `device`: a bundled one, a cached one, or a new one.
 
     A new one is cached in `folder`, or if that cannot be written, trained every time. `progress` gets (step, steps)
     during training.
 
     Raises:
-        UsageError: The one that came along is damaged.
+        UsageError: The bundled one is damaged.
     """
     assert train.labels is not None
     assert test.labels is not None

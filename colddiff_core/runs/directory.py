@@ -78,7 +78,7 @@ class Run:
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the run came with the package; nothing is written into its folder."""
+        """Whether the run is bundled with the package; nothing is written into its folder."""
         return pretrained.holds(self.path)
 
     @property
@@ -211,7 +211,7 @@ def find(name: str | None, root: Path = ROOT, *, fallback: str = "") -> Run:
     if Path(name).is_dir():
         raise UsageError(f"{name} is not a run: it has no run.toml.", "Name a folder that `colddiff train` wrote.")
     if name in pretrained.names():
-        raise UsageError(f"No such run: {name}.", f"The one that came along is {pretrained.PREFIX}{name}.")
+        raise UsageError(f"No such run: {name}.", f"The bundled one is {pretrained.PREFIX}{name}.")
     remedy = nearest(name, known) if known else "Start one: colddiff train --preset digits-blur"
     raise UsageError(f"No such run: {name}.", remedy)
 
@@ -225,7 +225,7 @@ def find_trainable(name: str) -> Run:
     run = find(name)
     if run.is_pretrained:
         remedy = f"Start a new run with its weights: colddiff train --from {run.label}"
-        raise UsageError(f"{run.label} is not yours to continue: it came with colddiff.", remedy)
+        raise UsageError(f"{run.label} cannot be continued: it is bundled with colddiff.", remedy)
     return run
 
 

@@ -1,4 +1,4 @@
-"""The trained runs that come with the package: run folders with just what sampling needs. No torch.
+"""The trained runs that are bundled with the package: run folders with just what sampling needs. No torch.
 
 pretrained/<name>/ contains run.toml, card.md, checkpoints/ (averaged weights in float16) and priors/ if any were
 fitted. Nothing is ever written there. `python -m tools.pretrain` makes them.

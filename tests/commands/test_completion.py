@@ -26,7 +26,7 @@ from colddiff_core.sampling import SAMPLERS
 
 HOME = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
-ALONG = [f"{pretrained.PREFIX}{name}" for name in pretrained.names()]
+BUNDLED = [f"{pretrained.PREFIX}{name}" for name in pretrained.names()]
 # Words with TABs, and what the shell should pass to the command.
 TYPED = {
     "eval --pre\tfl\t": ["eval", "--precision", "float32"],
@@ -156,13 +156,13 @@ def test_a_script_is_printed(shell, capsys):
         ("reproduce table1 table", ["table2", "table3", "table4", "table5", "table6"]),
         ("reproduce table1 --scale sm", ["small"]),
         ("reproduce table1 --datasets mnist,ci", ["mnist,cifar10"]),
-        ("eval ", ["digits-blur", "snowy", *ALONG]),
+        ("eval ", ["digits-blur", "snowy", *BUNDLED]),
         ("eval runs/s", ["runs/snowy"]),
         ("eval exp/", ["exp/my run"]),
         ("eval snowy ", []),
         ("sample snowy ", []),
-        ("compare snowy ", ["digits-blur", *ALONG]),
-        ("runs ", ALONG),
+        ("compare snowy ", ["digits-blur", *BUNDLED]),
+        ("runs ", BUNDLED),
         ("train --from sn", ["snowy"]),
         ("monitor ", ["digits-blur", "snowy"]),
         ("train --set train.sch", ["train.schedule="]),

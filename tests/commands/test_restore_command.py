@@ -41,7 +41,7 @@ def published(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def along(published, monkeypatch, in_folder) -> Path:
+def bundled(published, monkeypatch, in_folder) -> Path:
     monkeypatch.setattr(pretrained, "directory", lambda: published)
     return published
 
@@ -63,7 +63,7 @@ def degraded(preset: str, t: int, size: tuple[int, int] = (160, 120)) -> Image.I
 
 
 @pytest.mark.parametrize(("preset", "t"), [("blur", 12), ("pixelate", 2), ("mask", 12), ("desaturate", 15)])
-def test_what_happened_is_found_out_and_the_fitting_run_undoes_it(along, capsys, preset, t):
+def test_what_happened_is_found_out_and_the_fitting_run_undoes_it(bundled, capsys, preset, t):
     degraded(preset, t).save("photo.png")
     assert run(["restore", "photo.png", "--json"]) == 0
     captured = capsys.readouterr()
@@ -77,7 +77,7 @@ def test_what_happened_is_found_out_and_the_fitting_run_undoes_it(along, capsys,
     assert pictures_in(Path()) == ["photo-restored.png", "photo.png"]
 
 
-def test_a_picture_without_a_trace_is_left_alone_and_told_how_to_go_on(along, capsys):
+def test_a_picture_without_a_trace_is_left_alone_and_told_how_to_go_on(bundled, capsys):
     Image.fromarray(photograph()).save("photo.png")
     assert run(["restore", "photo.png"]) == 1
     error = capsys.readouterr().err.splitlines()
@@ -88,14 +88,14 @@ def test_a_picture_without_a_trace_is_left_alone_and_told_how_to_go_on(along, ca
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (64, 48)], ids=str)
-def test_one_color_is_left_alone(along, capsys, size):
+def test_one_color_is_left_alone(bundled, capsys, size):
     Image.new("RGB", size, (90, 160, 40)).save("flat.png")
     assert run(["restore", "flat.png"]) == 1
     assert "No trace of" in capsys.readouterr().err
     assert pictures_in(Path()) == ["flat.png"]
 
 
-def test_each_picture_of_a_folder_gets_its_own_run_and_the_undegraded_is_skipped(along, capsys):
+def test_each_picture_of_a_folder_gets_its_own_run_and_the_undegraded_is_skipped(bundled, capsys):
     Path("in").mkdir()
     degraded("blur", 12).save("in/a.png")
     Image.fromarray(photograph()).save("in/b.png")
@@ -113,7 +113,7 @@ def test_each_picture_of_a_folder_gets_its_own_run_and_the_undegraded_is_skipped
     assert {name: Path("out", name).read_bytes() for name in names} == before
 
 
-def test_a_mask_takes_the_run_that_fills_holes(along, capsys):
+def test_a_mask_takes_the_run_that_fills_holes(bundled, capsys):
     Image.fromarray(photograph()).save("photo.png")
     mask = Image.new("L", (160, 120))
     mask.paste(255, (40, 40, 60, 60))
@@ -125,14 +125,14 @@ def test_a_mask_takes_the_run_that_fills_holes(along, capsys):
     assert (before[45:55, 45:55] != after[45:55, 45:55]).any()
 
 
-def test_op_and_severity_that_are_named_are_taken(along, capsys):
+def test_op_and_severity_that_are_named_are_taken(bundled, capsys):
     Image.fromarray(photograph()).save("photo.png")
     assert run(["restore", "photo.png", "--op", "blur", "--t", "5", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["run"], result["files"][0]["t"]) == ("pretrained:photos-blur", 5)
 
 
-def test_a_sweep_shows_candidates(along, capsys):
+def test_a_sweep_shows_candidates(bundled, capsys):
     degraded("blur", 12).save("photo.png")
     assert run(["restore", "photo.png", "--sweep", "--json"]) == 0
     (file,) = json.loads(capsys.readouterr().out)["files"]
@@ -141,16 +141,16 @@ def test_a_sweep_shows_candidates(along, capsys):
     assert pictures_in(Path()) == ["photo-sweep.png", "photo.png"]
 
 
-def test_sample_degraded_without_a_run_is_the_same(along, capsys):
+def test_sample_degraded_without_a_run_is_the_same(bundled, capsys):
     degraded("blur", 12).save("photo.png")
     assert run(["sample", "photo.png", "--degraded", "--out", "a.png"]) == 0
     assert run(["restore", "photo.png", "--out", "b.png"]) == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
-def test_a_run_of_one_s_own_is_used_when_named(along, capsys):
+def test_a_run_of_one_s_own_is_used_when_named(bundled, capsys):
     degraded("blur", 12).save("photo.png")
-    shutil.copytree(along / "photos-blur", "runs/mine")
+    shutil.copytree(bundled / "photos-blur", "runs/mine")
     assert run(["restore", "photo.png", "--run", "mine", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"] == "runs/mine"
 
@@ -174,7 +174,7 @@ def test_a_run_of_one_s_own_is_used_when_named(along, capsys):
         ([], "Missing argument"),
     ],
 )
-def test_wrong_requests_are_refused_in_two_lines_and_leave_nothing(along, capsys, arguments, message):
+def test_wrong_requests_are_refused_in_two_lines_and_leave_nothing(bundled, capsys, arguments, message):
     degraded("blur", 12, (16, 12)).save("photo.png")
     Image.new("L", (3, 2), 255).save("small.png")
     Image.new("L", (16, 12), 255).save("mask.png")

@@ -50,7 +50,7 @@ def gray(x: Tensor) -> Tensor:
         *[("desaturate", 1), ("desaturate", 20), ("snow", 1), ("snow", 50)],
     ],
 )
-def test_the_operator_is_told_from_the_picture(name, t):
+def test_the_operator_is_found_from_the_picture(name, t):
     choice = choose(degrade(name, photograph(), t), operators())
     assert choice.name == name
     assert set(choice.estimates) == set(operators())
@@ -126,10 +126,10 @@ def test_a_black_and_white_drawing_is_at_most_without_color():
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told(Degradation):
-    """An operator of another package, which finds whatever it is told to."""
+class FixedEstimate(Degradation):
+    """An operator of another package, with a fixed estimate."""
 
-    name = "told"
+    name = "fixed"
     has_estimate = True
     evidence: float = setting(0.0, "evidence of the estimate")
     found: int = setting(1, "severity of the estimate; below 0 raises an error")
@@ -137,19 +137,19 @@ class Told(Degradation):
     def _estimate(self, x_t: Tensor) -> Estimate:
         if self.found < 0:
             raise UsageError("Too small.", "Use a larger picture.")
-        return Estimate(self.found, 0, 2, 0.9, "told", evidence=self.evidence)
+        return Estimate(self.found, 0, 2, 0.9, "fixed", evidence=self.evidence)
 
 
 def test_the_clearest_trace_wins_whatever_its_operator_is_called():
     asked = {
-        "a": Told(evidence=20.0),
-        "b": Told(evidence=30.0),
-        "unseen": Told(evidence=90.0, found=0),
-        "silent": Told(evidence=99.0, found=-1),
+        "a": FixedEstimate(evidence=20.0),
+        "b": FixedEstimate(evidence=30.0),
+        "unseen": FixedEstimate(evidence=90.0, found=0),
+        "silent": FixedEstimate(evidence=99.0, found=-1),
     }
     choice = choose(photograph(0), asked)
     assert choice.name == "b"
     assert list(choice.estimates) == ["a", "b", "unseen"]
-    assert choose(photograph(0), {"a": Told(evidence=LEAST_EVIDENCE - 0.1)}).name is None
+    assert choose(photograph(0), {"a": FixedEstimate(evidence=LEAST_EVIDENCE - 0.1)}).name is None
     assert choose(photograph(0), {"noise": degradations.build("noise")}).estimates == {}
     assert choose(photograph(0), {}).name is None

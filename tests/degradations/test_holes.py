@@ -118,6 +118,8 @@ def test_find_flat_gray_finds_exactly_the_holes(gray, channels):
     results = [flat_gray.find_gray(picture) for picture in x_t.split(1)]
     found = torch.cat([pixels for pixels, _ in results])
     assert not (found & ~hidden[:, 0]).any()
+    thick = torch.cat([flat_gray._grown(flat_gray._squares(flat), flat) for flat in hidden[:, 0].split(1)])
+    assert not (thick & ~found).any()
     assert found.sum() > 0.98 * hidden.sum()
     assert min(evidence for _, evidence in results) > 3
 
@@ -132,6 +134,8 @@ def test_gray_that_does_not_stand_out_is_a_hole_only_where_it_is_flat():
     levels[:, :, 5:8, 8:11] = 127
     hidden, evidence = flat_gray.find_gray(images.to_floats(levels))
     assert hidden[0, 5:8, 8:11].all()
+    assert not hidden[..., :8].any()
+    assert not hidden[..., 11:].any()
     assert evidence < 3
 
 

@@ -108,11 +108,11 @@ def test_the_wheel_holds_the_packages_the_presets_and_the_pretrained_runs(wheel)
     files = tracked()
     code = {name for name in files if name.startswith(tuple(f"{package}/" for package in PACKAGES))}
     presets = {f"colddiff_core/_presets/{PurePosixPath(name).name}" for name in files if name.startswith("presets/")}
-    along = {name for name in files if name.startswith("pretrained/")}
-    installed = {f"colddiff_core/_{name}" for name in along}
+    bundled = {name for name in files if name.startswith("pretrained/")}
+    installed = {f"colddiff_core/_{name}" for name in bundled}
     held = in_wheel(wheel)
     assert {name for name in held if not name.startswith((INFO, DATA))} == code | presets | installed
-    assert all(held[f"colddiff_core/_{name}"] == (ROOT / name).read_bytes() for name in along)
+    assert all(held[f"colddiff_core/_{name}"] == (ROOT / name).read_bytes() for name in bundled)
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(held)
     assert held[f"{INFO}licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     assert re.search(rb"^License-Expression: MIT$", held[f"{INFO}METADATA"], re.M)
@@ -143,12 +143,12 @@ def test_the_wheel_works_outside_the_checkout(fresh, tmp_path):
     listed = call(colddiff, "presets", folder=tmp_path)
     assert [path.stem for path in (ROOT / "presets").iterdir() if path.stem not in listed] == []
     call(colddiff, "degrade", "photo.png", "--op", "snow", "--t", "150", folder=tmp_path)
-    assert "pretrained:digits-blur" in call(colddiff, "sample", "--n", "4", "--out", "along.png", folder=tmp_path)
+    assert "pretrained:digits-blur" in call(colddiff, "sample", "--n", "4", "--out", "bundled.png", folder=tmp_path)
     call(colddiff, "generate", "--prior", "gmm", "--n", "4", "--out", "generated.png", folder=tmp_path)
     settings = [part for text in ("steps=20", "sample_every=0") for part in ("--set", f"train.{text}")]
     call(colddiff, "train", "--preset", "digits-blur", *settings, "--out", "runs/first", folder=tmp_path)
     call(colddiff, "sample", "--n", "4", "--out", "restored.png", folder=tmp_path)
-    for name in ("photo-snow-t150.png", "along.png", "generated.png", "restored.png"):
+    for name in ("photo-snow-t150.png", "bundled.png", "generated.png", "restored.png"):
         with Image.open(tmp_path / name) as picture:
             picture.load()
 

@@ -1,4 +1,4 @@
-"""Runs that come with the package: found by name, checked against the manifest, never written to."""
+"""Runs that are bundled with the package: found by name, checked against the manifest, never written to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def published(tmp_path_factory, tiny_run) -> Path:
 
 
 @pytest.fixture
-def along(published, monkeypatch, in_folder) -> Path:
+def bundled(published, monkeypatch, in_folder) -> Path:
     """The same folder as that of the installation, in an empty working folder."""
     monkeypatch.setattr(pretrained, "directory", lambda: published)
     return published
@@ -48,7 +48,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in pretrain.files(folder)}
 
 
-def test_the_weights_are_the_run_s_in_half_precision(along, tiny_run):
+def test_the_weights_are_the_run_s_in_half_precision(bundled, tiny_run):
     own, half = (open_run(name, device="cpu") for name in (tiny_run, "pretrained:digits-blur"))
     assert half.step == own.step
     ours, theirs = (trained.experiment.restorer.unet.state_dict() for trained in (own, half))
@@ -59,8 +59,8 @@ def test_the_weights_are_the_run_s_in_half_precision(along, tiny_run):
         assert torch.equal(theirs[name], value.float().half().to(value.dtype))
 
 
-def test_it_holds_what_sampling_needs_and_no_more(along):
-    inside = {path.relative_to(along / "digits-blur").as_posix() for path in pretrain.files(along / "digits-blur")}
+def test_it_holds_what_sampling_needs_and_no_more(bundled):
+    inside = {path.relative_to(bundled / "digits-blur").as_posix() for path in pretrain.files(bundled / "digits-blur")}
     step = open_run("pretrained:digits-blur", device="cpu").step
     saved = f"checkpoints/step-{step:06d}"
     assert inside == {"run.toml", f"{saved}/ema.safetensors", f"{saved}/state.json", "priors/gmm-1.safetensors"}
@@ -71,17 +71,17 @@ def test_it_holds_what_sampling_needs_and_no_more(along):
     [["sample"], ["eval", "--n", "4", "--features", "none"], ["compare", "--n", "4", "--features", "none"]],
     ids=lambda call: call[0],
 )
-def test_without_any_run_the_pretrained_one_is_used_and_the_first_line_says_so(along, capsys, call):
-    before = digests(along)
+def test_without_any_run_the_pretrained_one_is_used_and_the_first_line_says_so(bundled, capsys, call):
+    before = digests(bundled)
     assert run(call) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "No runs in runs/, so this uses pretrained:digits-blur: tiny digits"
-    assert digests(along) == before
+    assert digests(bundled) == before
     made = {"sample": ["digits-blur"], "eval": [], "compare": ["digits-blur"]}
     assert pictures_in(Path()) == made[call[0]]
 
 
-def test_a_prior_that_came_along_needs_no_images(along, capsys, monkeypatch):
+def test_a_bundled_prior_needs_no_images(bundled, capsys, monkeypatch):
     from colddiff_core.datasets import from_config
 
     monkeypatch.setattr(from_config, "load_images", lambda *_: pytest.fail("training images were read"))
@@ -91,14 +91,14 @@ def test_a_prior_that_came_along_needs_no_images(along, capsys, monkeypatch):
     assert Path(result["picture"]) == Path("digits-blur-generate/generated/gmm-tacos.png")
 
 
-def test_another_prior_is_fitted_and_kept_in_the_working_folder(along):
-    before = digests(along)
+def test_another_prior_is_fitted_and_kept_in_the_working_folder(bundled):
+    before = digests(bundled)
     assert run(["generate", "--prior", "gmm", "--components", "2", "--n", "2"]) == 0
-    assert digests(along) == before
+    assert digests(bundled) == before
     assert Path("digits-blur-generate/priors/gmm-2.safetensors").is_file()
 
 
-def test_a_run_of_one_s_own_comes_first(along, tiny_run, capsys):
+def test_a_run_of_one_s_own_comes_first(bundled, tiny_run, capsys):
     shutil.copytree(tiny_run, "runs/mine")
     assert run(["sample", "--n", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"] == "runs/mine"
@@ -109,10 +109,10 @@ def test_a_run_of_one_s_own_comes_first(along, tiny_run, capsys):
     [
         ("pretrained:digit-blur", "Did you mean 'digits-blur'?"),
         ("pretrained:", "Known: digits-blur, digits-blur-generate."),
-        ("digits-blur", "The one that came along is pretrained:digits-blur."),
+        ("digits-blur", "The bundled one is pretrained:digits-blur."),
     ],
 )
-def test_a_name_that_is_none_is_told_the_nearest(along, capsys, name, remedy):
+def test_a_name_that_is_none_is_told_the_nearest(bundled, capsys, name, remedy):
     assert run(["sample", name]) == 2
     assert remedy in capsys.readouterr().err
 
@@ -151,9 +151,7 @@ def test_a_damaged_one_is_told_in_two_lines(published, tmp_path, in_folder, monk
         assert "Reinstall colddiff" in error[1]
 
 
-def test_a_classifier_that_came_along_is_used_and_checked(
-    published, tiny_run, tmp_path, in_folder, monkeypatch, capsys
-):
+def test_a_bundled_classifier_is_used_and_checked(published, tiny_run, tmp_path, in_folder, monkeypatch, capsys):
     folder = shutil.copytree(published, tmp_path / "installed")
     monkeypatch.setattr(pretrained, "directory", lambda: folder)
     pretrain.publish_classifier(runs.Run(tiny_run), None)
@@ -167,7 +165,7 @@ def test_a_classifier_that_came_along_is_used_and_checked(
     assert f"{path} is damaged" in capsys.readouterr().err
 
 
-def test_fine_tuning_starts_from_its_weights_and_says_so(along, tmp_path, monkeypatch):
+def test_fine_tuning_starts_from_its_weights_and_says_so(bundled, tmp_path, monkeypatch):
     monkeypatch.setattr("colddiff_core.training.sample_sheet.IMAGES", 2)
     out = tmp_path / "tuned"
     call = ["train", "--from", "pretrained:digits-blur", "--set", "train.steps=1", "--set", "train.lr=1e-12"]
@@ -175,7 +173,7 @@ def test_fine_tuning_starts_from_its_weights_and_says_so(along, tmp_path, monkey
     tuned = runs.Run(out)
     assert tuned.config().train.initial == "pretrained:digits-blur"
     first = tuned.events()[0]
-    ema = next((along / "digits-blur").rglob("ema.safetensors"))
+    ema = next((bundled / "digits-blur").rglob("ema.safetensors"))
     assert first["event"] == "initialized"
     assert first["run"] == "pretrained:digits-blur"
     assert first["sha256"] == hashlib.sha256(ema.read_bytes()).hexdigest()
@@ -187,7 +185,7 @@ def test_fine_tuning_starts_from_its_weights_and_says_so(along, tmp_path, monkey
     assert state["provenance"]["settings"]["train"]["initial"] == "pretrained:digits-blur"
 
 
-def test_a_fine_tuning_stopped_before_its_first_checkpoint_starts_from_the_same_weights(along, tmp_path):
+def test_a_fine_tuning_stopped_before_its_first_checkpoint_starts_from_the_same_weights(bundled, tmp_path):
     config = presets.load("digits-blur", [*TINY, "train.initial=pretrained:digits-blur", "train.precision=float32"])
     first = start.start(config, tmp_path / "tuned", "cpu")
     begun = {name: value.clone() for name, value in first.parts.network.state_dict().items()}
@@ -200,7 +198,7 @@ def test_a_fine_tuning_stopped_before_its_first_checkpoint_starts_from_the_same_
     again.run.close()
 
 
-def test_weights_of_another_network_are_refused_and_nothing_is_left(along, tmp_path, capsys):
+def test_weights_of_another_network_are_refused_and_nothing_is_left(bundled, tmp_path, capsys):
     out = tmp_path / "tuned"
     call = ["train", "--from", "pretrained:digits-blur", "--set", "model.width=12", "--out", str(out)]
     assert run(call) == 2
@@ -220,13 +218,13 @@ def test_weights_of_another_network_are_refused_and_nothing_is_left(along, tmp_p
         (["runs", "digits-blot"], "Did you mean 'digits-blur'?"),
     ],
 )
-def test_what_it_is_not_for_is_refused(along, capsys, call, message):
+def test_what_it_is_not_for_is_refused(bundled, capsys, call, message):
     assert run(call) == 2
     assert message in capsys.readouterr().err
     assert pictures_in(Path()) == []
 
 
-def test_runs_lists_them_after_one_s_own(along, tiny_run, capsys):
+def test_runs_lists_them_after_one_s_own(bundled, tiny_run, capsys):
     shutil.copytree(tiny_run, "runs/mine")
     assert run(["runs", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
