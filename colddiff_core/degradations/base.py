@@ -168,7 +168,7 @@ class Degradation:
         return self._reestimate(x_t, x0_hat, self._check_severity(t, x_t), frozen)
 
     def invert(self, x_t: Tensor, t: Severity, frozen: Frozen | None, floor: float) -> Tensor:
-        """Return a regularized linear inverse of x_t, (B, C, H, W) float32.
+        """Return a first guess at x0: a regularized inverse of x_t, (B, C, H, W) float32, linear where `is_linear`.
 
         Shapes and ranges as in `__call__`. `floor` is the noise in x_t divided by the spread of the picture: 1e-5 for
         float32, about 1/255 for 8 bits.

@@ -43,6 +43,7 @@ class SnowLevel(NamedTuple):
 
 SMALLEST_SIDE_PIXELS = 16  # the halves of a smaller picture are too small to compare
 SEED_STD = 0.3
+GAP_PIXELS = 15  # wider than most flakes, even wind-blown: in this square a picture's darkest pixel is free of snow
 LEVELS = {
     # ImageNet-C's levels (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
     1: SnowLevel(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
@@ -78,6 +79,7 @@ class Snow(Degradation):
     """
 
     frozen_type = FrozenSnow
+    has_inverse = True
     has_estimate = True
 
     steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -119,6 +121,18 @@ class Snow(Degradation):
             x0 = kept * x0 + (1 - kept) * torch.maximum(x0, 1.5 * _gray(x0) + 1.5)
         # Doubled, because the layer is in [0, 1] and the picture in [-1, 1].
         return (layer + layer.flip(-2, -1)).mul_(2).add(x0).clamp_(-1, 1)
+
+    def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
+        """Take away what looks like snow: small bright spots in all channels, here and in the half turn.
+
+        S + rot180(S) is its own half turn, so no more snow lies on a pixel than shows at both places. Of that, a white
+        top-hat (the picture less its morphological opening) keeps the spots. Photographs have such spots too, so only
+        the share t / T of them is taken.
+        """
+        both = torch.minimum(x_t, x_t.flip(-2, -1)).amin(1, keepdim=True)
+        spots = both - _largest_nearby(-_largest_nearby(-both))
+        share = (t if isinstance(t, int) else t.view(-1, 1, 1, 1)) / self.steps
+        return x_t - share * spots
 
     def _estimate(self, x_t: Tensor) -> Estimate:
         """Find the snow from what the picture shares with its half turn."""
@@ -170,6 +184,12 @@ def zoom_center(seeds: Tensor, zoom: float) -> Tensor:
     magnified = F.interpolate(center, size=size, mode="bilinear", align_corners=True).squeeze(1)
     top, left = ((s - n) // 2 for s, n in zip(size, sides, strict=True))
     return magnified[:, top : top + sides[0], left : left + sides[1]]
+
+
+def _largest_nearby(x: Tensor) -> Tensor:
+    """Return the largest value of (B, C, H, W) in the square of GAP_PIXELS around each pixel, same shape."""
+    along_rows = F.max_pool2d(x, (1, GAP_PIXELS), stride=1, padding=(0, GAP_PIXELS // 2))
+    return F.max_pool2d(along_rows, (GAP_PIXELS, 1), stride=1, padding=(GAP_PIXELS // 2, 0))
 
 
 def _add_shifted(total: Tensor, x: Tensor, weights: Tensor, axis: int) -> None:

@@ -255,6 +255,16 @@ def test_a_severity_that_is_given_needs_no_trace():
         assert worker(preset).restore(worker(preset).look(flat, 2)).shape == flat.shape
 
 
+def test_snow_is_cleared_though_its_flakes_are_unknown():
+    clear = worker("photos-snow-small")
+    x0 = scene(96, 96) * 0.5
+    x_t = degraded(clear.experiment, x0, 40)
+    given = clear.look(x_t, 40)
+    assert not given.is_known
+    # An untrained network returns the operator's inverse.
+    assert error(clear.restore(given), x0) < 0.6 * error(x_t, x0)
+
+
 def test_the_floor_of_float32_runs_does_not_let_the_rounding_in():
     sharpen = worker("photos-blur-small", 3, "model.floor=1e-5")
     x0 = scene()
