@@ -25,7 +25,7 @@ DEBIAN, EXR = "Debian package ", ".exr (clipped to sRGB)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Photograph:
+class ListedPhotograph:
     """One line of the list.
 
     Attributes:
@@ -56,7 +56,7 @@ def main() -> None:
         sys.exit(f"{len(missing)} of {len(listed())} photographs are missing: {', '.join(missing)}.")
 
 
-def listed() -> list[Photograph]:
+def listed() -> list[ListedPhotograph]:
     """Return the photographs of the list."""
     rows = [
         [cell.strip() for cell in line.strip().strip("|").split("|")]
@@ -64,12 +64,12 @@ def listed() -> list[Photograph]:
         if line.startswith("|")
     ]
     return [
-        Photograph(name, size, int(original.split("/")[1]), source.split(" (")[0], version, path)
+        ListedPhotograph(name, size, int(original.split("/")[1]), source.split(" (")[0], version, path)
         for name, size, original, source, version, *_, path in rows[2:]
     ]
 
 
-def written(photograph: Photograph, sources: Path, folder: Path) -> bool:
+def written(photograph: ListedPhotograph, sources: Path, folder: Path) -> bool:
     """Write one photograph, unless it is there; return False if its source cannot be had."""
     place = folder / photograph.name
     if place.exists():
@@ -86,7 +86,7 @@ def written(photograph: Photograph, sources: Path, folder: Path) -> bool:
     return True
 
 
-def cloned(photograph: Photograph, sources: Path) -> bytes | None:
+def cloned(photograph: ListedPhotograph, sources: Path) -> bytes | None:
     """Return a file of a repository, which is cloned if it is not there."""
     repository = sources / photograph.source.replace("/", "+")
     if not repository.exists():
@@ -98,7 +98,7 @@ def cloned(photograph: Photograph, sources: Path) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def from_package(photograph: Photograph, sources: Path) -> bytes | None:
+def from_package(photograph: ListedPhotograph, sources: Path) -> bytes | None:
     """Return a file of a Debian package that lies in the folder of sources."""
     packages = sorted(sources.glob(f"{photograph.source.removeprefix(DEBIAN)}_{photograph.version}_*.deb"))
     if not packages:
