@@ -44,6 +44,7 @@ class SnowLevel(NamedTuple):
 SMALLEST_SIDE_PIXELS = 16  # the halves of a smaller picture are too small to compare
 SEED_STD = 0.3
 GAP_PIXELS = 15  # wider than most flakes, even wind-blown: in this square a picture's darkest pixel is free of snow
+SMOOTHED_PIXELS = 9  # side of the square by which what is left of the picture there is smoothed, twice
 LEVELS = {
     # ImageNet-C's levels (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
     1: SnowLevel(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
@@ -126,11 +127,14 @@ class Snow(Degradation):
         """Take away what looks like snow: small bright spots in all channels, here and in the half turn.
 
         S + rot180(S) is its own half turn, so no more snow lies on a pixel than shows at both places. Of that, a white
-        top-hat (the picture less its morphological opening) keeps the spots. Photographs have such spots too, so only
-        the share t / T of them is taken.
+        top-hat (the picture less its morphological opening) keeps the spots; the opening is smoothed, or its squares
+        would show in the restored picture. Photographs have bright spots too, so only the share t / T is taken.
         """
         both = torch.minimum(x_t, x_t.flip(-2, -1)).amin(1, keepdim=True)
-        spots = both - _largest_nearby(-_largest_nearby(-both))
+        background = _largest_nearby(-_largest_nearby(-both))
+        for _ in range(2):
+            background = F.avg_pool2d(background, SMOOTHED_PIXELS, 1, SMOOTHED_PIXELS // 2, count_include_pad=False)
+        spots = (both - background).clamp_(min=0)
         share = (t if isinstance(t, int) else t.view(-1, 1, 1, 1)) / self.steps
         return x_t - share * spots
 
