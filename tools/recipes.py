@@ -69,9 +69,8 @@ RECIPES = {
         "handwritten digits of MNIST, 32 pixels, deblurred",
         MNIST,
         MNIST_LICENSE,
-        (*RESTORED, "colddiff generate {run} --n 64"),
+        RESTORED,
         ("train.steps=8000", "train.ema_decay=0.999"),
-        priors=(("gmm", 1),),
     ),
     "mnist-blur-generate": Recipe(
         "mnist-blur-generate-small",
@@ -129,6 +128,6 @@ RECIPES = {
         PHOTOGRAPHS,
         PHOTOGRAPHS_LICENSE,
         on_photographs("10,25,50"),
-        (*FOLDER, "train.steps=6000"),
+        (*FOLDER, "train.steps=5000"),
     ),
 }

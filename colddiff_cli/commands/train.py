@@ -309,6 +309,8 @@ def _train_watched(screen: Screen, job: _Job) -> None:
 
 def _conclude(screen: Screen, trainer: Trainer) -> None:
     """Show the last sample sheet and suggest the next commands."""
+    from colddiff_core.inference import generate
+
     path = trainer.run.path
     columns, figures = trainer.last_sheet or trainer.restore_tests()
     sheet_path = trainer.run.samples / f"step-{trainer.step:06d}.png"
@@ -318,7 +320,7 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     screen.say("Next:")
     screen.say(f"  colddiff eval {path}")
     screen.say(f"  colddiff sample {path} --animate")
-    if trainer.experiment.operator.priors[0] != "degraded":
+    if generate.can_generate(trainer.experiment):
         screen.say(f"  colddiff generate {path}")
     outcome = {"run": str(path), "step": trainer.step, "finished": True, "metrics": figures}
     outcome["sheet"] = str(sheet) if sheet else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class SnowLevel(NamedTuple):
 SMALLEST_SIDE_PIXELS = 16  # the halves of a smaller picture are too small to compare
 SEED_STD = 0.3
 GAP_PIXELS = 15  # wider than most flakes, even wind-blown: in this square a picture's darkest pixel is free of snow
-SMOOTHED_PIXELS = 9  # side of the square by which what is left of the picture there is smoothed, twice
+SMOOTHED_PIXELS = 9  # side of the square over which that background is averaged, twice
 LEVELS = {
     # ImageNet-C's levels (Hendrycks and Dietterich 2019), made gradual; 3 is the paper's CIFAR-10, 4 its CelebA (A.5).
     1: SnowLevel(0.1, 3.0, (0.7, 0.3), 5, (0.5, 5.0), (0.95, 0.7)),
@@ -126,17 +127,14 @@ class Snow(Degradation):
     def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
         """Take away what looks like snow: small bright spots in all channels, here and in the half turn.
 
-        S + rot180(S) is its own half turn, so no more snow lies on a pixel than shows at both places. Of that, a white
-        top-hat (the picture less its morphological opening) keeps the spots; the opening is smoothed, or its squares
-        would show in the restored picture. Photographs have bright spots too, so only the share t / T is taken.
+        S + rot180(S) is its own half turn, so no more snow lies on a pixel than shows at both places. Of that, the
+        spots above their background are taken for snow; only the share t / T, because photographs have bright spots
+        too. A channel that snow has clipped tells only what it is at least: it is not made darker than its background.
         """
         both = torch.minimum(x_t, x_t.flip(-2, -1)).amin(1, keepdim=True)
-        background = _largest_nearby(-_largest_nearby(-both))
-        for _ in range(2):
-            background = F.avg_pool2d(background, SMOOTHED_PIXELS, 1, SMOOTHED_PIXELS // 2, count_include_pad=False)
-        spots = (both - background).clamp_(min=0)
-        share = (t if isinstance(t, int) else t.view(-1, 1, 1, 1)) / self.steps
-        return x_t - share * spots
+        spots = (both - _background(both)).clamp_(min=0)
+        guess = x_t - spots * ((t if isinstance(t, int) else t.view(-1, 1, 1, 1)) / self.steps)
+        return torch.where(x_t < 1, guess, torch.maximum(guess, _background(x_t)))
 
     def _estimate(self, x_t: Tensor) -> Estimate:
         """Find the snow from what the picture shares with its half turn."""
@@ -190,10 +188,19 @@ def zoom_center(seeds: Tensor, zoom: float) -> Tensor:
     return magnified[:, top : top + sides[0], left : left + sides[1]]
 
 
-def _largest_nearby(x: Tensor) -> Tensor:
-    """Return the largest value of (B, C, H, W) in the square of GAP_PIXELS around each pixel, same shape."""
-    along_rows = F.max_pool2d(x, (1, GAP_PIXELS), stride=1, padding=(0, GAP_PIXELS // 2))
-    return F.max_pool2d(along_rows, (GAP_PIXELS, 1), stride=1, padding=(GAP_PIXELS // 2, 0))
+def _background(x: Tensor) -> Tensor:
+    """Return (B, C, H, W) without its small bright spots: the morphological opening, smoothed so no squares show."""
+    for sign in (-1, 1):
+        x = sign * _pooled(F.max_pool2d, sign * x, GAP_PIXELS)
+    for _ in range(2):
+        x = _pooled(F.avg_pool2d, x, SMOOTHED_PIXELS, count_include_pad=False)
+    return x
+
+
+def _pooled(pool: Callable[..., Tensor], x: Tensor, side: int, **settings: bool) -> Tensor:
+    """Pool (B, C, H, W) over the square around each pixel, rows first: same shape."""
+    x = pool(x, (1, side), stride=1, padding=(0, side // 2), **settings)
+    return pool(x, (side, 1), stride=1, padding=(side // 2, 0), **settings)
 
 
 def _add_shifted(total: Tensor, x: Tensor, weights: Tensor, axis: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from colddiff_core import datasets, seeds
 from colddiff_core.datasets import from_config
 from colddiff_core.distributed import group
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
@@ -26,6 +27,7 @@ from colddiff_core.sampling import DegradedImages, Sampling, Step, final, fittin
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
 MOST_NOISE = 1.0  # wider noise leaves little else of x_T
+SEVERITIES = 10  # at which the inverse is looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +153,38 @@ def prepare(
     if prior.is_drawn_from_images and not ranks.is_alone:
         ranks.one_process_first(source.images)
     size = ranks.broadcast_json(built.batch_size(batches.MOST))
-    if noise is None:
-        noise = 0.0 if prior.noise is None else built.config.degradation.dither or prior.noise
+    noise = usual_noise(built, prior) if noise is None else noise
+    if is_noise_magnified(built, noise):
+        what = "this run restores pictures; it makes only noise. Use one whose preset ends in -generate"
+        warnings.warn(ColddiffWarning(what), stacklevel=2)
     return Generator(built, prior, source, weights, noise, size)
+
+
+def can_generate(built: Experiment) -> bool:
+    """Return whether the operator has a prior of its own from which the restorer can make more than noise."""
+    name = built.operator.priors[0]
+    return name != "degraded" and not is_noise_magnified(built, usual_noise(built, priors.find(name, built.operator)))
+
+
+def usual_noise(built: Experiment, prior: Prior) -> float:
+    """Return the width of the noise on x_T that a run was trained with, or else the prior's."""
+    return 0.0 if prior.noise is None else built.config.degradation.dither or prior.noise
+
+
+def is_noise_magnified(built: Experiment, noise: float) -> bool:
+    """Return whether the restorer magnifies noise of this width on x_T until it hides the picture.
+
+    So does a network that is shown the inverse and was trained on x_t without noise: an inverse magnifies what D damps.
+    """
+    model, op = built.config.model, built.operator
+    if not noise or (model.inputs == "plain" and not model.consistent):
+        return False
+    generators = seeds.image_generators(0, range(1), "prior")
+    side = built.config.data.size
+    field = noise * torch.randn((1, built.channels, side, side), generator=generators[0])
+    frozen = built.freeze(field, generators)
+    severities = {round(1 + (op.steps - 1) * place / (SEVERITIES - 1)) for place in range(SEVERITIES)}
+    return any(float(op.invert(field, t, frozen, model.floor).std()) > MOST_NOISE for t in severities)
 
 
 def check_label(built: Experiment, label: int | None) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 
 import pytest
 import torch
 from conftest import finish, make_trainer
 from PIL import Image
 
-from colddiff_core import degradations, runs, seeds
+from colddiff_core import degradations, experiment, runs, seeds
 from colddiff_core.config import presets
 from colddiff_core.datasets import from_config
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.inference import generate, open_run
 from colddiff_core.sampling import Sampling
 
@@ -153,3 +154,33 @@ def test_classes_must_fit_the_data(tmp_path):
     without = dataclasses.replace(trainer.train_set, labels=None)
     with pytest.raises(UsageError, match="has no classes"):
         trainer.experiment.try_out(without)
+
+
+@pytest.mark.parametrize(
+    ("preset", "can"),
+    [
+        ("digits-blur", False),
+        ("mnist-blur-small", False),
+        ("digits-blur-generate", True),
+        ("digits-mask-generate", True),
+        ("digits-noise", True),
+        ("digits-pixelate", True),
+        ("digits-animorph", True),
+        ("digits-mask", False),
+        ("digits-snow", False),
+    ],
+)
+def test_whether_a_run_can_generate_is_known_before_it_does(preset, can):
+    made = experiment.build(presets.load(preset, ["model.width=4", "model.multipliers=[1]"]), 1, CPU)
+    assert generate.can_generate(made) is can
+
+
+def test_a_run_that_makes_only_noise_says_so(tmp_path):
+    trained = open_run.open_run(finish(make_trainer(tmp_path / "run", "train.steps=1")).run, device="cpu")
+    with pytest.warns(ColddiffWarning, match="only noise"):
+        noisy = generate.prepare(trained.run, trained.experiment, None)
+    made = images(noisy, 4)
+    assert (made.abs() > 0.9).float().mean() > 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate.prepare(trained.run, trained.experiment, None, noise=0.0)
