@@ -21,6 +21,7 @@ ROWS = [
     ("pixelate", 2, "coffee.png", (60, 230)),
     ("mask", 12, "rocket.jpg", (60, 200)),
     ("desaturate", 14, "coffee.png", (60, 230)),
+    ("snow", 25, "rocket.jpg", (60, 200)),
 ]
 
 

@@ -82,7 +82,9 @@ def written(photograph: ListedPhotograph, sources: Path, folder: Path) -> bool:
     if (round(image.width / photograph.factor), round(image.height / photograph.factor)) != size:
         sys.exit(f"{photograph.name}: {image.width}x{image.height} pixels cannot give {photograph.size}.")
     place.parent.mkdir(parents=True, exist_ok=True)
-    image.resize(size, Image.Resampling.LANCZOS).save(place)
+    partial = place.with_suffix(".part")
+    image.resize(size, Image.Resampling.LANCZOS).save(partial, "PNG")
+    partial.replace(place)
     return True
 
 

@@ -23,7 +23,7 @@ def restore(
         str | None,
         typer.Option(
             "--op",
-            help="What happened to the pictures: blur, pixelate, holes or desaturate (default: found out).",
+            help="What happened to the pictures: blur, pixelate, holes, desaturate or snow (default: found out).",
             metavar="NAME",
             autocompletion=completions.one_of(restorers.operators_of_photographs),
         ),

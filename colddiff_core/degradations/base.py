@@ -90,6 +90,7 @@ class Degradation:
     name: ClassVar[str]
     frozen_type: ClassVar[type[Frozen]] = Frozen
     has_inverse: ClassVar[bool] = False
+    inverts_unseen: ClassVar[bool] = False  # `_invert` uses no random field
     is_linear: ClassVar[bool] = False  # D(., t) is linear or affine, and `_invert` inverts each component separately
     is_coloring: ClassVar[bool] = False  # restoring a gray picture may give it color
     has_estimate: ClassVar[bool] = False

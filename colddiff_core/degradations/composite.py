@@ -130,6 +130,7 @@ def compose(name: str, operators: list[type[Degradation]], values: dict[str, Any
         "name": name,
         "frozen_type": dataclasses.make_dataclass("FrozenComposite", frozen_fields, bases=(Frozen,), frozen=True),
         "has_inverse": all(part.has_inverse for part in parts),
+        "inverts_unseen": all(part.inverts_unseen or not dataclasses.fields(part.frozen_type) for part in parts),
         "is_coloring": any(part.is_coloring for part in parts),
         "second_field": second[0] if second else "",
     }

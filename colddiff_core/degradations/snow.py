@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -82,6 +83,7 @@ class Snow(Degradation):
 
     frozen_type = FrozenSnow
     has_inverse = True
+    inverts_unseen = True
     has_estimate = True
 
     steps: int = setting(200, "number of severities T; t = T is the most severe", minimum=1, maximum=MOST_STEPS)
@@ -193,14 +195,14 @@ def _background(x: Tensor) -> Tensor:
     for sign in (-1, 1):
         x = sign * _pooled(F.max_pool2d, sign * x, GAP_PIXELS)
     for _ in range(2):
-        x = _pooled(F.avg_pool2d, x, SMOOTHED_PIXELS, count_include_pad=False)
+        x = _pooled(functools.partial(F.avg_pool2d, count_include_pad=False), x, SMOOTHED_PIXELS)
     return x
 
 
-def _pooled(pool: Callable[..., Tensor], x: Tensor, side: int, **settings: bool) -> Tensor:
+def _pooled(pool: Callable[..., Tensor], x: Tensor, side: int) -> Tensor:
     """Pool (B, C, H, W) over the square around each pixel, rows first: same shape."""
-    x = pool(x, (1, side), stride=1, padding=(0, side // 2), **settings)
-    return pool(x, (side, 1), stride=1, padding=(side // 2, 0), **settings)
+    x = pool(x, (1, side), stride=1, padding=(0, side // 2))
+    return pool(x, (side, 1), stride=1, padding=(side // 2, 0))
 
 
 def _add_shifted(total: Tensor, x: Tensor, weights: Tensor, axis: int) -> None:

@@ -121,7 +121,7 @@ class PhotographRestorer:
 
         Raises:
             UsageError: Not enough is known about the degradation: all samplers but "direct" need all of it, and so do
-                networks that are shown the inverse of a hole.
+                networks that are shown an inverse that needs it.
             MachineError: Memory has no room even for small tiles.
         """
         if given.t == 0:
@@ -150,7 +150,7 @@ class PhotographRestorer:
         if self.sampling.sampler != "direct":
             what = f"{self.sampling.sampler} needs the random choices of {name}, and this picture does not show them."
             raise UsageError(what, "Use --sampler direct.")
-        if self.operator.hides and (self.is_consistent or self.needs_inverse):
+        if not self.operator.inverts_unseen and (self.is_consistent or self.needs_inverse):
             what = f"The hole of {name} was not found in this picture."
             raise UsageError(what, "Mark it with --mask, or use a picture where it is flat gray.")
 

@@ -39,3 +39,12 @@ def test_the_share_of_snow_taken_away_grows_with_t():
     for t in (1, 5, 10):
         left = op.invert(x0, t, freeze(op, x0), 1e-3)[0, :, 16, 16]
         torch.testing.assert_close(left, torch.full((3,), 0.8 * (1 - t / 10)))
+
+
+def test_only_inverses_that_need_no_random_field_work_without_it():
+    unseen = {name for name in ("snow", "snow+blur", "mask", "mask+blur", "holes+snow", "noise") if inverts(name)}
+    assert unseen == {"snow", "snow+blur"}
+
+
+def inverts(name: str) -> bool:
+    return degradations.build(name, steps=4).inverts_unseen
