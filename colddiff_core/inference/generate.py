@@ -154,7 +154,7 @@ def prepare(
         ranks.one_process_first(source.images)
     size = ranks.broadcast_json(built.batch_size(batches.MOST))
     noise = usual_noise(built, prior) if noise is None else noise
-    if is_noise_magnified(built, noise):
+    if ranks.is_first and is_noise_magnified(built, noise):
         what = "this run restores pictures; it makes only noise. Use one whose preset ends in -generate"
         warnings.warn(ColddiffWarning(what), stacklevel=2)
     return Generator(built, prior, source, weights, noise, size)
