@@ -174,10 +174,12 @@ def usual_noise(built: Experiment, prior: Prior) -> float:
 def is_noise_magnified(built: Experiment, noise: float) -> bool:
     """Return whether the restorer magnifies noise of this width on x_T until it hides the picture.
 
-    So does a network that is shown the inverse and was trained on x_t without noise: an inverse magnifies what D damps.
+    An inverse magnifies what D damps. A consistent restorer adds it to its output, and a network that is shown it but
+    was trained on x_t without noise does not know better.
     """
     model, op = built.config.model, built.operator
-    if not noise or (model.inputs == "plain" and not model.consistent):
+    is_new_to_it = model.inputs == "inverse" and not built.config.degradation.dither
+    if not noise or not (model.consistent or is_new_to_it):
         return False
     generators = seeds.image_generators(0, range(1), "prior")
     side = built.config.data.size
