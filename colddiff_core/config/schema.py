@@ -67,7 +67,7 @@ class ModelConfig:
     """The restorer R."""
 
     inputs: Literal["plain", "inverse"] = setting(
-        "plain", "the network's input: x_t alone, or x_t and a linear estimate of x0"
+        "plain", "the network's input: x_t alone, or x_t and the operator's first guess at x0"
     )
     floor: float = setting(
         1e-5, "noise in x_t relative to the spread of the image, assumed by the linear inverse", above=0, maximum=1000

@@ -174,12 +174,12 @@ def usual_noise(built: Experiment, prior: Prior) -> float:
 def is_noise_magnified(built: Experiment, noise: float) -> bool:
     """Return whether the restorer magnifies noise of this width on x_T until it hides the picture.
 
-    An inverse magnifies what D damps. A consistent restorer adds it to its output, and a network that is shown it but
-    was trained on x_t without noise does not know better.
+    An inverse magnifies what D damps. A consistent restorer adds that to its output, and a network that is shown the
+    inverse has learned to ignore it only if x_t was noisy in training.
     """
     model, op = built.config.model, built.operator
-    is_new_to_it = model.inputs == "inverse" and not built.config.degradation.dither
-    if not noise or not (model.consistent or is_new_to_it):
+    is_misled = model.inputs == "inverse" and not built.config.degradation.dither
+    if not noise or not (model.consistent or is_misled):
         return False
     generators = seeds.image_generators(0, range(1), "prior")
     side = built.config.data.size
