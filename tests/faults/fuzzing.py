@@ -30,7 +30,7 @@ from mutation import mutate
 from colddiff_core.runs.checkpoint import digest
 
 KEPT = Path(__file__).parent / "kept"
-SILENCE_SECONDS = 90.0  # without output, after which a worker counts as hung; its own alarm is earlier
+SILENCE_SECONDS = 200.0  # without output, after which a worker counts as hung; its own alarm is earlier
 CHECKPOINT = "step-000006"
 TENSOR_FILES = ("model", "ema", "optimizer")
 RUN_FILES = (
