@@ -24,6 +24,7 @@ LINE_EVERY_SECONDS = 10.0  # without a terminal
 MEASURED_STEPS, MEASURED_SECONDS = 5, 20.0
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # seconds
 SHORT_SECONDS = 10.0  # not worth a line
+BUSY_SHARE = 0.3  # of the processors, used by other programs: worth a remark
 
 
 def introduce(screen: Screen, trainer: Trainer) -> None:
@@ -105,14 +106,15 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
     first = trainer.step
     # A GPU works on while this process goes ahead, so the time between two steps says nothing there.
     forecast = Forecast(first) if trainer.experiment.device.type == "cpu" else None
+    machine = MachineUse() if forecast else None
     with progress:
         task = progress.add_task("", total=trainer.settings.steps, completed=first, note="")
         for tick in trainer.steps():
             progress.update(task, completed=tick.step)
             seconds = forecast.add(tick, trainer.settings.steps) if forecast else None
-            if seconds is not None:
+            if seconds is not None and machine is not None:
                 forecast = None
-                _announce(screen, trainer, seconds)
+                _announce(screen, trainer, seconds, machine.by_others())
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
                 screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {trainer.run.path}")
@@ -152,16 +154,59 @@ class Forecast:
         return statistics.median(self._durations) * (steps - tick.step)
 
 
-def _announce(screen: Screen, trainer: Trainer, seconds: float) -> None:
-    """Say how long the training will take, and where that is days, which preset is made for a CPU."""
+class MachineUse:
+    """Measures how much of this machine's processors other programs use, from its creation on."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._clock = self._measured()
+
+    @staticmethod
+    def _measured() -> tuple[float, float, float]:
+        import psutil  # 20 ms, which other commands need not pay
+
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        # "steal" is what the host of a virtual machine gave to others.
+        busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
+        return busy, own.user + own.system, time.monotonic()
+
+    def by_others(self) -> float:
+        """Return how many processors others have used on average: 0.5 is half of one."""
+        busy, own, clock = self._measured()
+        seconds = clock - self._clock
+        return max(0.0, busy - self._busy - (own - self._own)) / seconds if seconds > 0 else 0.0
+
+
+def _announce(screen: Screen, trainer: Trainer, seconds: float, others: float) -> None:
+    """Say how long the training will take, and where that is days, which preset is made for a CPU.
+
+    Args:
+        screen: Where to say it.
+        trainer: The training.
+        seconds: How long it will take.
+        others: How many processors other programs use.
+    """
     if seconds >= SHORT_SECONDS:
-        screen.say(f"{about(seconds)} on this CPU")
+        screen.say(f"{about(seconds)} on this CPU{_busy(others)}")
     name = trainer.experiment.config.name
     small = f"{name}-small"
     if seconds >= DAY and small in presets.names():
         screen.warn(
             f"{name} is made for a GPU; for a CPU there is {small}: press Ctrl-C, then colddiff train --preset {small}"
         )
+
+
+def _busy(others: float) -> str:
+    """Return what to say of the processors that other programs use; empty if that is little."""
+    import torch
+
+    count = environment.processors()
+    if others < BUSY_SHARE * count:
+        return ""
+    used = f"; other programs use {min(others, count):.1f} of its {count} processors"
+    free = max(1, round(count - others))
+    if environment.process_info().is_alone and torch.get_num_threads() > free:
+        used += f", so OMP_NUM_THREADS={free} may be faster"
+    return used
 
 
 def about(seconds: float) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import processes
 import pytest
+import torch
 from checkpoints import assert_same_checkpoint
 from conftest import TINY, left_behind
 from PIL import Image
@@ -162,6 +163,7 @@ def slow_steps(monkeypatch):
         monkeypatch.setattr(step.Stepper, "take", take_long)
 
     monkeypatch.setattr(training_progress, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(training_progress.MachineUse, "by_others", lambda _: 0.0)
     return slow
 
 
@@ -176,6 +178,22 @@ def test_training_on_a_cpu_says_after_a_few_steps_how_long_it_will_take(slow_ste
     assert lines[said - 1].startswith("step 2/20")
     assert lines[said + 1].startswith("step 14/20")
     assert "small" not in output.err  # digits-blur has no small sibling
+
+
+def test_training_says_what_other_programs_take(slow_steps, in_folder, monkeypatch, capsys):
+    slow_steps(1.0)
+    monkeypatch.setattr(training_progress.MachineUse, "by_others", lambda _: 2.6)
+    monkeypatch.setattr(training_progress.environment, "processors", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert run(["train", "--preset", "digits-blur", *SETTINGS, "--set", "train.steps=20"]) == 0
+    said = "other programs use 2.6 of its 4 processors, so OMP_NUM_THREADS=1 may be faster"
+    assert f"about 20 s on this CPU; {said}" in capsys.readouterr().out.splitlines()
+
+
+def test_what_this_process_uses_is_not_counted_as_that_of_others(monkeypatch):
+    times = iter([(10.0, 1.0, 100.0), (30.0, 16.0, 110.0)])  # busy, own, clock: five of twenty seconds are of others
+    monkeypatch.setattr(training_progress.MachineUse, "_measured", staticmethod(lambda: next(times)))
+    assert training_progress.MachineUse().by_others() == 0.5
 
 
 @pytest.mark.parametrize(
