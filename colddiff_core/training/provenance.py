@@ -62,6 +62,11 @@ def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
     return changed
 
 
+def setting(saved: Any, section: str, key: str) -> Any:
+    """Return a setting that a checkpoint records; None if it is missing."""
+    return _table(_table(saved if isinstance(saved, Mapping) else {}, "settings"), section).get(key)
+
+
 def listed(changed: list[str]) -> str:
     """Join changes for a sentence; only the first few are named."""
     more = f" and {len(changed) - MOST_LISTED} more" if len(changed) > MOST_LISTED else ""

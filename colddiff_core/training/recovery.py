@@ -10,7 +10,7 @@ from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.runs import FollowerRun, RunWriter, checkpoint, list_checkpoints, path_step
 from colddiff_core.text import counted
-from colddiff_core.training import divergence, provenance
+from colddiff_core.training import divergence, provenance, schedule
 from colddiff_core.training.step import Stepper
 
 
@@ -91,6 +91,7 @@ class TrainingCheckpoints:
             "epoch_position": offset,
             "skipped_in_a_row": in_a_row,
             "falls": self.stepper.falls,
+            "joint": schedule.to_state(self.stepper.joint),
             "provenance": self.provenance,
         }
         self.run.flush()
@@ -120,6 +121,9 @@ class TrainingCheckpoints:
         self.saved_step = int(state["step"])
         self.stepper.falls = max(self.stepper.falls, min(_count(state.get("falls")), divergence.FALLS))
         self.stepper.watch.restart(_count(state.get("skipped_in_a_row")))
+        joint = schedule.from_state(state.get("joint"))
+        settings, before = self.stepper.settings, provenance.setting(state.get("provenance"), "train", "steps")
+        self.stepper.joint = schedule.join(settings, _count(before) or settings.steps, self.saved_step, joint)
 
 
 def _count(value: Any) -> int:

@@ -92,6 +92,17 @@ class Trainer:
             self._warn(f"{path.name} was damaged; set aside as {aside.name}")
         self.run.forget_after(self.step)
         self.run.event("resumed", step=self.step, **self._processes(), **({"changed": changed} if changed else {}))
+        self._report_joint()
+
+    def _report_joint(self) -> None:
+        """Warn that the learning rate is on its way to another schedule."""
+        joint = self.stepper.joint
+        if joint is None or self.step != joint.step or self.step >= self.settings.steps:
+            return
+        end = min(joint.step + joint.steps, self.settings.steps)
+        rates = f"from {self.stepper.rate(joint.step):.3g} to {self.stepper.rate(end):.3g} by step {end}"
+        length = f"the schedule now ends at step {self.settings.steps}"
+        self._warn(f"{length}: the learning rate goes {rates}, then falls to 0")
 
     def stop(self, by: str = "") -> None:
         """End the loop after the current step, with a checkpoint; the event says `by` whom."""
