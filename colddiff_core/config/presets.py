@@ -133,7 +133,8 @@ def _parse(override: str) -> tuple[str, str, Any]:
         )
     if section not in SECTIONS:
         raise UsageError(f"--set {beginning(override)}: unknown section {shown(section)}.", nearest(section, SECTIONS))
-    return section, key, spelled(text, is_text=is_text(SECTIONS[section], key))
+    is_operators = section == "degradation" and key not in OWN
+    return section, key, spelled(text, is_text=is_text(SECTIONS[section], key), keeps_point=is_operators)
 
 
 def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ MOST_LINE_CHARACTERS = 4096  # tomllib takes quadratic time for a dotted key
 MOST_LEVELS = 16  # tables within tables
 LARGEST_INTEGER = 2**63  # TOML's whole numbers are smaller
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][+-]?[0-9]+)?")
+FRACTION = re.compile(r"\.[0-9]")
 TRUTHS = {"true": True, "false": False}
 
 
@@ -71,11 +72,12 @@ def parse_toml(text: str) -> dict[str, Any]:
     return table
 
 
-def spelled(text: str, *, is_text: bool = False) -> Any:
+def spelled(text: str, *, is_text: bool = False, keeps_point: bool = False) -> Any:
     """Return the value that a person typed, as in KEY=VALUE: TOML, or an obvious spelling that TOML does not have.
 
     Those are `.5` and `5.`, True and False in any case, and text without quotation marks. A whole number may have a
-    point or an exponent: 1e3 is 1000. With `is_text`, everything but quoted text is taken as it stands.
+    point or an exponent: 1e3 is 1000. With `is_text`, everything but quoted text is taken as it stands; with
+    `keeps_point`, for a setting whose type is not known here, 2.0 stays a float.
     """
     text = text.strip()
     value: Any = text
@@ -90,4 +92,4 @@ def spelled(text: str, *, is_text: bool = False) -> Any:
         with contextlib.suppress(ValueError):
             value = float(text) if NUMBER.fullmatch(text) else value
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_INTEGER
-    return int(value) if is_whole else value
+    return int(value) if is_whole and not (keeps_point and FRACTION.search(text)) else value

@@ -201,7 +201,8 @@ def test_the_ground_floor_reads_what_a_run_wrote(tiny_run):
         ("train.compile=off", "off"),
         ("degradation.std=.5", 0.5),
         ("degradation.steps=2e1", 20),
-        ("degradation.steps=20.0", 20),
+        ("degradation.steps=20.", 20),
+        ("degradation.std=2.0", 2.0),
     ],
 )
 def test_an_obvious_spelling_is_understood(override, value):
