@@ -77,7 +77,10 @@ def train(
 ) -> None:
     """Train a restorer. Ctrl-C or SIGTERM saves a checkpoint and stops; --resume continues from it."""
     screen = Screen(json)
-    if (preset is None and source is None) == (resume is None):
+    if resume is not None and (preset is not None or source is not None):
+        option = "--preset" if preset is not None else "--from"
+        raise UsageError(f"{option} does not go with --resume.", "Leave it out: a resumed run has its own settings.")
+    if preset is None and source is None and resume is None:
         what = "Name a --preset, a run to start --from, or a run to --resume."
         raise UsageError(what, "List the presets with: colddiff presets")
     if allow_change and resume is None:
