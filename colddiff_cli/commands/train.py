@@ -314,7 +314,11 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     """Show the last sample sheet and suggest the next commands."""
     from colddiff_core.inference import generate
 
-    path = trainer.run.path
+    path, found = trainer.run.path, trainer.checkpoints.validation
+    if trainer.step < trainer.settings.steps:
+        screen.say(
+            f"stopped early: {counted(found.failures, 'validation')} without a better RMSE than {found.rmse:.4f}"
+        )
     columns, figures = trainer.last_sheet or trainer.restore_tests()
     sheet_path = trainer.run.samples / f"step-{trainer.step:06d}.png"
     sheet = sheet_path if sheet_path.exists() else None  # not written if the disk was full

@@ -17,7 +17,9 @@ from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.runs import FollowerRun, Run, RunWriter, checkpoint
 from colddiff_core.training import initial
 from colddiff_core.training import step as stepping
-from colddiff_core.training.trainer import Tick, Trainer
+from colddiff_core.training.tick import Tick
+from colddiff_core.training.trainer import Trainer
+from colddiff_core.training.validation import ValidationRecord
 
 
 def train(
@@ -165,9 +167,17 @@ def check_same_everywhere(trainer: Trainer) -> None:
 def finished(run: Run, config: schema.Config) -> int | None:
     """Return the step of a run's last checkpoint if nothing is left to train, else None."""
     newest = checkpoint.newest(run, checkpoint.read)
-    step = runs.path_step(newest.path) if newest else 0
-    is_finished = step > config.train.steps or (step == config.train.steps and run.is_finished(step))
+    if newest is None:
+        return None
+    step = runs.path_step(newest.path)
+    is_last = step == config.train.steps or is_stopped_early(newest.content.state, config)
+    is_finished = step > config.train.steps or (is_last and run.is_finished(step))
     return step if is_finished else None
+
+
+def is_stopped_early(state: checkpoint.State, config: schema.Config) -> bool:
+    """Return whether a training that saved this state stops there, because validation found nothing better."""
+    return ValidationRecord.from_state(state.get("validation")).is_over(config.train)
 
 
 def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
@@ -178,7 +188,11 @@ def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
         what = f"{run.path} is finished: {step} of {config.train.steps} steps."
         if step > config.train.steps:
             what = f"{run.path} has taken {step} steps already, more than train.steps = {config.train.steps}."
-        longer = f"colddiff train --resume {run.path} --set train.steps={2 * step}"
+        more = f"train.steps={2 * step}"
+        if step < config.train.steps:
+            what = f"{run.path} stopped early, at step {step}: validation found nothing better."
+            more = f"train.patience={2 * config.train.patience}"
+        longer = f"colddiff train --resume {run.path} --set {more}"
         raise UsageError(what, f"Train longer with: {longer}")
     runs.check_free(run.path)
     return run.path, config
