@@ -141,7 +141,17 @@ class SampleConfig:
 # Any other change would make it another run.
 CHANGEABLE = frozenset(
     f"train.{key}"
-    for key in ("steps", "lr", "compile", "log_every", "sample_every", "checkpoint_every", "keep", "patience")
+    for key in (
+        "steps",
+        "lr",
+        "compile",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep",
+        "patience",
+        "keep_best",
+    )
 ) | {"data.directory", "data.second_directory", "data.download"}
 
 
