@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
         is_reported = getattr(error, "what", None) == ""  # by the processes that were launched
         if is_debugging and format_message is None and not is_reported:
             raise
-        return _explain(error) if format_message is None else _explain_parser_error(error, format_message())
+        return _explain(error, words) if format_message is None else _explain_parser_error(error, format_message())
     return _complain(code, "Interrupted.", "") if code == INTERRUPTED else code  # Typer turns Ctrl-C into a code too
 
 
@@ -74,13 +74,15 @@ def _explain_parser_error(error: Exception, message: str) -> int:
     return _complain(getattr(error, "exit_code", 2), message, f"See: {command} --help")
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, words: list[str]) -> int:
     from colddiff_core.errors import ColddiffError, LostError, is_out_of_memory
 
     if isinstance(error, ColddiffError):
         return _complain(error.exit_code, error.what, error.remedy, is_lost=isinstance(error, LostError))
     if is_out_of_memory(error):
-        return _complain(1, "There is not enough memory for this.", "Use a smaller --size, or fewer images at a time.")
+        from colddiff_cli.console import memory_remedies
+
+        return _complain(1, "There is not enough memory for this.", memory_remedies.remedy(words))
     if isinstance(error, OSError):
         prefix = f"{error.filename}: " if error.filename else ""
         return _complain(1, f"{prefix}{error.strerror or error}.", "Check the path, the permissions and the disk.")

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from colddiff_cli.arguments import completions, registered
+from colddiff_core.config.toml import spelled
 from colddiff_core.errors import ColddiffError
+from colddiff_core.text import shown
 
 COMMON = "steps"  # every command has its own option for it
 TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
@@ -55,6 +57,14 @@ def with_parameters(command: Callable[..., Any], name: str | None) -> Callable[.
     return with_operator
 
 
+def whole(text: str) -> int:
+    """Parse a whole number, which may have a point or an exponent as in `--set`: 1e3."""
+    value = spelled(text)
+    if type(value) is not int:
+        raise typer.BadParameter(f"{shown(text)} is not a whole number.")
+    return value
+
+
 def _options(name: str, taken: Container[str]) -> dict[str, tuple[str, Any]]:
     """Return {variable: (parameter, annotation)}; in a composition, parameters have their part's name as a prefix."""
     parts = name.split("+")
@@ -79,10 +89,12 @@ def _annotation(label: str, parameter: registered.DeclaredSetting, part: str) ->
         no = flag.replace("--", "--no-", 1)
         return Annotated[bool | None, typer.Option(f"{flag}/{no}", help=help_text, rich_help_panel=panel)]
     choices = [str(choice) for choice in parameter.choices]
+    is_whole = parameter.type == "int"
     option = typer.Option(
         flag,
+        parser=whole if is_whole else None,
         help=help_text,
-        metavar="|".join(choices) or None,
+        metavar="|".join(choices) or ("INTEGER" if is_whole else None),
         rich_help_panel=panel,
         autocompletion=completions.one_of(lambda: choices),
     )

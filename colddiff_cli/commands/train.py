@@ -77,7 +77,10 @@ def train(
 ) -> None:
     """Train a restorer. Ctrl-C or SIGTERM saves a checkpoint and stops; --resume continues from it."""
     screen = Screen(json)
-    if (preset is None and source is None) == (resume is None):
+    if resume is not None and (preset is not None or source is not None):
+        option = "--preset" if preset is not None else "--from"
+        raise UsageError(f"{option} does not go with --resume.", "Leave it out: a resumed run has its own settings.")
+    if preset is None and source is None and resume is None:
         what = "Name a --preset, a run to start --from, or a run to --resume."
         raise UsageError(what, "List the presets with: colddiff presets")
     if allow_change and resume is None:
@@ -311,7 +314,11 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     """Show the last sample sheet and suggest the next commands."""
     from colddiff_core.inference import generate
 
-    path = trainer.run.path
+    path, found = trainer.run.path, trainer.checkpoints.validation
+    if trainer.step < trainer.settings.steps:
+        screen.say(
+            f"stopped early: {counted(found.failures, 'validation')} without a better RMSE than {found.rmse:.4f}"
+        )
     columns, figures = trainer.last_sheet or trainer.restore_tests()
     sheet_path = trainer.run.samples / f"step-{trainer.step:06d}.png"
     sheet = sheet_path if sheet_path.exists() else None  # not written if the disk was full

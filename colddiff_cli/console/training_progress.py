@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.console.screen import Screen
 from colddiff_core.config import presets
 from colddiff_core.distributed import environment
+from colddiff_core.text import counted
 
 if TYPE_CHECKING:
-    from colddiff_core.training.trainer import Tick, Trainer
+    from colddiff_core.training.tick import Tick
+    from colddiff_core.training.trainer import Trainer
+    from colddiff_core.training.validation import ValidationRecord
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY_SECONDS = 10.0  # without a terminal
@@ -118,6 +121,8 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
                 screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {trainer.run.path}")
+            if tick.validation is not None:
+                _report(screen, tick.validation, tick.step)
             if tick.metrics is None:
                 continue
             note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
@@ -127,6 +132,16 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
                 printed = now
                 left = (now - started) / (tick.step - first) * (trainer.settings.steps - tick.step)
                 screen.say(f"step {tick.step}/{trainer.settings.steps}  {note}  {left:,.0f} s left")
+
+
+def _report(screen: Screen, found: ValidationRecord, step: int) -> None:
+    """Say what a validation has found."""
+    if found.rmse is None:
+        return
+    best = f"best so far: RMSE {found.rmse:.4f}"
+    is_best = found.best_step == step
+    since = f" at step {found.best_step}, {counted(found.failures, 'check')} ago"
+    screen.say(f"step {step}: validated, {best}{'' if is_best else since}")
 
 
 class Forecast:

@@ -62,6 +62,11 @@ def validate(owner: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     return checked
 
 
+def is_text(owner: type, key: str) -> bool:
+    """Return whether a setting of `owner` takes any text; False for a key that it does not have."""
+    return _hints(owner).get(key) is str
+
+
 @functools.cache
 def _hints(owner: type) -> dict[str, Any]:
     return typing.get_type_hints(owner)

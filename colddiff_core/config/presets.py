@@ -5,14 +5,13 @@ Imports no torch, so listing presets and reading a run's configuration are insta
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from colddiff_core.config.fields import LARGEST, validate
+from colddiff_core.config.fields import LARGEST, is_text, validate
 from colddiff_core.config.schema import OWN, SECTIONS, Config, DegradationConfig
-from colddiff_core.config.toml import MOST_LINE_CHARACTERS, parse_toml, read_toml
+from colddiff_core.config.toml import MOST_LINE_CHARACTERS, read_toml, spelled
 from colddiff_core.errors import UsageError
 from colddiff_core.text import CONTROLS, beginning, nearest, shown
 
@@ -125,7 +124,7 @@ def _read_preset(name: str, beside: Path | None = None) -> tuple[Path, dict[str,
 
 
 def _parse(override: str) -> tuple[str, str, Any]:
-    """Return (section, key, value) of `section.key=value`; a value that is not TOML is text."""
+    """Return (section, key, value) of `section.key=value`."""
     dotted, equals, text = override.partition("=")
     section, dot, key = dotted.strip().partition(".")
     if not (equals and dot and key):
@@ -134,11 +133,8 @@ def _parse(override: str) -> tuple[str, str, Any]:
         )
     if section not in SECTIONS:
         raise UsageError(f"--set {beginning(override)}: unknown section {shown(section)}.", nearest(section, SECTIONS))
-    with contextlib.suppress(ValueError):
-        table = parse_toml(f"value = {text}")
-        if list(table) == ["value"]:  # and no second line adds another key
-            return section, key, table["value"]
-    return section, key, text
+    is_operators = section == "degradation" and key not in OWN
+    return section, key, spelled(text, is_text=is_text(SECTIONS[section], key), keeps_point=is_operators)
 
 
 def _take_section(section: str, values: Any, where: str) -> dict[str, Any]:

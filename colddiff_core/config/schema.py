@@ -117,6 +117,11 @@ class TrainConfig:
     sample_every: int = setting(1000, "steps between sample sheets; 0 for only the last", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
     keep: int = setting(2, "how many of the newest checkpoints to keep", minimum=1)
+    validate_every: int = setting(
+        0, "steps between measurements on a twentieth of the training images, held out for it; 0 for off", minimum=0
+    )
+    patience: int = setting(0, "measurements without a better RMSE until training stops early; 0 for never", minimum=0)
+    keep_best: bool = setting(True, "keep the checkpoint with the best validation RMSE, and use that one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +136,22 @@ class SampleConfig:
     )
 
 
-# Settings that may change on resume: length, intervals, checkpoints kept, learning rate, compilation, data location.
+# Settings that may change on resume: length, intervals, checkpoints kept, learning rate, patience, compilation, data
+# location.
 # Any other change would make it another run.
 CHANGEABLE = frozenset(
-    f"train.{key}" for key in ("steps", "lr", "compile", "log_every", "sample_every", "checkpoint_every", "keep")
+    f"train.{key}"
+    for key in (
+        "steps",
+        "lr",
+        "compile",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep",
+        "patience",
+        "keep_best",
+    )
 ) | {"data.directory", "data.second_directory", "data.download"}
 
 

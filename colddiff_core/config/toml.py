@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +17,10 @@ from colddiff_core.errors import UsageError
 MOST_FILE_BYTES = 1 << 18  # a preset has a thousand or two
 MOST_LINE_CHARACTERS = 4096  # tomllib takes quadratic time for a dotted key
 MOST_LEVELS = 16  # tables within tables
+LARGEST_INTEGER = 2**63  # TOML's whole numbers are smaller
+NUMBER = re.compile(r"[+-]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][+-]?[0-9]+)?")
+FRACTION = re.compile(r"\.[0-9]")
+TRUTHS = {"true": True, "false": False}
 
 
 def dump(table: Mapping[str, Any]) -> str:
@@ -53,7 +59,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("nested too deep") from None
     level: list[Any] = [table]
     for _ in range(MOST_LEVELS):
-        if any(type(value) is int and abs(value) >= 2**63 for value in level):
+        if any(type(value) is int and abs(value) >= LARGEST_INTEGER for value in level):
             raise ValueError("a whole number has more than 64 bits")
         level = [
             inner
@@ -64,3 +70,26 @@ def parse_toml(text: str) -> dict[str, Any]:
     if level:
         raise ValueError("nested too deep")
     return table
+
+
+def spelled(text: str, *, is_text: bool = False, keeps_point: bool = False) -> Any:
+    """Return the value that a person typed, as in KEY=VALUE: TOML, or an obvious spelling that TOML does not have.
+
+    Those are `.5` and `5.`, True and False in any case, and text without quotation marks. A whole number may have a
+    point or an exponent: 1e3 is 1000. With `is_text`, everything but quoted text is taken as it stands; with
+    `keeps_point`, for a setting whose type is not known here, 2.0 stays a float.
+    """
+    text = text.strip()
+    value: Any = text
+    with contextlib.suppress(ValueError):
+        table = parse_toml(f"value = {text}")
+        if list(table) == ["value"]:  # and no second line adds another key
+            value = table["value"]
+    if is_text:
+        return value if isinstance(value, str) else text
+    if value is text:
+        value = TRUTHS.get(text.lower(), text)
+        with contextlib.suppress(ValueError):
+            value = float(text) if NUMBER.fullmatch(text) else value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_INTEGER
+    return int(value) if is_whole and not (keeps_point and FRACTION.search(text)) else value

@@ -8,6 +8,7 @@ from colddiff_core.datasets import folder as _folder
 from colddiff_core.datasets import mnist as _mnist
 from colddiff_core.datasets import photos as _photos
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, TrainingSet, find, load, names, required_package
+from colddiff_core.datasets.held_out import hold_out
 from colddiff_core.datasets.shards import dataset as _shards
 from colddiff_core.datasets.shards.dataset import Shards, open_shards
 
@@ -17,6 +18,7 @@ __all__ = [
     "Shards",
     "TrainingSet",
     "find",
+    "hold_out",
     "load",
     "names",
     "open_shards",

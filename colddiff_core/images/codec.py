@@ -221,7 +221,7 @@ def check_sides(size: tuple[int, int], path: Path) -> None:
     limit = MAX_SIDE_PIXELS.get(path.suffix.lower())
     if limit is not None and max(size) > limit:
         what = f"{path}: {size[0]} x {size[1]} pixels are more than {path.suffix} holds ({limit} a side)"
-        raise UsageError(f"{what}.", "Write a .png, or use a smaller --size or fewer severities.")
+        raise UsageError(f"{what}.", "Write a .png, or one with fewer or smaller pictures in it.")
 
 
 def check_suffix(path: Path, known: frozenset[str]) -> None:

@@ -186,7 +186,7 @@ def is_noise_magnified(built: Experiment, noise: float) -> bool:
     field = noise * torch.randn((1, built.channels, side, side), generator=generators[0])
     frozen = built.freeze(field, generators)
     severities = {round(1 + (op.steps - 1) * place / (SEVERITIES - 1)) for place in range(SEVERITIES)}
-    return any(float(op.invert(field, t, frozen, model.floor).std()) > MOST_NOISE for t in severities)
+    return any(float(op.invert(field, t, frozen, model.floor).std(correction=0)) > MOST_NOISE for t in severities)
 
 
 def check_label(built: Experiment, label: int | None) -> None:

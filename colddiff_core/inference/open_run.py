@@ -39,7 +39,7 @@ def open_run(
     device: str | torch.device = "auto",
     overrides: Sequence[str] = (),
 ) -> TrainedRun:
-    """Load a run with the averaged weights of its newest checkpoint.
+    """Load a run with the averaged weights of its newest checkpoint, or of the best one if training validated.
 
     Damaged checkpoints are skipped with a ColddiffWarning. All processes of a job must call this; only rank 0 reads the
     run's folder.
@@ -80,7 +80,9 @@ def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> Trained
 
 
 def averaged_weights(run: Run) -> checkpoint.CheckpointFiles:
-    """Return the averaged weights of a run's newest checkpoint, read by rank 0 and shared with the others.
+    """Return the averaged weights that a run is used with, read by rank 0 and shared with the others.
+
+    They are those of the newest checkpoint, or, with `train.validate_every` and `train.keep_best`, of the best one.
 
     Raises:
         UsageError: There is none, or all are damaged; a pretrained run is not what was published.
@@ -99,7 +101,24 @@ def _newest(run: Run) -> checkpoint.CheckpointFiles:
     step = newest.content.state["step"]
     for path in newest.damaged:
         warnings.warn(ColddiffWarning(f"{path} is damaged; using the weights of step {step}"), stacklevel=4)
-    return newest.content
+    return _best(run, newest.content) or newest.content
+
+
+def _best(run: Run, newest: checkpoint.CheckpointFiles) -> checkpoint.CheckpointFiles | None:
+    """Return the checkpoint that validation found best if it is another one and intact, and say that it is used."""
+    saved = newest.state.get("validation")
+    step = saved.get("best_step") if isinstance(saved, Mapping) else None
+    if type(step) is not int or not 0 < step < newest.state["step"] or not run.config().train.keep_best:
+        return None
+    try:
+        best = checkpoint.read(run.checkpoint(step), (checkpoint.AVERAGE,))
+    except checkpoint.DamagedError as error:
+        message = f"{error.what.rstrip('.')}: using step {newest.state['step']}, not the best one by validation"
+        warnings.warn(ColddiffWarning(message), stacklevel=5)
+        return None
+    message = f"using step {step}, the best of {run.label} by validation, not step {newest.state['step']}, the newest"
+    warnings.warn(ColddiffWarning(message), stacklevel=5)
+    return best
 
 
 def _changed_settings(state: Mapping[str, Any], config: Config) -> list[str]:

@@ -56,6 +56,8 @@ class UNet(nn.Module):
         divisor: height and width must be multiples of it.
         reach: how far away, in pixels, an input pixel can affect an output pixel; None if that is not bounded, because
             attention and GroupNorm cover the whole picture.
+        erases_single_pixels: whether a norm at the coarsest level has one channel per group, so that a single pixel
+            there has nothing to be compared with.
 
     Source: Bansal et al. 2022, appendix A; Ronneberger et al. 2015.
     """
@@ -97,6 +99,9 @@ class UNet(nn.Module):
         self.is_full_width = block == "local"
         self.head_block = make(2 * finest if self.is_full_width else finest, finest, width)
         self.head = nn.Conv2d(finest, channels_out, 1)
+        coarse = [self.down[-1], self.middle, *self.up[:1], *([self.head_block] if len(widths) == 1 else [])]
+        norms = [layer for part in coarse for layer in part.modules() if isinstance(layer, nn.GroupNorm)]
+        self.erases_single_pixels = any(norm.num_groups == norm.num_channels for norm in norms)
         if self.is_full_width:
             # Start from zero output, so that the restorer starts from the operator's inverse.
             for parameter in self.head.parameters():
@@ -108,7 +113,7 @@ class UNet(nn.Module):
         """Return the output for x (B, C_in, H, W), t (B,) and labels (B,) or None: (B, C_out, H, W) float32.
 
         Raises:
-            UsageError: if the height or width is not a multiple of `divisor`.
+            UsageError: if the height or width is not a multiple of `divisor`, or the coarsest level would be erased.
         """
         height, width = x.shape[-2:]
         if height % self.divisor or width % self.divisor:
@@ -116,6 +121,12 @@ class UNet(nn.Module):
             raise UsageError(
                 f"The network cannot process {width}x{height} pixels: it halves the size {times}.",
                 f"Use a size divisible by {self.divisor}.",
+            )
+        if self.erases_single_pixels and height == width == self.divisor:
+            raise UsageError(
+                f"The network cannot process {width}x{height} pixels: its coarsest level has 1 pixel and few channels, "
+                "which GroupNorm would erase.",
+                "Use larger images, fewer model.multipliers, a larger model.width, or model.block=convnext.",
             )
         embedding = self.time(t)
         if self.label is not None:

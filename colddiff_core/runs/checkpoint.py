@@ -92,10 +92,13 @@ def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) ->
     raise DamagedError(f"{first.what.rstrip('.')}, and no other checkpoint is intact.", "Train the run again.")
 
 
-def save(folder: Path, step: int, training: TrainingState, state: State, keep: int | None) -> Path:
+def save(
+    folder: Path, step: int, training: TrainingState, state: State, keep: int | None, *, best: int | None = None
+) -> Path:
     """Write checkpoints/step-NNNNNN, delete all but the `keep` newest, if given, and return the new one.
 
-    The folder gets its name once every file is on the disk, so readers never see half a checkpoint.
+    The checkpoint of step `best` is not deleted. The folder gets its name once every file is on the disk, so readers
+    never see half a checkpoint.
 
     Raises:
         MachineError: the disk refused; older checkpoints stay.
@@ -123,6 +126,8 @@ def save(folder: Path, step: int, training: TrainingState, state: State, keep: i
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     for old in list_checkpoints(folder)[:-keep] if keep else ():
+        if path_step(old) == best:
+            continue
         # Renamed first: a kill during the deletion must not leave half a checkpoint under its name.
         with contextlib.suppress(OSError):
             old.rename(folder / f".old-{old.name}-{uuid.uuid4().hex[:8]}")

@@ -222,11 +222,30 @@ def find_trainable(name: str) -> Run:
     Raises:
         UsageError: there is no such run, or it is a pretrained one.
     """
-    run = find(name)
+    try:
+        run = find(name)
+    except UsageError as error:
+        raise _nothing_to_continue(name, error) from None
     if run.is_pretrained:
         remedy = f"Start a new run with its weights: colddiff train --from {run.label}"
         raise UsageError(f"{run.label} cannot be continued: it is bundled with colddiff.", remedy)
     return run
+
+
+def _nothing_to_continue(name: str, error: UsageError) -> UsageError:
+    """Return the error for a run that is not there: perhaps its training was stopped before anything was saved."""
+    path = Path(name) if "/" in name or Path(name).is_dir() else ROOT / name
+    if name.startswith(pretrained.PREFIX) or not name.strip() or "\0" in name:
+        return error
+    if not path.exists():
+        what = f"{error.what.rstrip('.')}: nothing was saved there."
+        again = (
+            f"If its training was stopped before it began, start it again: colddiff train --preset NAME --out {path}"
+        )
+        hint = error.remedy if error.remedy.startswith("Did you mean") else ""
+        return UsageError(what, f"{hint} {again}".strip())
+    remedy = "Name a folder that `colddiff train` wrote, or start a new run with another --out."
+    return UsageError(error.what, remedy)
 
 
 def listed(root: Path = ROOT) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed.group import Group
 
 BANDS = 4  # of severity, for the loss
@@ -76,6 +77,25 @@ class TrainingLog:
         }
         self.losses, self.times, self.logged = [], [], now
         return figures
+
+
+class UnreadableImages:
+    """Counts the training images that turned out unreadable since training began."""
+
+    def __init__(self, images: TrainingSet, ranks: Group) -> None:
+        self._images, self._ranks = images, ranks
+        self._before, self._reported = images.skipped, 0
+
+    def message(self) -> str:
+        """Return how many there are if there are more now, else nothing; all ranks must call this.
+
+        Every rank eventually meets the same unreadable images, so it is the highest count, not the sum.
+        """
+        (count,) = self._ranks.all_max(self._images.skipped - self._before)
+        if count <= self._reported:
+            return ""
+        self._reported = count
+        return f"unreadable training images so far: {count}; other images are used instead"
 
 
 def elapsed_seconds(lines: Sequence[dict[str, Any]]) -> float:

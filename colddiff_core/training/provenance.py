@@ -62,6 +62,11 @@ def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
     return changed
 
 
+def setting(saved: Any, section: str, key: str) -> Any:
+    """Return a setting that a checkpoint records; None if it is missing."""
+    return _table(_table(saved if isinstance(saved, Mapping) else {}, "settings"), section).get(key)
+
+
 def listed(changed: list[str]) -> str:
     """Join changes for a sentence; only the first few are named."""
     more = f" and {len(changed) - MOST_LISTED} more" if len(changed) > MOST_LISTED else ""
@@ -81,7 +86,8 @@ def _traces(experiment: Experiment) -> list[float]:
     traces: list[float] = []
     for t in sorted({1, (operator.steps + 1) // 2, operator.steps}):
         x_t = operator(x0, t, frozen).float().cpu()
-        traces += [float(x_t.mean()), float(x_t.std()), *x_t[0, 0, side // 2, :: max(1, side // 4)].tolist()]
+        spread = float(x_t.std()) if x_t.numel() > 1 else 0.0
+        traces += [float(x_t.mean()), spread, *x_t[0, 0, side // 2, :: max(1, side // 4)].tolist()]
     return [round(value, 5) for value in traces]
 
 

@@ -10,8 +10,9 @@ from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.runs import FollowerRun, RunWriter, checkpoint, list_checkpoints, path_step
 from colddiff_core.text import counted
-from colddiff_core.training import divergence, provenance
+from colddiff_core.training import divergence, provenance, schedule
 from colddiff_core.training.step import Stepper
+from colddiff_core.training.validation import ValidationRecord
 
 
 class TrainingCheckpoints:
@@ -20,6 +21,7 @@ class TrainingCheckpoints:
     Attributes:
         saved_step: Step of the newest checkpoint, 0 for none.
         provenance: What the weights come from: settings, images, operator.
+        validation: What validation has found so far.
     """
 
     def __init__(self, experiment: Experiment, stepper: Stepper, run: RunWriter | FollowerRun) -> None:
@@ -27,6 +29,7 @@ class TrainingCheckpoints:
         self.ranks, self.parts = stepper.ranks, stepper.parts
         self.provenance = provenance.of(experiment, stepper.train_set)
         self.saved_step = 0
+        self.validation = ValidationRecord()
 
     def restore_newest(self, *, may_change: bool) -> tuple[list[str], list[Path]]:
         """Restore the newest complete checkpoint, or the initial weights if none was saved yet.
@@ -91,12 +94,15 @@ class TrainingCheckpoints:
             "epoch_position": offset,
             "skipped_in_a_row": in_a_row,
             "falls": self.stepper.falls,
+            "joint": schedule.to_state(self.stepper.joint),
             "provenance": self.provenance,
+            "validation": self.validation.to_state(),
         }
         self.run.flush()
         # While steps are being skipped, delete nothing: the run may have to go back to an older checkpoint.
         keep = None if in_a_row else self.stepper.settings.keep
-        checkpoint.save(self.run.path / "checkpoints", step, self.parts, state, keep)
+        best = self.validation.best_step if self.stepper.settings.keep_best else None
+        checkpoint.save(self.run.path / "checkpoints", step, self.parts, state, keep, best=best)
         self.saved_step = step
 
     def diverged(self, step: int, why: str) -> MachineError:
@@ -118,8 +124,12 @@ class TrainingCheckpoints:
         content.restore(self.parts)
         state = content.state
         self.saved_step = int(state["step"])
+        self.validation = ValidationRecord.from_state(state.get("validation"))
         self.stepper.falls = max(self.stepper.falls, min(_count(state.get("falls")), divergence.FALLS))
         self.stepper.watch.restart(_count(state.get("skipped_in_a_row")))
+        joint = schedule.from_state(state.get("joint"))
+        settings, before = self.stepper.settings, provenance.setting(state.get("provenance"), "train", "steps")
+        self.stepper.joint = schedule.join(settings, _count(before) or settings.steps, self.saved_step, joint)
 
 
 def _count(value: Any) -> int:

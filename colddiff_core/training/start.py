@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from colddiff_core.datasets import ImageSet, TrainingSet, from_config
 from colddiff_core.degradations import Degradation
 from colddiff_core.distributed import environment, group
 from colddiff_core.errors import ColddiffWarning, UsageError
-from colddiff_core.inference import open_run
 from colddiff_core.runs import FollowerRun, Run, RunWriter, checkpoint
+from colddiff_core.training import initial
 from colddiff_core.training import step as stepping
-from colddiff_core.training.trainer import Tick, Trainer
+from colddiff_core.training.tick import Tick
+from colddiff_core.training.trainer import Trainer
+from colddiff_core.training.validation import ValidationRecord
 
 
 def train(
@@ -50,13 +53,15 @@ def train(
 
 
 def check_names(config: schema.Config) -> Degradation:
-    """Check operator, sampler and data set before any image is read, and return the operator.
+    """Check operator, sampler, data set and the run to start from before any image is read; return the operator.
 
     Raises:
         UsageError: One of them is unknown, or they do not fit together.
     """
     operator = experiment.build_operator(config, stride=config.sample.stride)
     datasets.find(config.data.dataset, crop=config.data.crop)
+    if environment.process_info().is_first:  # the others may not see its folder
+        initial.check(config)
     return operator
 
 
@@ -77,16 +82,18 @@ def start(config: schema.Config, out: Path | None, device: str) -> Trainer:
     sets = _load_sets(config)
     built = ranks.one_process_first(lambda: experiment.build(config, sets[0].channels, chosen, operator=operator))
     built.try_out(sets[0])
+    weights = initial.load(built)
     path = Path(ranks.broadcast_json(str(path)))  # all ranks got this far, so a failure on one leaves no folder
+    created = [folder for folder in path.parents if not folder.exists()]
     run = runs.create(path, config, experiment.versions()) if ranks.is_first else runs.FollowerRun(path)
     try:
-        _load_initial_weights(built, run)
+        _log_initial_weights(run, weights)
         trainer = Trainer(built, *sets, run)
         check_same_everywhere(trainer)
     except BaseException:
         run.close()
         if ranks.is_first:
-            shutil.rmtree(path)
+            _remove(path, created)
         raise
     _warn_left_out(trainer)
     return trainer
@@ -127,7 +134,7 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
     run = runs.RunWriter(Path(path)) if ranks.is_first else runs.FollowerRun(Path(path))
     try:
         if not ranks.on_first(lambda: len(runs.list_checkpoints(run.path / "checkpoints"))):
-            _load_initial_weights(built, run)
+            _log_initial_weights(run, initial.load(built))
         trainer = Trainer(built, *sets, run)
         check_same_everywhere(trainer)
         trainer.resume(may_change=may_change)
@@ -160,9 +167,17 @@ def check_same_everywhere(trainer: Trainer) -> None:
 def finished(run: Run, config: schema.Config) -> int | None:
     """Return the step of a run's last checkpoint if nothing is left to train, else None."""
     newest = checkpoint.newest(run, checkpoint.read)
-    step = runs.path_step(newest.path) if newest else 0
-    is_finished = step > config.train.steps or (step == config.train.steps and run.is_finished(step))
+    if newest is None:
+        return None
+    step = runs.path_step(newest.path)
+    is_last = step == config.train.steps or is_stopped_early(newest.content.state, config)
+    is_finished = step > config.train.steps or (is_last and run.is_finished(step))
     return step if is_finished else None
+
+
+def is_stopped_early(state: checkpoint.State, config: schema.Config) -> bool:
+    """Return whether a training that saved this state stops there, because validation found nothing better."""
+    return ValidationRecord.from_state(state.get("validation")).is_over(config.train)
 
 
 def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
@@ -170,32 +185,36 @@ def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
     run = runs.find_trainable(name)
     config = run.config(tuple(changes))
     if (step := finished(run, config)) is not None:
-        remedy = f"Train longer with: --set train.steps={config.train.steps * 2}"
-        raise UsageError(f"{run.path} is finished: {step} of {config.train.steps} steps.", remedy)
+        what = f"{run.path} is finished: {step} of {config.train.steps} steps."
+        if step > config.train.steps:
+            what = f"{run.path} has taken {step} steps already, more than train.steps = {config.train.steps}."
+        more = f"train.steps={2 * step}"
+        if step < config.train.steps:
+            what = f"{run.path} stopped early, at step {step}: validation found nothing better."
+            more = f"train.patience={2 * config.train.patience}"
+        longer = f"colddiff train --resume {run.path} --set {more}"
+        raise UsageError(what, f"Train longer with: {longer}")
     runs.check_free(run.path)
     return run.path, config
 
 
-def _load_initial_weights(built: experiment.Experiment, run: RunWriter | FollowerRun) -> None:
-    """Load the averaged weights of the run that `train.initial` names into the network, and log which they are.
+def _remove(path: Path, created: list[Path]) -> None:
+    """Remove a run that failed to start, and the folders that were created for it."""
+    shutil.rmtree(path)
+    for folder in created:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
-    Raises:
-        UsageError: There is no such run, or its network is another one.
-    """
-    name = built.config.train.initial
-    if not name:
+
+def _log_initial_weights(run: RunWriter | FollowerRun, weights: initial.InitialWeights | None) -> None:
+    """Log which weights the run starts from; warn if a run that starts over had others before."""
+    if weights is None:
         return
-    ranks = group.current()
-    source = runs.Run(Path(ranks.on_first(lambda: str(runs.find(name).path))))
-    weights = open_run.averaged_weights(source)
-    try:
-        weights.fill(checkpoint.AVERAGE, built.restorer.unet)
-    except UsageError:
-        what = f"{source.label} has another network: its weights do not fit this configuration."
-        remedy = "Give the same --set model.KEY=VALUE as it has, or --from alone, which takes its configuration."
-        raise UsageError(what, remedy) from None
-    digest = weights.state.get("sha256", {}).get(checkpoint.AVERAGE)
-    run.event("initialized", run=source.label, from_step=weights.state["step"], sha256=digest)
+    if initial.changed_since(run, weights):
+        message = f"{weights.run} has other weights than when this run began; starting over from those of now"
+        run.event("warning", message=message)
+        warnings.warn(ColddiffWarning(message), stacklevel=3)
+    run.event("initialized", **weights.table())
 
 
 def _load_sets(config: schema.Config) -> tuple[TrainingSet, ImageSet]:

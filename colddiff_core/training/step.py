@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,11 +25,12 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.models import compiling
 from colddiff_core.runs import checkpoint
 from colddiff_core.text import counted
-from colddiff_core.training import divergence
+from colddiff_core.training import divergence, schedule
 from colddiff_core.training.loader import BatchLoader, CropsAndFlips
 from colddiff_core.training.log_meter import TrainingLog
 
 UNTRIED = 3  # steps in which compilation may fail: one compiles, one records CUDA graphs, one replays them
+WARM_UPDATES = 10  # of the average, during which it also follows every step in between
 UNLABELED = 0.1  # share of images that a conditional network sees without their class, to learn both
 
 
@@ -64,6 +64,11 @@ def check_processes(settings: TrainConfig, count: int) -> None:
         raise UsageError(what, "Raise train.batch_size or train.accumulate, or use fewer.")
 
 
+def warm_decay(decay: float, updates: int) -> float:
+    """Return the decay of the moving average after `updates` updates, in [0, decay]; 0 copies the weights."""
+    return min(decay, (1 + updates) / (10 + updates)) if updates else 0.0
+
+
 class Stepper:
     """Takes the optimizer steps of one experiment, numbered from 0.
 
@@ -74,6 +79,7 @@ class Stepper:
         parts: Network, average (on rank 0 only) and optimizer.
         watch: Skipped steps.
         falls: How often the run went back, each time to a lower learning rate.
+        joint: How the learning rate joins the schedule, if the run was resumed with another length.
     """
 
     def __init__(self, experiment: Experiment, train: TrainingSet, note: Callable[[str], None]) -> None:
@@ -91,7 +97,6 @@ class Stepper:
         self.feed = BatchLoader(train, experiment.device, size=data.size, flip=data.flip)
         network = experiment.restorer.unet
         average = AveragedModel(network) if self.ranks.is_first else None
-        self._blend = get_ema_multi_avg_fn(self.settings.ema_decay)
         # Listed once: walking through a small network's modules takes a tenth of a step.
         self._weights = list(network.parameters())
         self._averages = list(average.module.parameters()) if average else []
@@ -101,6 +106,7 @@ class Stepper:
         self.parts = checkpoint.TrainingState(network, average, optimizer)
         self.watch = divergence.DivergenceWatch()
         self.falls = 0
+        self.joint: schedule.Joint | None = None
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
         # A rank that repeats a failed step would hang the others, so "auto" compiles only a training of one process.
         if self.ranks.is_alone or self.settings.compile != "auto":
@@ -191,8 +197,8 @@ class Stepper:
         optimizer.grad_scale, optimizer.found_inf = None, self.watch.add(step + 1, loss, meter.grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % settings.ema_every == 0 and self.parts.average is not None:
-            self._update(self.parts.average)
+        if self.parts.average is not None:
+            self._update(self.parts.average, is_due=(step + 1) % settings.ema_every == 0)
 
     def draw(self, step: int) -> list[MicroBatch]:
         """Return this process's images of a step as micro-batches, with all draws but image-sized fields.
@@ -229,14 +235,20 @@ class Stepper:
             yield
 
     @torch.no_grad()
-    def _update(self, average: AveragedModel) -> None:
-        """Update the moving average; the first update copies the weights."""
-        if not average.n_averaged:
-            average.update_parameters(self.parts.network)
+    def _update(self, average: AveragedModel, *, is_due: bool) -> None:
+        """Update the moving average if it is due; the first few updates are made at every step and count when due.
+
+        With a constant decay the average of a short training would consist of its first weights, and that of one
+        shorter than `ema_every` of the initial ones.
+
+        Source: for the growing decay, `num_updates` of TensorFlow's ExponentialMovingAverage. Bansal et al. copy the
+        weights during the first 2,000 steps instead (`step_start_ema` in their code).
+        """
+        updates = int(average.n_averaged)  # on the CPU
+        if not (is_due or updates < WARM_UPDATES):
             return
-        # update_parameters would send the count to the device and wait.
-        self._blend(self._averages, self._weights, average.n_averaged)
-        average.n_averaged += 1
+        get_ema_multi_avg_fn(warm_decay(self.settings.ema_decay, updates))(self._averages, self._weights, updates)
+        average.n_averaged += is_due
 
     def labels(self, part: MicroBatch) -> Tensor | None:
         """Return the classes (B,) int64 that the network sees, a few replaced by "unknown"; None without classes."""
@@ -247,12 +259,8 @@ class Stepper:
         return devices.upload(labels, self.experiment.device)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step: a linear warm-up, then the schedule."""
-        settings = self.settings
-        scale = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
-        if settings.schedule == "cosine":
-            scale *= 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1)))
-        return settings.lr * scale * divergence.SLOWER**self.falls
+        """Return the learning rate of a step, lowered by each fall."""
+        return self.settings.lr * schedule.scale(self.settings, step, self.joint) * divergence.SLOWER**self.falls
 
     def indices(self, step: int) -> Tensor:
         """Return the indices of a step's training images, (size,) int64 on the CPU."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,31 +9,21 @@ from typing import Any
 
 from colddiff_core import devices
 from colddiff_core.config.schema import TrainConfig
-from colddiff_core.datasets import ImageSet, TrainingSet
+from colddiff_core.datasets import ImageSet, TrainingSet, hold_out
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.runs import FollowerRun, RunWriter, checkpoint
-from colddiff_core.training import divergence, sample_sheet
-from colddiff_core.training.log_meter import TrainingLog, elapsed_seconds
+from colddiff_core.training import divergence, sample_sheet, schedule
+from colddiff_core.training.log_meter import TrainingLog, UnreadableImages, elapsed_seconds
 from colddiff_core.training.recovery import TrainingCheckpoints
 from colddiff_core.training.requests import Action, RequestHandler
 from colddiff_core.training.sample_sheet import Sheet
 from colddiff_core.training.step import Stepper
+from colddiff_core.training.tick import Tick
+from colddiff_core.training.validation import ValidationRecord, Validator
 
 PAUSE_POLL_SECONDS = 0.05  # between looks at control/ while paused
 RANK_HEARTBEAT_SECONDS = 1.0  # between heartbeats to the other ranks while rank 0 samples
-
-
-@dataclasses.dataclass(frozen=True)
-class Tick:
-    """One optimizer step taken; `metrics` is the logged line on the steps that log.
-
-    Pausing and resuming yield one more tick each, of the same step.
-    """
-
-    step: int
-    metrics: dict[str, Any] | None = None
-    is_paused: bool = False
 
 
 class _AbandonedError(ColddiffError):
@@ -59,6 +48,10 @@ class Trainer:
     ) -> None:
         self.experiment = experiment
         self.settings: TrainConfig = experiment.config.train
+        self.validator = None
+        if self.settings.validate_every:
+            train, held = hold_out(train, has_crops=experiment.config.data.crop > 0)
+            self.validator = Validator(experiment, held.center(experiment.config.data.size))
         self.run = run
         self.step = 0
         self.is_stopping = self.is_finished = False  # as all ranks agreed
@@ -70,8 +63,7 @@ class Trainer:
         self.last_sheet: Sheet | None = None
         self.is_stopped_as_asked = False  # by a reader of the run, not by a signal
         self._stopped_by: dict[str, Any] = {}
-        self._skipped_before = train.skipped  # images that could not be read before training began
-        self._skipped_reported = 0  # and since, in the last warning
+        self._unreadable = UnreadableImages(train, self.ranks)
         self._heartbeat = 0.0  # time of the last one to the other ranks
         self.checkpoints = TrainingCheckpoints(experiment, self.stepper, run)
         self.provenance = self.checkpoints.provenance
@@ -92,6 +84,8 @@ class Trainer:
             self._warn(f"{path.name} was damaged; set aside as {aside.name}")
         self.run.forget_after(self.step)
         self.run.event("resumed", step=self.step, **self._processes(), **({"changed": changed} if changed else {}))
+        if words := schedule.announce(self.settings, self.stepper.joint, self.step):
+            self._warn(words)
 
     def stop(self, by: str = "") -> None:
         """End the loop after the current step, with a checkpoint; the event says `by` whom."""
@@ -121,8 +115,9 @@ class Trainer:
             device = devices.describe(self.experiment.device)
             self.run.event("started", device=device, images=len(self.train_set), **self._processes())
         self.stepper.send_ahead(self.step)
-        if self._is_sampled(self.step) and not sample_sheet.path(self.run, self.step).exists():
+        if (self._is_sampled(self.step) or self._is_over) and not sample_sheet.path(self.run, self.step).exists():
             self._sample_due()  # the last trainer was killed while sampling
+        self._is_to_stop = self._is_to_stop or self._is_over
         self._agree()
         while self.step < settings.steps and not self.is_stopping:
             self.stepper.take(self.step, meter)
@@ -130,20 +125,23 @@ class Trainer:
             is_last = self.step == settings.steps
             is_saved = is_last or self.step % settings.checkpoint_every == 0
             is_logged = self._is_logged(self.step)
+            is_validated = self.validator is not None and (is_last or self.step % settings.validate_every == 0)
             # On a GPU this check waits for the step. A skipped step does no harm, so a GPU only pays for it when due.
-            if is_saved or is_logged or self.experiment.device.type == "cpu":
+            if is_saved or is_logged or is_validated or self.experiment.device.type == "cpu":
                 self._check_ranks()
-                why = self._trouble(is_saved)
+                why = self._trouble(is_saved or is_validated)
                 if why:
                     self._go_back(why, meter)
                     yield Tick(self.step)
                     continue
             metrics = self._log(meter) if is_logged else None
+            found = self._validate_due() if is_validated else None
             if is_saved:
                 self._save_due(is_last)
-            if self._is_sampled(self.step):
+            if self._is_sampled(self.step) or self._is_over:
                 self._sample_due()
-            yield Tick(self.step, metrics)
+            self._is_to_stop = self._is_to_stop or self._is_over
+            yield Tick(self.step, metrics, validation=found)
             if is_last:
                 self._agree()
             else:
@@ -152,12 +150,12 @@ class Trainer:
             self._trouble(False)
             self.save()
         has_sheet = sample_sheet.path(self.run, self.step).exists()
-        is_finished = self.step >= settings.steps and (has_sheet or not self.is_stopping)
+        is_finished = self._is_over or (self.step >= settings.steps and (has_sheet or not self.is_stopping))
         self.is_finished, self.is_stopped_as_asked = self.ranks.broadcast_json(
             [is_finished, "answers" in self._stopped_by]
         )
         if self.is_finished:
-            self.run.event("finished", step=self.step)
+            self.run.event("finished", step=self.step, **({"early": True} if self.step < settings.steps else {}))
         else:
             self.run.event("stopped", step=self.step, **self._stopped_by)
 
@@ -206,7 +204,8 @@ class Trainer:
     def _log(self, meter: TrainingLog) -> dict[str, Any] | None:
         """Log a line and return it; None on other ranks, and if no step since the last line had a finite loss."""
         meter.gather(self.ranks)
-        self._report_skipped_images()
+        if message := self._unreadable.message():
+            self._note(message)
         if not self.ranks.is_first:
             return None
         figures = meter.read(self.experiment.operator.steps)
@@ -215,16 +214,6 @@ class Trainer:
         metrics = {"step": self.step} | figures | {"lr": self.stepper.rate(self.step - 1)}
         self.run.log(**metrics)
         return metrics
-
-    def _report_skipped_images(self) -> None:
-        """Log how many images could not be read during training, if there are more of them now.
-
-        Every rank eventually meets the same unreadable images, so report the highest count, not the sum.
-        """
-        (count,) = self.ranks.all_max(self.train_set.skipped - self._skipped_before)
-        if count > self._skipped_reported:
-            self._skipped_reported = count
-            self._note(f"unreadable training images so far: {count}; other images are used instead")
 
     def _save_due(self, is_last: bool) -> None:
         """Save; if the disk refuses, warn and continue, unless this is the last step.
@@ -243,6 +232,29 @@ class Trainer:
             if is_last:
                 raise
             self._warn(f"no checkpoint at step {self.step}: {error.what}")
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether validation, which only rank 0 knows, ends the training early."""
+        return self.ranks.is_first and self.checkpoints.validation.is_over(self.settings)
+
+    def _validate_due(self) -> ValidationRecord | None:
+        """Measure the average on the held-out images and save it if it is the best; only rank 0 does anything.
+
+        Not right after a skipped step, whose weights are not saved either.
+        """
+        average = self.parts.average  # on rank 0
+        if self.validator is None or average is None or self.stepper.watch.in_a_row:
+            return None
+        before = self.checkpoints.validation
+        rmse = self.validator.rmse(average.module, self._beat_while_busy)
+        found = self.checkpoints.validation = before.after(self.step, rmse)
+        self.run.event("validated", step=self.step, rmse=rmse, best_step=found.best_step, failures=found.failures)
+        if found.best_step == self.step and self.settings.keep_best:
+            self._save_due(is_last=False)
+            if self.checkpoints.saved_step != self.step:
+                self.checkpoints.validation = before  # the disk refused, so there is no such checkpoint to use
+        return found
 
     def _sample_due(self) -> None:
         """Write a sheet; if the disk refuses, or training is stopped meanwhile, continue without it."""
@@ -324,9 +336,13 @@ class Trainer:
 
     def _send_heartbeat(self) -> None:
         """Send a heartbeat during long sampling; abandon the sheet if training is to stop."""
+        self._beat_while_busy()
+        if self.is_stopping:
+            raise _AbandonedError("Training is stopping.")
+
+    def _beat_while_busy(self) -> None:
+        """Send a heartbeat to the readers and, now and then, to the other ranks."""
         self.run.beat()
         if self.ranks.is_alone or time.monotonic() - self._heartbeat >= RANK_HEARTBEAT_SECONDS:
             self._heartbeat = time.monotonic()
             self._agree(is_busy=True)
-        if self.is_stopping:
-            raise _AbandonedError("Training is stopping.")

@@ -175,3 +175,16 @@ def test_unsuitable_pictures_in_a_folder_are_skipped(in_folder, capsys):
     assert run(["degrade", "in", "--op", "desaturate", "--out-dir", "out"]) == 0
     assert "b.png" in capsys.readouterr().out
     assert pictures_in(in_folder / "out") == ["a-desaturate-t050.png", "c-desaturate-t050.png"]
+
+
+def test_an_operators_whole_number_may_have_a_point_or_an_exponent(photo, capsys):
+    written = []
+    for value in ("11", "11.0", "1.1e1", "1_1"):
+        words = ["--op", "blur", "--t", "3", "--kernel-size", value, "--std", ".5", "--out", "out.png", "--force"]
+        assert run(["degrade", str(photo), *words]) == 0, capsys.readouterr().err
+        written.append(Path("out.png").read_bytes())
+    assert len(set(written)) == 1
+    for value in ("2.5", "x", "", "true"):
+        assert run(["degrade", str(photo), "--op", "blur", "--kernel-size", value, "--out", "no.png"]) == 2
+        assert "is not a whole number" in capsys.readouterr().err
+    assert "no.png" not in left_behind(Path())

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from colddiff_core import datasets, degradations, runs
+from colddiff_core import datasets, degradations, experiment, runs
 from colddiff_core.config import presets, toml
 from colddiff_core.errors import UsageError
 from colddiff_core.inference import open_run
@@ -173,3 +173,79 @@ def test_the_ground_floor_reads_what_a_run_wrote(tiny_run):
     config = runs.Run(tiny_run).config()
     assert config.train.steps == 6
     assert config.degradation.parameters["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.lr=.001", 0.001),
+        ("train.lr=1.", 1.0),
+        ("train.lr= +.5e-3 ", 0.0005),
+        ("train.lr=1.E-3", 0.001),
+        ("train.lr=1_0.0", 10.0),
+        ("train.steps=1e3", 1000),
+        ("train.steps=1E+03", 1000),
+        ("train.steps=1_000", 1000),
+        ("train.steps=300.0", 300),
+        ("train.steps=300.", 300),
+        ("data.flip=True", True),
+        ("data.flip=FALSE", False),
+        ("data.flip=true", True),
+        ("data.channels=1.0", 1),
+        ("data.dataset=mnist", "mnist"),
+        ("data.dataset='mnist'", "mnist"),
+        ("data.directory=2024", "2024"),
+        ("data.directory=1e3", "1e3"),
+        ("data.directory=true", "true"),
+        ("data.directory=a b/c", "a b/c"),
+        ("train.compile=off", "off"),
+        ("degradation.std=.5", 0.5),
+        ("degradation.steps=2e1", 20),
+        ("degradation.steps=20.", 20),
+        ("degradation.std=2.0", 2.0),
+    ],
+)
+def test_an_obvious_spelling_is_understood(override, value):
+    section, _, key = override.partition("=")[0].partition(".")
+    config = presets.load("digits-blur", [override])
+    owner = getattr(config, section)
+    found = owner.parameters[key] if section == "degradation" else getattr(owner, key)
+    assert (found, type(found)) == (value, type(value))
+    operator = experiment.build_operator(config)
+    if section == "degradation":
+        assert getattr(operator, key) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.steps=1e3.5", "not a whole number"),
+        ("train.steps=2.5", "not a whole number"),
+        ("train.steps=1e300", "too large|not a whole number"),
+        ("train.steps=007", "not a whole number"),
+        ("train.steps=1,000", "not a whole number"),
+        ("train.steps=_1", "not a whole number"),
+        ("train.steps=inf", "not a whole number"),
+        ("train.steps=", "not a whole number"),
+        ("train.lr=.", "not a number"),
+        ("train.lr=e3", "not a number"),
+        ("train.lr=0x1p3", "not a number"),
+        ("train.lr=Infinity", "not a number"),
+        ("data.flip=yes", "true or false"),
+        ("data.flip=1", "true or false"),
+        ("data.flip=T", "true or false"),
+        ("train.seed=True", "not a whole number"),
+    ],
+)
+def test_what_is_not_obvious_is_refused(override, words):
+    with pytest.raises(UsageError, match=words) as refusal:
+        presets.load("digits-blur", [override])
+    assert f"--set {override}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["lr = .001", "steps = 1e3", "steps = 300.0", "lr = 1."])
+def test_a_file_is_strict_toml(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[train]\n{text}\n")
+    with pytest.raises(UsageError, match=r"mine.toml"):
+        presets.load(str(path))

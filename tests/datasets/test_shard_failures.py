@@ -29,7 +29,7 @@ from colddiff_core import datasets
 from colddiff_core.datasets import DatasetRequest, cache
 from colddiff_core.datasets.shards import archive, dataset, listing
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
-from colddiff_core.training.trainer import Trainer
+from colddiff_core.training.log_meter import UnreadableImages
 
 
 @pytest.fixture(autouse=True)
@@ -92,12 +92,13 @@ def test_a_shard_that_opens_slowly_is_reported(tmp_path, monkeypatch):
 
 
 def test_the_highest_count_of_all_processes_is_reported():
-    events: list[str] = []
-    met = SimpleNamespace(skipped=300)
+    met = SimpleNamespace(skipped=0)
     ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, all_max=lambda *values: values)
-    trainer = SimpleNamespace(ranks=ranks, train_set=met, _skipped_before=0, _skipped_reported=0, _note=events.append)
-    Trainer._report_skipped_images(trainer)
-    assert events == ["unreadable training images so far: 300; other images are used instead"]
+    unreadable = UnreadableImages(met, ranks)
+    assert unreadable.message() == ""
+    met.skipped = 300
+    assert unreadable.message() == "unreadable training images so far: 300; other images are used instead"
+    assert unreadable.message() == ""
 
 
 def test_a_shard_is_skipped_only_while_it_is_missing(tmp_path):

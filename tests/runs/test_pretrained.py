@@ -212,7 +212,7 @@ def test_weights_of_another_network_are_refused_and_nothing_is_left(bundled, tmp
         (["train", "--resume", "pretrained:digits-blur"], "colddiff train --from pretrained:digits-blur"),
         (["train", "--resume", "pretrained:digits-blur", "--nproc", "2"], "train --from pretrained:digits-blur"),
         (["train"], "Name a --preset, a run to start --from, or a run to --resume."),
-        (["train", "--from", "pretrained:digits-blur", "--resume", "x"], "Name a --preset"),
+        (["train", "--from", "pretrained:digits-blur", "--resume", "x"], "--from does not go with --resume"),
         (["train", "--from", "nothing"], "No such run: nothing"),
         (["monitor", "pretrained:digits-blur", "--once"], "there is nothing to watch"),
         (["runs", "digits-blot"], "Did you mean 'digits-blur'?"),

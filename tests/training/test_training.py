@@ -216,11 +216,11 @@ def test_another_optimizers_state_is_refused(own_run, tmp_path, change):
 
 
 def test_the_average_forgets_by_its_decay(tmp_path):
-    trainer = make_trainer(tmp_path / "run", "train.ema_every=1", "train.ema_decay=0.75", "train.steps=4")
+    trainer = make_trainer(tmp_path / "run", "train.ema_every=1", "train.ema_decay=0.15", "train.steps=4")
     wanted = None
     for _ in trainer.steps():
         weight = trainer.parts.network.head.weight.detach().clone()
-        wanted = weight if wanted is None else 0.75 * wanted + 0.25 * weight
+        wanted = weight if wanted is None else 0.15 * wanted + 0.85 * weight
         torch.testing.assert_close(trainer.parts.average.module.head.weight, wanted)
     assert trainer.parts.average.n_averaged == 4
     assert not torch.equal(wanted, weight)
