@@ -14,7 +14,7 @@ from colddiff_core.errors import UsageError
 from colddiff_core.images import LUMA
 
 CIFAR_SIDE = 32
-LOSSY = frozenset({".jpg", ".jpeg"})
+LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 CIFAR_RECORD_BYTES = 1 + 3 * CIFAR_SIDE**2  # a label, then three channels
 
 

@@ -14,6 +14,7 @@ from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.errors import ColddiffError, ColddiffWarning, MachineError, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.runs import FollowerRun, RunWriter, checkpoint
+from colddiff_core.text import named
 from colddiff_core.training import divergence, sample_sheet
 from colddiff_core.training.log_meter import TrainingLog, elapsed_seconds
 from colddiff_core.training.recovery import TrainingCheckpoints
@@ -224,7 +225,8 @@ class Trainer:
         (count,) = self.ranks.all_max(self.train_set.skipped - self._skipped_before)
         if count > self._skipped_reported:
             self._skipped_reported = count
-            self._note(f"unreadable training images so far: {count}; other images are used instead")
+            first = f" ({named(files, count)})" if (files := self.train_set.skipped_files) else ""
+            self._note(f"unreadable training images so far: {count}{first}; other images are used instead")
 
     def _save_due(self, is_last: bool) -> None:
         """Save; if the disk refuses, warn and continue, unless this is the last step.

@@ -93,11 +93,12 @@ def test_a_shard_that_opens_slowly_is_reported(tmp_path, monkeypatch):
 
 def test_the_highest_count_of_all_processes_is_reported():
     events: list[str] = []
-    met = SimpleNamespace(skipped=300)
+    met = SimpleNamespace(skipped=300, skipped_files=("image 2 of 'train-0.tar' (truncated)",))
     ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, all_max=lambda *values: values)
     trainer = SimpleNamespace(ranks=ranks, train_set=met, _skipped_before=0, _skipped_reported=0, _note=events.append)
     Trainer._report_skipped_images(trainer)
-    assert events == ["unreadable training images so far: 300; other images are used instead"]
+    first = "image 2 of 'train-0.tar' (truncated) and 299 more"
+    assert events == [f"unreadable training images so far: 300 ({first}); other images are used instead"]
 
 
 def test_a_shard_is_skipped_only_while_it_is_missing(tmp_path):
