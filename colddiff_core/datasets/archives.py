@@ -34,9 +34,9 @@ UNREADABLE = (
     RecursionError,
 )
 _OPENERS: dict[bytes, Callable[[Path], IO[bytes]]] = {
-    b"\x1f\x8b": lambda path: cast(IO[bytes], gzip.open(path)),
-    b"BZ": lambda path: cast(IO[bytes], bz2.open(path)),
-    b"\xfd7": lambda path: cast(IO[bytes], lzma.open(path)),
+    b"\x1f\x8b": lambda path: cast(IO[bytes], gzip.GzipFile(path)),
+    b"BZ": lambda path: cast(IO[bytes], bz2.BZ2File(path)),
+    b"\xfd7": lambda path: cast(IO[bytes], lzma.LZMAFile(path)),  # noqa: SIM115 - the caller closes it
 }
 
 

@@ -120,7 +120,8 @@ class _Walk:
                 elif entry.is_file():
                     self._add(path, entry.name)
                 elif not entry.name.startswith("."):
-                    (found.dangling if entry.is_symlink() else found.others).add(self._name(path))
+                    leads_nowhere = entry.is_symlink() and not path.exists()
+                    (found.dangling if leads_nowhere else found.others).add(self._name(path))
             except OSError as error:
                 if entry.is_symlink():  # to itself, or into a folder that is closed
                     found.dangling.add(self._name(path))
