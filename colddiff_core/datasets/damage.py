@@ -12,7 +12,7 @@ from colddiff_core.text import MOST_SHOWN_CHARACTERS, harmless
 
 _WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|script|\?xml|error|!--)", re.IGNORECASE)
 _LFS = b"version https://git-lfs"
-_CUT = ("truncated", "broken PNG", "unrecognized data stream", "buffer overrun", "not enough", "EOF", "decoder error")
+_CUT = ("truncated", "broken PNG", "unrecognized data stream", "buffer overrun", "not enough", "EOF", "decoder")
 
 
 def kind_of(head: bytes) -> str:
