@@ -173,7 +173,8 @@ class _Reader:
             return kind
         if not self.has_members and self.last.strip(b"\0"):
             return "not a tar archive"
-        if self.is_cut or 0 < len(self.last) < tarfile.BLOCKSIZE:
+        is_odd = not self.last and self._length % tarfile.BLOCKSIZE  # cut in the zeros after the last image
+        if self.is_cut or is_odd or 0 < len(self.last) < tarfile.BLOCKSIZE:
             return CUT
         return "damaged" if self.last.strip(b"\0") else ""
 
