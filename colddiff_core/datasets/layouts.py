@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from colddiff_core.datasets.archives import load_place
@@ -12,8 +13,15 @@ from colddiff_core.paths import cache_folder
 
 
 def data_root(request: DatasetRequest) -> Path:
-    """Return the folder given in the request, else the default data folder."""
-    return request.directory or cache_folder("data")
+    """Return the folder given in the request, else the default data folder.
+
+    Raises:
+        UsageError: It is a file.
+    """
+    root = request.directory or cache_folder("data")
+    if os.path.lexists(root) and not root.is_dir():
+        raise UsageError(f"{root} is not a folder.", "Name a folder with --data-dir.")
+    return root
 
 
 def load_split(
