@@ -34,7 +34,7 @@ def reason_for(error: ColddiffError, path: Path, content: bytes | None = None) -
     """
     if kind := kind_of(head_of(path) if content is None else content[:HEAD_BYTES]):
         return kind
-    text = harmless(error.what).replace(str(path), "").removeprefix("Cannot read ").strip(" :.")
+    text = harmless(error.what.replace(str(path), "")).removeprefix("Cannot read ").strip(" :.")
     if any(sign in text for sign in _CUT):
         return "truncated"
     text = re.sub(r"^(?:is|has) ", "", text).replace("not an image that can be read", "not an image")
