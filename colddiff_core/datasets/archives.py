@@ -9,14 +9,21 @@ import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from colddiff_core.datasets import cache
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.datasets.damage import kind_of
-from colddiff_core.datasets.decoding import MAX_MEMBER_BYTES, Entry, EntrySource, decode, decode_entries
+from colddiff_core.datasets.decoding import (
+    MAX_MEMBER_BYTES,
+    Entry,
+    EntrySource,
+    decode,
+    decode_entries,
+    relative_folders,
+)
 from colddiff_core.datasets.picture_files import find_pictures, head_of, is_companion, is_picture_name
 from colddiff_core.errors import UsageError
 from colddiff_core.images import HEAD_BYTES, suffix_of
@@ -40,8 +47,13 @@ _OPENERS: dict[bytes, Callable[[Path], IO[bytes]]] = {
 }
 
 
-def load_place(place: Path, request: DatasetRequest) -> ImageSet:
+def load_place(place: Path, request: DatasetRequest, places: Sequence[Path] = ()) -> ImageSet:
     """Return the images of a folder, or of a tar archive, as (N, C, H, W) uint8.
+
+    Args:
+        place: The folder or archive.
+        request: Size, channels and crop of the images.
+        places: Those of all splits: a class that one folder lacks counts there too, so that the numbers agree.
 
     Raises:
         UsageError: None of the images can be read, or the archive is damaged.
@@ -49,7 +61,11 @@ def load_place(place: Path, request: DatasetRequest) -> ImageSet:
     if not place.is_dir():
         return decode_archive(place, request)
     found = find_pictures(place)
-    images = decode(found.paths, request, place)
+    others = [other for other in places if other != place and other.is_dir()]
+    folders = {name for other in others for name in relative_folders(find_pictures(other).paths, other)}
+    if "." in folders:  # the other split is not sorted into classes
+        folders = set()
+    images = decode(found.paths, request, place, folders)
     return dataclasses.replace(images, remarks=(*found.remarks, *images.remarks))
 
 

@@ -6,7 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -73,9 +73,7 @@ class EntrySource:
     remarks: Callable[[], tuple[str, ...]] = tuple
 
 
-def decode(
-    paths: Sequence[Path], request: DatasetRequest, root: Path, all_paths: Sequence[Path] | None = None
-) -> ImageSet:
+def decode(paths: Sequence[Path], request: DatasetRequest, root: Path, all_folders: Iterable[str] = ()) -> ImageSet:
     """Decode files under `root` into one set, (N, C, H, W) uint8.
 
     If every file lies in one of several subfolders, these are the classes, sorted by name.
@@ -84,13 +82,13 @@ def decode(
         paths: The files to decode.
         request: Size, channels and crop of the images.
         root: The folder that they are in.
-        all_paths: The files of all splits, if `paths` is only a part, so that all splits number the classes alike.
+        all_folders: The folders of all splits' files, relative to their roots, so that all number the classes alike.
 
     Raises:
         UsageError: None of the files can be read.
     """
     folders = relative_folders(paths, root)
-    return _decode_files(paths, folders, request, root, {*folders, *relative_folders(all_paths or [], root)})
+    return _decode_files(paths, folders, request, root, {*folders, *all_folders})
 
 
 def decode_by_name(paths: Sequence[Path], request: DatasetRequest, source: Path) -> ImageSet:

@@ -52,11 +52,11 @@ def load(request: DatasetRequest) -> ImageSet:
     if splits.found is None or splits.root is None:
         if request.split not in splits.places:
             raise no_training_images(root, splits.places["test"])
-        images = load_place(splits.places[request.split], request)
+        images = load_place(splits.places[request.split], request, tuple(splits.places.values()))
     else:
         paths = splits.found.paths
         chosen = hashed_split(paths, root, request.split, splits.found)
-        images = decode(chosen, request, splits.root, paths)
+        images = decode(chosen, request, splits.root, relative_folders(paths, splits.root))
     return dataclasses.replace(images, remarks=(*splits.remarks, *images.remarks))
 
 

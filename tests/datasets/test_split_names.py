@@ -64,6 +64,25 @@ def test_pack_keeps_the_held_out_part(in_folder, capsys, held_out):
     assert (made["train"]["records"], made["test"]["records"], made["classes"]) == (8, 4, ["a", "b"])
 
 
+@pytest.mark.parametrize("lacking", ["train", "val"])
+def test_a_split_without_a_class_numbers_the_others_alike(tmp_path, lacking):
+    write_split(tmp_path, "train", 10)
+    write_split(tmp_path, "val", 200)
+    shutil.rmtree(tmp_path / lacking / "a")
+    train, test = ask(tmp_path, "train"), ask(tmp_path, "test")
+    assert train.classes == test.classes == ("a", "b")
+    assert (ask(tmp_path, "test") if lacking == "val" else train).labels.tolist() == [1] * 4
+
+
+def test_a_held_out_part_without_class_folders_leaves_the_others_their_classes(tmp_path):
+    write_split(tmp_path, "train", 10)
+    (tmp_path / "val").mkdir()
+    for number in range(3):
+        Image.new("L", (8, 8), 200).save(tmp_path / "val" / f"{number}.png")
+    assert ask(tmp_path, "train").classes == ("a", "b")
+    assert ask(tmp_path, "test").labels is None
+
+
 def test_what_is_not_used_is_said(tmp_path):
     write_split(tmp_path, "train", 10)
     write_split(tmp_path, "val", 100, 1)

@@ -16,7 +16,7 @@ from colddiff_core.datasets import base, decoding
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, Split
 from colddiff_core.datasets.damage import reason_for
 from colddiff_core.datasets.folder import hashed_split, no_training_images, split_folder
-from colddiff_core.datasets.picture_files import find_pictures, is_picture_name
+from colddiff_core.datasets.picture_files import find_pictures
 from colddiff_core.datasets.splits import SPLITS
 from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.files import read_ordinary
@@ -90,7 +90,9 @@ class FileList:
             pixels = read_bytes(path, size=self.size, channels=self.channels, content=content)
         except ColddiffError as error:
             return Refusal(name, reason_for(error, path, content))
-        suffix = path.suffix.lower() if is_picture_name(path.name) else suffix_of(content[:HEAD_BYTES])
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:  # a .jfif is a JPEG
+            suffix = suffix_of(content[:HEAD_BYTES])
         if self.size or self.channels or suffix not in SUFFIXES:
             return Record(_png(pixels), ".png", label)
         return Record(content, suffix, label)
