@@ -23,8 +23,10 @@ def agreed(find: Callable[[], Files]) -> list[tuple[Path, bool]]:
     return [(Path(str(file)), bool(is_named)) for file, is_named in files]
 
 
-def listed(names: list[str]) -> list[tuple[Path, bool]]:
+def listed(names: list[str], *, is_silent: bool = False) -> list[tuple[Path, bool]]:
     """Return the files of all names; those found in folders or by globs may be left out if they cannot be read.
+
+    Warns about what is left out of folders, unless it `is_silent`.
 
     Raises:
         UsageError: A name is empty, a folder or glob has no images, or there are no names.
@@ -40,7 +42,7 @@ def listed(names: list[str]) -> list[tuple[Path, bool]]:
         if path.is_dir():
             found = find_pictures(path)
             inside = found.paths
-            for remark in found.remarks if inside else ():
+            for remark in found.remarks if inside and not is_silent else ():
                 warnings.warn(ColddiffWarning(remark), stacklevel=2)
         elif not path.exists() and glob.has_magic(name):
             inside = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())

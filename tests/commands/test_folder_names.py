@@ -103,7 +103,7 @@ def test_special_files_in_a_folder_are_passed_over(tiny_run, special, in_folder,
     (in_folder / "tiny").symlink_to(tiny_run)
     assert run([*command, "pictures", "--out-dir", "out"]) == 0
     printed = capsys.readouterr()
-    assert "left out 6 files in no known picture format" in printed.out + printed.err
+    assert (printed.out + printed.err).count("left out 6 files in no known picture format") == 1
 
 
 @pytest.mark.parametrize("name", ["cats/pipe.png", "cats/pipe", "cats/socket.png", "cats/zero.png", "/dev/null"])
