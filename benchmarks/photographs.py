@@ -23,7 +23,7 @@ from skimage.transform import resize
 from torch import Tensor
 
 from colddiff_core import experiment, runs, seeds
-from colddiff_core.datasets.decoding import list_images
+from colddiff_core.datasets.picture_files import find_pictures
 from colddiff_core.degradations import Degradation
 from colddiff_core.images import quantize, read, to_bytes
 from colddiff_core.inference import open_run, photograph
@@ -48,7 +48,7 @@ def main() -> None:
     built, step = trained.experiment, trained.step
     op = built.operator
     severities = [int(t) for t in chosen.t.split(",") if t] or sorted({1, op.steps // 4 or 1, op.steps // 2, op.steps})
-    files = list_images(chosen.folder)
+    files = find_pictures(chosen.folder).paths
     originals = [read(file, channels=built.channels) for file in files]
     rows: dict[str, list[float]] = {}
     for t in severities:

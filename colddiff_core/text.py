@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 )  # terminals obey some of them, and lone surrogates cannot be encoded
 MOST_SHOWN_CHARACTERS = 80
+MOST_NAMED = 3  # of many files or shards
 
 
 def harmless(text: str) -> str:
@@ -34,6 +35,30 @@ def beginning(text: str) -> str:
 def counted(number: int, thing: str) -> str:
     """Return a count with its noun: "1 image", "2 images"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def named(names: Sequence[str], count: int) -> str:
+    """Return the first few of `count` names: "a, b, c and 4 more". `names` may hold only the first of them."""
+    first = [beginning(harmless(name)) for name in names[:MOST_NAMED]]
+    more = count - len(first)
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
+class NameTally:
+    """Counts names, and remembers the first few."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.names: list[str] = []
+
+    def __str__(self) -> str:
+        return named(self.names, self.count)
+
+    def add(self, name: str) -> None:
+        """Count a name."""
+        self.count += 1
+        if self.count <= MOST_NAMED:
+            self.names.append(name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,9 @@ import typer
 
 from colddiff_cli.arguments import completions, registered
 from colddiff_core.config.schema import LARGEST_SEED
+from colddiff_core.errors import UsageError
 from colddiff_core.evaluation.feature_names import FEATURES
+from colddiff_core.text import CONTROLS
 
 Device = Annotated[
     str,
@@ -106,5 +108,15 @@ def run_overrides(data_dir: Path | None, precision: str | None, compiled: str | 
 
 
 def data_override(data_dir: Path | None) -> list[str]:
-    """Return the override for `--data-dir`, with an absolute path."""
-    return [f"data.directory={json.dumps(str(data_dir.resolve()))}"] if data_dir else []  # JSON text is TOML text
+    """Return the override for `--data-dir`, with an absolute path.
+
+    Raises:
+        UsageError: run.toml could not hold the folder's name.
+    """
+    if data_dir is None:
+        return []
+    name = str(data_dir.resolve())
+    if CONTROLS.search(name):
+        what = f"--data-dir {data_dir}: its path is not UTF-8 or has control characters, which run.toml cannot hold."
+        raise UsageError(what, "Rename the folder.")
+    return [f"data.directory={json.dumps(name, ensure_ascii=False)}"]  # TOML knows JSON's text, but no surrogates

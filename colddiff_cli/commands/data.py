@@ -13,7 +13,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import manifest, series
 from colddiff_core.config.schema import MOST_SIDE_PIXELS
 from colddiff_core.errors import UsageError
-from colddiff_core.text import counted
+from colddiff_core.text import counted, named
 
 if TYPE_CHECKING:
     from colddiff_core.datasets.base import Split
@@ -66,7 +66,7 @@ def pack(
 ) -> None:
     """Pack images into shuffled tar shards, to train on with `data.dataset=shards`.
 
-    A folder with train and test keeps its splits; otherwise a tenth of the files is held out for testing.
+    A folder with train, and test or val, keeps its splits; otherwise a tenth of the files is held out for testing.
     """
     screen = Screen(json)
     if out_dir is None:
@@ -74,6 +74,8 @@ def pack(
     if channels == 2:
         raise UsageError("--channels 2 is not supported.", "Use 1 for gray or 3 for color.")
     splits, given = _splits(sources or [], dataset, data_dir, size, channels)
+    for remark in splits.remarks:
+        screen.warn(remark)
 
     from colddiff_core.datasets.shards.counts import COUNTS_FILE
     from colddiff_core.datasets.shards.pack import MEGABYTE_BYTES, ShardLimits, existing_shards, finish
@@ -172,9 +174,11 @@ def _splits(
 
 def _summary(split: str, made: PackedSplit) -> str:
     left = f"; left out {counted(made.skipped, 'file')} that could not be read" if made.skipped else ""
+    left += f": {named(made.skipped_files, made.skipped)}" if made.skipped_files else ""
     return f"{split}: {counted(made.records, 'image')} in {counted(len(made.shards), 'shard')}{left}"
 
 
 def _table(made: PackedSplit) -> dict[str, Any]:
     size = sum(size for size, _ in made.shards.values())
-    return {"records": made.records, "skipped": made.skipped, "shards": list(made.shards), "bytes": size}
+    counts = {"records": made.records, "skipped": made.skipped, "skipped_files": made.skipped_files}
+    return counts | {"shards": list(made.shards), "bytes": size}

@@ -204,13 +204,13 @@ def _size_of(preset: str | None) -> int:
 
 def _pool(operator: Degradation, second: Path | None) -> list[Path]:
     """Return the pictures to mix in; empty for an operator that mixes in none."""
-    from colddiff_core.datasets.decoding import list_images
+    from colddiff_core.datasets.picture_files import find_pictures
 
     if not operator.second_field:
         return []
     if second is None:
         raise UsageError(f"{operator.name} mixes in a second picture.", "Name an image or a folder with --second.")
-    pool = list_images(second) if second.is_dir() else [second]
+    pool = find_pictures(second).paths if second.is_dir() else [second]
     if not pool:
         raise UsageError(f"No images in {second}.", "Name an image or a folder of images with --second.")
     return pool

@@ -112,7 +112,8 @@ def restore(
         is_resumed=resume,
         is_forced=force,
     )
-    inputs.agreed(lambda: inputs.listed(pictures))  # a misspelled name is reported before anything is loaded
+    # A misspelled name is reported before anything is loaded.
+    inputs.agreed(lambda: inputs.listed(pictures, is_silent=True))
     if run is not None:
         found = restorers.of_run(screen, run, operator)
     else:

@@ -9,8 +9,9 @@ from colddiff_core.datasets import mnist as _mnist
 from colddiff_core.datasets import photos as _photos
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, TrainingSet, find, load, names, required_package
 from colddiff_core.datasets.held_out import hold_out
-from colddiff_core.datasets.shards import dataset as _shards
-from colddiff_core.datasets.shards.dataset import Shards, open_shards
+from colddiff_core.datasets.shards import opening as _shards
+from colddiff_core.datasets.shards.dataset import Shards
+from colddiff_core.datasets.shards.opening import open_shards
 
 __all__ = [
     "DatasetRequest",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from colddiff_core import seeds
 from colddiff_core.datasets import epoch_order
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.images import to_floats
 from colddiff_core.text import nearest, shown
 
@@ -85,6 +87,16 @@ class TrainingSet(Protocol):
         ...
 
     @property
+    def skipped_files(self) -> tuple[str, ...]:
+        """The first few of these files, each with the reason: "a/1.png (truncated)"."""
+        ...
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know about how the files were found, a line each."""
+        ...
+
+    @property
     def suffixes(self) -> frozenset[str]:
         """Suffixes of the image files, such as ".png"; empty if there are no files."""
         ...
@@ -128,6 +140,8 @@ class ImageSet:
         skipped: Number of files left out because they are unreadable or too small for a crop.
         suffixes: Suffixes of the image files; empty if the images do not come from files.
         note: How the images differ from the published data set, such as "JPEG".
+        skipped_files: The first few of the files left out, each with the reason: "a/1.png (truncated)".
+        remarks: What a user should know about how the files were found, a line each.
     """
 
     pixels: Tensor
@@ -136,6 +150,8 @@ class ImageSet:
     skipped: int = 0
     suffixes: frozenset[str] = frozenset()
     note: str = ""
+    skipped_files: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -252,7 +268,16 @@ def load(name: str, request: DatasetRequest) -> ImageSet:
         UsageError: The name is unknown, the data set cannot be cropped, or its files are missing or damaged.
         MachineError: The files cannot be downloaded or written.
     """
-    return find(name, crop=request.crop)(request)
+    images = find(name, crop=request.crop)(request)
+    for remark in images.remarks:
+        warn_once(remark)
+    return images
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn, unless this process already has: both splits of a data set have the same to say about its folder."""
+    warnings.warn(ColddiffWarning(message), stacklevel=3)
 
 
 def find(name: str, *, crop: int = 0) -> Loader:

@@ -91,8 +91,16 @@ def load(key: CacheKey) -> ImageSet | None:
         labels = None if metadata["labels"] is None else torch.tensor(metadata["labels"], dtype=torch.int64)
         if labels is not None and len(labels) != len(pixels):
             return None
+        skipped = int(metadata["skipped"])
         return ImageSet(
-            pixels, labels, tuple(metadata["classes"]), int(metadata["skipped"]), frozenset(metadata["suffixes"])
+            pixels,
+            labels,
+            tuple(metadata["classes"]),
+            skipped,
+            frozenset(metadata["suffixes"]),
+            # Entries of earlier versions lack the names: one with files left out is made again.
+            skipped_files=tuple(map(str, metadata["skipped_files"])) if skipped else (),
+            remarks=tuple(map(str, metadata.get("remarks", ()))),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return None
@@ -194,6 +202,8 @@ def _store(key: CacheKey, stack: np.ndarray, rows: np.ndarray, metadata: ImageSe
         "classes": list(metadata.classes),
         "skipped": metadata.skipped,
         "suffixes": sorted(metadata.suffixes),
+        "skipped_files": list(metadata.skipped_files),
+        "remarks": list(metadata.remarks),
     }
     with contextlib.suppress(MachineError), whole(key.metadata) as draft:
         draft.write_text(json.dumps(described) + "\n", encoding="utf-8")

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
-from colddiff_core.datasets.decoding import decode, list_images
+from colddiff_core.datasets.damage import kind_of
+from colddiff_core.datasets.decoding import decode
 from colddiff_core.datasets.folder import hashed_split
 from colddiff_core.datasets.layouts import data_root, load_split
+from colddiff_core.datasets.picture_files import find_pictures
+from colddiff_core.errors import UsageError
+from colddiff_core.files import read_ordinary
 
+MAX_LIST_BYTES = 1 << 26
 CELEBA_SPLITS = {"train": "0", "test": "2"}  # as numbered in list_eval_partition.txt
 
 
@@ -33,10 +38,20 @@ def load_celeba(request: DatasetRequest) -> ImageSet:
 
 
 def _celeba_paths(aligned: Path, split: str) -> list[Path]:
-    paths = list_images(aligned)
+    found = find_pictures(aligned)
     partition = aligned.parent / "list_eval_partition.txt"
     if not partition.is_file():
-        return hashed_split(paths, aligned, split)
-    rows = (line.split() for line in partition.read_text(encoding="ascii", errors="replace").splitlines())
+        return hashed_split(found.paths, aligned, split, found)
+    try:
+        content = read_ordinary(partition, MAX_LIST_BYTES)
+    except OSError as error:
+        raise UsageError(f"Cannot read {partition}: {error.strerror or error}.", "Check the file.") from None
+    rows = [line.split() for line in content.decode("ascii", errors="replace").splitlines()]
     chosen = {row[0] for row in rows if len(row) == 2 and row[1] == CELEBA_SPLITS[split]}
-    return [path for path in paths if path.name in chosen]
+    if not chosen:
+        kind = kind_of(content) or "no list of CelebA's splits"
+        raise UsageError(f"{partition} is {kind}.", "Delete it and download it again, or do without it.")
+    paths = [path for path in found.paths if path.name in chosen]
+    if len(found.paths) > 1 and not paths:
+        raise UsageError(f"{partition} names none of the images in {aligned}.", "Check that both are of CelebA.")
+    return paths

@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, crop_unsupported, fit, register
+from colddiff_core.datasets.damage import kind_of
 from colddiff_core.datasets.layouts import data_root, load_split
 from colddiff_core.errors import UsageError
+from colddiff_core.files import read_ordinary
 from colddiff_core.images import LUMA
 
 CIFAR_SIDE = 32
-LOSSY = frozenset({".jpg", ".jpeg"})
+LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+MAX_FILE_BYTES = 1 << 28
 CIFAR_RECORD_BYTES = 1 + 3 * CIFAR_SIDE**2  # a label, then three channels
 
 
@@ -44,14 +47,21 @@ def load_cifar10(request: DatasetRequest) -> ImageSet:
     return dataclasses.replace(images, note="JPEG") if images.suffixes & LOSSY else images
 
 
+def _content(path: Path) -> bytes:
+    """Return the records of a file. Raises UsageError if it is missing or damaged."""
+    remedy = "Delete it and unpack the archive again."
+    try:
+        content = read_ordinary(path, MAX_FILE_BYTES)
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror or error}.", "Unpack the archive again.") from None
+    if kind := kind_of(content) or ("cut short" if len(content) % CIFAR_RECORD_BYTES else ""):
+        raise UsageError(f"CIFAR-10 cannot be read: {path} is {kind}.", remedy)
+    return content
+
+
 def _read_binary(folder: Path, request: DatasetRequest) -> ImageSet:
     files = [f"data_batch_{i}.bin" for i in range(1, 6)] if request.split == "train" else ["test_batch.bin"]
-    try:
-        records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in files])
-    except OSError as error:
-        raise UsageError(f"Cannot read {error.filename}: {error.strerror}.", "Unpack the archive again.") from None
-    if not len(records) or len(records) % CIFAR_RECORD_BYTES:
-        raise UsageError(f"The CIFAR-10 files in {folder} are cut short.", "Unpack the archive again.")
+    records = np.frombuffer(b"".join(_content(folder / name) for name in files), np.uint8).copy()
     table = torch.from_numpy(records).view(-1, CIFAR_RECORD_BYTES)
     pixels = table[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
     if request.channels == 1:

@@ -1,16 +1,12 @@
-"""Decode image files in folders and tar archives, in parallel; broken ones are skipped and counted."""
+"""Decode image files in parallel; broken ones are skipped, counted and named."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import dataclasses
-import functools
-import lzma
 import os
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -19,12 +15,12 @@ import torch
 
 from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
+from colddiff_core.datasets.damage import reason_for
 from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, UsageError
-from colddiff_core.images import SUFFIXES, count_pixels, read_bytes
-from colddiff_core.text import counted
+from colddiff_core.images import count_pixels, read_bytes
+from colddiff_core.text import NameTally, counted
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz")
 COLOR = 3
 SMALL_FILE_BYTES = 8192  # below this, threads cost more than they save
 MAX_MEMBER_BYTES = 1 << 26  # larger files in archives are not read
@@ -40,11 +36,15 @@ class Entry:
         path: Its path, or its name in an archive.
         folder: Its folder relative to the split.
         content: Its bytes if it comes from an archive, else None.
+        title: What it is called in messages; empty for its name.
+        refusal: Why it cannot be read, if that is known already.
     """
 
     path: Path
     folder: str
     content: bytes | None = None
+    title: str = ""
+    refusal: str = ""
 
     @property
     def name(self) -> str:
@@ -52,34 +52,28 @@ class Entry:
         return PurePosixPath(self.folder, self.path.name).as_posix()
 
 
-def list_images(root: Path) -> list[Path]:
-    """Return the files under `root` with image suffixes, sorted by path; hidden files are left out.
+def _own_names(folders: set[str]) -> dict[str, str]:
+    return {folder: folder for folder in folders}
 
-    Links to files are followed, links to folders are not. Unreadable folders are skipped.
+
+@dataclasses.dataclass(frozen=True)
+class EntrySource:
+    """Image files to decode, and what is known once all have been read.
+
+    Attributes:
+        entries: The image files.
+        name_classes: Maps their folders to class names.
+        is_complete: Whether all entries came; otherwise the images are not cached.
+        remarks: What a user should know about them, a line each.
     """
-    paths: list[Path] = []
-    _list(root, paths)
-    return paths
+
+    entries: Iterator[Entry]
+    name_classes: ClassNaming = _own_names
+    is_complete: Callable[[], bool] = lambda: True
+    remarks: Callable[[], tuple[str, ...]] = tuple
 
 
-def _list(folder: Path, paths: list[Path]) -> None:
-    # Walking folders in name order gives path order, which saves sorting half a million paths.
-    try:
-        with os.scandir(folder) as scanned:
-            entries = sorted(scanned, key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
-        with contextlib.suppress(OSError):
-            if entry.is_dir(follow_symlinks=False):
-                _list(folder / entry.name, paths)
-            elif _is_image(entry.name) and entry.is_file():
-                paths.append(folder / entry.name)
-
-
-def decode(
-    paths: Sequence[Path], request: DatasetRequest, root: Path, all_paths: Sequence[Path] | None = None
-) -> ImageSet:
+def decode(paths: Sequence[Path], request: DatasetRequest, root: Path, all_folders: Iterable[str] = ()) -> ImageSet:
     """Decode files under `root` into one set, (N, C, H, W) uint8.
 
     If every file lies in one of several subfolders, these are the classes, sorted by name.
@@ -88,13 +82,13 @@ def decode(
         paths: The files to decode.
         request: Size, channels and crop of the images.
         root: The folder that they are in.
-        all_paths: The files of all splits, if `paths` is only a part, so that all splits number the classes alike.
+        all_folders: The folders of all splits' files, relative to their roots, so that all number the classes alike.
 
     Raises:
         UsageError: None of the files can be read.
     """
     folders = relative_folders(paths, root)
-    return _decode_files(paths, folders, request, root, {*folders, *relative_folders(all_paths or [], root)})
+    return _decode_files(paths, folders, request, root, {*folders, *all_folders})
 
 
 def decode_by_name(paths: Sequence[Path], request: DatasetRequest, source: Path) -> ImageSet:
@@ -108,13 +102,7 @@ def decode_by_name(paths: Sequence[Path], request: DatasetRequest, source: Path)
     return _decode_files(paths, ["."] * len(paths), request, source, {"."})
 
 
-def decode_entries(
-    entries: Iterator[Entry],
-    request: DatasetRequest,
-    source: Path,
-    stamps: Sequence[object],
-    is_complete: Callable[[], bool],
-) -> ImageSet:
+def decode_entries(entries: EntrySource, request: DatasetRequest, source: Path, stamps: Sequence[object]) -> ImageSet:
     """Decode entries into one set, with their folders as classes; cached as long as `stamps` stay the same.
 
     Args:
@@ -122,13 +110,11 @@ def decode_entries(
         request: Size, channels and crop of the images.
         source: Stands for all entries in messages and as the cache key.
         stamps: What the pixels depend on.
-        is_complete: Called after the last entry; if it returns False, the images are not cached.
 
     Raises:
         UsageError: None of the entries can be read.
     """
-    key = cache.key(source, request, _channels(request), stamps)
-    return _load(entries, request, source, key, lambda folders: {folder: folder for folder in folders}, is_complete)
+    return _load(entries, request, source, cache.key(source, request, _channels(request), stamps))
 
 
 def _decode_files(
@@ -139,101 +125,47 @@ def _decode_files(
     else:
         stamps = [(folder, path.name, cache.stamp(path)) for path, folder in zip(paths, folders, strict=True)]
         key = cache.key(source, request, _channels(request), (sorted(all_folders), stamps))
-    entries = map(Entry, paths, folders)
-    return _load(entries, request, source, key, lambda _: {folder: folder for folder in all_folders})
+    entries = EntrySource(map(Entry, paths, folders), lambda _: _own_names(all_folders))
+    return _load(entries, request, source, key)
 
 
-def find_split(root: Path, names: Sequence[str]) -> Callable[[DatasetRequest], ImageSet] | None:
-    """Return a loader for the first of `names` that is a folder or tar archive in `root`, or None."""
-    for name in names:
-        folder = root / name
-        if folder.is_dir():
-            return functools.partial(_decode_folder, folder)
-        for suffix in ARCHIVES:
-            archive = root / (name + suffix)
-            if archive.is_file():
-                return functools.partial(_decode_archive, archive)
-    return None
-
-
-def _decode_folder(folder: Path, request: DatasetRequest) -> ImageSet:
-    return decode(list_images(folder), request, folder)
-
-
-def _decode_archive(archive: Path, request: DatasetRequest) -> ImageSet:
-    key = cache.key(archive, request, _channels(request), (cache.stamp(archive),))
-    return _load(_members(archive), request, archive, key, _without_split_folder)
-
-
-def _without_split_folder(folders: set[str]) -> dict[str, str]:
-    """Map the folders of an archive to class names, dropping a single outer folder if there is one."""
-    outer = {PurePosixPath(folder).parts[:1] for folder in folders}
-    if len(outer) != 1 or outer == {()}:
-        return {folder: folder for folder in folders}
-    return {folder: PurePosixPath(*PurePosixPath(folder).parts[1:]).as_posix() for folder in folders}
-
-
-def _members(archive: Path) -> Iterator[Entry]:
-    """Yield the images of an archive, read into memory: nothing is unpacked, so no name in it can do harm."""
-    try:
-        with tarfile.open(archive) as opened:
-            for member in opened:
-                inner = PurePosixPath(member.name)
-                path = archive / inner.name
-                if member.isfile() and _is_image(inner.name):
-                    # A larger file may be a decompression bomb, so it counts as unreadable.
-                    stream = opened.extractfile(member) if member.size <= MAX_MEMBER_BYTES else None
-                    yield Entry(path, inner.parent.as_posix(), stream.read() if stream else b"")
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError) as error:
-        raise UsageError(f"Cannot read {archive}: {error}.", "It may be truncated: download it again.") from None
-
-
-def _load(
-    entries: Iterator[Entry],
-    request: DatasetRequest,
-    source: Path,
-    key: cache.CacheKey | None,
-    class_naming: ClassNaming,
-    is_complete: Callable[[], bool] = lambda: True,
-) -> ImageSet:
+def _load(source: EntrySource, request: DatasetRequest, place: Path, key: cache.CacheKey | None) -> ImageSet:
     """Return the cached images, or decode the entries."""
     cached = cache.load(key) if key else None
-    return cached or _decode(entries, request, source, key, class_naming, is_complete)
+    return cached or _decode(source, request, place, key)
 
 
-def _decode(
-    entries: Iterator[Entry],
-    request: DatasetRequest,
-    source: Path,
-    key: cache.CacheKey | None,
-    class_naming: ClassNaming,
-    is_complete: Callable[[], bool],
-) -> ImageSet:
+def _decode(source: EntrySource, request: DatasetRequest, place: Path, key: cache.CacheKey | None) -> ImageSet:
     size = 0 if request.crop else request.size
     max_images = max(
         1, min(cache.CHUNK_IMAGES, MAX_CHUNK_BYTES // (_channels(request) * request.size**2))
     )  # written at once
 
-    def read(entry: Entry) -> np.ndarray | None:
+    def read(entry: Entry) -> np.ndarray | str:
+        """Return a picture, or why it cannot be read."""
+        if entry.refusal:
+            return entry.refusal
         try:
             return read_bytes(entry.path, size=size, channels=_channels(request), content=entry.content)
-        except ColddiffError:
-            return None
+        except ColddiffError as error:
+            return reason_for(error, entry.path, entry.content)
 
     seen: set[str] = set()  # folders, including those of broken files
     image_folders: list[str] = []  # one per image
     suffixes: set[str] = set()
-    count = used = 0
+    skipped = NameTally()
+    used = 0
     with cache.CacheDraft(key) as draft:
         with ThreadPoolExecutor(environment.processors()) as pool:
-            for chunk in _chunks(entries, request):
-                count += len(chunk)
+            for chunk in _chunks(source.entries, request):
                 seen.update(entry.folder for entry in chunk)
                 tiles: list[np.ndarray] = []
                 pictures = map(read, chunk) if _are_small(chunk) else pool.map(read, chunk)
                 for entry, picture in zip(chunk, pictures, strict=True):
-                    corners = [] if picture is None else _corners(picture, entry, request)
-                    if picture is None or not corners:
+                    corners = [] if isinstance(picture, str) else _corners(picture, entry, request)
+                    if isinstance(picture, str) or not corners:
+                        why = picture if isinstance(picture, str) else _too_small(picture)
+                        skipped.add(f"{entry.title or entry.name} ({why})")
                         continue
                     used += 1
                     suffixes.add(entry.path.suffix.lower())
@@ -246,11 +178,17 @@ def _decode(
                 if tiles:
                     draft.add(np.stack(tiles))
         if not used:
-            raise _no_images(count, source, request)
-        if not is_complete():
+            raise _no_images(skipped, place, request)
+        if not source.is_complete():
             draft.skip_cache()
-        metadata = ImageSet(torch.empty(0), skipped=count - used, suffixes=frozenset(suffixes))
-        names = class_naming(seen)
+        metadata = ImageSet(
+            torch.empty(0),
+            skipped=skipped.count,
+            suffixes=frozenset(suffixes),
+            skipped_files=tuple(skipped.names),
+            remarks=source.remarks(),
+        )
+        names = source.name_classes(seen)
         classes = tuple(sorted(set(names.values())))
         if len(classes) < 2 or "." in classes:  # the folders are not classes
             return draft.finish(crops.order(len(image_folders)) if request.crop else None, metadata)
@@ -265,9 +203,13 @@ def _corners(picture: np.ndarray, entry: Entry, request: DatasetRequest) -> list
     return crops.corners(picture.shape[-2:], request, entry.name) if request.crop else [(0, 0)]
 
 
-def _no_images(count: int, source: Path, request: DatasetRequest) -> UsageError:
+def _too_small(picture: np.ndarray) -> str:
+    return f"only {picture.shape[-1]} x {picture.shape[-2]} pixels"
+
+
+def _no_images(skipped: NameTally, source: Path, request: DatasetRequest) -> UsageError:
     what = f"No readable image in {source}"
-    tried = f"({counted(count, 'image')} tried)."
+    tried = f"({counted(skipped.count, 'image')} tried{': ' if skipped.count else ''}{skipped})."
     if not request.crop:
         return UsageError(f"{what} {tried}", "Check the files.")
     what = f"{what} has at least {request.size} x {request.size} pixels {tried}"
@@ -327,7 +269,3 @@ def _are_small(entries: Sequence[Entry]) -> bool:
         with contextlib.suppress(OSError):
             sizes.append(len(entry.content) if entry.content is not None else entry.path.stat().st_size)
     return bool(sizes) and sum(sizes) < SMALL_FILE_BYTES * len(sizes)
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")

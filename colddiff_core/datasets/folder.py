@@ -2,54 +2,148 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
-from colddiff_core.datasets.decoding import decode, find_split, list_images
+from colddiff_core.datasets.archives import load_place
+from colddiff_core.datasets.base import DatasetRequest, ImageSet, Split, register
+from colddiff_core.datasets.decoding import decode, relative_folders
+from colddiff_core.datasets.picture_files import FoundPictures, find_pictures, is_picture_name
+from colddiff_core.datasets.splits import archive_stem, find_splits, names_in
 from colddiff_core.errors import UsageError
 from colddiff_core.images import SUFFIXES
+from colddiff_core.text import counted, named
 
 TEST_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSplits:
+    """How the images of a folder are split.
+
+    Attributes:
+        places: The folder or archive of each split, if it has its own.
+        found: The images of the whole folder, if the splits have no places.
+        root: The folder that class names are relative to, if the splits have no places.
+        remarks: What a user should know about it, a line each.
+    """
+
+    places: dict[Split, Path]
+    found: FoundPictures | None = None
+    root: Path | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @register("folder", has_crops=True)
 def load(request: DatasetRequest) -> ImageSet:
     """Return the images under a folder as (N, C, H, W) uint8, scaled and center-cropped.
 
-    RGB unless gray is requested. If the folder has `train` and `test` (folders or tar archives), those are the splits;
-    otherwise a tenth of the files is held out for testing, chosen by a hash of their relative paths. If every image
-    lies in one of several subfolders, these are the classes. Files that are unreadable or too small for a crop are
-    skipped and counted.
+    RGB unless gray is requested. See `split_folder` for the splits. If every image lies in one of several subfolders,
+    these are the classes. Files that are unreadable or too small for a crop are skipped, counted and named.
 
     Raises:
         UsageError: The folder is missing, or has no readable image in the split.
     """
-    root = request.directory
+    root = checked_folder("folder", request.directory)
+    splits = split_folder(root)
+    if splits.found is None or splits.root is None:
+        if request.split not in splits.places:
+            raise no_training_images(root, splits.places["test"])
+        images = load_place(splits.places[request.split], request, tuple(splits.places.values()))
+    else:
+        paths = splits.found.paths
+        chosen = hashed_split(paths, root, request.split, splits.found)
+        images = decode(chosen, request, splits.root, relative_folders(paths, splits.root))
+    return dataclasses.replace(images, remarks=(*splits.remarks, *images.remarks))
+
+
+def checked_folder(name: str, root: Path | None) -> Path:
+    """Return the folder of the data set `name`.
+
+    Raises:
+        UsageError: There is none, or it is not a folder.
+    """
     if root is None:
-        raise UsageError("The dataset 'folder' needs a folder.", "Name it with --data-dir.")
+        raise UsageError(f"The dataset '{name}' needs a folder.", "Name it with --data-dir.")
     if not root.is_dir():
-        raise UsageError(f"No such folder: {root}.", "Name an existing one with --data-dir.")
-    if find_split(root, ["train"]) and find_split(root, ["test"]):
-        split = find_split(root, [request.split])
-        assert split is not None
-        return split(request)
-    paths = list_images(root)
-    return decode(hashed_split(paths, root, request.split), request, root, paths)
+        what = f"{root} is not a folder." if os.path.lexists(root) else f"No such folder: {root}."
+        raise UsageError(what, "Name an existing one with --data-dir.")
+    return root
 
 
-def hashed_split(paths: list[Path], root: Path, split: str) -> list[Path]:
+def split_folder(root: Path) -> FolderSplits:
+    """Return how the images of a folder are split.
+
+    If it has `train`, and `test` or `val` (folders or tar archives, see `splits.NAMES`), those are the splits.
+    Otherwise a tenth of the files is held out, chosen by a hash of their relative paths; `train` alone is the whole.
+
+    Raises:
+        UsageError: There is only an archive of training images.
+    """
+    training, held_out = find_splits(root, "train"), find_splits(root, "test")
+    if training and held_out:
+        if os.path.samefile(training[0], held_out[0]):
+            what = f"{training[0]} and {held_out[0]} are the same."
+            raise UsageError(what, "Hold out other images, or remove one of them to hold out a tenth.")
+        return FolderSplits({"train": training[0], "test": held_out[0]}, remarks=_unused(root, training, held_out))
+    found = find_pictures(root)
+    remarks = found.remarks
+    inside = training[:1] or held_out[:1]
+    if inside and not inside[0].is_dir() and not found.paths:
+        if held_out:
+            return FolderSplits({"test": held_out[0]})
+        remedy = f"Add {training[0].name.replace(archive_stem(training[0].name), 'test')}, or unpack it."
+        raise UsageError(f"There is only {training[0].name} in {root}, and nothing to test on.", remedy)
+    if inside and found.paths and all(path.is_relative_to(inside[0]) for path in found.paths):
+        if held_out:
+            return FolderSplits({"test": held_out[0]})
+        what = f"{root} has no test or val: a tenth of {training[0].name} is held out"
+        return FolderSplits({}, found, training[0], (what, *remarks))
+    if held_out and any(path.is_relative_to(held_out[0]) for path in found.paths):
+        name = held_out[0].name
+        what = f"{root} has {name} but no train: {name} counts as a class; move the others into train to hold it out"
+        remarks = (what, *remarks)
+    folders = relative_folders(found.paths, root)
+    if beside := folders.count("."):
+        others = sorted({folder.partition("/")[0] for folder in folders} - {"."})
+        if len(others) > 1:
+            what = f"{root}: {counted(beside, 'picture')} in no subfolder"
+            remarks = (f"{what}, so {named(others, len(others))} are not taken for classes", *remarks)
+    return FolderSplits({}, found, root, remarks)
+
+
+def _unused(root: Path, training: Sequence[Path], held_out: Sequence[Path]) -> tuple[str, ...]:
+    """Return a line about what is in a folder beside its splits, if anything is."""
+    used = {training[0].name, held_out[0].name}
+    others = [
+        name
+        for name in names_in(root)
+        if name not in used and ((root / name).is_dir() or archive_stem(name) or is_picture_name(name))
+    ]
+    line = f"{root}: {training[0].name} is trained on, {held_out[0].name} is held out"
+    return (f"{line}; not used: {named(others, len(others))}",) if others else ()
+
+
+def no_training_images(root: Path, held_out: Path) -> UsageError:
+    """Return the error for a folder that has nothing but images that are held out."""
+    what = f"{root} has only {held_out.name}, which is held out, and nothing to train on."
+    return UsageError(what, f"Add a folder train, or name {held_out} itself to hold out a tenth of it.")
+
+
+def hashed_split(paths: list[Path], root: Path, split: str, found: FoundPictures | None = None) -> list[Path]:
     """Return the paths that belong to a split, chosen by a hash of each path relative to `root`.
 
     Raises:
-        UsageError: There are fewer than two paths.
+        UsageError: There are fewer than two paths; it says what `found` has left out.
     """
     if len(paths) < 2:
         what = f"Only one image in {root}" if paths else f"No images in {root}"
+        left_out = f": {found.left_out}" if found and found.left_out else ""
         remedy = f"Add images: a dataset needs at least two, one of them to test on ({', '.join(sorted(SUFFIXES))})."
-        raise UsageError(f"{what}.", remedy)
+        raise UsageError(f"{what}{left_out}.", remedy)
     names = [path.relative_to(root).as_posix() for path in paths]
     test_names = held_out(names)
     return [path for path, name in zip(paths, names, strict=True) if (name in test_names) == (split == "test")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from colddiff_core import datasets
 from colddiff_core.config.schema import Config, DataConfig
 from colddiff_core.errors import UsageError
-from colddiff_core.text import counted
+from colddiff_core.text import counted, named
 
 
 def load_images(
@@ -84,9 +84,10 @@ def _request(config: Config, place: str, split: datasets.base.Split, channels: i
 
 
 def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:
-    """Return a sentence on how many files of a split were left out and why; empty if none were."""
+    """Return a sentence on how many files of a split were left out, why, and the first of them; empty if none were."""
     if not images.skipped:
         return ""
     side = data.size + data.margin
     why = f"could not be read or have no window of {side} x {side} pixels" if data.crop else "could not be read"
-    return f"left out {counted(images.skipped, f'{split} file')} that {why}"
+    first = f": {named(images.skipped_files, images.skipped)}" if images.skipped_files else ""
+    return f"left out {counted(images.skipped, f'{split} file')} that {why}{first}"

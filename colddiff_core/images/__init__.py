@@ -13,6 +13,7 @@ from colddiff_core.images.codec import (
     write,
     write_animation,
 )
+from colddiff_core.images.formats import HEAD_BYTES, READABLE, suffix_of
 from colddiff_core.images.pixels import (
     LUMA,
     dequantize,
@@ -27,7 +28,9 @@ from colddiff_core.images.sheets import enlarge, image_grid, lay_out, sheet, sid
 
 __all__ = [
     "ANIMATED",
+    "HEAD_BYTES",
     "LUMA",
+    "READABLE",
     "SUFFIXES",
     "check_sides",
     "check_suffix",
@@ -45,6 +48,7 @@ __all__ = [
     "resize_and_crop",
     "sheet",
     "side_by_side",
+    "suffix_of",
     "tile",
     "to_bytes",
     "to_floats",

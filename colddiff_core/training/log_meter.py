@@ -12,6 +12,7 @@ from torch import Tensor
 
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed.group import Group
+from colddiff_core.text import named
 
 BANDS = 4  # of severity, for the loss
 
@@ -87,7 +88,7 @@ class UnreadableImages:
         self._before, self._reported = images.skipped, 0
 
     def message(self) -> str:
-        """Return how many there are if there are more now, else nothing; all ranks must call this.
+        """Return how many there are, and the first files, if there are more now, else nothing; all ranks must call this.
 
         Every rank eventually meets the same unreadable images, so it is the highest count, not the sum.
         """
@@ -95,7 +96,8 @@ class UnreadableImages:
         if count <= self._reported:
             return ""
         self._reported = count
-        return f"unreadable training images so far: {count}; other images are used instead"
+        first = f" ({named(files, count)})" if (files := self._images.skipped_files) else ""
+        return f"unreadable training images so far: {count}{first}; other images are used instead"
 
 
 def elapsed_seconds(lines: Sequence[dict[str, Any]]) -> float:

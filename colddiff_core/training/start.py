@@ -226,7 +226,9 @@ def _load_sets(config: schema.Config) -> tuple[TrainingSet, ImageSet]:
 
 
 def _warn_left_out(trainer: Trainer) -> None:
-    """Log and warn about image files that were left out."""
+    """Log and warn about image files that were left out; what was said when they were loaded is only logged."""
+    for remark in dict.fromkeys((*trainer.train_set.remarks, *trainer.test_set.remarks)):
+        trainer.run.event("warning", message=remark)
     for split, images in (("training", trainer.train_set), ("test", trainer.test_set)):
         if message := from_config.left_out(trainer.experiment.config.data, images, split):
             trainer.run.event("warning", message=message)

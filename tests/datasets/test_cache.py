@@ -21,7 +21,8 @@ from cache_files import (
 from PIL import Image
 
 from colddiff_core import images
-from colddiff_core.datasets import cache, decoding
+from colddiff_core.datasets import cache
+from colddiff_core.datasets.picture_files import find_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +139,7 @@ def test_memory_is_bounded_by_the_chunk(tmp_path, form):
 
 
 def test_images_are_listed_in_the_order_of_their_paths(tmp_path):
-    """Same order as `sorted(root.rglob("*"))`; links to folders are not followed."""
+    """Same order as `sorted(root.rglob("*"))`; a folder that is there under its own name is not listed twice."""
     for name in (
         "b/2.png",
         "b-1.png",
@@ -161,7 +162,7 @@ def test_images_are_listed_in_the_order_of_their_paths(tmp_path):
         for path in sorted(tmp_path.rglob("*"))
         if path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".") and path.is_file()
     ]
-    loaded = decoding.list_images(tmp_path)
+    loaded = find_pictures(tmp_path).paths
     assert loaded == expected
     assert len(loaded) == 8
-    assert decoding.list_images(tmp_path / "absent") == []
+    assert find_pictures(tmp_path / "absent").paths == []

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from colddiff_core import datasets, experiment
 from colddiff_core.config import presets
 from colddiff_core.datasets import DatasetRequest, cache, crops, decoding, from_config, photos
+from colddiff_core.datasets.picture_files import find_pictures
 from colddiff_core.errors import UsageError
 from colddiff_core.training import start
 from colddiff_core.training.loader import BatchLoader
@@ -184,7 +185,7 @@ def test_pictures_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "CHUNK_IMAGES", 256)
     each = 300 * 400 * 3
     monkeypatch.setattr(decoding, "MAX_CHUNK_BYTES", 2 * each)
-    paths = decoding.list_images(tmp_path / "train")
+    paths = find_pictures(tmp_path / "train").paths
     entries = (decoding.Entry(path, ".") for path in paths)
     chunks = [len(chunk) for chunk in decoding._chunks(entries, DatasetRequest("train", SIZE, crop=50))]
     assert chunks == [3, 3, 3, 3]
@@ -224,10 +225,11 @@ def test_pictures_that_are_too_small_are_left_out_and_counted(tmp_path):
     assert (len(tiles), tiles.skipped) == (3 * 5 + 1, 2)
     config = presets.load("digits-blur", ["data.size=12", "data.margin=4", "data.crop=5"])
     note = from_config.left_out(config.data, tiles, "training")
-    assert note == "left out 2 training files that could not be read or have no window of 16 x 16 pixels"
+    first = "cat/cut.png (not an image), cat/small.png (only 90 x 15 pixels)"
+    assert note == f"left out 2 training files that could not be read or have no window of 16 x 16 pixels: {first}"
     assert from_config.left_out(config.data, ask(root, "test"), "test") == ""
     whole = presets.load("digits-blur").data
-    assert from_config.left_out(whole, tiles, "test") == "left out 2 test files that could not be read"
+    assert from_config.left_out(whole, tiles, "test") == f"left out 2 test files that could not be read: {first}"
     with pytest.raises(UsageError, match=r"No readable image in .* has at least 99 x 99 pixels \(6 images tried"):
         ask(root, size=99)
 

@@ -117,7 +117,7 @@ def test_a_failed_mnist_download_is_explained(tmp_path, monkeypatch):
         raise RuntimeError("network unreachable")
 
     monkeypatch.setattr(MNIST, "download", no_network)
-    with pytest.raises(MachineError, match="could not be downloaded") as refusal:
+    with pytest.raises(MachineError, match="could not be downloaded: network unreachable") as refusal:
         ask("mnist", "train", directory=tmp_path)
     assert "--data-dir" in str(refusal.value)
     with pytest.raises(UsageError, match="is not in"):

@@ -35,6 +35,7 @@ def test_files_are_packed_unchanged_shuffled_and_with_their_classes(images, caps
     assert output["train"] | {"bytes": 0} == {
         "records": 23,
         "skipped": 1,
+        "skipped_files": ["cat/00.png (not an image)"],
         "shards": ["train-000000.tar", "train-000001.tar", "train-000002.tar"],
         "bytes": 0,
     }

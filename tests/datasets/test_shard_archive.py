@@ -12,7 +12,7 @@ import pytest
 import torch
 from shard_files import all_shades, members_of, open_split, png, tar, use_temporary_cache, write_shards
 
-from colddiff_core.datasets.shards import archive, listing
+from colddiff_core.datasets.shards import archive, listing, tar_index
 from colddiff_core.errors import ColddiffWarning, UsageError
 
 
@@ -72,7 +72,7 @@ def test_a_label_that_is_not_a_number_disables_labels(tmp_path, label):
 
 def test_a_member_above_the_size_limit_is_not_read(tmp_path, monkeypatch):
     root = write_shards(tmp_path / "data")
-    monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 1000)
+    monkeypatch.setattr(tar_index, "MAX_MEMBER_BYTES", 1000)
     (root / "train-000.tar").write_bytes(tar([("a.png", png(1).ljust(2000)), ("b.png", png(2))]))
     shards = open_split(root)
     assert all_shades(shards)[:2] == [2, 2]
@@ -94,11 +94,21 @@ def test_a_truncated_shard_has_its_complete_records(tmp_path, labeled, packed):
         assert shards.has_labels == labeled
 
 
-@pytest.mark.parametrize("content", [b"", bytes(10240), b"garbage" * 1000, b"\x1f\x8bgarbage", png(3)])
-def test_empty_files_and_files_that_are_not_archives_have_no_records(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"damaged: 'train-000.tar' \(empty; 0 records used\)"),
+        (bytes(10240), "without records, such as 'train-000.tar'"),
+        (b"garbage" * 1000, r"damaged: 'train-000.tar' \(not a tar archive; 0 records used\)"),
+        (b"\x1f\x8bgarbage", r"damaged: 'train-000.tar' \(damaged gzip; 0 records used\)"),
+        (png(3), r"damaged: 'train-000.tar' \(not a tar archive; 0 records used\)"),
+        (b"<!DOCTYPE html>\n<html>404</html>", r"damaged: 'train-000.tar' \(a web page; 0 records used\)"),
+    ],
+)
+def test_empty_files_and_files_that_are_not_archives_have_no_records(tmp_path, content, words):
     root = write_shards(tmp_path / "data")
     (root / "train-000.tar").write_bytes(content)
-    with pytest.warns(ColddiffWarning, match="1 of 3 shards in .* without records, such as 'train-000.tar'"):
+    with pytest.warns(ColddiffWarning, match=f"1 of 3 shards in .* {words}"):
         shards = open_split(root)
     assert all_shades(shards) == list(range(5, 18))
     assert sorted(torch.cat([shards.order(0, step, 1) for step in range(13)]).tolist()) == list(range(13))
@@ -142,7 +152,7 @@ def test_headers_are_parsed_as_tarfile_parses_them(form):
     headers += [headers[0][:place] + b"\1" + headers[0][place + 1 :] for place in range(512)]
     for header in headers:
         results = []
-        for kind in (tarfile.TarInfo, archive._Member):
+        for kind in (tarfile.TarInfo, tar_index._Member):
             try:
                 parsed = kind.frombuf(header, "utf-8", "surrogateescape")
                 results.append((parsed.name, parsed.size, parsed.type))

@@ -92,12 +92,13 @@ def test_a_shard_that_opens_slowly_is_reported(tmp_path, monkeypatch):
 
 
 def test_the_highest_count_of_all_processes_is_reported():
-    met = SimpleNamespace(skipped=0)
+    met = SimpleNamespace(skipped=0, skipped_files=("image 2 of 'train-0.tar' (truncated)",))
     ranks = SimpleNamespace(sum=lambda tensor: tensor * 2, all_max=lambda *values: values)
     unreadable = UnreadableImages(met, ranks)
     assert unreadable.message() == ""
     met.skipped = 300
-    assert unreadable.message() == "unreadable training images so far: 300; other images are used instead"
+    first = "image 2 of 'train-0.tar' (truncated) and 299 more"
+    assert unreadable.message() == f"unreadable training images so far: 300 ({first}); other images are used instead"
     assert unreadable.message() == ""
 
 

@@ -95,7 +95,69 @@ def test_commands_need_consent(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+NAMINGS = {
+    "img2dataset": (("00000.tar", "00001.tar", "00002.tar"), ()),
+    "words inside": (("cc3m-train-0000.tar", "cc3m-train-0001.tar"), ("cc3m-val-0000.tar",)),
+    "underscores": (("imagenet_train_000.tar", "imagenet_train_001.tar"), ("imagenet_validation_000.tar",)),
+    "val": (("train-0.tar", "train-1.tar"), ("val-0.tar",)),
+    "capitals": (("Train-0.tar", "Train-1.tar"), ("Val-0.tar",)),
+    "gzip": (("00000.tar.gz", "00001.tgz"), ()),
+    "nested": (("train/00000.tar", "train/00001.tar"), ("val/00000.tar",)),
+    "nested deeper": (("set/train/a/0.tar", "set/train/b/0.tar"), ("set/test/0.tar",)),
+    "nested, unnamed": (("part0/00000.tar", "part1/00000.tar"), ()),
+    "single": (("train.tar",), ("test.tar",)),
+    "years": (("train2017-0.tar", "train2017-1.tar"), ("val2017-0.tar",)),
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_shards_are_found_under_the_names_that_people_give_them(tmp_path, naming):
+    train_names, test_names = NAMINGS[naming]
+    for number, name in enumerate((*train_names, *test_names)):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = tar(members_of(10 * number, 3))
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    (tmp_path / "data" / "00000.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data" / "00000_stats.json").write_text("{}")
+    (tmp_path / "data" / ".hidden.tar").write_bytes(b"")
+    train, test = open_split(tmp_path / "data"), open_split(tmp_path / "data", "test")
+    every = [10 * number + each for number in range(len(train_names) + len(test_names)) for each in range(3)]
+    assert sorted(all_shades(train) + all_shades(test)) == every
+    if test_names:
+        assert all_shades(test) == every[-3:]
+        assert train.remarks == test.remarks == ()
+    else:
+        assert len(test) == 3
+        (remark,) = train.remarks
+        assert f"has no test shards: 1 of {len(train_names)} shards held out ({test._locations[0].name})" in remark
+
+
+def test_one_of_several_held_out_parts_is_used_and_none_is_trained_on(tmp_path):
+    root = write_shards(tmp_path / "data")
+    (root / "val-000.tar").write_bytes(tar(members_of(2000, 2)))
+    (root / "more-train-000.tar").write_bytes(tar(members_of(3000, 2)))
+    shards = open_split(root)
+    assert all_shades(shards) == list(range(18))
+    assert all_shades(open_split(root, "test")) == list(range(1000, 1004))
+    assert shards.remarks == (f"{root}: left out 2 shards: more-train-000.tar, val-000.tar",)
+
+
+def test_a_list_of_val_shards_is_held_out(tmp_path):
+    root = write_shards(tmp_path / "data")
+    (root / "train.urls").write_text("train-{000..002}.tar\n")
+    (root / "val.urls").write_text("test-000.tar\n")
+    (root / "test-000.tar").rename(root / "held.tar")
+    (root / "val.urls").write_text("held.tar\n")
+    assert all_shades(open_split(root, "test")) == list(range(1000, 1004))
+    assert all_shades(open_split(root)) == list(range(18))
+
+
 def test_a_missing_folder_is_an_error(tmp_path):
     for place, words in ((None, "needs a folder"), (tmp_path / "absent", "No such folder"), (tmp_path, "No shards")):
         with pytest.raises(UsageError, match=words):
+            open_shards(DatasetRequest("train", SIDE, 0, place), 4)
+    for place in (tmp_path / "file", tmp_path / "pipe"):
+        os.mkfifo(place) if place.name == "pipe" else place.write_bytes(b"")
+        with pytest.raises(UsageError, match="is not a folder"):
             open_shards(DatasetRequest("train", SIDE, 0, place), 4)

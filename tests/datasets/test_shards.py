@@ -15,7 +15,7 @@ from shard_files import SIDE, all_shades, members_of, open_split, shades_of, tar
 from colddiff_core import datasets, experiment
 from colddiff_core.config import presets
 from colddiff_core.datasets import DatasetRequest, Shards, cache, from_config
-from colddiff_core.datasets.shards import dataset
+from colddiff_core.datasets.shards import dataset, opening
 from colddiff_core.errors import UsageError
 from colddiff_core.training import provenance
 
@@ -74,7 +74,7 @@ def test_a_set_held_in_memory_has_the_images_of_the_shards_and_is_cached(tmp_pat
     again = datasets.load("shards", DatasetRequest("train", SIDE, 0, root))
     assert torch.equal(again.pixels, images.pixels)
     monkeypatch.undo()
-    monkeypatch.setattr(dataset, "MAX_HELD_RECORDS", 6)
+    monkeypatch.setattr(opening, "MAX_HELD_RECORDS", 6)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert sorted(shades_of(datasets.load("shards", DatasetRequest("train", SIDE, 0, root)).pixels)) == [
         0,

@@ -1,8 +1,4 @@
-"""Read one shard: a tar archive whose headers are scanned once, and whose images are then read by offset.
-
-As in webdataset, consecutive files with the same path up to the first dot of the file name form one record: `a/7.png`
-and `a/7.cls`. Names are compared but never used as paths. Only images and classes are read; nothing is unpickled.
-"""
+"""Read one shard: a tar archive whose headers are scanned once, and whose images are then read by offset."""
 
 from __future__ import annotations
 
@@ -10,86 +6,42 @@ import contextlib
 import dataclasses
 import errno
 import os
-import re
 import signal
 import stat
 import subprocess
-import tarfile
 import tempfile
 import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Self
-
-import numpy as np
+from typing import IO
 
 from colddiff_core.datasets import cache
-from colddiff_core.datasets.decoding import MAX_MEMBER_BYTES
 from colddiff_core.datasets.shards.listing import ShardLocation
+from colddiff_core.datasets.shards.tar_index import CUT, NO_IMAGE, scan
 from colddiff_core.distributed import environment
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import refusals
-from colddiff_core.images import SUFFIXES
 from colddiff_core.paths import cache_folder
 from colddiff_core.text import beginning, harmless
 
 CHUNK_BYTES = 1 << 20  # read from a pipe or a compressed file at a time
-MAX_CLASS_BYTES = 64  # of a .cls file
-MAX_HEADER_BYTES = 1 << 20  # of all headers of a member, including long names and sparse maps
 SPACE_CHECK_BYTES = 64 * CHUNK_BYTES  # written between two checks of the free space
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 GZIP = b"\x1f\x8b"
-NO_IMAGE = -1  # the size of a missing image, or of one too large to read
-NO_LABEL = -1
-# Raised by tarfile on truncated files and on files that are not archives.
-UNREADABLE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, RecursionError)
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.(?:([^/]*)\.)?([^./]*)", re.DOTALL)  # a/7.input.png gives a/7, input, png
-# Name, size, checksum and prefix in the header of a regular file (POSIX.1-1988), numbers as Python and GNU write them.
-_PLAIN = re.compile(
-    rb"(?=([^\0]{1,100})).{124}([0-7]{11})[\0 ].{12}([0-7]{6})\0 0.{100}ustar.{83}(?=([^\0]{0,155})).{167}",
-    re.DOTALL,
-)
-_LABEL = re.compile(rb"\s*(\d{1,9})\s*")
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardIndex:
-    """Where the records of a shard are.
-
-    Attributes:
-        offsets: Offset of each image in bytes, (N,) int64.
-        sizes: Size of each image in bytes, (N,) int64; NO_IMAGE if it cannot be read.
-        labels: Label of each image, (N,) int64; NO_LABEL if it has none.
-        suffixes: Suffixes of the images.
-        is_truncated: Whether the archive lacks a proper end.
-    """
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    suffixes: frozenset[str]
-    is_truncated: bool
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    @property
-    def class_count(self) -> int:
-        """The highest label plus 1; 0 if an image has no label."""
-        labels = self.labels[self.sizes != NO_IMAGE]
-        return 0 if not len(labels) or labels.min() == NO_LABEL else int(labels.max()) + 1
+GZIP_BITS = zlib.MAX_WBITS | 16
 
 
 class Shard:
     """An open shard. Its file is closed when the object is garbage collected."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Take ownership of an uncompressed archive and scan its headers."""
+    def __init__(self, descriptor: int, damage: str = "") -> None:
+        """Take ownership of an uncompressed archive and scan its headers; `damage` is that of its compression."""
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
-        self.index = _scan(descriptor)
+        index = scan(descriptor)
+        self.index = dataclasses.replace(index, damage=damage) if damage else index
 
     def read(self, record: int) -> bytes:
         """Return the encoded image of a record; truncated or empty if it cannot be read."""
@@ -160,10 +112,15 @@ class ShardOpener:
             raise UsageError(f"Cannot read {location.name}: {error.strerror or error}.", "Check the disk.") from None
         with open(descriptor, "rb") as compressed, _spool(location) as (spool, write):
             compressed.seek(0)
-            with contextlib.suppress(zlib.error):  # keep the beginning of a truncated file
+            damage = ""
+            try:
                 for chunk in _decompressed(compressed):
                     write(chunk)
-            return Shard(os.dup(spool.fileno()))
+            except EOFError:  # keep the beginning of a truncated file
+                damage = CUT
+            except zlib.error:
+                damage = "damaged gzip"
+            return Shard(os.dup(spool.fileno()), damage)
 
     def _run(self, location: ShardLocation) -> int:
         """Run a command and return the descriptor of a file with its output."""
@@ -209,15 +166,25 @@ class ShardOpener:
 
 
 def _decompressed(compressed: IO[bytes]) -> Iterator[bytes]:
-    """Yield the content of a gzip file in chunks of bounded size, however well it is compressed."""
-    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    """Yield the content of a gzip file in chunks of bounded size, however well it is compressed.
+
+    Raises:
+        EOFError: The file ends too early.
+        zlib.error: The file is damaged.
+    """
+    decompressor = zlib.decompressobj(wbits=GZIP_BITS)
+    is_inside = False  # a gzip member
     while data := compressed.read(CHUNK_BYTES):
         while data:
+            is_inside = True
             yield decompressor.decompress(data, CHUNK_BYTES)
             data = decompressor.unconsumed_tail
-            if decompressor.eof:  # another gzip member may follow
-                data, decompressor = decompressor.unused_data, zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            if decompressor.eof:  # another gzip member may follow, or zeros
+                data, decompressor = decompressor.unused_data.lstrip(b"\0"), zlib.decompressobj(wbits=GZIP_BITS)
+                is_inside = False
     yield decompressor.flush()
+    if is_inside:
+        raise EOFError("the gzip file is cut short")
 
 
 @contextlib.contextmanager
@@ -247,100 +214,3 @@ def _spool(location: ShardLocation) -> Iterator[tuple[IO[bytes], Callable[[bytes
                     left = left[file.write(left) :]
 
         yield file, write
-
-
-def _scan(descriptor: int) -> ShardIndex:
-    """Index the records of an archive, as far as it can be read."""
-    rows: list[tuple[int, int, int, str]] = []
-    empty = (0, NO_IMAGE, NO_LABEL, "")
-    key, row, has_inner_name = None, empty, False
-    reader = _Reader(descriptor)
-    for member in _members(reader):
-        match = _KEY.fullmatch(member.name)
-        if match is None:
-            continue
-        is_truncated = reader.lacks(member)
-        if match[1] != key:
-            if key is not None:
-                rows.append(row)
-            key, row = None if is_truncated else match[1], empty
-        if is_truncated:
-            break
-        is_inner, suffix = match[2] is not None, f".{match[3].lower()}"
-        # Take the first image, but prefer 7.png to 7.input.png. Offset 0 means none yet: a header is there.
-        if suffix in SUFFIXES and (not row[0] or (has_inner_name and not is_inner)):
-            size = member.size if member.size <= MAX_MEMBER_BYTES else NO_IMAGE
-            row, has_inner_name = (member.offset_data, size, row[2], suffix), is_inner
-        elif suffix == ".cls" and member.size <= MAX_CLASS_BYTES and (row[2] == NO_LABEL or not is_inner):
-            number = _LABEL.fullmatch(os.pread(descriptor, member.size, member.offset_data))
-            row = (*row[:2], int(number[1]) if number else NO_LABEL, row[3])
-    is_truncated = reader.last != bytes(tarfile.BLOCKSIZE)  # an archive ends with empty blocks
-    # A truncated archive may have lost the label of its last record, which is dropped then.
-    has_lost_label = is_truncated and row[2] == NO_LABEL and (not rows or rows[-1][2] != NO_LABEL)
-    if key is not None and not has_lost_label:
-        rows.append(row)
-    table = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T
-    offsets, sizes, labels = np.ascontiguousarray(table)
-    return ShardIndex(offsets, sizes, labels, frozenset(row[3] for row in rows) - {""}, is_truncated)
-
-
-def _members(reader: _Reader) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of an archive until it ends or becomes unreadable; the last one may be truncated."""
-    with contextlib.suppress(*UNREADABLE), tarfile.open(fileobj=reader, mode="r:", tarinfo=_Member) as archive:  # type: ignore[call-overload]
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # tarfile would keep them all
-            reader.left = MAX_HEADER_BYTES
-            if archive.offset < member.offset_data or member.size < 0:  # would loop forever
-                return
-            if member.isreg() and not member.issparse():  # the size of others is not that of their data
-                yield member
-
-
-class _Member(tarfile.TarInfo):
-    """A header with a fast path for regular files, because a shard has tens of thousands."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Parse a header; tarfile parses all but those of regular files in plain notation."""
-        match = _PLAIN.fullmatch(buf)
-        if match is None or int(match[3], 8) != sum(buf[:148]) + sum(b" " * 8) + sum(buf[156:]):
-            return super().frombuf(buf, encoding, errors)
-        name, size, _, prefix = match.groups()
-        member = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
-        member.size = int(size, 8)
-        return member
-
-
-class _Reader:
-    """A file for tarfile that limits how much a header can make it read.
-
-    Attributes:
-        left: Bytes that it may still read.
-        last: What it read last.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._length = os.fstat(descriptor).st_size
-        self._position = 0
-        self.left = MAX_HEADER_BYTES
-        self.last = b""
-
-    def lacks(self, member: tarfile.TarInfo) -> bool:
-        """Return whether a member ends beyond the end of the file."""
-        return member.offset_data + member.size > self._length
-
-    def read(self, size: int) -> bytes:
-        self.left -= size
-        if size < 0 or self.left < 0:
-            raise tarfile.ReadError("header too large")
-        self.last = os.pread(self._descriptor, size, self._position)
-        self._position += len(self.last)
-        return self.last
-
-    def seek(self, position: int) -> int:
-        self._position = position
-        return position
-
-    def tell(self) -> int:
-        return self._position

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from colddiff_core.datasets import cache
-from colddiff_core.datasets.shards.archive import ShardIndex, ShardOpener
+from colddiff_core.datasets.shards.archive import ShardOpener
 from colddiff_core.datasets.shards.listing import MAX_LIST_BYTES, ShardLocation
+from colddiff_core.datasets.shards.tar_index import ShardIndex
 from colddiff_core.distributed import environment
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import parse_json, read_ordinary, whole
-from colddiff_core.images import SUFFIXES
+from colddiff_core.images import READABLE
 from colddiff_core.paths import cache_folder
 
 COUNTS_FILE = "shards.json"
@@ -36,16 +37,18 @@ class ShardCount:
         records: Number of records.
         classes: Number of classes; 0 if a record has no label.
         suffixes: Suffixes of the images.
+        damage: See `ShardIndex`; not part of the JSON, which says what a shard should hold.
     """
 
     records: int
     classes: int
     suffixes: frozenset[str]
+    damage: str = ""
 
     @classmethod
     def of(cls, index: ShardIndex) -> ShardCount:
         """Return the counts of an index."""
-        return cls(len(index), index.class_count, index.suffixes)
+        return cls(len(index), index.class_count, index.suffixes, index.damage)
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> ShardCount:
@@ -57,7 +60,7 @@ class ShardCount:
             TypeError: A value has the wrong type.
         """
         records, classes, suffixes = entry["records"], entry["classes"], frozenset(entry["suffixes"])
-        if type(records) is not int or type(classes) is not int or not suffixes <= SUFFIXES:
+        if type(records) is not int or type(classes) is not int or not suffixes <= READABLE:
             raise ValueError("not a shard count")
         if not (0 <= records <= MAX_RECORDS and 0 <= classes <= MAX_RECORDS):
             raise ValueError("not a shard count")
@@ -100,6 +103,12 @@ def count_shards(shards: Sequence[ShardLocation], root: Path, split: str) -> tup
     is_complete = len(counts) == len(shards)
     if not is_complete:
         counts |= _kept_or_scanned([shard for shard in shards if shard.name not in counts], stamps, root, split)
+        for shard in shards:
+            entry = listed.get(shard.file_name) if name_counts[shard.file_name] == 1 else None
+            count = counts[shard.name]
+            if entry and count.records < entry[1].records:  # it may have been cut between two records
+                damage = f"{count.damage or 'too few records'}, {entry[1].records} listed in {COUNTS_FILE}"
+                counts[shard.name] = dataclasses.replace(count, damage=damage)
     return [counts[shard.name] for shard in shards], classes if is_complete else ()
 
 
@@ -173,14 +182,18 @@ def _kept(path: Path) -> dict[str, tuple[tuple[int, int] | None, ShardCount]]:
     try:
         entries = parse_json(read_ordinary(path, MAX_LIST_BYTES)).items()
         return {
-            name: (tuple(stamp) if stamp else None, ShardCount.from_json(count)) for name, (stamp, count) in entries
+            name: (
+                tuple(stamp) if stamp else None,
+                dataclasses.replace(ShardCount.from_json(count), damage=str(damage)),
+            )
+            for name, (stamp, count, damage) in entries  # earlier versions kept no damage: they count again
         }
     except DAMAGED:
         return {}
 
 
 def _keep(path: Path, entries: Iterable[tuple[str, tuple[int, int] | None, ShardCount]]) -> None:
-    text = json.dumps({name: (stamp, count.to_json()) for name, stamp, count in entries})
+    text = json.dumps({name: (stamp, count.to_json(), count.damage) for name, stamp, count in entries})
     with contextlib.suppress(MachineError), whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
 

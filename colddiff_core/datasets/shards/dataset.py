@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -18,60 +17,21 @@ import torch
 from torch import Tensor
 
 from colddiff_core.datasets import cache, epoch_order
-from colddiff_core.datasets.base import DatasetRequest, ImageSet, register
-from colddiff_core.datasets.decoding import COLOR, SMALL_FILE_BYTES, Entry, decode_entries
+from colddiff_core.datasets.base import DatasetRequest, ImageSet
+from colddiff_core.datasets.damage import reason_for
+from colddiff_core.datasets.decoding import COLOR, SMALL_FILE_BYTES, Entry, EntrySource, decode_entries
 from colddiff_core.datasets.shards import counts, listing
 from colddiff_core.datasets.shards.archive import Shard, ShardOpener
 from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError
 from colddiff_core.images import read_bytes
-from colddiff_core.text import counted, shown
+from colddiff_core.text import NameTally, shown
 
-MAX_HELD_RECORDS = 50_000  # of a split that is loaded as one tensor
 SPARE_SHARDS = 4  # kept open beyond one per lane
 OPENING_SHARDS = 8  # opened at a time, bound by the disk or the network
 AHEAD_IMAGES = 32  # queued for decoding
 SLOW_OPEN_SECONDS = 60.0  # after which a shard that is still being opened is reported
 RECENT_LABELS = 1 << 16  # remembered for the records read last
-
-
-def open_shards(request: DatasetRequest, lanes: int) -> Shards:
-    """Open a split of the shards in a folder; a step reads up to `lanes` of them side by side.
-
-    Raises:
-        UsageError: The folder or its shards are missing, a command fails, or there are no records.
-        MachineError: The disk has no room for the output of a command.
-    """
-    root = request.directory
-    if root is None:
-        raise UsageError("The dataset 'shards' needs a folder.", "Name it with --data-dir.")
-    if not root.is_dir():
-        raise UsageError(f"No such folder: {root}.", "Name an existing one with --data-dir.")
-    locations = listing.locations(root, request)
-    shard_counts, classes = counts.count_shards(locations, root, request.split)
-    if not any(count.records for count in shard_counts):
-        what = f"The {request.split} shards in {root} hold no records ({locations[0].name} and all others)."
-        raise UsageError(what, "Check that they are tar archives of images.")
-    empty = [shard.name for shard, count in zip(locations, shard_counts, strict=True) if not count.records]
-    if empty:
-        what = (
-            f"{len(empty)} of {counted(len(locations), 'shard')} in {root} without records, such as {shown(empty[0])}"
-        )
-        warnings.warn(ColddiffWarning(what), stacklevel=2)
-    return Shards(locations, shard_counts, classes, request, lanes)
-
-
-@register("shards")
-def load(request: DatasetRequest) -> ImageSet:
-    """Return up to 50,000 records of a split as one tensor, (N, C, H, W) uint8, evenly spaced.
-
-    Unreadable records are skipped and counted.
-
-    Raises:
-        UsageError: No record can be read. Other errors are those of `open_shards`.
-    """
-    with contextlib.closing(open_shards(request, 1)) as shards:
-        return shards.load_images(MAX_HELD_RECORDS)
 
 
 class Shards:
@@ -88,6 +48,7 @@ class Shards:
         classes: tuple[str, ...],
         request: DatasetRequest,
         lanes: int,
+        remarks: tuple[str, ...] = (),
     ) -> None:
         self._locations, self._shard_counts, self._request, self._lanes = locations, shard_counts, request, lanes
         self._record_counts = tuple(count.records for count in shard_counts)
@@ -101,6 +62,7 @@ class Shards:
         self.channels = request.channels or COLOR
         self.shape = (self.channels, request.size, request.size)
         self.note = ""
+        self.remarks = remarks
         stamps = [cache.stamp(shard.path) if shard.path else None for shard in locations]
         rows = zip(locations, stamps, shard_counts, strict=True)
         self._fingerprint = [(shard.name, stamp, count.to_json()) for shard, stamp, count in rows]
@@ -112,6 +74,7 @@ class Shards:
         self._open: collections.OrderedDict[int, Future[Shard | None]] = collections.OrderedDict()
         self._failures: dict[int, str] = {}  # shards that failed when they were last opened, and why
         self._unreported: list[str] = []
+        self._skipped_files = NameTally()
         self._broken: dict[int, np.ndarray] = {}  # by shard: a mask of its unreadable records
         self._recent: collections.OrderedDict[int, int] = collections.OrderedDict()
 
@@ -129,6 +92,12 @@ class Shards:
         with self._lock:
             single = sum(int(broken.sum()) for shard, broken in self._broken.items() if shard not in self._failures)
             return single + sum(self._record_counts[shard] for shard in self._failures)
+
+    @property
+    def skipped_files(self) -> tuple[str, ...]:
+        """The first few of these records, each with the reason."""
+        with self._lock:
+            return tuple(self._skipped_files.names)
 
     def order(self, seed: int, step: int, size: int) -> Tensor:
         """Return the record indices (size,) int64 of a training step, from few shards: see `epoch_order.in_lanes`."""
@@ -174,7 +143,8 @@ class Shards:
         indices = [position * len(self) // count for position in range(count)]
         stamps = ("shards", max_records, self._fingerprint)
         try:
-            images = decode_entries(self._entries(indices), self._request, root, stamps, lambda: not self._failures)
+            source = EntrySource(self._entries(indices), is_complete=lambda: not self._failures)
+            images = decode_entries(source, self._request, root, stamps)
         except UsageError as error:
             raise self._nothing_readable() if self._failures else error from None
         self._report_failures("its images are left out")
@@ -183,7 +153,9 @@ class Shards:
             labels = self.labels_of(torch.tensor(indices[:1])).expand(len(images)).contiguous()
         elif images.labels is not None:
             labels = torch.tensor([int(name) for name in images.classes])[images.labels]
-        return dataclasses.replace(images, labels=labels, classes=self.classes, suffixes=self.suffixes)
+        return dataclasses.replace(
+            images, labels=labels, classes=self.classes, suffixes=self.suffixes, remarks=self.remarks
+        )
 
     def digest(self, max_images: int | None = None) -> str:
         """Return a short hex digest of the names, sizes and counts of the shards; it reads no images."""
@@ -333,10 +305,13 @@ class Shards:
         if broken is not None and broken[record]:
             return None
         content = opened.read(record)
-        with contextlib.suppress(ColddiffError):
-            path = Path(self._locations[shard].name)  # for messages
+        path = Path(self._locations[shard].name)  # for messages
+        try:
             return read_bytes(path, size=self._request.size, channels=self.channels, content=content)
+        except ColddiffError as error:
+            why = reason_for(error, path, content)
         with self._lock:
+            self._skipped_files.add(f"{self._title(shard, record)} ({why})")
             self._broken.setdefault(shard, np.zeros(self._record_counts[shard], np.bool_))[record] = True
         return None
 
@@ -347,4 +322,9 @@ class Shards:
             opened = self._wait_for(shard)
             label = int(opened.index.labels[record]) if opened else 0
             folder = f"{label:010d}" if self.has_labels else "."
-            yield Entry(Path(f"{index}"), folder, opened.read(record) if opened else b"")
+            content = opened.read(record) if opened else b""
+            yield Entry(Path(f"{index}"), folder, content, self._title(shard, record))
+
+    def _title(self, shard: int, record: int) -> str:
+        """Return what a record is called in messages."""
+        return f"image {record + 1} of {shown(self._locations[shard].name)}"

@@ -22,13 +22,16 @@ from colddiff_core import seeds
 from colddiff_core.datasets import decoding
 from colddiff_core.datasets.base import Split
 from colddiff_core.datasets.shards import counts
-from colddiff_core.datasets.shards.archive import ShardIndex, ShardOpener
+from colddiff_core.datasets.shards.archive import ShardOpener
 from colddiff_core.datasets.shards.counts import ShardCount
 from colddiff_core.datasets.shards.listing import ShardLocation
-from colddiff_core.datasets.shards.sources import SPLITS, PackSource, Record
+from colddiff_core.datasets.shards.sources import PackSource, Record, Refusal
+from colddiff_core.datasets.shards.tar_index import ShardIndex
+from colddiff_core.datasets.splits import ARCHIVES, SPLITS
 from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
 from colddiff_core.files import drafted, refusals, whole
+from colddiff_core.text import MOST_NAMED, named
 
 CHUNK_FILES = 64  # read and checked at a time
 
@@ -63,12 +66,14 @@ class PackedSplit:
     Attributes:
         shards: Size in bytes and counts of each shard, by file name.
         skipped: Number of unreadable files that were left out.
+        skipped_files: The first few of them, each with the reason, but not those of an earlier run.
         kept: Number of shards that were there already.
     """
 
     shards: dict[str, tuple[int, ShardCount]] = dataclasses.field(default_factory=dict)
     skipped: int = 0
     kept: int = 0
+    skipped_files: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def records(self) -> int:
@@ -78,7 +83,7 @@ class PackedSplit:
 
 def existing_shards(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the shards in a folder that `pack_split` may have written, and any other shards or lists; sorted."""
-    endings = [f"-*{ending}" for ending in decoding.ARCHIVES] + [".urls"]
+    endings = [f"-*{ending}" for ending in ARCHIVES] + [".urls"]
     paths = sorted(path for split in SPLITS for ending in endings for path in folder.glob(split + ending))
     packed = [path for path in paths if _NAME.fullmatch(path.name)]
     return packed, [path for path in paths if path not in packed]
@@ -120,7 +125,8 @@ def pack_split(
             size = draft.stat().st_size
         packed.shards[path.name] = (size, _count(written))
     if not packed.shards:
-        raise UsageError(f"None of the {len(source)} {split} images can be read.", "Check the files.")
+        first = named(packed.skipped_files, packed.skipped)
+        raise UsageError(f"None of the {len(source)} {split} images can be read: {first}.", "Check the files.")
     return packed
 
 
@@ -173,8 +179,10 @@ def _readable(
             records = map(source.record, indices) if is_small else pool.map(source.record, indices)
             for position, record in zip(positions, records, strict=True):
                 on_progress(position + 1)
-                if record is None:
+                if isinstance(record, Refusal):
                     packed.skipped += 1
+                    if len(packed.skipped_files) < MOST_NAMED:
+                        packed.skipped_files.append(f"{record.name} ({record.why})")
                 else:
                     yield position, record
 

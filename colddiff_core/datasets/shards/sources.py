@@ -14,12 +14,14 @@ from PIL import Image
 
 from colddiff_core.datasets import base, decoding
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, Split
-from colddiff_core.datasets.folder import hashed_split
+from colddiff_core.datasets.damage import reason_for
+from colddiff_core.datasets.folder import hashed_split, no_training_images, split_folder
+from colddiff_core.datasets.picture_files import find_pictures
+from colddiff_core.datasets.splits import SPLITS
 from colddiff_core.errors import ColddiffError, UsageError
 from colddiff_core.files import read_ordinary
-from colddiff_core.images import SUFFIXES, read_bytes
-
-SPLITS: tuple[Split, ...] = ("train", "test")
+from colddiff_core.images import HEAD_BYTES, SUFFIXES, read_bytes, suffix_of
+from colddiff_core.text import counted, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,14 @@ class Record:
     label: int | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A file that cannot be read, relative to the folder that is packed, and the reason."""
+
+    name: str
+    why: str
+
+
 class PackSource(Protocol):
     """Images to pack, by index."""
 
@@ -40,8 +50,8 @@ class PackSource(Protocol):
         """Return the approximate size of an image in bytes."""
         ...
 
-    def record(self, index: int) -> Record | None:
-        """Return an image, or None if it cannot be read."""
+    def record(self, index: int) -> Record | Refusal:
+        """Return an image, or why it cannot be read."""
         ...
 
 
@@ -54,6 +64,7 @@ class FileList:
 
     paths: Sequence[Path]
     labels: Sequence[int] | None
+    root: Path
     size: int = 0
     channels: int = 0
 
@@ -67,15 +78,21 @@ class FileList:
         except OSError:
             return 0
 
-    def record(self, index: int) -> Record | None:
-        """Return an image, or None if it cannot be read."""
+    def record(self, index: int) -> Record | Refusal:
+        """Return an image, or why it cannot be read."""
         path, label = self.paths[index], self.labels[index] if self.labels is not None else None
+        name = path.relative_to(self.root).as_posix()
         try:
             content = read_ordinary(path, decoding.MAX_MEMBER_BYTES)
+        except OSError as error:
+            return Refusal(name, error.strerror or str(error))
+        try:
             pixels = read_bytes(path, size=self.size, channels=self.channels, content=content)
-        except (OSError, ColddiffError):
-            return None
+        except ColddiffError as error:
+            return Refusal(name, reason_for(error, path, content))
         suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:  # a .jfif is a JPEG
+            suffix = suffix_of(content[:HEAD_BYTES])
         if self.size or self.channels or suffix not in SUFFIXES:
             return Record(_png(pixels), ".png", label)
         return Record(content, suffix, label)
@@ -94,7 +111,7 @@ class PackedPixels:
         """Return the size of the pixels in bytes."""
         return self.images.pixels[0].nbytes
 
-    def record(self, index: int) -> Record | None:
+    def record(self, index: int) -> Record | Refusal:
         """Return an image."""
         labels = self.images.labels
         label = int(labels[index]) if labels is not None else None
@@ -103,10 +120,14 @@ class PackedPixels:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The images to pack, by split, and the class names; empty without classes or if they are unnamed."""
+    """The images to pack, by split, and the class names; empty without classes or if they are unnamed.
+
+    `remarks` are what a user should know about them, a line each.
+    """
 
     sources: Mapping[Split, PackSource]
     classes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def from_folder(root: Path, size: int = 0, channels: int = 0) -> Splits:
@@ -117,20 +138,23 @@ def from_folder(root: Path, size: int = 0, channels: int = 0) -> Splits:
     Raises:
         UsageError: A split has no images or is an archive.
     """
-    folders = {split: root / split for split in SPLITS}
-    if all(decoding.find_split(root, [split]) for split in SPLITS):
-        for folder in folders.values():
-            if not folder.is_dir():
-                raise UsageError(f"{folder} is not a folder.", "Unpack the archive first.")
-        paths = {split: decoding.list_images(folder) for split, folder in folders.items()}
-    else:
-        all_paths = decoding.list_images(root)
-        paths = {split: hashed_split(all_paths, root, split) for split in SPLITS}
-        folders = dict.fromkeys(SPLITS, root)
+    splits = split_folder(root)
+    if splits.found is not None and splits.root is not None:
+        paths = {split: hashed_split(splits.found.paths, root, split, splits.found) for split in SPLITS}
+        return _with_classes(paths, dict.fromkeys(SPLITS, splits.root), size, channels, splits.remarks)
+    if "train" not in splits.places:
+        raise no_training_images(root, splits.places["test"])
+    for place in splits.places.values():
+        if not place.is_dir():
+            raise UsageError(f"{place} is not a folder.", "Unpack the archive first.")
+    found = {split: find_pictures(splits.places[split]) for split in SPLITS}
     for split in SPLITS:
-        if not paths[split]:
-            raise UsageError(f"No images in {folders[split]}.", "Name images, folders of images or globs.")
-    return _with_classes(paths, folders, size, channels)
+        if not found[split].paths:
+            left_out = f": {found[split].left_out}" if found[split].left_out else ""
+            what = f"No images in {splits.places[split]}{left_out}."
+            raise UsageError(what, "Name images, folders of images or globs.")
+    remarks = (*splits.remarks, *found["train"].remarks, *found["test"].remarks)
+    return _with_classes({split: found[split].paths for split in SPLITS}, splits.places, size, channels, remarks)
 
 
 def from_files(paths: Sequence[Path], size: int = 0, channels: int = 0) -> Splits:
@@ -157,19 +181,33 @@ def from_dataset(name: str, request: DatasetRequest) -> Splits:
     if name == "shards":
         raise UsageError("The images of 'shards' are packed already.", "Copy the files instead.")
     images = {split: base.load(name, dataclasses.replace(request, split=split)) for split in SPLITS}
-    return Splits({split: PackedPixels(images[split]) for split in SPLITS}, images["train"].classes)
+    left_out = [
+        f"left out {counted(found.skipped, f'{split} file')} that could not be used: "
+        f"{named(found.skipped_files, found.skipped)}"
+        for split, found in images.items()
+        if found.skipped
+    ]
+    sources = {split: PackedPixels(images[split]) for split in SPLITS}
+    return Splits(sources, images["train"].classes, tuple(left_out))
 
 
 def _with_classes(
-    paths: Mapping[Split, Sequence[Path]], roots: Mapping[Split, Path], size: int, channels: int
+    paths: Mapping[Split, Sequence[Path]],
+    roots: Mapping[Split, Path],
+    size: int,
+    channels: int,
+    remarks: tuple[str, ...] = (),
 ) -> Splits:
     folders = {split: decoding.relative_folders(paths[split], roots[split]) for split in paths}
     classes = tuple(sorted(set().union(*folders.values())))
+    labels: dict[Split, list[int] | None] = dict.fromkeys(paths)
     if len(classes) < 2 or "." in classes:
-        return Splits({split: FileList(paths[split], None, size, channels) for split in paths})
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = {split: [numbers[name] for name in names] for split, names in folders.items()}
-    return Splits({split: FileList(paths[split], labels[split], size, channels) for split in paths}, classes)
+        classes = ()
+    else:
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = {split: [numbers[name] for name in names] for split, names in folders.items()}
+    sources = {split: FileList(paths[split], labels[split], roots[split], size, channels) for split in paths}
+    return Splits(sources, classes, remarks)
 
 
 def _png(pixels: np.ndarray) -> bytes:
