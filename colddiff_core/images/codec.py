@@ -53,16 +53,16 @@ def read(
         return to_floats(torch.from_numpy(_to_array(stored, size, channels)))
 
 
-def read_like(path: Path, like: Tensor) -> Tensor:
+def read_like(path: Path, like: Tensor, *, note: Note | None = None) -> Tensor:
     """Return an image file at the size and channels of another image, scaled and cropped to its center.
 
-    Shapes: `like` and the result (C, H, W), float32 in [-1, 1].
+    `note` as for `read`. Shapes: `like` and the result (C, H, W), float32 in [-1, 1].
 
     Raises:
         UsageError: As `read`.
     """
     channels, height, width = like.shape
-    return resize_and_crop(read(path, channels=channels), height, width)
+    return resize_and_crop(read(path, channels=channels, note=note), height, width)
 
 
 def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:

@@ -225,12 +225,14 @@ def test_comparison_files_of_equal_names_do_not_collide(photo_runs, blurred, cap
     for folder in ("x", "y"):
         Path(folder).mkdir()
         Image.open(blurred).save(f"{folder}/s.png")
+    Image.open(blurred).save("x/s.jpg")
     Image.open(blurred).save("x/s-restored-2.png")
-    names = ["x/s.png", "y/s.png", "x/s-restored-2.png"]
+    names = ["x/s.png", "y/s.png", "x/s.jpg", "x/s-restored-2.png"]
     call = ["sample", str(photo_runs / "blur"), *names, "--degraded", "--out-dir", "out", "--compare", "--t", "2"]
     assert run(call) == 0
-    assert len(pictures_in(Path("out"))) == 6
-    assert "out/s-restored-2.png" in capsys.readouterr().out.splitlines()
+    assert len(list(Path("out").rglob("*.png"))) == 8
+    lines = capsys.readouterr().out.splitlines()
+    assert {"y/s.png -> out/y/s-restored.png", "x/s.jpg -> out/x/s-restored-2.png"} <= {*lines}
 
 
 def test_a_sweep_needs_no_estimate(photo_runs, blurred, capsys):
