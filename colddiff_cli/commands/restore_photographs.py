@@ -237,6 +237,7 @@ class PhotographJob:
             self.notes.add(number, path, note)
         name, estimate = self.restorers.choose(path, photograph.pixels)
         opened = self.restorers.open(name)
+        opened.check(photograph.pixels)
         worker, operator = opened.worker, opened.worker.operator
         if len(photograph.pixels) > worker.experiment.channels:
             is_luma = self.asked.color == "luma"

@@ -114,12 +114,24 @@ def test_a_sheet_names_what_does_not_fit_on_it(own_run, capsys):
     assert "--out-dir" in capsys.readouterr().err
     assert run(["sample", "own", "--n", "70", "--out-dir", "out", "--sampler", "direct"]) == 0
     assert "on the sheet: the first 64 of 70 images" in capsys.readouterr().out
-    assert run(["generate", "own", "--n", "65", "--stride", "5", "--out-dir", "made"]) == 0
+    assert run(["generate", "--noise", "0.002", "own", "--n", "65", "--stride", "5", "--out-dir", "made"]) == 0
     assert "on the grid: the first 64 of 65 images" in capsys.readouterr().out
 
 
 def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, capsys):
-    command = ["generate", "own", "--n", "20", "--json", "--out-dir", "out", "--diversity", "--animate"]
+    command = [
+        "generate",
+        "--noise",
+        "0.002",
+        "own",
+        "--n",
+        "20",
+        "--json",
+        "--out-dir",
+        "out",
+        "--diversity",
+        "--animate",
+    ]
     assert run(command) == 0
     result = json.loads(capsys.readouterr().out)
     whole = bytes_in(Path("out"))
@@ -132,7 +144,7 @@ def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, capsys):
     for kind in ("picture", "animation", "neighbours"):
         assert again[kind] != result[kind]
         assert Path(again[kind]).read_bytes() == Path(result[kind]).read_bytes()
-    assert run(["generate", "own", "--n", "21", "--out-dir", "out", "--resume"]) == 2
+    assert run(["generate", "--noise", "0.002", "own", "--n", "21", "--out-dir", "out", "--resume"]) == 2
     assert "n was 20, now 21" in capsys.readouterr().err
 
 
@@ -147,10 +159,10 @@ WRITING = [
     ["sample", "own", "--n", "3", "--animate", "--out", "way.webp"],
     ["sample", "own", "--n", "3", "--out-dir", "out"],
     ["sample", "own", "in", "--out-dir", "out"],
-    ["generate", "own", "--n", "3"],
-    ["generate", "own", "--n", "3", "--animate", "--out", "way.gif"],
-    ["generate", "own", "--n", "3", "--diversity"],
-    ["generate", "own", "--n", "3", "--out-dir", "out"],
+    ["generate", "--noise", "0.002", "own", "--n", "3"],
+    ["generate", "--noise", "0.002", "own", "--n", "3", "--animate", "--out", "way.gif"],
+    ["generate", "--noise", "0.002", "own", "--n", "3", "--diversity"],
+    ["generate", "--noise", "0.002", "own", "--n", "3", "--out-dir", "out"],
     ["compare", "own", "--n", "3"],
     ["compare", "own", "--n", "3", "--generate"],
     ["compare", "own", "--n", "3", "--out", "compared.png"],
