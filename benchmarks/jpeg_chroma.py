@@ -33,7 +33,9 @@ def through_jpeg(x: Tensor) -> Tensor:
     stored = io.BytesIO()
     images.to_pillow(x).save(stored, "JPEG", quality=75, subsampling="4:2:0")
     stored.seek(0)
-    pixels = torch.frombuffer(bytearray(Image.open(stored).convert("RGB").tobytes()), dtype=torch.uint8)
+    pixels = torch.frombuffer(
+        bytearray(Image.open(stored, formats=("JPEG",)).convert("RGB").tobytes()), dtype=torch.uint8
+    )
     return images.to_floats(pixels.view(TILE_PIXELS, TILE_PIXELS, 3).permute(2, 0, 1))
 
 

@@ -120,7 +120,7 @@ def decode_folder(paths: Sequence[Path], size: int, batch: int) -> Iterator[Tens
     """Yield one epoch of image files in batches, decoding each file."""
     prepare = transform(size, False)
     for start in range(0, len(paths), batch):
-        opened = (Image.open(path).convert("RGB") for path in paths[start : start + batch])
+        opened = (Image.open(path, formats=("PNG", "JPEG")).convert("RGB") for path in paths[start : start + batch])
         yield torch.stack([prepare(image) for image in opened])
 
 

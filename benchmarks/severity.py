@@ -49,7 +49,7 @@ def operator(name: str) -> Degradation:
 
 def picture(source: Path | io.BytesIO) -> Tensor:
     """Return an image file as (1, 3, H, W) float32 in [-1, 1]."""
-    values = np.array(Image.open(source).convert("RGB"))
+    values = np.array(Image.open(source, formats=("PNG", "JPEG")).convert("RGB"))
     return torch.from_numpy(values).permute(2, 0, 1)[None] / 127.5 - 1
 
 

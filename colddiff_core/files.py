@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
 from colddiff_core.errors import MachineError
 
+NAME_BYTES = 255  # the longest file name that file systems take
+_DRAFT_BYTES = 10  # by how much a draft's name is longer
 _DRAFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)?")
 
 
@@ -44,11 +47,34 @@ def whole(path: Path) -> Iterator[Path]:
 def beside(path: Path) -> Path:
     """Return a hidden, unique draft name in the same folder, with the same suffix."""
     # Image writers choose their format by the suffix.
-    return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    stem = draft_name(path.name).removesuffix(path.suffix)
+    return path.with_name(f".{stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+
+
+def draft_name(name: str) -> str:
+    """Return what `drafted` says of a file's drafts: its name, shortened if a draft's would be too long."""
+    path = PurePath(name)
+    return fitted(path.stem, path.suffix, NAME_BYTES - _DRAFT_BYTES)
+
+
+def fitted(stem: str, ending: str, most: int = NAME_BYTES) -> str:
+    """Return a file name, stem + ending, of at most `most` bytes.
+
+    A stem that is too long is cut and gets a hash, so that different ones still give different names.
+    """
+    room = most - len(os.fsencode(ending))
+    encoded = os.fsencode(stem)
+    if len(encoded) <= room:
+        return stem + ending
+    mark = f"~{hashlib.blake2b(encoded, digest_size=4).hexdigest()}"
+    end = room - len(mark)
+    while end > 0 and encoded[end] & 0xC0 == 0x80:  # inside a character of UTF-8
+        end -= 1
+    return os.fsdecode(encoded[: max(0, end)]) + mark + ending
 
 
 def drafted(name: str) -> str | None:
-    """Return the final name of a draft made by `beside`, or None for any other file."""
+    """Return the `draft_name` of the file that a draft made by `beside` is for, or None for any other file."""
     match = _DRAFT.fullmatch(name)
     return match[1] + (match[2] or "") if match else None
 

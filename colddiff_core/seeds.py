@@ -1,7 +1,8 @@
 """Random numbers by key: no draw depends on an earlier one.
 
-A training step's numbers depend on (seed, step) and an image's on (seed, image): a resumed run needs
-no saved generator, and an image does not change with the batch it was drawn in.
+A training step's numbers depend on (seed, step), those of a data set's image on (seed, number) and those of a picture
+file on (seed, its pixels): a resumed run needs no saved generator, and an image does not change with the batch it was
+drawn in, nor a picture with the others that a command was given.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 GRAIN_IMAGES = 16  # consecutive images of a training batch share a generator
+ImageKey = int | str  # the number of an image of a data set, or the `picture_key` of a picture
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -24,9 +26,20 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return keyed
 
 
-def image_generators(seed: int, images: Iterable[int], purpose: str = "image") -> list[torch.Generator]:
-    """Return one CPU generator per image number; `purpose` keeps different uses independent."""
+def image_generators(seed: int, images: Iterable[ImageKey], purpose: str = "image") -> list[torch.Generator]:
+    """Return one CPU generator per image; `purpose` keeps different uses independent."""
     return [generator(seed, purpose, image) for image in images]
+
+
+def picture_key(x: Tensor) -> str:
+    """Return the key of a picture (C, H, W) float32 that is none of a data set's: a hash of its pixels.
+
+    Equal pictures have equal keys, whatever their files are called and wherever they are in a list.
+    """
+    pixels = x.detach().cpu().contiguous()
+    digest = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=8)
+    digest.update(pixels.numpy().data)
+    return digest.hexdigest()
 
 
 class SlotGenerators:

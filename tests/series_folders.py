@@ -14,6 +14,11 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in left_behind(folder)}
 
 
+def bytes_below(folder: Path) -> dict[str, bytes]:
+    """Return the content of every picture in and below a folder by its path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
 def states_in(folder: Path) -> dict[str, tuple[int, int]]:
     """What changes where a file is written again, even with the same bytes."""
     found = {name: (folder / name).stat() for name in pictures_in(folder)}

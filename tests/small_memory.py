@@ -13,7 +13,7 @@ from colddiff_core.models import UNet
 
 COMMANDS = {
     "sample": ["--n", "8", "--out", "output.png", "--force"],
-    "generate": ["--n", "8", "--out", "output.png", "--force"],
+    "generate": ["--noise", "0.002", "--n", "8", "--out", "output.png", "--force"],
     "eval": ["--n", "8", "--features", "none"],
     "compare": ["--n", "8", "--features", "none", "--out", "output.png", "--force"],
 }

@@ -77,7 +77,11 @@ def written(photograph: ListedPhotograph, sources: Path, folder: Path) -> bool:
     content = from_package(photograph, sources) if photograph.source.startswith(DEBIAN) else cloned(photograph, sources)
     if content is None:
         return False
-    image = from_exr(content) if photograph.path.endswith(EXR) else to_srgb(Image.open(io.BytesIO(content)))
+    image = (
+        from_exr(content)
+        if photograph.path.endswith(EXR)
+        else to_srgb(Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF", "WEBP")))
+    )
     size = tuple(int(side) for side in photograph.size.split("x"))
     if (round(image.width / photograph.factor), round(image.height / photograph.factor)) != size:
         sys.exit(f"{photograph.name}: {image.width}x{image.height} pixels cannot give {photograph.size}.")

@@ -28,6 +28,7 @@ from colddiff_core.datasets import from_config
 from colddiff_core.evaluation import classifier
 from colddiff_core.inference import generate, open_run
 from colddiff_core.runs import checkpoint, pretrained
+from colddiff_core.sampling import priors
 from colddiff_core.text import nearest
 from tools.recipes import RECIPES, Recipe
 
@@ -101,7 +102,9 @@ def export(recipe: Recipe, run: runs.Run, name: str) -> Path:
     (draft / "run.toml").write_text(toml.dump(table), encoding="utf-8")
     for prior, components in recipe.priors:
         trained = open_run.open_run(run, device="cpu")
-        generate.prepare(runs.Run(draft), trained.experiment, prior, components)
+        found = priors.find(prior, trained.experiment.operator)
+        noise = generate.usual_noise(trained.experiment, found) or None  # given: a prior serves restorers as well
+        generate.prepare(runs.Run(draft), trained.experiment, prior, components, noise)
     if (size := sum(path.stat().st_size for path in files(draft))) > MOST_BYTES:
         sys.exit(f"{draft} has {size:,} bytes, more than {MOST_BYTES:,}: use a smaller network.")
     shutil.rmtree(folder, ignore_errors=True)

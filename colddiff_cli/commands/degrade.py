@@ -13,7 +13,8 @@ from colddiff_cli.arguments import completions, options, outputs
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
-from colddiff_cli.picture_series import manifest, per_file, series
+from colddiff_cli.picture_series import manifest, naming, per_file, series
+from colddiff_cli.picture_series.notes import PictureNotes
 from colddiff_core.config import presets
 from colddiff_core.errors import UsageError
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 JSON_KEYS = {"color": "colour"}  # as scripts that read version 0.1 know them
 MOST_FRAMES = 60
 MOST_SEVERITIES = 41  # in --describe
+# Bytes that degrading takes for each pixel of a color picture, and those that each of several severities adds; an upper
+# bound, measured (docs/decisions/012-memory.md).
+WORK_BYTES, FRAME_BYTES = 64, 8
+SECOND = -1  # the number of a picture to mix in, among notes
 SAMPLE_PHOTO = "flower.jpg"  # scikit-learn's, for --describe without a picture
 
 
@@ -85,15 +90,16 @@ def degrade(
     operator = _operator(op, preset, steps, given or {})
     severity = _severity(operator, t)
     pool = list(map(Path, ranks.on_first(lambda: list(map(str, _pool(operator, second))))))
-    draw = _drawing(operator, pool, seed or 0)
+    files = inputs_.agreed(lambda: inputs_.listed(inputs or [])) if inputs or not describe else []
+    notes = PictureNotes(screen, len(files))
+    draw = _drawing(operator, pool, seed or 0, notes)
     if describe:
-        _describe(screen, operator, draw, inputs or [], size or _size_of(preset), device)
+        _describe(screen, operator, draw, [file for file, _ in files], size or _size_of(preset), device)
         return
     _check_frames(strip, severity, animate=animate)
+    _check_single(out, len(files), is_resumed=resume)
     kind = "film" if animate else "strip" if strip else f"t{severity:03d}"
-    files, folder = inputs_.agreed(lambda: inputs_.listed(inputs or [])), out_dir or Path()
-    if out is not None:
-        _check_single(len(files), is_resumed=resume)
+    folder = out_dir or Path()
 
     from colddiff_core import devices, images
     from colddiff_core.experiment import versions
@@ -115,7 +121,7 @@ def degrade(
         files = series.without_own(files, folder, "degrade", settings)
     paths = [file for file, _ in files]
     ending = f"{operator.name.replace('+', '-')}-{kind}{'.gif' if animate else '.png'}"
-    targets = [out] if out else series.targets(paths, folder, ending)
+    targets = [out] if out else naming.targets(paths, folder, ending)
     if ranks.is_first:
         settings["inputs"] = manifest.fingerprint(paths)
         outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
@@ -125,11 +131,25 @@ def degrade(
     severities = _spread(severity, MOST_FRAMES if animate else strip) if animate or strip else [severity]
 
     def make(number: int) -> list[Image]:
-        x0 = images.read(paths[number], size=size).unsqueeze(0).to(chosen)
-        frozen = draw(x0, number)
+        x0 = images.read(
+            paths[number],
+            size=size,
+            note=lambda text: notes.add(number, paths[number], text),
+            work_bytes=WORK_BYTES + FRAME_BYTES * len(severities),
+        )
+        x0 = x0.unsqueeze(0).to(chosen)
+        frozen = draw(x0)
         return [images.to_pillow(operator(x0, s, frozen)[0]) for s in severities]
 
-    with series.Series(targets, "degrade", settings if is_series else None, resume=resume, force=force) as own:
+    with series.Series(
+        targets,
+        "degrade",
+        settings if is_series else None,
+        folder=None if out else folder,
+        inputs=paths,
+        resume=resume,
+        force=force,
+    ) as own:
 
         def work(number: int, at_share: per_file.AtShare) -> Callable[[], None]:
             pictures = make(number)
@@ -138,25 +158,33 @@ def degrade(
                 if animate:
                     images.write_animation(pictures, own.place(number))
                 else:
-                    picture = images.side_by_side(pictures)
-                    images.write(picture, own.place(number))
-                    if len(files) <= series.MANY:
-                        screen.picture(picture)
+                    _write_strip(screen, pictures, own.place(number), is_shown=len(files) <= series.MANY)
                 if not screen.is_json and len(files) <= series.MANY:
-                    screen.say(str(targets[number]))
+                    screen.say(naming.line(paths[number], paths, targets[number]))
 
             return write
 
         done, kept = per_file.make(screen, own, files, "degraded", work)
+        notes.report(own.ranks)
     screen.result(
         {
             "operator": operator.name,
             "t": severity,
             "steps": operator.steps,
             "files": [str(targets[number]) for number in done],
+            "inputs": [str(paths[number]) for number in done],
             "kept": kept,
         }
     )
+
+
+def _write_strip(screen: Screen, pictures: list[Image], path: Path, *, is_shown: bool) -> None:
+    from colddiff_core import images
+
+    picture = images.side_by_side(pictures)
+    images.write(picture, path)
+    if is_shown:
+        screen.picture(picture)
 
 
 def _severity(operator: Degradation, t: int | None) -> int:
@@ -168,7 +196,9 @@ def _severity(operator: Degradation, t: int | None) -> int:
     return severity
 
 
-def _check_single(count: int, *, is_resumed: bool) -> None:
+def _check_single(out: Path | None, count: int, *, is_resumed: bool) -> None:
+    if out is None:
+        return
     if count > 1:
         raise UsageError(f"--out names one picture, but there are {count}.", "Use --out-dir.")
     if is_resumed:
@@ -216,16 +246,21 @@ def _pool(operator: Degradation, second: Path | None) -> list[Path]:
     return pool
 
 
-def _drawing(operator: Degradation, pool: list[Path], seed: int) -> Callable[[Tensor, int], Frozen]:
-    """Return a function that draws what is random about an image, by number, and picks a picture of the pool."""
+def _drawing(operator: Degradation, pool: list[Path], seed: int, notes: PictureNotes) -> Callable[[Tensor], Frozen]:
+    """Return a function that draws what is random about a picture (1, C, H, W) and picks another one of the pool.
+
+    Both depend on the seed and on the picture alone.
+    """
     from colddiff_core import images, seeds
 
-    def draw(x0: Tensor, index: int) -> Frozen:
+    def draw(x0: Tensor) -> Frozen:
+        key = seeds.picture_key(x0[0])
         fields = {}
         if pool:
-            other = images.read_like(pool[(seed + index) % len(pool)], x0[0])
+            path = pool[(seed + int(key, 16)) % len(pool)]
+            other = images.read_like(path, x0[0], note=lambda text: notes.add(SECOND, path, text))
             fields[operator.second_field] = other.unsqueeze(0).to(x0.device)
-        return operator.freeze(x0, generator=seeds.image_generators(seed, [index]), **fields)
+        return operator.freeze(x0, generator=seeds.image_generators(seed, [key]), **fields)
 
     return draw
 
@@ -238,8 +273,8 @@ def _spread(last: int, count: int) -> list[int]:
 def _describe(
     screen: Screen,
     operator: Degradation,
-    draw: Callable[[Tensor, int], Frozen],
-    inputs: list[str],
+    draw: Callable[[Tensor], Frozen],
+    files: list[Path],
     size: int,
     device: str,
 ) -> None:
@@ -249,8 +284,8 @@ def _describe(
     from colddiff_core.evaluation import remains as core
 
     chosen = devices.choose(device)
-    x0 = _example(inputs, size, chosen)
-    remains = core.describe(operator, x0, lambda x: draw(x, 0), _spread(operator.steps, MOST_SEVERITIES))
+    x0 = _example(files, size, chosen)
+    remains = core.describe(operator, x0, draw, _spread(operator.steps, MOST_SEVERITIES))
     rows = [{JSON_KEYS.get(key, key): value for key, value in dataclasses.asdict(entry).items()} for entry in remains]
     side = f"{x0.shape[-1]}x{x0.shape[-2]}"
     if not screen.is_json:
@@ -276,14 +311,14 @@ def _parameters(operator: Degradation) -> dict[str, Any]:
     }
 
 
-def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
+def _example(files: list[Path], size: int, device: torch.device) -> Tensor:
     """Return the picture for --describe, (1, C, H, W) float32 in [-1, 1]: the first one named, or a sample photo."""
     import torch
 
     from colddiff_core import images
 
-    if inputs:
-        return images.read(inputs_.listed(inputs)[0][0], size=size).unsqueeze(0).to(device)
+    if files:
+        return images.read(files[0], size=size).unsqueeze(0).to(device)
     from sklearn.datasets import load_sample_image
 
     photo = torch.from_numpy(load_sample_image(SAMPLE_PHOTO).copy()).permute(2, 0, 1)

@@ -16,6 +16,7 @@ from colddiff_cli.jobs import launch, open_run
 from colddiff_cli.picture_series import films, gather, series
 from colddiff_cli.picture_series.gather import ImageCollector
 from colddiff_core.errors import UsageError
+from colddiff_core.files import fitted
 from colddiff_core.text import counted
 
 if TYPE_CHECKING:
@@ -195,7 +196,11 @@ def _paths(
     """Return the paths of the grid, its film and the sheet of nearest training images."""
     grid_path, film_path = films.outputs(out, default, animate=animate, force=force, keep=keep)
     beside = grid_path or out or default
-    return grid_path, film_path, outputs.free_path(None, beside.with_name(f"{beside.stem}-neighbors.png"), force=force)
+    return (
+        grid_path,
+        film_path,
+        outputs.free_path(None, beside.with_name(fitted(beside.stem, "-neighbors.png")), force=force),
+    )
 
 
 def _run(

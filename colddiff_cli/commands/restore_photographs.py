@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.arguments import inputs, outputs
 from colddiff_cli.commands.restorers import AUTO, COLORS, OpenedRun, RestoreOptions, Restorers
 from colddiff_cli.console.screen import Screen
-from colddiff_cli.picture_series import manifest, per_file, series
+from colddiff_cli.picture_series import manifest, naming, per_file, series
+from colddiff_cli.picture_series.notes import PictureNotes
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
+from colddiff_core.files import fitted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +53,7 @@ def restore(
     ranks = group.current()
 
     if asked.mask is not None:
-        photographs.read(asked.mask)  # fails before a run is opened
+        images.read(asked.mask, note=lambda text: screen.warn(f"{asked.mask}: {text}"))  # fails before a run is opened
     restorers = Restorers(screen, asked, found, device, overrides)
     if restorers.only is not None or not ranks.is_alone:
         restorers.open_all()
@@ -71,10 +73,10 @@ def restore(
         files = series.without_own(files, folder, "sample", settings)
     paths = [file for file, _ in files]
     targets = (
-        [asked.out] if asked.out else series.targets(paths, folder, "sweep.png" if asked.is_sweep else "restored.png")
+        [asked.out] if asked.out else naming.targets(paths, folder, "sweep.png" if asked.is_sweep else "restored.png")
     )
     if asked.is_compared:
-        targets += [_compared(asked.out)] if asked.out else series.targets(paths, folder, "compared.png")
+        targets += [_compared(asked.out)] if asked.out else naming.targets(paths, folder, "compared.png")
     for target in targets:
         images.check_suffix(target, images.SUFFIXES if asked.is_sweep else photographs.SUFFIXES)
     if ranks.is_first:
@@ -82,11 +84,18 @@ def restore(
         outputs.check_not_inputs(targets, paths, is_alone=len(paths) == 1)
     is_series = asked.out is None and (asked.out_dir is not None or len(files) > 1)
     with series.Series(
-        targets, "sample", settings if is_series else None, resume=asked.is_resumed, force=asked.is_forced
+        targets,
+        "sample",
+        settings if is_series else None,
+        folder=None if asked.out else folder,
+        inputs=paths,
+        resume=asked.is_resumed,
+        force=asked.is_forced,
     ) as own:
-        job = PhotographJob(screen, own, asked, restorers, paths)
+        job = PhotographJob(screen, own, asked, restorers, paths, PictureNotes(screen, len(paths)))
         work = job.sweep if asked.is_sweep else job.restore
         done, kept = per_file.make(screen, own, files, "restored", work, is_slow=True)
+        job.notes.report(own.ranks)
     records = {n: record for pairs in ranks.gather_json(list(job.records.items())) for n, record in pairs}
     if not ranks.is_first:
         return
@@ -115,7 +124,7 @@ def _described(restorers: Restorers) -> dict[str, Any]:
 
 
 def _compared(out: Path) -> Path:
-    return out.with_name(f"{out.stem.removesuffix('-restored')}-compared{out.suffix}")
+    return out.with_name(fitted(out.stem.removesuffix("-restored"), f"-compared{out.suffix}"))
 
 
 def _outputs(targets: list[Path]) -> dict[str, str]:
@@ -134,6 +143,7 @@ class PhotographJob:
     asked: RestoreOptions
     restorers: Restorers
     paths: list[Path]
+    notes: PictureNotes
     records: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def restore(self, number: int, at_share: per_file.AtShare) -> Callable[[], None]:
@@ -144,7 +154,7 @@ class PhotographJob:
         path = self.paths[number]
         photograph = photographs.read(path)
         self._check_sides(number, photograph)
-        opened, given = self._look(path, photograph)
+        opened, given = self._look(number, photograph)
         worker = self._worker_for(opened.worker, given)
         restored = worker.restore(given, at_share)
         self.records[number] = self._record(opened, given)
@@ -158,7 +168,7 @@ class PhotographJob:
             if both is not None and self.asked.is_compared:
                 photographs.write(both, both.pixels, self.own.place(number + len(self.paths)))
             for note in photographs.write(photograph, restored, self.own.place(number)):
-                self.screen.warn(f"{path}: {note}")
+                self.notes.add(number, path, note)
             if both is not None and is_shown:
                 self.screen.picture(images.to_pillow(both.pixels))
             self._print_path(number)
@@ -168,7 +178,7 @@ class PhotographJob:
     def _print_path(self, number: int) -> None:
         """Print the path of one of several pictures; that of a single one is printed at the end."""
         if 1 < len(self.paths) <= series.MANY and not self.screen.is_json:
-            self.screen.say(str(self.own.targets[number]))
+            self.screen.say(naming.line(self.paths[number], self.paths, self.own.targets[number]))
 
     def _check_sides(self, number: int, photograph: Photograph) -> None:
         """Refuse a picture that its output format cannot hold, before it is restored."""
@@ -190,7 +200,7 @@ class PhotographJob:
         path = self.paths[number]
         photograph = photographs.read(path)
         picture = photographs.upright(photograph, photograph.pixels)
-        opened, whole = self._look(path, dataclasses.replace(photograph, pixels=picture, orientation=1))
+        opened, whole = self._look(number, dataclasses.replace(photograph, pixels=picture, orientation=1))
         # A hole or snow depends on the whole picture; a blur is the same everywhere.
         window = (
             picture if dataclasses.fields(whole.frozen) else blind.detailed(picture, WINDOW_PIXELS + 2 * RIM_PIXELS)
@@ -220,12 +230,14 @@ class PhotographJob:
 
         return write
 
-    def _look(self, path: Path, photograph: Photograph) -> tuple[OpenedRun, DegradedPhotograph]:
+    def _look(self, number: int, photograph: Photograph) -> tuple[OpenedRun, DegradedPhotograph]:
         """Return the restorer for a photograph, and what it sees of it; say which and how badly it is degraded."""
+        path = self.paths[number]
         for note in photograph.notes:
-            self.screen.warn(f"{path}: {note}")
+            self.notes.add(number, path, note)
         name, estimate = self.restorers.choose(path, photograph.pixels)
         opened = self.restorers.open(name)
+        opened.check(photograph.pixels)
         worker, operator = opened.worker, opened.worker.operator
         if len(photograph.pixels) > worker.experiment.channels:
             is_luma = self.asked.color == "luma"

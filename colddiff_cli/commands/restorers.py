@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 AUTO, SWEEP = "auto", "sweep"
 COLORS = ("channels", "luma")  # how a gray run restores a color picture
 PHOTOGRAPHS = "photos-"  # the pretrained runs for photographs are called so
+SMALL_SETS = frozenset({"digits", "mnist", "cifar10"})  # whole images of a few pixels: networks that know nothing else
+MOST_TIMES = 2  # a picture's shorter side to that of such images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,28 @@ class OpenedRun:
     def label(self) -> str:
         """What people call the run."""
         return self.trained.run.label
+
+    def check(self, picture: Tensor) -> None:
+        """Refuse a picture (C, H, W) that is nothing like the images that the run was trained on.
+
+        A network that has seen only whole images of a few pixels, or in gray, makes noise of a photograph. One that
+        was trained on windows of photographs (`data.crop`) restores any size, and in gray each channel of a color.
+
+        Raises:
+            UsageError: The run cannot restore such a picture.
+        """
+        data, own = self.trained.experiment.config.data, self.trained.experiment.channels
+        channels, height, width = picture.shape
+        is_gray_only = channels > own
+        if data.crop or min(height, width) <= MOST_TIMES * data.size:
+            return
+        if not is_gray_only and data.dataset not in SMALL_SETS:
+            return
+        trained = f"whole {'gray' if own == 1 else 'color'} images of {data.size}x{data.size} pixels ({data.dataset})"
+        given = f"this one has {width}x{height}{' in color' if is_gray_only else ''}"
+        what = f"{self.label} was trained on {trained}, and {given}: it would return noise."
+        remedy = f"Use colddiff restore without --run ({_for_each_operator()}), or scale it to {data.size} pixels."
+        raise UsageError(what, remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +236,12 @@ def for_photographs(operator: str | None, *, hides: bool) -> dict[str, runs.Run]
     if not hiding:
         raise UsageError(f"--mask does not go with {_listed(list(chosen))}: it hides no pixels.", "Leave one out.")
     return hiding
+
+
+def _for_each_operator() -> str:
+    """Return the names of the pretrained runs for photographs, for a sentence."""
+    names = [f"{pretrained.PREFIX}{name}" for name in pretrained.names() if name.startswith(PHOTOGRAPHS)]
+    return ", ".join(names) or "runs for photographs"
 
 
 def whole(text: str, *, is_degraded: bool = True) -> int:

@@ -13,7 +13,7 @@ from colddiff_cli.arguments import completions, inputs, options, outputs
 from colddiff_cli.commands import restore_photographs, restorers
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch, open_run
-from colddiff_cli.picture_series import films, gather, series, sources
+from colddiff_cli.picture_series import films, gather, naming, series, sources
 from colddiff_cli.picture_series.gather import ImageCollector
 from colddiff_cli.picture_series.sources import SampleSource
 from colddiff_core.errors import UsageError
@@ -169,11 +169,14 @@ def sample(
     count = n or TEST_IMAGES
     source = sources.from_files(screen, built, files) if files else sources.from_test_set(screen, built, count)
     settings["inputs"] = source.settings
-    targets = series.targets(sources.stems(source, files), out_dir, ending) if out_dir else []
+    targets = naming.targets(sources.stems(source, files), out_dir, ending) if out_dir else []
+    paths = [file for file, _ in files]
     if ranks.is_first:
         outputs.check_apart((picture, film), targets)
-        outputs.check_not_inputs(targets, [file for file, _ in files])
-    with series.Series(targets, "sample", settings if out_dir else None, resume=resume, force=force) as own:
+        outputs.check_not_inputs(targets, paths)
+    with series.Series(
+        targets, "sample", settings if out_dir else None, folder=out_dir, inputs=paths, resume=resume, force=force
+    ) as own:
         if own.is_complete and resume and out is None:
             picture, film = None, None  # a complete series has its sheet already
         shown = range((SHOWN if out_dir else source.count) if picture else 0)
@@ -225,8 +228,10 @@ class SampleWork:
         seed = self.sampling.seed
         with self.screen.progress() as progress:
             task = progress.add_task(self.sampling.sampler, total=total)
-            degraded = restore.degraded(built, source.load, source.count, t=t, seed=seed, size=size, accepts=mine)
-            for batch in degraded:
+            load, are_files = source.load, source.are_files
+            for batch in restore.degraded(
+                built, load, source.count, t=t, seed=seed, size=size, accepts=mine, are_pictures=are_files
+            ):
                 self._restore(batch, lambda share: progress.advance(task, share))
 
     def gather(self, source: SampleSource) -> None:
@@ -239,6 +244,8 @@ class SampleWork:
             self.made = sum(made for _, _, made in results)
             for _, why in sorted(line for _, lines, _ in results for line in lines):
                 self.screen.warn(why)
+        if source.notes is not None:
+            source.notes.report(ranks)
         self.gathered = self.collected.gather(ranks)
 
     def write_sheet(self, picture: Path, film: Path | None) -> None:
@@ -292,8 +299,9 @@ def _finish(
             screen.say(f"on the sheet: the first {SHOWN} of {counted(count, 'image')}")
         screen.say(series.summary(own.folder, len(numbers), len(own.kept)))
     files = [str(own.targets[number]) for number in numbers] if own.targets else []
+    made_of = {"inputs": [str(own.inputs[number]) for number in numbers]} if own.inputs else {}
     paths = {"picture": picture and str(picture), "animation": film and str(film)}
-    return {"n": len(numbers), "files": files, "kept": len(own.kept)} | paths
+    return {"n": len(numbers), "files": files, "kept": len(own.kept)} | made_of | paths
 
 
 def _check(out_dir: Path | None, is_resumed: bool, count: int) -> None:

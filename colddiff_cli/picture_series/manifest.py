@@ -22,20 +22,28 @@ Settings = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class SeriesManifest:
-    """The command, settings and picture names of the call that writes into a folder."""
+    """The command, settings and pictures of the call that writes into a folder.
+
+    Attributes:
+        pictures: Their paths, relative to the folder.
+        inputs: The file that each is made of; empty if they are not made of files.
+    """
 
     path: Path
     command: str
     settings: dict[str, Any]
     pictures: list[str]
+    inputs: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     @classmethod
-    def of(cls, folder: Path, command: str, settings: Settings, pictures: list[str]) -> Self:
-        """Return the manifest of a call; its file name is a hash of the content."""
+    def of(
+        cls, folder: Path, command: str, settings: Settings, pictures: list[str], inputs: list[str] | None = None
+    ) -> Self:
+        """Return the manifest of a call; its file name is a hash of the content, the inputs' names aside."""
         plain = json.loads(json.dumps(settings))  # as it is read back: a tuple becomes a list
         content = json.dumps([command, plain, pictures], sort_keys=True)
         name = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-        return cls(folder / f".colddiff-{name}.json", command, plain, pictures)
+        return cls(folder / f".colddiff-{name}.json", command, plain, pictures, inputs or [])
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -44,7 +52,8 @@ class SeriesManifest:
             values = parse_json(read_ordinary(path, MOST_BYTES))
             pictures = list(values["pictures"])
             if isinstance(values["command"], str) and all(isinstance(name, str) for name in pictures):
-                return cls(path, values["command"], dict(values["settings"]), pictures)
+                inputs = [str(name) for name in values.get("inputs", ())]
+                return cls(path, values["command"], dict(values["settings"]), pictures, inputs)
         return None
 
     @property
@@ -55,6 +64,7 @@ class SeriesManifest:
     def text(self) -> str:
         """Return the content of the file."""
         values = {"command": self.command, "settings": self.settings, "pictures": self.pictures}
+        values |= {"inputs": self.inputs} if self.inputs else {}
         return json.dumps(values, indent=1) + "\n"
 
     def is_of(self, command: str, settings: Settings) -> bool:

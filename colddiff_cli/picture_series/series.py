@@ -7,6 +7,7 @@ processes write pictures; only rank 0 looks at the folder and writes the manifes
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from colddiff_cli.jobs import launch
 from colddiff_cli.picture_series.manifest import SeriesManifest, Settings, in_folder, nothing_to_resume
 from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffError, MachineError, UsageError
-from colddiff_core.files import FileLock, drafted, flush, refusals
+from colddiff_core.files import FileLock, draft_name, drafted, flush, refusals
 from colddiff_core.text import counted
 
 MANY = 16  # up to so many pictures, each is listed and shown; beyond, they are counted
@@ -31,19 +32,30 @@ class SeriesInterrupted(ColddiffError):  # noqa: N818 - not an error
 
 
 class Series:
-    """Pictures 0 to n - 1 of one call, in a folder that is locked until the context ends.
+    """Pictures 0 to n - 1 of one call, in or below a folder that is locked until the context ends.
 
     kept: the numbers of the pictures that existed and stay; ranks: the processes that make them. Unless something
     fails, no process leaves the context before all pictures are made.
     """
 
     def __init__(
-        self, targets: Sequence[Path], command: str, settings: Settings | None, *, resume: bool = False, force: bool
+        self,
+        targets: Sequence[Path],
+        command: str,
+        settings: Settings | None,
+        *,
+        folder: Path | None = None,
+        inputs: Sequence[Path] = (),
+        resume: bool = False,
+        force: bool,
     ) -> None:
-        """Claim the pictures of `targets`, all in one folder. A job that torchrun restarts resumes without `resume`.
+        """Claim the pictures of `targets`. A job that torchrun restarts resumes without `resume`.
 
         Args:
             settings: Of the call; None to write no manifest, so that it cannot be resumed.
+            folder: The folder that they are in or below; None for that of the first one.
+            inputs: The files that they are made of, if they are: the first of them is made of the first one, and
+                after the last one it begins again. The manifest says which.
 
         Raises:
             UsageError: Pictures exist without `resume` or `force`, or there is no call of these settings to resume.
@@ -53,7 +65,8 @@ class Series:
 
         self.ranks = group.current()
         self.targets, self.is_forced = targets, force
-        self.folder = targets[0].parent if targets else Path()
+        self.folder = folder or (targets[0].parent if targets else Path())
+        self.inputs = inputs
         self.kept: frozenset[int] = frozenset()
         self.made = 0
         self._lock: FileLock | None = None
@@ -68,7 +81,9 @@ class Series:
         if resume and self.is_forced:
             raise UsageError("--resume keeps pictures and --force overwrites them.", "Give one of them.")
         if settings is not None:
-            self._manifest = SeriesManifest.of(self.folder, command, settings, [target.name for target in self.targets])
+            names = [target.relative_to(self.folder).as_posix() for target in self.targets]
+            made_of = [str(self.inputs[n % len(self.inputs)]) for n in range(len(names))] if self.inputs else []
+            self._manifest = SeriesManifest.of(self.folder, command, settings, names, made_of)
         is_marked = self._manifest is not None and self._manifest.is_there
         if is_marked:
             self._hold()
@@ -197,22 +212,13 @@ class Series:
 
     def _drop_drafts(self) -> None:
         """Remove half-written drafts of these pictures that a killed call left."""
-        names = {target.name for target in self.targets}
-        with refusals(self.folder), os.scandir(self.folder) as entries:
-            drafts = [entry.path for entry in entries if drafted(entry.name) in names]
-            for draft in drafts:
-                os.unlink(draft)
-
-
-def targets(files: Sequence[Path], folder: Path, ending: str) -> list[Path]:
-    """Return the output path for each file; files of one name from several folders get a number."""
-    paths = [folder / f"{file.stem}-{ending}" for file in files]
-    names: dict[Path, int] = {}
-    for index, path in enumerate(paths):
-        names[path] = count = names.get(path, 0) + 1
-        if count > 1:
-            paths[index] = path.with_name(f"{path.stem}-{count}{path.suffix}")
-    return paths
+        names: dict[Path, set[str]] = {}
+        for target in self.targets:
+            names.setdefault(target.parent, set()).add(draft_name(target.name))
+        for folder, drafts in names.items():
+            with refusals(folder), contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for path in [entry.path for entry in entries if drafted(entry.name) in drafts]:
+                    os.unlink(path)
 
 
 def without_own(
@@ -232,10 +238,8 @@ def _without_own(
     own = {name for manifest in same for name in manifest.pictures}
     if not own:
         return files
-    is_target = {parent: parent.resolve() == folder.resolve() for parent in {file.parent for file, _ in files}}
-    return [
-        (file, is_named) for file, is_named in files if is_named or not (is_target[file.parent] and file.name in own)
-    ]
+    pictures = {os.path.realpath(folder / name) for name in own}
+    return [(file, is_named) for file, is_named in files if is_named or os.path.realpath(file) not in pictures]
 
 
 def summary(folder: Path, count: int, kept: int) -> str:

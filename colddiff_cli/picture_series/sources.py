@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.arguments.inputs import Files
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import manifest
+from colddiff_cli.picture_series.notes import PictureNotes
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted
 
@@ -24,13 +25,20 @@ class SampleSource:
     """Images by number.
 
     load: returns image (C, H, W) float32 in [-1, 1], or None if it is skipped; settings: what distinguishes these
-    images from others, for the series manifest; skipped: the reasons by number, to be printed when all ranks are done.
+    images from others, for the series manifest; skipped: the reasons by number, to be printed when all ranks are done;
+    notes: what was lost of files, None for test images.
     """
 
     count: int
     load: Callable[[int], Tensor | None]
     settings: dict[str, Any]
     skipped: dict[int, str] = dataclasses.field(default_factory=dict)
+    notes: PictureNotes | None = None
+
+    @property
+    def are_files(self) -> bool:
+        """Whether these are a user's pictures."""
+        return self.notes is not None
 
 
 def from_files(screen: Screen, built: Experiment, files: Files) -> SampleSource:
@@ -49,11 +57,17 @@ def from_files(screen: Screen, built: Experiment, files: Files) -> SampleSource:
         pictures = f"{counted(others, f'{theirs} picture')} {'is' if others == 1 else 'are'}"
         screen.warn(f"the run was trained in {own}: {pictures} restored in {own}")
     skipped: dict[int, str] = {}
+    notes = PictureNotes(screen, len(files))
 
     def load(number: int) -> Tensor | None:
         file, is_named = files[number]
         try:
-            return images.read(file, size=built.config.data.size, channels=built.channels)
+            return images.read(
+                file,
+                size=built.config.data.size,
+                channels=built.channels,
+                note=lambda text: notes.add(number, file, text),
+            )
         except UsageError as error:
             if is_named:
                 raise
@@ -63,7 +77,7 @@ def from_files(screen: Screen, built: Experiment, files: Files) -> SampleSource:
             return None
 
     settings = manifest.fingerprint([file for file, _ in files]) if ranks.is_first else {}
-    return SampleSource(len(files), load, settings, skipped)
+    return SampleSource(len(files), load, settings, skipped, notes)
 
 
 def from_test_set(screen: Screen, built: Experiment, n: int) -> SampleSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +59,7 @@ def hold_out(images: TrainingSet, *, has_crops: bool) -> tuple[TrainingPart, Ima
         order = torch.randperm(count, generator=seeds.generator("held out", count))
     kept, rest = order[:-held].sort().values, order[-held:]
     # The pixels are shared: they may be a file as large as memory.
-    part = TrainingPart(
-        images.pixels, images.labels, images.classes, images.skipped, images.suffixes, images.note, kept
-    )
+    same: dict[str, Any] = {field.name: getattr(images, field.name) for field in dataclasses.fields(ImageSet)}
+    part = TrainingPart(**same, kept=kept)
     labels = None if images.labels is None else images.labels[rest]
     return part, dataclasses.replace(images, pixels=images.pixels[rest], labels=labels)

@@ -1,18 +1,7 @@
 """Image files, pixels and contact sheets."""
 
-from colddiff_core.images.codec import (
-    ANIMATED,
-    SUFFIXES,
-    check_sides,
-    check_suffix,
-    count_channels,
-    count_pixels,
-    read,
-    read_bytes,
-    read_like,
-    write,
-    write_animation,
-)
+from colddiff_core.images.codec import count_channels, count_pixels, read, read_bytes, read_like
+from colddiff_core.images.encoding import ANIMATED, SUFFIXES, check_sides, check_suffix, write, write_animation
 from colddiff_core.images.formats import HEAD_BYTES, READABLE, suffix_of
 from colddiff_core.images.pixels import (
     LUMA,

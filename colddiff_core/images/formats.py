@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from colddiff_core.images.codec import FORMATS, SUFFIXES
+from colddiff_core.images.encoding import SUFFIXES
+from colddiff_core.images.opening import FORMATS
 
 HEAD_BYTES = 64  # enough to know a format
 _SUFFIXES = {

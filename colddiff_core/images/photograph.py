@@ -20,7 +20,10 @@ from torch import Tensor
 from colddiff_core import images
 from colddiff_core.files import whole
 from colddiff_core.images import sheets
-from colddiff_core.images.codec import is_deep, is_gray, open_image, scale_to_white, to_srgb, white_level
+from colddiff_core.images.codec import DECODING_BYTES, FLOATS_BYTES, to_srgb
+from colddiff_core.images.depth import GrayDepth, decode, is_deep, is_gray
+from colddiff_core.images.encoding import JPEG
+from colddiff_core.images.opening import MOST_PIXELS, note_on_frames, open_image, packing
 from colddiff_core.images.photograph_metadata import (
     JPEG_ROOM_BYTES,
     read_metadata,
@@ -30,8 +33,6 @@ from colddiff_core.images.photograph_metadata import (
 )
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
-JPEG = frozenset({".jpg", ".jpeg"})
-ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})  # formats in which several images are frames
 STRIP_PIXELS = 1 << 20  # converted at a time, so that no second copy of a photograph is held
 WIDTHS_PER_GAP = 200  # the gap between two images is their width / 200
 _ROTATIONS: dict[int, Callable[[Tensor], Tensor]] = {
@@ -82,19 +83,19 @@ class Photograph:
     notes: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Photograph:
+def read(path: Path, *, work_bytes: int = FLOATS_BYTES) -> Photograph:
     """Return a photograph as stored in its file; CMYK and Lab, which few programs write, are converted to sRGB.
 
-    Damaged metadata is left out or kept unchanged.
+    Damaged metadata is left out or kept unchanged. `work_bytes` as for `images.read`.
 
     Raises:
         UsageError: As `images.read`.
     """
-    with open_image(path) as picture:
-        notes = _notes(picture)
+    with open_image(path, most_pixels=MOST_PIXELS, pixel_bytes=DECODING_BYTES + work_bytes) as picture:
+        notes, depth = _notes(picture), GrayDepth.of(picture)
         # Decoding rotates a TIFF and drops its orientation.
         metadata = read_metadata(picture) if picture.format == "TIFF" else {}
-        picture.load()
+        decode(picture)
         metadata = metadata or read_metadata(picture)
         plain = _to_gray_or_rgb(_as_stored(picture, metadata["orientation"]))
         profile = picture.info.get("icc_profile")
@@ -103,7 +104,7 @@ def read(path: Path) -> Photograph:
             profile = None
         alpha = np.array(plain.getchannel("A")) if "A" in plain.getbands() else None
         return Photograph(
-            pixels=_deep_floats(plain) if is_deep(plain) else _floats(plain),
+            pixels=_deep_floats(plain, depth) if is_deep(plain) else _floats(plain),
             alpha=None if alpha is None else torch.from_numpy(alpha),
             icc_profile=profile if isinstance(profile, bytes) else b"",
             notes=tuple(notes),
@@ -189,12 +190,9 @@ def side_by_side(photograph: Photograph, before: Tensor, after: Tensor) -> Photo
 
 def _notes(picture: Image.Image) -> list[str]:
     """Return notes on what of a file is lost; call it before decoding, while Pillow still knows the bit depth."""
-    notes = []
-    if getattr(picture, "is_animated", False):
-        is_animation = picture.format in ANIMATIONS
-        notes.append("animation: first frame only" if is_animation else "several images in the file: first one only")
-    packing = " ".join(str(tile[3]) for tile in getattr(picture, "tile", ()))
-    if is_deep(picture) or ";16" in packing:
+    lost = note_on_frames(picture)
+    notes = [lost] if lost else []
+    if is_deep(picture) or ";16" in packing(picture):
         notes.append(f"{32 if picture.mode in ('I', 'F') else 16} bits a channel: written with 8")
     return notes
 
@@ -240,13 +238,13 @@ def _floats(picture: Image.Image) -> Tensor:
     return floats
 
 
-def _deep_floats(picture: Image.Image) -> Tensor:
+def _deep_floats(picture: Image.Image, depth: GrayDepth) -> Tensor:
     """Return a deep gray image as (1, H, W) float32 in [-1, 1], at full precision."""
     values = np.asarray(picture)
-    white = white_level(values)
+    white = depth.white(values)
     floats = torch.empty(1, *values.shape)
     for top, bottom in _strips(*values.shape):
-        floats[0, top:bottom] = torch.from_numpy(scale_to_white(values[top:bottom], white) * 2 - 1)
+        floats[0, top:bottom] = torch.from_numpy(depth.shades(values[top:bottom], white) * 2 - 1)
     return floats
 
 

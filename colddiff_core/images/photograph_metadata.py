@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from colddiff_core.images.encoding import pixel_options
+
 TIFF = frozenset({".tif", ".tiff"})
 ORIENTATION = 0x0112
 EXIF = b"Exif\0\0"
@@ -89,7 +91,7 @@ def save_options(
     if suffix == ".png":
         return options | {"pnginfo": _png_texts(texts, kept["xmp"], kept["comment"])}
     if suffix == ".webp":
-        return options | {"lossless": True, "exact": True}  # exact: keep colors under full transparency
+        return options | pixel_options(suffix)
     if suffix in TIFF:
         # Uncompressed: Pillow's compressed TIFFs lose the EXIF tables.
         exif = Image.Exif()
@@ -103,7 +105,7 @@ def save_options(
         options["comment"] = kept["comment"]
     if kept["photoshop"]:
         options["extra"] = b"\xff\xed" + struct.pack(">H", len(kept["photoshop"]) + 2) + kept["photoshop"]
-    return options | {"quality": 95, "subsampling": 0}
+    return options | pixel_options(suffix)
 
 
 def _png_texts(texts: dict[str, str], xmp: bytes, comment: bytes) -> PngImagePlugin.PngInfo:

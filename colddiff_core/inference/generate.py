@@ -27,6 +27,7 @@ from colddiff_core.sampling import DegradedImages, Sampling, Step, final, fittin
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
 MOST_NOISE = 1.0  # wider noise leaves little else of x_T
+EXAMPLE = "pretrained:digits-blur-generate"  # a run that generates and comes with the package
 SEVERITIES = 10  # at which the inverse is looked at
 
 
@@ -132,9 +133,10 @@ def prepare(
         name: The prior; None for the operator's default.
         components: Gaussians in the prior's mixture; None for one.
         noise: Width of the noise on x_T; None for the width that the run was trained with, or else the prior's.
+            A width that is given is used even if the run makes only noise of it, with a ColddiffWarning.
 
     Raises:
-        UsageError: The prior, components or noise does not fit the run.
+        UsageError: The prior, components or noise does not fit the run, or it can make only noise.
     """
     prior = priors.find(name, built.operator)
     if noise is not None and not math.isfinite(noise):
@@ -143,8 +145,18 @@ def prepare(
         raise UsageError(f"noise = {noise:g} is out of range: x_T lies in [-1, 1].", f"Use 0 to {MOST_NOISE:g}.")
     if noise is not None and prior.noise is None:
         raise UsageError(f"The prior '{prior.name}' has no symmetry to break with noise.", "Leave --noise out.")
-    source = _source(built)
     ranks = group.current()
+    width = usual_noise(built, prior) if noise is None else noise
+    if is_noise_magnified(built, width):
+        what = f"{run.label} restores pictures; generating with it makes only noise"
+        if noise is None:
+            remedy = (
+                f"Use a run whose preset ends in -generate, such as {EXAMPLE}. To see the noise: --noise {width:g}."
+            )
+            raise UsageError(f"{what}.", remedy)
+        if ranks.is_first:
+            warnings.warn(ColddiffWarning(what), stacklevel=2)
+    source = _source(built)
     weights = {}
     if ranks.is_first:
         own, published = (folder / fitting.FOLDER for folder in (run.outputs, run.path))
@@ -153,11 +165,7 @@ def prepare(
     if prior.is_drawn_from_images and not ranks.is_alone:
         ranks.one_process_first(source.images)
     size = ranks.broadcast_json(built.batch_size(batches.MOST))
-    noise = usual_noise(built, prior) if noise is None else noise
-    if ranks.is_first and is_noise_magnified(built, noise):
-        what = "this run restores pictures; it makes only noise. Use one whose preset ends in -generate"
-        warnings.warn(ColddiffWarning(what), stacklevel=2)
-    return Generator(built, prior, source, weights, noise, size)
+    return Generator(built, prior, source, weights, width, size)
 
 
 def can_generate(built: Experiment) -> bool:
@@ -221,6 +229,7 @@ def generate(
     *,
     seed: int = 0,
     prior: str | None = None,
+    noise: float | None = None,
     sampling: Sampling | None = None,
     label: int | None = None,
 ) -> torch.Tensor:
@@ -228,15 +237,16 @@ def generate(
 
     Args:
         prior: What x_T is drawn from; None for the operator's default.
+        noise: As for `prepare`.
         sampling: None for the run's own; its seed gives way to `seed`.
         label: The class of all images, for a conditional network.
 
     Raises:
-        UsageError: The count, prior, sampling or label does not fit the run.
+        UsageError: The count, prior, noise, sampling or label does not fit the run, or it can make only noise.
     """
     if count < 1:
         raise UsageError(f"count = {count}: nothing to generate.", "Use 1 or more.")
     built = trained.experiment
     sampling = dataclasses.replace(sampling or Sampling.of(built.config), seed=seed)
-    batches_ = prepare(trained.run, built, prior).generate(count, sampling, label=label)
+    batches_ = prepare(trained.run, built, prior, noise=noise).generate(count, sampling, label=label)
     return torch.cat([final(batch.steps)[: batch.count].clamp(-1, 1).cpu() for batch in batches_])

@@ -16,6 +16,7 @@ from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.sampling import DegradedImages, Sampling, Step, final
+from colddiff_core.seeds import ImageKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DegradedBatch:
 
     Attributes:
         numbers: The images that count.
+        keys: Of all B images, of everything random about them.
         x0: (B, C, H, W) float32 in [-1, 1], images first to first + B - 1.
         x_t: The same, degraded.
     """
@@ -33,6 +35,7 @@ class DegradedBatch:
     experiment: Experiment
     first: int
     numbers: tuple[int, ...]
+    keys: tuple[ImageKey, ...]
     x0: Tensor
     x_t: Tensor
     frozen: Frozen
@@ -40,8 +43,7 @@ class DegradedBatch:
 
     def restore(self, sampling: Sampling) -> Iterator[Step]:
         """Take the whole batch back to x_0 and yield every step, as `Experiment.restore` does."""
-        numbers = range(self.first, self.first + len(self.x_t))
-        return self.experiment.restore(DegradedImages(self.x_t, self.t, self.frozen, numbers), sampling)
+        return self.experiment.restore(DegradedImages(self.x_t, self.t, self.frozen, self.keys), sampling)
 
     def direct(self) -> Tensor:
         """Return R(x_t, t) of the whole batch, (B, C, H, W)."""
@@ -63,6 +65,7 @@ def degraded(
     seed: int,
     size: int,
     accepts: BatchFilter = every_batch,
+    are_pictures: bool = False,
 ) -> Iterator[DegradedBatch]:
     """Degrade images 0 to count - 1, `size` at a time.
 
@@ -70,6 +73,7 @@ def degraded(
 
     Args:
         load: Returns image (C, H, W) by number, None to skip it; may raise.
+        are_pictures: What is random about an image depends on its pixels, in place of its number.
     """
     side = built.config.data.size
     for numbers in batches.batches(count, size, accepts):
@@ -78,13 +82,16 @@ def degraded(
         if not present:
             continue
         x0 = torch.zeros(size, built.channels, side, side)
+        keys: list[ImageKey] = list(numbers)
         for number in present:
             image = loaded[number]
             assert image is not None
             x0[number - numbers.start] = image
+            if are_pictures:
+                keys[number - numbers.start] = seeds.picture_key(image)
         x0 = x0.to(built.device)
-        x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, numbers))
-        yield DegradedBatch(built, numbers.start, present, x0, x_t, frozen, t)
+        x_t, frozen = built.degrade(x0, t, seeds.image_generators(seed, keys))
+        yield DegradedBatch(built, numbers.start, present, tuple(keys), x0, x_t, frozen, t)
 
 
 def restore(

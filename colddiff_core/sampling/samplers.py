@@ -90,7 +90,7 @@ class DegradedImages:
     x_t: Tensor
     t: int
     frozen: Frozen
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[seeds.ImageKey] | None = None
 
     def generators(self, seed: int) -> list[torch.Generator]:
         """Return one random generator per image."""

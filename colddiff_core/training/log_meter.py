@@ -88,7 +88,7 @@ class UnreadableImages:
         self._before, self._reported = images.skipped, 0
 
     def message(self) -> str:
-        """Return how many there are, and the first files, if there are more now, else nothing; all ranks must call this.
+        """Return how many there are and the first files, if there are more now, else nothing; all ranks must call this.
 
         Every rank eventually meets the same unreadable images, so it is the highest count, not the sum.
         """

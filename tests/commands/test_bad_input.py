@@ -92,7 +92,7 @@ BAD = [
     (["sample", "RUN", "--sampler", "ddim"], "Use one of direct, naive, tacos"),
     (["generate", "RUN", "--prior", "normal"], "Use one of: gmm, degraded"),
     (["generate", "RUN", "--prior", "gm"], "Did you mean 'gmm'"),
-    (["generate", "RUN", "--components", "2000"], "Use fewer --components"),
+    (["generate", "RUN", "--components", "2000", "--noise", "0"], "Use fewer --components"),
     (["generate", "RUN", "--components", "0"], "greater than or equal to 1"),
     (["generate", "RUN", "--prior", "degraded", "--components", "2"], "no components"),
     (["generate", "RUN", "--prior", "degraded", "--noise", "0.1"], "no symmetry"),

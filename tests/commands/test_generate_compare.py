@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, pictures_in
+from conftest import TINY, left_behind, pictures_in
 from PIL import Image
 
 from colddiff_cli.__main__ import run
 
+NOISE = ["--noise", "0.002"]  # given: the tiny run restores, and generates only noise
 SETTINGS = [word for value in TINY for word in ("--set", value)]
 
 
@@ -23,7 +24,7 @@ def own_run(tiny_run, in_folder):
 
 
 def test_generate_writes_a_grid_single_images_a_film_and_neighbors(own_run, capsys):
-    command = ["generate", "--n", "18", "--sampler", "tacos", "--seed", "4"]
+    command = ["generate", *NOISE, "--n", "18", "--sampler", "tacos", "--seed", "4"]
     assert run([*command, "--out-dir", "many", "--animate", "--diversity", "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["prior"] == "gmm"
@@ -38,11 +39,11 @@ def test_generate_writes_a_grid_single_images_a_film_and_neighbors(own_run, caps
     assert set(output["figures"]) == {"fd", "kd", "confidence", "classes", "nearest", "pairwise"}
     assert sum(output["figures"]["classes"]) == 18
     assert output["figures_of_real_images"]["nearest"] > 0
-    assert run(["generate", "--n", "3", "--seed", "4", "--out-dir", "few"]) == 0
+    assert run(["generate", *NOISE, "--n", "3", "--seed", "4", "--out-dir", "few"]) == 0
     for name in pictures_in(Path("few")):
         assert Path("few", name).read_bytes() == Path("many", name).read_bytes()
     assert capsys.readouterr().out.splitlines()[-1].endswith("generated/gmm-tacos-2.png")
-    assert run(["generate", "--n", "2", "--animate", "--out", "way.gif", "--json"]) == 0
+    assert run(["generate", *NOISE, "--n", "2", "--animate", "--out", "way.gif", "--json"]) == 0
     film = json.loads(capsys.readouterr().out)
     assert (film["picture"], film["animation"]) == ("way.png", "way.gif")
     assert run(["generate", "--interpolate", "5", "--out-dir", "way", "--prior", "degraded"]) == 0
@@ -51,7 +52,7 @@ def test_generate_writes_a_grid_single_images_a_film_and_neighbors(own_run, caps
 
 def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
     def warnings(*arguments: str) -> list[str]:
-        assert run(["generate", *arguments, "--out-dir", "many", "--json"]) == 0
+        assert run(["generate", *NOISE, *arguments, "--out-dir", "many", "--json"]) == 0
         lines = capsys.readouterr().err.splitlines()
         return [line for line in lines if line.startswith("warning: ") and "only noise" not in line]
 
@@ -63,7 +64,7 @@ def test_images_left_from_an_earlier_call_are_counted(own_run, capsys):
 
 
 def test_one_image_has_no_pairwise_distance(own_run, capsys):
-    for command in (["generate", "--diversity"], ["compare", "--generate"]):
+    for command in (["generate", *NOISE, "--diversity"], ["compare", "--generate", *NOISE]):
         assert run([*command, "--n", "1", "--json"]) == 0
         output = json.loads(capsys.readouterr().out)
         figures = output.get("figures") or output["metrics"]["tacos"]
@@ -73,17 +74,17 @@ def test_one_image_has_no_pairwise_distance(own_run, capsys):
         assert "pairwise" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["generate", "compare", "eval", "sample"])
+@pytest.mark.parametrize("command", [["generate", *NOISE], ["compare"], ["eval"], ["sample"]])
 def test_older_weights_are_used_with_a_warning(command, own_run, capsys):
     newest = max((own_run / "checkpoints").iterdir())
     (newest / "ema.safetensors").write_bytes(b"x")
-    assert run([command, "--n", "2"]) == 0
+    assert run([*command, "--n", "2"]) == 0
     assert f"{newest.name} is damaged; using the weights of step 3" in " ".join(capsys.readouterr().err.split())
 
 
 def test_generate_works_when_priors_cannot_be_written(own_run, capsys):
     (own_run / "priors").write_text("in the way of the folder")
-    assert run(["generate", "--n", "2", "--out", "grid.png"]) == 0
+    assert run(["generate", *NOISE, "--n", "2", "--out", "grid.png"]) == 0
     assert Path("grid.png").is_file()
 
 
@@ -109,17 +110,19 @@ def test_compare_takes_samplers_strides_runs_and_symmetries(own_run, capsys):
     assert list(strides["metrics"])[:2] == ["tacos, stride 1", "tacos, stride 2"]
     assert list(compare("--strides", "5")["metrics"]) == ["tacos, stride 5"]
     assert list(compare("--strides", "1")["metrics"]) == ["tacos"]
-    assert next(iter(compare("--strides", "2", "--symmetry")["metrics"])) == "perfect symmetry, stride 2"
+    assert next(iter(compare("--strides", "2", "--symmetry", *NOISE)["metrics"])) == "perfect symmetry, stride 2"
     shutil.copytree(own_run, "runs/other")
     assert list(compare("own", "other", "--strides", "2")["metrics"]) == ["own, stride 2", "other, stride 2"]
     both = compare("own", "other")
     assert both["metrics"]["own"]["rmse"] == both["metrics"]["other"]["rmse"]
-    generated = compare("own", "--symmetry")
+    generated = compare("own", "--symmetry", *NOISE)
     assert list(generated["metrics"]) == ["perfect symmetry", "broken symmetry", "(real images)"]
     assert run(["train", "--preset", "digits-noise", *SETTINGS, "--out", "runs/hot"]) == 0
+    generates = ["--set", "model.consistent=false", "--set", "degradation.dither=0.01"]
+    assert run(["train", "--preset", "digits-blur", *SETTINGS, *generates, "--out", "runs/warm"]) == 0
     capsys.readouterr()
-    mixed = compare("own", "hot", "--samplers", "tacos,fixed-noise", "--generate")
-    assert list(mixed["metrics"]) == ["own", "hot, tacos", "hot, fixed-noise", "(real images)"]
+    mixed = compare("warm", "hot", "--samplers", "tacos,fixed-noise", "--generate")
+    assert list(mixed["metrics"]) == ["warm", "hot, tacos", "hot, fixed-noise", "(real images)"]
     assert run(["compare", "own", "hot", "--samplers", "tacos,nave"]) == 2
     assert "Unknown sampler 'nave'" in capsys.readouterr().err
     assert generated["metrics"]["broken symmetry"]["pairwise"] > 0
@@ -141,7 +144,7 @@ def test_compare_explains_only_the_columns_it_shows(own_run, capsys):
     assert "FD-digits: distance to all 300 test images\n" in restored
     assert "too few" not in restored
     assert "confidence" not in restored
-    generated = compare("--n", "60", "--generate")
+    generated = compare("--n", "60", "--generate", *NOISE)
     assert "FD-digits, confidence, classes: by a small classifier" in generated
     assert "FD-digits: distance to all 300 test images\n(real images): as many" in generated
     assert "accuracy" not in generated
@@ -157,7 +160,7 @@ def test_data_without_classes_is_compared_by_quarter_turns(own_run, photo, capsy
     settings = ["--set", "data.dataset=folder", "--set", "data.channels=1", "--data-dir", "photos"]
     assert run(["train", "--preset", "digits-blur", *SETTINGS, *settings, "--out", "plain"]) == 0
     capsys.readouterr()
-    assert run(["compare", "plain", "--generate", "--n", "4", "--json"]) == 0
+    assert run(["compare", "plain", "--generate", *NOISE, "--n", "4", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["metrics"]["tacos"]
     assert {"fd", "kd", "nearest"} <= set(row)
     assert row["nearest"] >= 0
@@ -175,12 +178,25 @@ def test_one_image_is_singular(own_run, capsys):
     for command in (
         ["eval"],
         ["compare"],
-        ["compare", "--generate"],
-        ["generate", "--out-dir", "out"],
-        ["generate", "--diversity"],
+        ["compare", "--generate", *NOISE],
+        ["generate", *NOISE, "--out-dir", "out"],
+        ["generate", *NOISE, "--diversity"],
     ):
         assert run([*command, "--n", "1"]) == 0
         text = capsys.readouterr().out
         assert re.search(r"\b1 (test )?image\b", text), text
         assert "1 images" not in text
         assert "1 test images" not in text
+
+
+@pytest.mark.parametrize("command", [["generate"], ["compare", "--generate"]])
+def test_a_run_that_can_only_make_noise_is_refused_with_one_that_generates(command, own_run, capsys):
+    before = left_behind(Path())
+    assert run([*command, "--n", "2"]) == 2
+    what, remedy = capsys.readouterr().err.splitlines()
+    assert "runs/own restores pictures; generating with it makes only noise" in what
+    assert "pretrained:digits-blur-generate" in remedy
+    assert "--noise 0.002" in remedy
+    assert left_behind(Path()) == before
+    assert run([*command, "--n", "2", *NOISE]) == 0
+    assert "only noise" in capsys.readouterr().err

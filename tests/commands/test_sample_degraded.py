@@ -156,12 +156,13 @@ def test_without_knowledge_of_the_snow_it_is_restored_in_one_step(photo_runs, bl
 
 
 def test_a_gray_run_reports_how_it_converts_color(tiny_run, blurred, capsys):
-    call = ["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2", "--out"]
+    Image.open(blurred).resize((24, 16)).save("small.png")
+    call = ["sample", str(tiny_run), "small.png", "--degraded", "--t", "2", "--out"]
     assert run([*call, "a.png"]) == 0
     assert "each channel is restored separately" in capsys.readouterr().out
     assert run([*call, "b.png", "--colour", "luma"]) == 0
     assert "only its brightness is restored" in capsys.readouterr().out
-    assert Image.open("a.png").size == Image.open("b.png").size == (90, 61)
+    assert Image.open("a.png").size == Image.open("b.png").size == (24, 16)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +226,14 @@ def test_comparison_files_of_equal_names_do_not_collide(photo_runs, blurred, cap
     for folder in ("x", "y"):
         Path(folder).mkdir()
         Image.open(blurred).save(f"{folder}/s.png")
+    Image.open(blurred).save("x/s.jpg")
     Image.open(blurred).save("x/s-restored-2.png")
-    names = ["x/s.png", "y/s.png", "x/s-restored-2.png"]
+    names = ["x/s.png", "y/s.png", "x/s.jpg", "x/s-restored-2.png"]
     call = ["sample", str(photo_runs / "blur"), *names, "--degraded", "--out-dir", "out", "--compare", "--t", "2"]
     assert run(call) == 0
-    assert len(pictures_in(Path("out"))) == 6
-    assert "out/s-restored-2.png" in capsys.readouterr().out.splitlines()
+    assert len(list(Path("out").rglob("*.png"))) == 8
+    lines = capsys.readouterr().out.splitlines()
+    assert {"y/s.png -> out/y/s-restored.png", "x/s.jpg -> out/x/s-restored-2.png"} <= {*lines}
 
 
 def test_a_sweep_needs_no_estimate(photo_runs, blurred, capsys):
@@ -240,8 +243,41 @@ def test_a_sweep_needs_no_estimate(photo_runs, blurred, capsys):
 
 
 def test_a_run_trained_on_unrounded_pictures_gets_a_warning(tiny_run, blurred, capsys):
-    assert run(["sample", str(tiny_run), "blurred.jpg", "--degraded", "--t", "2"]) == 0
+    Image.open(blurred).resize((24, 16)).save("small.png")
+    assert run(["sample", str(tiny_run), "small.png", "--degraded", "--t", "2"]) == 0
     assert "not rounded to 8 bits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["sample", "RUN", "--degraded"], ["restore", "--run", "RUN"]])
+@pytest.mark.parametrize("more", [["--t", "2"], ["--t", "2", "--color", "luma"], []])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_run_of_small_images_refuses_a_photograph(tiny_run, blurred, capsys, command, more, mode):
+    Image.open(blurred).convert(mode).save("photo.png")
+    call = [str(tiny_run) if word == "RUN" else word for word in command]
+    assert run([*call[:1], *call[1:], "photo.png", *more]) == 2
+    what, remedy = capsys.readouterr().err.splitlines()
+    assert "trained on whole gray images of 12x12 pixels (digits)" in what
+    assert "90x61" in what
+    assert ("in color" in what) == (mode == "RGB")
+    assert "pretrained:photos-blur" in remedy
+    assert pictures_in(Path()) == ["blurred.jpg", "photo.png"]
+
+
+def test_a_gray_run_of_windows_restores_color_of_any_size(blurred, tmp_path, capsys):
+    gray = ("data.channels=1", *PHOTOS, "degradation.steps=8")
+    finish(make_trainer(tmp_path / "gray", *gray, preset="photos-blur-small"))
+    call = ["restore", "blurred.jpg", "--run", str(tmp_path / "gray"), "--t", "2", "--out"]
+    assert run([*call, "a.png"]) == 0
+    assert "each channel is restored separately" in capsys.readouterr().out
+
+
+def test_a_folder_keeps_what_fits_a_run_of_small_images(tiny_run, blurred, capsys):
+    Path("in").mkdir()
+    Image.open(blurred).save("in/photo.png")
+    Image.open(blurred).resize((24, 16)).save("in/small.png")
+    assert run(["restore", "in", "--run", str(tiny_run), "--t", "2", "--out-dir", "out"]) == 0
+    assert "in/photo.png" in capsys.readouterr().out
+    assert pictures_in(Path("out")) == ["small-restored.png"]
 
 
 def test_a_pipe_is_not_waited_for(photo_runs, blurred, capsys):

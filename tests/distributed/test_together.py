@@ -47,8 +47,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 SERIES = {
-    "generate": ["generate", "own", "--n", str(MANY), "--out", "whole.gif", "--animate"],
-    "generate --diversity": ["generate", "own", "--n", "20", "--diversity", "--out", "whole.png"],
+    "generate": ["generate", "own", "--noise", "0.002", "--n", str(MANY), "--out", "whole.gif", "--animate"],
+    "generate --diversity": ["generate", "own", "--noise", "0.002", "--n", "20", "--diversity", "--out", "whole.png"],
     "interpolate": ["generate", "own", "--interpolate", "20", "--prior", "degraded", "--out", "whole.png"],
     "sample": ["sample", "own", "--n", str(MANY), "--out", "whole.gif", "--animate"],
     "sample pictures": ["sample", "own", "in", "in/1.png", "--out", "whole.png"],
@@ -103,7 +103,7 @@ def test_several_processes_write_and_print_the_same_as_one(name, workspace, fini
 
 
 def test_other_processes_resume_after_a_kill(workspace, finished):
-    command = ["generate", "own", "--n", "72", "--seed", "2", "--out", "grid.png"]
+    command = ["generate", "own", "--noise", "0.002", "--n", "72", "--seed", "2", "--out", "grid.png"]
     finished([*command, "--out-dir", "whole"], 1)
     (workspace / "grid.png").unlink()
     # Batches have 16 images: this process has two, of 16 and 8, and is killed before it has written the last four.

@@ -44,7 +44,7 @@ RUN_FILES = (
 READERS = (
     ["monitor", "run", "--once"],
     ["monitor", "run", "--once", "--json"],
-    ["generate", "run", "--n", "1", "--out", "out/a.png"],
+    ["generate", "--noise", "0.002", "run", "--n", "1", "--out", "out/a.png"],
 )
 EVAL = ["eval", "run", "--n", "2", "--features", "none"]
 RESUME = ["train", "--resume", "run", "--set", "train.steps=7"]

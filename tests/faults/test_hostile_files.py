@@ -200,7 +200,7 @@ def test_dangling_links_pipes_and_devices_do_not_block(own_run, tmp_path, capsys
         os.mkfifo(spoiled)
     else:
         spoiled.symlink_to("/nowhere" if kind == "dangling" else "/dev/zero")
-    code = run(["generate", str(path), "--n", "1", "--out", str(tmp_path / "a.png")])
+    code = run(["generate", "--noise", "0.002", str(path), "--n", "1", "--out", str(tmp_path / "a.png")])
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert "Unexpected" not in errors
@@ -233,7 +233,7 @@ def test_any_state_of_a_checkpoint_is_accepted_or_refused(own_run, tmp_path, cap
     file = runs.Run(path).newest_checkpoint() / "state.json"
     state = json.loads(file.read_text()) | change
     file.write_text(json.dumps(state | {"digest": checkpoint.digest(state)}))
-    generate = ["generate", str(path), "--n", "1", "--out", str(tmp_path / "a.png")]
+    generate = ["generate", "--noise", "0.002", str(path), "--n", "1", "--out", str(tmp_path / "a.png")]
     for words in (generate, ["train", "--resume", str(path), "--set", "train.steps=7"]):
         assert run(words) in (0, 1, 2)
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]

@@ -125,7 +125,7 @@ def test_a_run_on_a_read_only_disk_can_be_used_but_not_trained(tiny_run, small_d
     assert "Read-only file system" in errors
     assert len(errors.splitlines()) == 2
     out = small_disk.parent / "picture.png"
-    assert command(["generate", str(path), "--n", "1", "--out", str(out)]) == 0
+    assert command(["generate", "--noise", "0.002", str(path), "--n", "1", "--out", str(out)]) == 0
     assert out.exists()
     assert command(["eval", str(path), "--n", "2", "--features", "none"]) == 0
     assert command(["sample", str(path)]) == 2

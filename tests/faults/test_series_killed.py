@@ -26,7 +26,7 @@ LONG = pytest.param(10_000, marks=pytest.mark.slow)  # pictures
 def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with its prior already fitted."""
     path = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "run")
-    assert colddiff(["generate", str(path), "--n", "1"]) == 0
+    assert colddiff(["generate", "--noise", "0.002", str(path), "--n", "1"]) == 0
     return path
 
 
@@ -101,4 +101,4 @@ def test_sample_resumes_after_kills(count, run, tmp_path):
 @pytest.mark.parametrize("count", [100, LONG])
 def test_generate_resumes_after_kills(count, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    kill_and_resume(["generate", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)
+    kill_and_resume(["generate", "--noise", "0.002", "run", "--n", str(count)], tmp_path, count, "generate resumed", 3)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from colddiff_core import images, seeds
 from colddiff_core.errors import MachineError, UsageError
+from colddiff_core.images import codec
 
 
 def picture(width: int = 7, height: int = 5, mode: str = "RGB") -> Image.Image:
@@ -83,7 +84,7 @@ def test_files_that_are_not_images_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="Cannot read"):
         images.read(tmp_path)
     picture(64, 64).save(tmp_path / "wide.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(codec, "MOST_PIXELS", 1000)
     with pytest.raises(UsageError, match="too many pixels"):
         images.read(tmp_path / "wide.png")
 

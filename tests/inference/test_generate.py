@@ -16,10 +16,15 @@ from colddiff_core.config import presets
 from colddiff_core.datasets import from_config
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.inference import generate, open_run
-from colddiff_core.sampling import Sampling
+from colddiff_core.sampling import Sampling, priors
 
 CPU = torch.device("cpu")
-BLUR = ("degradation.schedule=exponential", "degradation.final_mean=true", "degradation.dither=0.01")
+BLUR = (
+    "degradation.schedule=exponential",
+    "degradation.final_mean=true",
+    "degradation.dither=0.01",
+    "model.consistent=false",
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,9 @@ def test_the_noise_is_the_runs_own_unless_said_otherwise(run):
     with pytest.raises(UsageError, match="no symmetry"):
         generate.prepare(run, built, "degraded", noise=0.1)
     plain = open_run.open_run(run, device=CPU, overrides=("degradation.dither=0.0",)).experiment
-    assert generate.prepare(run, plain, None).noise == 0.002
+    with pytest.raises(UsageError, match="only noise"):
+        generate.prepare(run, plain, None)
+    assert generate.usual_noise(plain, priors.find(None, plain.operator)) == 0.002
 
 
 def test_a_prior_is_kept_in_the_run_and_needs_no_data_after_that(run, tmp_path, monkeypatch):
@@ -116,7 +123,8 @@ def test_every_small_preset_trains_restores_and_generates_from_its_operators_own
     alone, _ = built.degrade(x0[2:], built.operator.steps, seeds.image_generators(0, [2]))
     assert torch.allclose(x_t[2:], alone, atol=1e-6)
     assert built.restorer(x_t, built.operator.steps, frozen).isfinite().all()
-    generator = generate.prepare(trainer.run, built, None)
+    width = generate.usual_noise(built, priors.find(None, built.operator)) or None  # given, for runs that restore
+    generator = generate.prepare(trainer.run, built, None, noise=width)
     assert generator.prior.name == built.operator.priors[0]
     made = images(generator, 3)
     assert made.shape == (3, built.channels, 12, 12)
@@ -175,12 +183,22 @@ def test_whether_a_run_can_generate_is_known_before_it_does(preset, can):
     assert generate.can_generate(made) is can
 
 
-def test_a_run_that_makes_only_noise_says_so(tmp_path):
+def test_a_run_that_makes_only_noise_refuses_unless_the_noise_is_given(tmp_path):
     trained = open_run.open_run(finish(make_trainer(tmp_path / "run", "train.steps=1")).run, device="cpu")
+    for asked in (
+        lambda: generate.prepare(trained.run, trained.experiment, None),
+        lambda: generate.generate(trained, 1),
+    ):
+        with pytest.raises(UsageError, match="only noise") as refused:
+            asked()
+        assert "pretrained:digits-blur-generate" in refused.value.remedy
     with pytest.warns(ColddiffWarning, match="only noise"):
-        noisy = generate.prepare(trained.run, trained.experiment, None)
+        noisy = generate.prepare(trained.run, trained.experiment, None, noise=0.002)
     made = images(noisy, 4)
     assert (made.abs() > 0.9).float().mean() > 0.5
+    with pytest.warns(ColddiffWarning, match="only noise"):
+        assert generate.generate(trained, 1, noise=0.002).shape == (1, 1, 12, 12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         generate.prepare(trained.run, trained.experiment, None, noise=0.0)
+        generate.prepare(trained.run, trained.experiment, "degraded")

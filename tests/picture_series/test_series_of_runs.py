@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import left_behind, pictures_in
 from PIL import Image
-from series_folders import BLUR, bytes_in, noise_photos, states_in
+from series_folders import BLUR, bytes_below, bytes_in, noise_photos, states_in
 
 from colddiff_cli.__main__ import run
 from colddiff_core.images.sheets import GAP_PIXELS, HEAD_PIXELS
@@ -63,14 +63,15 @@ def test_sample_takes_folders_and_globs_and_leaves_out_what_is_broken(own_run, p
     output = capsys.readouterr().out
     assert "3.png" in output
     assert "8 images: out" in output
-    stems = ["0", "0", "1", "1", "1", "2", "4", "5"]
-    assert [name.split("-")[0] for name in pictures_in(Path("out"))] == stems
-    assert "1-tacos-t005-3.png" in left_behind(Path("out"))
+    stems = ["0", "0", "1", "1", "2", "4", "5"]
+    assert [path.name.split("-")[0] for path in sorted(Path("out").glob("*.png"))] == stems
+    assert left_behind(Path("out/deep")) == ["1-tacos-t005.png"]  # two files of one name keep their folders
+    assert "1-tacos-t005-2.png" in left_behind(Path("out"))  # one file named twice
     Path("out/4-tacos-t005.png").unlink()
-    whole = bytes_in(Path("out"))
+    whole = bytes_below(Path("out"))
     assert run([*command, "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 7
-    assert whole.items() <= bytes_in(Path("out")).items()
+    assert whole.items() <= bytes_below(Path("out")).items()
     Path("runs").mkdir()
     own_run.rename("runs/own")
     assert run(["sample", "in", "--out-dir", "new"]) == 0
@@ -113,12 +114,24 @@ def test_a_sheet_names_what_does_not_fit_on_it(own_run, capsys):
     assert "--out-dir" in capsys.readouterr().err
     assert run(["sample", "own", "--n", "70", "--out-dir", "out", "--sampler", "direct"]) == 0
     assert "on the sheet: the first 64 of 70 images" in capsys.readouterr().out
-    assert run(["generate", "own", "--n", "65", "--stride", "5", "--out-dir", "made"]) == 0
+    assert run(["generate", "--noise", "0.002", "own", "--n", "65", "--stride", "5", "--out-dir", "made"]) == 0
     assert "on the grid: the first 64 of 65 images" in capsys.readouterr().out
 
 
 def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, capsys):
-    command = ["generate", "own", "--n", "20", "--json", "--out-dir", "out", "--diversity", "--animate"]
+    command = [
+        "generate",
+        "--noise",
+        "0.002",
+        "own",
+        "--n",
+        "20",
+        "--json",
+        "--out-dir",
+        "out",
+        "--diversity",
+        "--animate",
+    ]
     assert run(command) == 0
     result = json.loads(capsys.readouterr().out)
     whole = bytes_in(Path("out"))
@@ -131,7 +144,7 @@ def test_generate_goes_on_and_measures_as_an_undisturbed_call(own_run, capsys):
     for kind in ("picture", "animation", "neighbours"):
         assert again[kind] != result[kind]
         assert Path(again[kind]).read_bytes() == Path(result[kind]).read_bytes()
-    assert run(["generate", "own", "--n", "21", "--out-dir", "out", "--resume"]) == 2
+    assert run(["generate", "--noise", "0.002", "own", "--n", "21", "--out-dir", "out", "--resume"]) == 2
     assert "n was 20, now 21" in capsys.readouterr().err
 
 
@@ -146,10 +159,10 @@ WRITING = [
     ["sample", "own", "--n", "3", "--animate", "--out", "way.webp"],
     ["sample", "own", "--n", "3", "--out-dir", "out"],
     ["sample", "own", "in", "--out-dir", "out"],
-    ["generate", "own", "--n", "3"],
-    ["generate", "own", "--n", "3", "--animate", "--out", "way.gif"],
-    ["generate", "own", "--n", "3", "--diversity"],
-    ["generate", "own", "--n", "3", "--out-dir", "out"],
+    ["generate", "--noise", "0.002", "own", "--n", "3"],
+    ["generate", "--noise", "0.002", "own", "--n", "3", "--animate", "--out", "way.gif"],
+    ["generate", "--noise", "0.002", "own", "--n", "3", "--diversity"],
+    ["generate", "--noise", "0.002", "own", "--n", "3", "--out-dir", "out"],
     ["compare", "own", "--n", "3"],
     ["compare", "own", "--n", "3", "--generate"],
     ["compare", "own", "--n", "3", "--out", "compared.png"],

@@ -72,7 +72,7 @@ def test_metrics_are_the_same(old_run, capsys):
 def test_sampling_works(old_run):
     assert run(["sample", str(old_run), "--n", "4", "--out-dir", "restored", "--device", "cpu"]) == 0
     assert len(list(Path("restored").glob("*.png"))) == 4
-    assert run(["generate", str(old_run), "--n", "2", "--out", "grid.png", "--device", "cpu"]) == 0
+    assert run(["generate", "--noise", "0.002", str(old_run), "--n", "2", "--out", "grid.png", "--device", "cpu"]) == 0
     assert Image.open("grid.png").size[0] > 0
 
 

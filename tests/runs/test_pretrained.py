@@ -85,7 +85,10 @@ def test_a_bundled_prior_needs_no_images(bundled, capsys, monkeypatch):
     from colddiff_core.datasets import from_config
 
     monkeypatch.setattr(from_config, "load_images", lambda *_: pytest.fail("training images were read"))
-    assert run(["generate", "pretrained:digits-blur-generate", "--prior", "gmm", "--n", "2", "--json"]) == 0
+    assert (
+        run(["generate", "--noise", "0.002", "pretrained:digits-blur-generate", "--prior", "gmm", "--n", "2", "--json"])
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["run"] == "pretrained:digits-blur-generate"
     assert Path(result["picture"]) == Path("digits-blur-generate/generated/gmm-tacos.png")
@@ -93,7 +96,7 @@ def test_a_bundled_prior_needs_no_images(bundled, capsys, monkeypatch):
 
 def test_another_prior_is_fitted_and_kept_in_the_working_folder(bundled):
     before = digests(bundled)
-    assert run(["generate", "--prior", "gmm", "--components", "2", "--n", "2"]) == 0
+    assert run(["generate", "--noise", "0.002", "--prior", "gmm", "--components", "2", "--n", "2"]) == 0
     assert digests(bundled) == before
     assert Path("digits-blur-generate/priors/gmm-2.safetensors").is_file()
 
