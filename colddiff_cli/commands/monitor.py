@@ -80,16 +80,20 @@ def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) 
     check_terminal()
     os.nice(NICENESS)
     gc.disable()  # until the first frame: nothing is freed before that, and collecting takes a tenth of the start
-    from colddiff_cli.console import terminal_images
+    from colddiff_cli.console import terminal_images, terminal_query
+    from colddiff_cli.monitor import late_answers
     from colddiff_cli.monitor.app import Monitor
     from colddiff_cli.monitor.data.machine import MachineReadings
 
+    image_backend = terminal_images.detect()
+    if terminal_query.is_answer_due():
+        late_answers.ignore()
     app = Monitor(
         runs.ROOT,
         named,
         pattern=pattern,
         is_light=is_light,
-        image_backend=terminal_images.detect(),
+        image_backend=image_backend,
         machine=MachineReadings(),
     )
     app.run()

@@ -28,6 +28,7 @@ COLUMNS = 80
 LOG_COLUMNS = 120  # without a terminal
 SHOWN = 4  # images per column, at most
 PROMPT_LINES = 4  # kept free below a picture
+HALF_BLOCK = "\N{UPPER HALF BLOCK}"  # what a picture is drawn of where there is no better way
 
 
 def _silence(stream: TextIO) -> None:
@@ -66,6 +67,15 @@ class _Stream:
             _silence(self.stream)
 
 
+def can_encode(text: str, encoding: str) -> bool:
+    """Return whether a text can be printed in an encoding."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def _console(stream: _Stream, *, is_silent: bool) -> Console:
     from rich.console import Console  # 40 ms, which completion with TAB need not pay
 
@@ -94,6 +104,13 @@ class Screen:
     def is_terminal(self) -> bool:
         """Return whether output goes to a terminal."""
         return self.console.is_terminal and not self.is_silent
+
+    @property
+    def has_pictures(self) -> bool:
+        """Return whether pictures are drawn: on a terminal in color, for a person."""
+        console = self.console
+        has_color = console.color_system is not None and not console.no_color
+        return self.is_terminal and not self.is_json and has_color and can_encode(HALF_BLOCK, console.encoding)
 
     def say(self, text: str = "") -> None:
         """Print a line."""
@@ -144,24 +161,24 @@ class Screen:
         return Progress(console=self.console, transient=True, disable=not (is_shown and self.is_terminal))
 
     def picture(self, picture: Image.Image) -> None:
-        """Draw a picture if there is a terminal: with Kitty, Sixel or half-blocks."""
-        if not self.is_terminal or self._held is not None:
+        """Draw a picture if there is a terminal in color: with Kitty, Sixel or half-blocks."""
+        if not self.has_pictures or self._held is not None:
             return
         from colddiff_cli.console import terminal_images
 
         # A cell is about twice as high as wide. A picture higher than the screen would scroll out of view.
         fitting = 2 * (self.console.height - PROMPT_LINES) * picture.width // picture.height
         width = max(1, min(self.console.width, COLUMNS, fitting))
-        # Some terminals do not report their cell size, and a strip may be lower than a cell.
+        # A strip may be lower than a cell.
         with contextlib.suppress(ValueError, ArithmeticError, OSError):
             self.console.print(terminal_images.renderable()(picture, width=width, height="auto"))
 
     def rows(self, columns: Mapping[str, Tensor]) -> None:
-        """Draw the first images of each column if there is a terminal: one row per image.
+        """Draw the first images of each column if there is a terminal in color: one row per image.
 
         columns: (B, C, H, W) float32 in [-1, 1] by name.
         """
-        if not self.is_terminal:
+        if not self.has_pictures:
             return
         import torch
 
