@@ -37,14 +37,14 @@ def run(arguments: list[str]) -> int:
     try:
         from colddiff_cli.app import app  # imported here so that Ctrl-C is handled meanwhile
         from colddiff_cli.console.screen import one_line_warnings
+        from colddiff_cli.console.streams import guarded
 
-        with one_line_warnings():
+        with guarded() as output, one_line_warnings():
             code: int = app(words, prog_name="colddiff", standalone_mode=False, obj=arguments) or 0
+        if code == 0 and output.failure:
+            return _complain(1, f"The output could not be written: {output.failure}.", "")
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of the output is gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a parser error, whose class Typer hides
         is_reported = getattr(error, "what", None) == ""  # by the processes that were launched

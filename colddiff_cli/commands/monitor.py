@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -109,8 +108,6 @@ def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
     for state in states:
         state.poll()
     if is_frame:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # stdout may not be able to encode braille
         current = max(states, key=lambda state: runs.last_written(state.path))
         screen.console.print(frame.render(current, states, screen.console.width), soft_wrap=True)
     screen.result(frame.state_table(states))

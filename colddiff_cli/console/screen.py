@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 from colddiff_core.distributed import environment
-from colddiff_core.errors import ColddiffWarning, MachineError
+from colddiff_core.errors import ColddiffWarning
 from colddiff_core.text import harmless
 
 if TYPE_CHECKING:
     from PIL import Image
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
     from torch import Tensor
@@ -31,42 +28,6 @@ PROMPT_LINES = 4  # kept free below a picture
 HALF_BLOCK = "\N{UPPER HALF BLOCK}"  # what a picture is drawn of where there is no better way
 
 
-def _silence(stream: TextIO) -> None:
-    """Discard what is written to a stream from now on, and what is buffered."""
-    with contextlib.suppress(OSError, ValueError):  # streams in tests have no file descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-class _Stream:
-    """A stream that drops output it cannot write (no terminal, full disk), so that the work continues."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.failure = ""  # the system's reason for lost output
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        """Write a text, or drop it on failure."""
-        self._try(lambda: self.stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush the stream, or drop its output on failure."""
-        self._try(self.stream.flush)
-
-    def _try(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except BrokenPipeError:  # no failure: the reader has stopped reading
-            raise
-        except OSError as error:
-            if error.errno != errno.EIO:  # EIO: the terminal is gone, and so is the reader
-                self.failure = error.strerror or str(error)
-            _silence(self.stream)
-
-
 def can_encode(text: str, encoding: str) -> bool:
     """Return whether a text can be printed in an encoding."""
     try:
@@ -76,27 +37,17 @@ def can_encode(text: str, encoding: str) -> bool:
     return True
 
 
-def _console(stream: _Stream, *, is_silent: bool) -> Console:
-    from rich.console import Console  # 40 ms, which completion with TAB need not pay
-
-    class LenientConsole(Console):
-        def on_broken_pipe(self) -> None:
-            """Continue without output: only the reader has stopped."""
-            _silence(sys.stdout)
-            self.quiet = True
-
-    return LenientConsole(file=cast(TextIO, stream), highlight=False, soft_wrap=True, quiet=is_silent)
-
-
 class Screen:
     """Text for people: on stdout, or with --json, when stdout holds one JSON object, on stderr."""
 
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
-        self._stream = _Stream(sys.stderr if is_json else sys.stdout)
         self.is_silent = not environment.process_info().is_first  # only rank 0 prints
         self._held: list[list[str]] | None = None
-        self.console = _console(self._stream, is_silent=self.is_silent)
+        from rich.console import Console  # 40 ms, which completion with TAB need not pay
+
+        stream = sys.stderr if is_json else sys.stdout
+        self.console = Console(file=stream, highlight=False, soft_wrap=True, quiet=self.is_silent)
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 
@@ -193,23 +144,13 @@ class Screen:
         self.picture(images.to_pillow(images.tile(abreast, columns=1)))
 
     def result(self, values: Mapping[str, Any], last: Path | None = None) -> None:
-        """End a command: print the JSON object with --json, else the path of the last file.
-
-        Raises:
-            MachineError: Some output could not be written.
-        """
+        """End a command: print the JSON object with --json, else the path of the last file."""
         if self.is_silent:
             return
         if self.is_json:
-            output = _Stream(sys.stdout)
-            output.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
-            output.flush()
-        else:
-            output = self._stream
-            if last is not None:
-                self.say(str(last))
-        if output.failure:
-            raise MachineError(f"The output could not be written: {output.failure}.", "The work itself is done.")
+            sys.stdout.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
+        elif last is not None:
+            self.say(str(last))
 
 
 @contextlib.contextmanager
@@ -228,9 +169,8 @@ def one_line_warnings() -> Iterator[None]:
         if issubclass(category, ColddiffWarning):
             if not environment.is_news(str(message)):
                 return
-            with contextlib.suppress(OSError):
-                # Not through a saved stream: a progress bar replaces sys.stderr to print above itself.
-                sys.stderr.write(harmless(f"warning: {message}\n"))
+            # Not through a saved stream: a progress bar replaces sys.stderr to print above itself.
+            sys.stderr.write(harmless(f"warning: {message}\n"))
         else:
             usual(message, category, filename, lineno, file, line)
 
