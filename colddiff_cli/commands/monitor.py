@@ -16,6 +16,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
+PLAIN = ("", "dumb", "unknown")  # kinds of terminal that only print lines
 NICENESS = 10  # a trainer on the same cores goes first
 
 if TYPE_CHECKING:
@@ -58,23 +59,27 @@ def monitor(
 
 
 def check_terminal() -> None:
-    """Check that the dashboard has a terminal.
+    """Check that the dashboard has a terminal that it can draw on.
 
     Raises:
-        UsageError: stdin, stdout or stderr is not a terminal.
+        UsageError: stdin, stdout or stderr is not a terminal, or it has no cursor to move.
     """
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError(
             "The dashboard needs a terminal.",
             "Without one, use `colddiff monitor --once` or `colddiff monitor --json`.",
         )
+    kind = os.environ.get("TERM", "")
+    if kind in PLAIN:
+        what = f"The dashboard needs a terminal that can move its cursor, but TERM is {kind or 'not set'}."
+        raise UsageError(what, "Use `colddiff monitor --once`, or set TERM to the kind of your terminal.")
 
 
 def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) -> None:
     """Open the dashboard on the named runs, or on all in runs/.
 
     Raises:
-        UsageError: There is no terminal.
+        UsageError: There is no terminal that it can be drawn on.
     """
     check_terminal()
     os.nice(NICENESS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 80
 LOG_COLUMNS = 120  # without a terminal
+MOST_COLUMNS = 1000  # that the variable COLUMNS can ask for
 SHOWN = 4  # images per column, at most
 PROMPT_LINES = 4  # kept free below a picture
 HALF_BLOCK = "\N{UPPER HALF BLOCK}"  # what a picture is drawn of where there is no better way
@@ -44,11 +46,14 @@ class Screen:
         self.is_json = is_json
         self.is_silent = not environment.process_info().is_first  # only rank 0 prints
         self._held: list[list[str]] | None = None
-        from rich.console import Console  # 40 ms, which completion with TAB need not pay
+        from rich.console import Console, ConsoleDimensions  # 40 ms, which completion with TAB need not pay
 
         stream = sys.stderr if is_json else sys.stdout
         self.console = Console(file=stream, highlight=False, soft_wrap=True, quiet=self.is_silent)
-        if not self.console.is_terminal:
+        columns = os.environ.get("COLUMNS", "")
+        if columns.isdecimal() and int(columns):
+            self.console.size = ConsoleDimensions(min(int(columns), MOST_COLUMNS), self.console.height)
+        elif not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 
     @property
