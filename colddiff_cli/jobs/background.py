@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import launch
 from colddiff_core import runs
 from colddiff_core.files import refusals
 
@@ -35,7 +36,7 @@ def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Pop
         with refusals(log), log.open("ab") as file:
             offset = file.tell()
             child = subprocess.Popen(
-                [sys.executable, "-m", "colddiff_cli", "train", *arguments],
+                [sys.executable, *launch.program(), "train", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
