@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from types import TracebackType
 
 INTERRUPTED = 130
 PATIENCE_SECONDS = 5  # what ends one process before it has met the others usually ends the first, which reports it
@@ -15,6 +16,7 @@ MOST_LINE_CHARACTERS = 1500  # a library's message may contain a whole file
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor do processes that libraries start import from the current folder
+    sys.excepthook = _show_traceback  # with --debug
     code = run(sys.argv[1:])
     if "RANK" not in os.environ:
         sys.exit(code)
@@ -29,6 +31,16 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)  # torch's teardown sometimes aborts a process of a job
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback; the error's text may come from anyone's file."""
+    import traceback
+
+    from colddiff_core.text import harmless
+
+    with contextlib.suppress(OSError):
+        sys.stderr.write(harmless("".join(traceback.format_exception(kind, error, trace))))
 
 
 def run(arguments: list[str]) -> int:

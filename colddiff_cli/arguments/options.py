@@ -107,4 +107,5 @@ def run_overrides(data_dir: Path | None, precision: str | None, compiled: str | 
 
 def data_override(data_dir: Path | None) -> list[str]:
     """Return the override for `--data-dir`, with an absolute path."""
-    return [f"data.directory={json.dumps(str(data_dir.resolve()))}"] if data_dir else []  # JSON text is TOML text
+    # JSON text is TOML text, but for its escapes of characters beyond 16 bits.
+    return [f"data.directory={json.dumps(str(data_dir.resolve()), ensure_ascii=False)}"] if data_dir else []

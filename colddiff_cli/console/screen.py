@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from colddiff_core.distributed import environment
 from colddiff_core.errors import ColddiffWarning
-from colddiff_core.text import harmless
+from colddiff_core.text import HARMFUL, harmless, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
     from torch import Tensor
@@ -39,6 +40,21 @@ def can_encode(text: str, encoding: str) -> bool:
     return True
 
 
+def _console(stream: TextIO, *, is_silent: bool) -> Console:
+    from rich.console import Console, ConsoleOptions, RenderableType  # 40 ms, which completion with TAB need not pay
+    from rich.segment import Segment
+
+    class HarmlessConsole(Console):
+        """Prints nothing that a terminal would obey but what Rich makes itself; brackets are no markup."""
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                is_safe = segment.control or not HARMFUL.search(segment.text)
+                yield segment if is_safe else Segment(harmless(segment.text), segment.style)
+
+    return HarmlessConsole(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=is_silent)
+
+
 class Screen:
     """Text for people: on stdout, or with --json, when stdout holds one JSON object, on stderr."""
 
@@ -46,13 +62,10 @@ class Screen:
         self.is_json = is_json
         self.is_silent = not environment.process_info().is_first  # only rank 0 prints
         self._held: list[list[str]] | None = None
-        from rich.console import Console, ConsoleDimensions  # 40 ms, which completion with TAB need not pay
-
-        stream = sys.stderr if is_json else sys.stdout
-        self.console = Console(file=stream, highlight=False, soft_wrap=True, quiet=self.is_silent)
+        self.console = _console(sys.stderr if is_json else sys.stdout, is_silent=self.is_silent)
         columns = os.environ.get("COLUMNS", "")
         if columns.isdecimal() and int(columns):
-            self.console.size = ConsoleDimensions(min(int(columns), MOST_COLUMNS), self.console.height)
+            self.console.size = type(self.console.size)(min(int(columns), MOST_COLUMNS), self.console.height)
         elif not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 
@@ -69,22 +82,26 @@ class Screen:
         return self.is_terminal and not self.is_json and has_color and can_encode(HALF_BLOCK, console.encoding)
 
     def say(self, text: str = "") -> None:
-        """Print a line."""
+        """Print a line; what the text names may come from anyone."""
         if self._held is not None:
             self._held.append(["say", text])
             return
-        self.console.print(harmless(text), markup=False)
+        self.console.print(one_line(text))
+
+    def say_lines(self, text: str) -> None:
+        """Print a text of several lines."""
+        self.console.print(text)
 
     def explain(self, text: str) -> None:
         """Print a sentence wrapped between words; use `say` for lines that users copy."""
-        self.console.print(harmless(text), markup=False, soft_wrap=False)
+        self.console.print(one_line(text), soft_wrap=False)
 
     def warn(self, text: str) -> None:
         """Print a warning line."""
         if self._held is not None:
             self._held.append(["warn", text])
             return
-        self.console.print(harmless(f"warning: {text}"), markup=False, style="yellow")
+        self.console.print(one_line(f"warning: {text}"), style="yellow")
 
     @contextlib.contextmanager
     def hold_lines(self) -> Iterator[list[list[str]]]:
@@ -112,9 +129,12 @@ class Screen:
 
     def progress(self, *, is_shown: bool = True) -> Progress:
         """Return a progress bar that disappears when it is done; it draws only on a terminal."""
-        from rich.progress import Progress  # 30 ms, which --help need not pay
+        from rich.progress import Progress, TextColumn  # 30 ms, which --help need not pay
 
-        return Progress(console=self.console, transient=True, disable=not (is_shown and self.is_terminal))
+        name = TextColumn("{task.description}", style="progress.description", markup=False)
+        columns = name, *Progress.get_default_columns()[1:]
+        is_off = not (is_shown and self.is_terminal)
+        return Progress(*columns, console=self.console, transient=True, disable=is_off)
 
     def picture(self, picture: Image.Image) -> None:
         """Draw a picture if there is a terminal in color: with Kitty, Sixel or half-blocks."""
@@ -161,7 +181,7 @@ class Screen:
 @contextlib.contextmanager
 def one_line_warnings() -> Iterator[None]:
     """Print the library's warnings on stderr, one line each; leave others to Python."""
-    usual = warnings.showwarning
+    usual, formatted = warnings.showwarning, warnings.formatwarning
 
     def show(
         message: Warning | str,
@@ -175,16 +195,24 @@ def one_line_warnings() -> Iterator[None]:
             if not environment.is_news(str(message)):
                 return
             # Not through a saved stream: a progress bar replaces sys.stderr to print above itself.
-            sys.stderr.write(harmless(f"warning: {message}\n"))
+            sys.stderr.write(one_line(f"warning: {message}") + "\n")
         else:
             usual(message, category, filename, lineno, file, line)
+
+    def write(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return harmless(formatted(message, category, filename, lineno, line))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", ColddiffWarning)
         # Damaged pictures are reported as such, or can be read.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.showwarning = show
-        yield
+        warnings.showwarning, warnings.formatwarning = show, write
+        try:
+            yield
+        finally:
+            warnings.formatwarning = formatted
 
 
 def _plain(value: Any) -> Any:

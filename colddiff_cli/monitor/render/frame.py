@@ -11,6 +11,7 @@ from colddiff_cli.console import chart
 from colddiff_cli.monitor.data.metrics_history import MetricsHistory, points
 from colddiff_cli.monitor.data.run_state import RunState
 from colddiff_cli.monitor.render import text
+from colddiff_core.text import one_line
 
 CURVE_LINES = 14
 MAX_EVENTS = 8
@@ -35,7 +36,7 @@ def render(current: RunState, runs: Sequence[RunState], width: int) -> Text:
     if current.events:
         parts.append(text.event_lines(current, MAX_EVENTS))
     if current.newest_sheet:
-        parts.append(Text(f"newest sheet: {current.directory.samples / current.newest_sheet}"))
+        parts.append(Text(one_line(f"newest sheet: {current.directory.samples / current.newest_sheet}")))
     others = [run for run in runs if run is not current]
     if others:
         lines = [text.headline(run, width) for run in others[:MAX_OTHERS]]
