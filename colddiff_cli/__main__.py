@@ -15,7 +15,6 @@ MOST_LINE_CHARACTERS = 1500  # a library's message may contain a whole file
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor do processes that libraries start import from the current folder
     sys.excepthook = _show_traceback  # with --debug
     code = run(sys.argv[1:])
     if "RANK" not in os.environ:

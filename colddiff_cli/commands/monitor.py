@@ -114,5 +114,7 @@ def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
         state.poll()
     if is_frame:
         current = max(states, key=lambda state: runs.last_written(state.path))
-        screen.console.print(frame.render(current, states, screen.console.width), soft_wrap=True)
+        lines = os.environ.get("LINES", "")
+        height = int(lines) if lines.isdecimal() else 0
+        screen.console.print(frame.render(current, states, screen.console.width, height), soft_wrap=True)
     screen.result(frame.state_table(states))

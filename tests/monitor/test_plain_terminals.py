@@ -41,6 +41,20 @@ def test_a_printed_frame_is_as_wide_as_columns_says(columns, tmp_path, monkeypat
     assert columns - 8 < max(map(len, chart)) <= columns
 
 
+@pytest.mark.parametrize(("lines", "expected"), [("100", 14), ("44", None), ("5", 4), ("", 14), ("many", 14)])
+def test_the_chart_of_a_printed_frame_leaves_room_in_lines(lines, expected, tmp_path, monkeypatch, capsys):
+    write_runs(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LINES", lines)
+    assert run(["monitor", "digits-blur", "--once"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    chart = [line for line in printed if "│" in line or "┤" in line]
+    if expected is None:
+        assert len(printed) <= int(lines)
+    else:
+        assert len(chart) + 1 == expected  # with the numbers below
+
+
 @pytest.mark.parametrize("kind", ["xterm", "dumb"])
 def test_columns_also_rules_on_a_terminal(kind, tmp_path):
     write_runs(tmp_path / "runs")
