@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from types import TracebackType
 
 INTERRUPTED = 130
 PATIENCE_SECONDS = 5  # what ends one process before it has met the others usually ends the first, which reports it
@@ -16,6 +17,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how OpenMP's
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
     _let_threads_sleep()
+    sys.excepthook = _show_traceback  # with --debug
     code = run(sys.argv[1:])
     if "RANK" not in os.environ:
         sys.exit(code)
@@ -41,6 +43,15 @@ def _let_threads_sleep() -> None:
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback; the error's text may come from anyone's file."""
+    import traceback
+
+    from colddiff_core.text import harmless
+
+    with contextlib.suppress(OSError):
+        sys.stderr.write(harmless("".join(traceback.format_exception(kind, error, trace))))
+
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
@@ -49,14 +60,14 @@ def run(arguments: list[str]) -> int:
     try:
         from colddiff_cli.app import app  # imported here so that Ctrl-C is handled meanwhile
         from colddiff_cli.console.screen import one_line_warnings
+        from colddiff_cli.console.streams import guarded
 
-        with one_line_warnings():
+        with guarded() as output, one_line_warnings():
             code: int = app(words, prog_name="colddiff", standalone_mode=False, obj=arguments) or 0
+        if code == 0 and output.failure:
+            return _complain(1, f"The output could not be written: {output.failure}.", "")
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of the output is gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a parser error, whose class Typer hides
         is_reported = getattr(error, "what", None) == ""  # by the processes that were launched

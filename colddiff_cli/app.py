@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, get_type_hints
 
@@ -128,7 +129,7 @@ LOADERS: dict[str, Callable[[list[str]], CommandFunction]] = {
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"colddiff {__version__}")
+        sys.stdout.write(f"colddiff {__version__}\n")
         raise typer.Exit
 
 
@@ -137,7 +138,7 @@ def _print_script(shell: str | None) -> None:
         return
     if shell not in shell_scripts.SCRIPTS:
         raise UsageError(f"No completion for '{shell}'.", nearest(shell, shell_scripts.SCRIPTS))
-    typer.echo(shell_scripts.SCRIPTS[shell], nl=False)
+    sys.stdout.write(shell_scripts.SCRIPTS[shell])
     raise typer.Exit
 
 

@@ -9,13 +9,23 @@ from collections.abc import Iterable, Sequence
 CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 )  # terminals obey some of them, and lone surrogates cannot be encoded
+# What else a stranger's text must not bring to a screen: line separators, and marks that reverse text or hide in it.
+# The two joiners that Persian, Indian scripts and emoji need are left, and the marks of Arabic and Syriac numbers.
+MARKS = "\xad\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u061c\ufeff\ufff9-\ufffb"
+MARKS += "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff"
+HARMFUL = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{MARKS}]")
 MOST_SHOWN_CHARACTERS = 80
 MOST_NAMED = 3  # of many files or shards
 
 
 def harmless(text: str) -> str:
-    """Return text with control characters replaced, except newlines and tabs."""
-    return CONTROLS.sub(lambda match: match[0] if match[0] in "\n\t" else "\N{REPLACEMENT CHARACTER}", text)
+    """Return text without what a terminal would obey or hide: each such character but newlines and tabs is replaced."""
+    return HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: str) -> str:
+    """Return harmless text without newlines and tabs: a space in place of each."""
+    return harmless(text).replace("\n", " ").replace("\t", " ")
 
 
 def shown(value: object) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from colddiff_core.text import one_line
+
 ASKING = "_COLDDIFF_COMPLETE"  # Typer's name for it
 LINE = "_COLDDIFF_LINE"  # the line up to the cursor
 ASK = f"{ASKING}=complete_line {LINE}"
@@ -98,6 +100,9 @@ def register() -> None:
             return (words, "") if not words or line[-1].isspace() else (words[:-1], words[-1])
 
         def format_completion(self, item: CompletionItem) -> str:
-            return f"{item.value}\t{' '.join(item.help.split())}" if item.help else str(item.value)
+            value = str(item.value)
+            if one_line(value) != value:  # nobody can type it, and a terminal might obey it: no answer
+                return ""
+            return f"{value}\t{' '.join(one_line(item.help).split())}" if item.help else value
 
     add_completion_class(LineComplete, LineComplete.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 
+PLAIN = ("", "dumb", "unknown")  # kinds of terminal that only print lines
 NICENESS = 10  # a trainer on the same cores goes first
 
 if TYPE_CHECKING:
@@ -59,37 +59,45 @@ def monitor(
 
 
 def check_terminal() -> None:
-    """Check that the dashboard has a terminal.
+    """Check that the dashboard has a terminal that it can draw on.
 
     Raises:
-        UsageError: stdin, stdout or stderr is not a terminal.
+        UsageError: stdin, stdout or stderr is not a terminal, or it has no cursor to move.
     """
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError(
             "The dashboard needs a terminal.",
             "Without one, use `colddiff monitor --once` or `colddiff monitor --json`.",
         )
+    kind = os.environ.get("TERM", "")
+    if kind in PLAIN:
+        what = f"The dashboard needs a terminal that can move its cursor, but TERM is {kind or 'not set'}."
+        raise UsageError(what, "Use `colddiff monitor --once`, or set TERM to the kind of your terminal.")
 
 
 def watch(named: Sequence[Path], *, pattern: str = "*", is_light: bool = False) -> None:
     """Open the dashboard on the named runs, or on all in runs/.
 
     Raises:
-        UsageError: There is no terminal.
+        UsageError: There is no terminal that it can be drawn on.
     """
     check_terminal()
     os.nice(NICENESS)
     gc.disable()  # until the first frame: nothing is freed before that, and collecting takes a tenth of the start
-    from colddiff_cli.console import terminal_images
+    from colddiff_cli.console import terminal_images, terminal_query
+    from colddiff_cli.monitor import late_answers
     from colddiff_cli.monitor.app import Monitor
     from colddiff_cli.monitor.data.machine import MachineReadings
 
+    image_backend = terminal_images.detect()
+    if terminal_query.is_answer_due():
+        late_answers.ignore()
     app = Monitor(
         runs.ROOT,
         named,
         pattern=pattern,
         is_light=is_light,
-        image_backend=terminal_images.detect(),
+        image_backend=image_backend,
         machine=MachineReadings(),
     )
     app.run()
@@ -105,8 +113,8 @@ def _print(screen: Screen, paths: Sequence[Path], *, is_frame: bool) -> None:
     for state in states:
         state.poll()
     if is_frame:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # stdout may not be able to encode braille
         current = max(states, key=lambda state: runs.last_written(state.path))
-        screen.console.print(frame.render(current, states, screen.console.width), soft_wrap=True)
+        lines = os.environ.get("LINES", "")
+        height = int(lines) if lines.isdecimal() else 0
+        screen.console.print(frame.render(current, states, screen.console.width, height), soft_wrap=True)
     screen.result(frame.state_table(states))

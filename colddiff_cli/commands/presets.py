@@ -10,6 +10,7 @@ from colddiff_cli.arguments import completions, options
 from colddiff_cli.console.screen import Screen
 from colddiff_core.config import presets as library
 from colddiff_core.config import toml
+from colddiff_core.text import one_line
 
 
 def presets(
@@ -26,7 +27,7 @@ def presets(
         table = library.load(name, overrides or []).to_table()
         screen.result(table)
         if not json:
-            screen.say(toml.dump(table).rstrip())
+            screen.say_lines(toml.dump(table).rstrip())
         return
     from rich.table import Table
 
@@ -37,9 +38,10 @@ def presets(
     for preset, config in loaded.items():
         steps = str(config.degradation.parameters.get("steps", ""))
         data = f"{config.data.dataset} {config.data.size}"
-        listing.add_row(preset, config.degradation.name, steps, data, config.description)
+        listing.add_row(*map(one_line, (preset, config.degradation.name, steps, data, config.description)))
     screen.result({preset: config.description for preset, config in loaded.items()})
     if not json:
         screen.show(listing)
-        screen.say("\nTrain one: colddiff train --preset NAME      Print one: colddiff presets NAME")
+        screen.say()
+        screen.say("Train one: colddiff train --preset NAME      Print one: colddiff presets NAME")
         screen.say("Trained already: colddiff runs")

@@ -12,7 +12,7 @@ from colddiff_core import runs as library
 from colddiff_core.errors import UsageError
 from colddiff_core.files import read_ordinary
 from colddiff_core.runs import pretrained
-from colddiff_core.text import harmless
+from colddiff_core.text import one_line
 
 
 def runs(
@@ -41,10 +41,11 @@ def runs(
     for heading in ("run", "operator", "data", "step", "description"):
         listing.add_column(heading, no_wrap=heading != "description")
     for row in filter(None, rows):
-        listing.add_row(*(str(row[key]) for key in ("run", "operator", "data", "step", "description")))
+        listing.add_row(*(one_line(str(row[key])) for key in ("run", "operator", "data", "step", "description")))
     screen.show(listing)
     example = pretrained.PREFIX + pretrained.names()[0] if bundled else "RUN"
-    screen.say(f"\nUse one: colddiff sample {example}      About a pretrained one: colddiff runs {example}")
+    screen.say()
+    screen.say(f"Use one: colddiff sample {example}      About a pretrained one: colddiff runs {example}")
 
 
 def _described(screen: Screen, run: library.Run) -> dict[str, Any]:
@@ -66,6 +67,6 @@ def _described(screen: Screen, run: library.Run) -> dict[str, Any]:
 
 def _show_card(screen: Screen, name: str) -> None:
     path = pretrained.find(name)
-    card = harmless(read_ordinary(path / pretrained.CARD).decode(errors="replace"))
+    card = read_ordinary(path / pretrained.CARD).decode(errors="replace")
     screen.result({"run": pretrained.PREFIX + path.name, "card": card})
-    screen.say(card.rstrip())
+    screen.say_lines(card.rstrip())

@@ -213,7 +213,7 @@ def _changes(seed: int | None, source: str | None) -> list[str]:
     if source is not None:
         run = runs.find(source)
         initial = run.label if run.is_pretrained else str(run.path.resolve())  # holds in any working folder
-        changes.append(f"train.initial={json_.dumps(initial)}")  # JSON text is TOML text
+        changes.append(f"train.initial={json_.dumps(initial, ensure_ascii=False)}")  # TOML text
     return changes
 
 
@@ -225,7 +225,7 @@ def _show(screen: Screen, job: _Job) -> None:
     check_names(config)
     screen.result(config.to_table())
     if not screen.is_json:
-        screen.say(toml.dump(config.to_table()).rstrip())
+        screen.say_lines(toml.dump(config.to_table()).rstrip())
 
 
 def _trainer(screen: Screen, job: _Job) -> Trainer | None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from colddiff_cli.console import chart
-from colddiff_cli.console.screen import LOG_COLUMNS, Screen
+from colddiff_cli.console.screen import LOG_COLUMNS, Screen, can_encode
 
 LINES = 16  # height of a chart
 TABLE_ROWS = 9
@@ -64,7 +64,7 @@ def _show(
 ) -> None:
     width = min(screen.console.width, LOG_COLUMNS)
     severities = [point.x for line in lines for point in line.points if isinstance(point, chart.Sample)]
-    if width < chart.MIN_WIDTH or not severities or not _can_encode_braille(screen.console.encoding):
+    if width < chart.MIN_WIDTH or not severities or not can_encode(chr(chart.BRAILLE), screen.console.encoding):
         return  # the table that follows has the numbers
     first, last = min(severities), max(severities)
     view = chart.View(min(first, last - 1), last, values=values)
@@ -73,14 +73,6 @@ def _show(
     screen.console.print(chart.legend(lines, labels), soft_wrap=False)
     screen.console.print(chart.draw(lines, view, width, LINES, x_label=X_LABEL))
     screen.console.print()
-
-
-def _can_encode_braille(encoding: str) -> bool:
-    try:
-        chr(chart.BRAILLE).encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def _number(value: float | None) -> str:

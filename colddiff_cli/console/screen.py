@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 from colddiff_core.distributed import environment
-from colddiff_core.errors import ColddiffWarning, MachineError
-from colddiff_core.text import harmless
+from colddiff_core.errors import ColddiffWarning
+from colddiff_core.text import HARMFUL, harmless, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,56 +25,34 @@ if TYPE_CHECKING:
 
 COLUMNS = 80
 LOG_COLUMNS = 120  # without a terminal
+MOST_COLUMNS = 1000  # that the variable COLUMNS can ask for
 SHOWN = 4  # images per column, at most
 PROMPT_LINES = 4  # kept free below a picture
+HALF_BLOCK = "\N{UPPER HALF BLOCK}"  # what a picture is drawn of where there is no better way
 
 
-def _silence(stream: TextIO) -> None:
-    """Discard what is written to a stream from now on, and what is buffered."""
-    with contextlib.suppress(OSError, ValueError):  # streams in tests have no file descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def can_encode(text: str, encoding: str) -> bool:
+    """Return whether a text can be printed in an encoding."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
-class _Stream:
-    """A stream that drops output it cannot write (no terminal, full disk), so that the work continues."""
+def _console(stream: TextIO, *, is_silent: bool) -> Console:
+    from rich.console import Console, ConsoleOptions, RenderableType  # 40 ms, which completion with TAB need not pay
+    from rich.segment import Segment
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.failure = ""  # the system's reason for lost output
+    class HarmlessConsole(Console):
+        """Prints nothing that a terminal would obey but what Rich makes itself; brackets are no markup."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                is_safe = segment.control or not HARMFUL.search(segment.text)
+                yield segment if is_safe else Segment(harmless(segment.text), segment.style)
 
-    def write(self, text: str) -> int:
-        """Write a text, or drop it on failure."""
-        self._try(lambda: self.stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush the stream, or drop its output on failure."""
-        self._try(self.stream.flush)
-
-    def _try(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except BrokenPipeError:  # no failure: the reader has stopped reading
-            raise
-        except OSError as error:
-            if error.errno != errno.EIO:  # EIO: the terminal is gone, and so is the reader
-                self.failure = error.strerror or str(error)
-            _silence(self.stream)
-
-
-def _console(stream: _Stream, *, is_silent: bool) -> Console:
-    from rich.console import Console  # 40 ms, which completion with TAB need not pay
-
-    class LenientConsole(Console):
-        def on_broken_pipe(self) -> None:
-            """Continue without output: only the reader has stopped."""
-            _silence(sys.stdout)
-            self.quiet = True
-
-    return LenientConsole(file=cast(TextIO, stream), highlight=False, soft_wrap=True, quiet=is_silent)
+    return HarmlessConsole(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=is_silent)
 
 
 class Screen:
@@ -83,11 +60,13 @@ class Screen:
 
     def __init__(self, is_json: bool = False) -> None:
         self.is_json = is_json
-        self._stream = _Stream(sys.stderr if is_json else sys.stdout)
         self.is_silent = not environment.process_info().is_first  # only rank 0 prints
         self._held: list[list[str]] | None = None
-        self.console = _console(self._stream, is_silent=self.is_silent)
-        if not self.console.is_terminal:
+        self.console = _console(sys.stderr if is_json else sys.stdout, is_silent=self.is_silent)
+        columns = os.environ.get("COLUMNS", "")
+        if columns.isdecimal() and int(columns):
+            self.console.size = type(self.console.size)(min(int(columns), MOST_COLUMNS), self.console.height)
+        elif not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
 
     @property
@@ -95,23 +74,34 @@ class Screen:
         """Return whether output goes to a terminal."""
         return self.console.is_terminal and not self.is_silent
 
+    @property
+    def has_pictures(self) -> bool:
+        """Return whether pictures are drawn: on a terminal in color, for a person."""
+        console = self.console
+        has_color = console.color_system is not None and not console.no_color
+        return self.is_terminal and not self.is_json and has_color and can_encode(HALF_BLOCK, console.encoding)
+
     def say(self, text: str = "") -> None:
-        """Print a line."""
+        """Print a line; what the text names may come from anyone."""
         if self._held is not None:
             self._held.append(["say", text])
             return
-        self.console.print(harmless(text), markup=False)
+        self.console.print(one_line(text))
+
+    def say_lines(self, text: str) -> None:
+        """Print a text of several lines."""
+        self.console.print(text)
 
     def explain(self, text: str) -> None:
         """Print a sentence wrapped between words; use `say` for lines that users copy."""
-        self.console.print(harmless(text), markup=False, soft_wrap=False)
+        self.console.print(one_line(text), soft_wrap=False)
 
     def warn(self, text: str) -> None:
         """Print a warning line."""
         if self._held is not None:
             self._held.append(["warn", text])
             return
-        self.console.print(harmless(f"warning: {text}"), markup=False, style="yellow")
+        self.console.print(one_line(f"warning: {text}"), style="yellow")
 
     @contextlib.contextmanager
     def hold_lines(self) -> Iterator[list[list[str]]]:
@@ -139,29 +129,32 @@ class Screen:
 
     def progress(self, *, is_shown: bool = True) -> Progress:
         """Return a progress bar that disappears when it is done; it draws only on a terminal."""
-        from rich.progress import Progress  # 30 ms, which --help need not pay
+        from rich.progress import Progress, TextColumn  # 30 ms, which --help need not pay
 
-        return Progress(console=self.console, transient=True, disable=not (is_shown and self.is_terminal))
+        name = TextColumn("{task.description}", style="progress.description", markup=False)
+        columns = name, *Progress.get_default_columns()[1:]
+        is_off = not (is_shown and self.is_terminal)
+        return Progress(*columns, console=self.console, transient=True, disable=is_off)
 
     def picture(self, picture: Image.Image) -> None:
-        """Draw a picture if there is a terminal: with Kitty, Sixel or half-blocks."""
-        if not self.is_terminal or self._held is not None:
+        """Draw a picture if there is a terminal in color: with Kitty, Sixel or half-blocks."""
+        if not self.has_pictures or self._held is not None:
             return
         from colddiff_cli.console import terminal_images
 
         # A cell is about twice as high as wide. A picture higher than the screen would scroll out of view.
         fitting = 2 * (self.console.height - PROMPT_LINES) * picture.width // picture.height
         width = max(1, min(self.console.width, COLUMNS, fitting))
-        # Some terminals do not report their cell size, and a strip may be lower than a cell.
+        # A strip may be lower than a cell.
         with contextlib.suppress(ValueError, ArithmeticError, OSError):
             self.console.print(terminal_images.renderable()(picture, width=width, height="auto"))
 
     def rows(self, columns: Mapping[str, Tensor]) -> None:
-        """Draw the first images of each column if there is a terminal: one row per image.
+        """Draw the first images of each column if there is a terminal in color: one row per image.
 
         columns: (B, C, H, W) float32 in [-1, 1] by name.
         """
-        if not self.is_terminal:
+        if not self.has_pictures:
             return
         import torch
 
@@ -176,29 +169,19 @@ class Screen:
         self.picture(images.to_pillow(images.tile(abreast, columns=1)))
 
     def result(self, values: Mapping[str, Any], last: Path | None = None) -> None:
-        """End a command: print the JSON object with --json, else the path of the last file.
-
-        Raises:
-            MachineError: Some output could not be written.
-        """
+        """End a command: print the JSON object with --json, else the path of the last file."""
         if self.is_silent:
             return
         if self.is_json:
-            output = _Stream(sys.stdout)
-            output.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
-            output.flush()
-        else:
-            output = self._stream
-            if last is not None:
-                self.say(str(last))
-        if output.failure:
-            raise MachineError(f"The output could not be written: {output.failure}.", "The work itself is done.")
+            sys.stdout.write(json.dumps(_plain(values), allow_nan=False, default=str) + "\n")
+        elif last is not None:
+            self.say(str(last))
 
 
 @contextlib.contextmanager
 def one_line_warnings() -> Iterator[None]:
     """Print the library's warnings on stderr, one line each; leave others to Python."""
-    usual = warnings.showwarning
+    usual, formatted = warnings.showwarning, warnings.formatwarning
 
     def show(
         message: Warning | str,
@@ -211,18 +194,25 @@ def one_line_warnings() -> Iterator[None]:
         if issubclass(category, ColddiffWarning):
             if not environment.is_news(str(message)):
                 return
-            with contextlib.suppress(OSError):
-                # Not through a saved stream: a progress bar replaces sys.stderr to print above itself.
-                sys.stderr.write(harmless(f"warning: {message}\n"))
+            # Not through a saved stream: a progress bar replaces sys.stderr to print above itself.
+            sys.stderr.write(one_line(f"warning: {message}") + "\n")
         else:
             usual(message, category, filename, lineno, file, line)
+
+    def write(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return harmless(formatted(message, category, filename, lineno, line))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", ColddiffWarning)
         # Damaged pictures are reported as such, or can be read.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.showwarning = show
-        yield
+        warnings.showwarning, warnings.formatwarning = show, write
+        try:
+            yield
+        finally:
+            warnings.formatwarning = formatted
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from colddiff_core.paper import tables
+from colddiff_core.text import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,9 +63,9 @@ def evaluation_table(title: str, rows: Mapping[str, Row], columns: Columns, name
     columns = measured({label: row.figures for label, row in rows.items()}, columns)
     table = _headed(title, _named(columns, names))
     for label, row in rows.items():
-        table.add_row(label, *(_with_interval(row, key, digits) for key, (_, digits) in columns.items()))
+        table.add_row(one_line(label), *(_with_interval(row, key, digits) for key, (_, digits) in columns.items()))
         if any(key in row.paper for key in columns):
-            table.add_row("[dim]  paper[/]", *(_verdict(row, key) for key in columns))
+            table.add_row(Text("  paper", "dim"), *(_verdict(row, key) for key in columns))
     return table
 
 
@@ -75,9 +76,9 @@ def severity_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Seque
     labels = {"t": ("t", 0)}
     for key in ("rmse", "ssim"):
         labels |= {f"{kind} {key}": (f"{kind} {METRICS[key][0]}", METRICS[key][1]) for kind in columns}
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=one_line(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for label, _ in labels.values():
-        table.add_column(label, justify="right")
+        table.add_column(one_line(label), justify="right")
     for row in rows:
         flat = {"t": row["t"]} | {
             f"{kind} {key}": row["metrics"][kind][key] for kind in columns for key in ("rmse", "ssim")
@@ -117,11 +118,11 @@ def _table(
 ) -> Table:
     table = _headed(title, columns)
     for label, _ in (published or {}).values():
-        table.add_column(label, justify="right", style="dim")
+        table.add_column(one_line(label), justify="right", style="dim")
     for kind, figures in rows.items():
         ours = [_cell(figures.get(key), digits) for key, (_, digits) in columns.items()]
         theirs = [_cell((paper or {}).get(kind, {}).get(key), digits) for key, (_, digits) in (published or {}).items()]
-        table.add_row(kind, *ours, *theirs)
+        table.add_row(one_line(kind), *ours, *theirs)
     return table
 
 
@@ -129,10 +130,10 @@ def _headed(title: str, columns: Columns) -> Table:
     from rich.table import Table
 
     # Fits 80 columns with all figures.
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=one_line(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for label, _ in columns.values():
-        table.add_column(label, justify="right", no_wrap=True)
+        table.add_column(one_line(label), justify="right", no_wrap=True)
     return table
 
 

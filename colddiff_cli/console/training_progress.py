@@ -99,7 +99,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=screen.console,

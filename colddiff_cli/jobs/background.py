@@ -14,8 +14,10 @@ from pathlib import Path
 import typer
 
 from colddiff_cli.console.screen import Screen
+from colddiff_cli.jobs import launch
 from colddiff_core import runs
 from colddiff_core.files import refusals
+from colddiff_core.text import harmless
 
 POLL_SECONDS = 0.1
 LOG = "train.log"  # in the run: the trainer's output
@@ -35,7 +37,7 @@ def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Pop
         with refusals(log), log.open("ab") as file:
             offset = file.tell()
             child = subprocess.Popen(
-                [sys.executable, "-m", "colddiff_cli", "train", *arguments],
+                [sys.executable, *launch.program(), "train", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -52,7 +54,7 @@ def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Pop
             child.wait()
             raise
         if _start_count(run) == before:
-            sys.stderr.write(log.read_bytes()[offset:].decode(errors="replace"))
+            sys.stderr.write(harmless(log.read_bytes()[offset:].decode(errors="replace")))
             raise typer.Exit(child.returncode if child.returncode > 0 else 1)
     return child
 

@@ -131,6 +131,17 @@ def remove_options(words: Sequence[str], *options: str) -> list[str]:
     return kept
 
 
+def program() -> tuple[str, ...]:
+    """Return the words after `python` that run colddiff without importing modules from the current folder.
+
+    They also do so in a checkout that is not installed: it is added to PYTHONPATH.
+    """
+    root = Path(__file__).parents[2]
+    if root not in map(Path, sys.path[1:]):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    return "-P", "-m", "colddiff_cli"
+
+
 def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str) -> int:
     """Run `colddiff` with these arguments in several processes; return the exit code, 130 after a signal.
 
@@ -159,8 +170,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, remedy: str)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
             config.signals_to_handle = config.signals_to_handle.replace("SIGHUP,", "")
         try:
-            # -P: do not import modules from the current folder.
-            elastic_launch(config, sys.executable)("-P", "-m", "colddiff_cli", *arguments)
+            elastic_launch(config, sys.executable)(*program(), *arguments)
         except SignalException:
             return INTERRUPTED
         except ChildFailedError as error:
@@ -178,9 +188,6 @@ def _prepare(processes: int) -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    root = Path(__file__).parents[2]
-    if root not in map(Path, sys.path[1:]):  # a checkout that is not installed
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides C++ traces of errors that are reported in one line

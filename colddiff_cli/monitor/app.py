@@ -24,9 +24,10 @@ from colddiff_cli.monitor.panes.pictures import PicturesPane
 from colddiff_cli.monitor.panes.runs import RunsPane
 from colddiff_cli.monitor.panes.status import StatusPane
 from colddiff_cli.monitor.panes.text import LiveFooter, LiveText
-from colddiff_cli.monitor.render.text import harmless, headline
+from colddiff_cli.monitor.render.text import headline
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffError
+from colddiff_core.text import one_line
 
 POLL_SECONDS = 1.0
 ANSWER_POLL_SECONDS = 0.1  # while a trainer owes an answer
@@ -250,7 +251,7 @@ class Monitor(App[None]):
             if is_sure:
                 self._ask(run, "stop")
 
-        name = harmless(Text(run.name)).plain
+        name = one_line(run.name)
         self.push_screen(ConfirmDialog(f"Save a checkpoint and stop {name}? --resume continues it."), stop)
 
     def action_ask(self, word: str) -> None:
@@ -273,7 +274,7 @@ class Monitor(App[None]):
         return False
 
     def _notify(self, text: str, severity: Severity) -> None:
-        self.notify(harmless(Text(text)).plain, severity=severity, markup=False)
+        self.notify(one_line(text), severity=severity, markup=False)
 
     def _ask(self, run: RunState, word: str) -> None:
         try:

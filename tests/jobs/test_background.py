@@ -45,12 +45,12 @@ class ForkedTrainer:
     """Starts a trainer like subprocess.Popen, but as a fork instead of a fresh Python."""
 
     def __init__(self, command: list[str], *, stdin: int, stdout: BinaryIO, stderr: BinaryIO, start_new_session: bool):
-        assert command[:4] == [sys.executable, "-m", "colddiff_cli", "train"]
+        assert command[:5] == [sys.executable, "-P", "-m", "colddiff_cli", "train"]
         assert stdin == subprocess.DEVNULL
         assert stdout is stderr
         assert start_new_session
         prepare = functools.partial(detach, os.path.abspath(stdout.name))
-        self._process = processes.start(command[3:], Path.cwd(), prepare=prepare)
+        self._process = processes.start(command[4:], Path.cwd(), prepare=prepare)
         self.pid = self._process.pid
         self.returncode: int | None = None
         self._waiting = threading.Lock()

@@ -17,6 +17,7 @@ from colddiff_cli.console import chart
 from colddiff_cli.monitor.data import metrics_history
 from colddiff_cli.monitor.data.run_state import RunState
 from colddiff_cli.monitor.panes.text import LiveText, set_titles
+from colddiff_core.text import one_line
 
 TITLES = {
     "loss": "loss",
@@ -203,7 +204,7 @@ class CurvesPane(Vertical):
         step: int | None = None  # of the current run, which comes first
         for (label, points, style), line in zip(series, lines, strict=True):
             raw, drawn = chart.nearest(points, x), chart.nearest(line.points, x)
-            text = Text.assemble((label, style))
+            text = Text.assemble((one_line(label), style))
             if self.cursor is not None and points and not points[0].first <= x <= points[-1].last:
                 text.append(" -")
             elif raw is not None and drawn is not None:

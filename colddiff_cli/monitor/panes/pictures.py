@@ -17,6 +17,7 @@ from colddiff_cli.console.terminal_images import ImageBackend
 from colddiff_cli.monitor.data.run_state import RunState
 from colddiff_cli.monitor.data.sample_sheets import GAP, GAP_COLOR, SCREEN_GAP, SampleSheet, SheetLayout, arrange
 from colddiff_cli.monitor.panes.text import LiveText, set_titles
+from colddiff_core.text import one_line
 
 FRAME_SECONDS = 0.35  # of a film
 
@@ -111,6 +112,7 @@ class PicturesPane(Vertical, can_focus=True):
         cells = [left // cell_width for _, left in layout.headings]
         for (name, _), cell, next_cell in zip(layout.headings, cells, [*cells, math.inf][1:], strict=True):
             line.pad_right(max(0, cell - line.cell_len))
+            name = one_line(name)  # noqa: PLW2901
             fits = len(name) < next_cell - cell
             line.append(name if fits else name[: max(1, int(next_cell - cell) - 1)], style="bold")
         return line
@@ -120,9 +122,9 @@ class PicturesPane(Vertical, can_focus=True):
         metrics = sheet.metadata.get("metrics")
         entries = metrics.items() if isinstance(metrics, dict) else []
         values = [(name, entry.get("rmse")) for name, entry in entries if isinstance(entry, dict)]
-        shown = [f"{name} {value:.4f}" for name, value in values if isinstance(value, float)]
+        shown = [f"{one_line(name)} {value:.4f}" for name, value in values if isinstance(value, float)]
         if shown:
-            text.append(f"  RMSE ({sheet.metadata.get('n', '?')} images) ", style="dim")
+            text.append(f"  RMSE ({one_line(str(sheet.metadata.get('n', '?')))} images) ", style="dim")
             text.append(" ".join(shown))
         return text
 

@@ -16,6 +16,7 @@ from textual.widgets import DataTable, Input
 from colddiff_cli.monitor.data.run_state import RunState, is_named
 from colddiff_cli.monitor.panes.text import set_titles
 from colddiff_cli.monitor.render import text
+from colddiff_core.text import one_line
 
 MARK = "◆"
 NAME_CELLS = 22
@@ -98,10 +99,10 @@ class RunsPane(Vertical):
         mark = MARK if key in self.marked else " "
         return (
             Text(mark),
-            text.harmless(Text(name)),
+            Text(one_line(name)),
             text.state_label(run),
             Text(f"{done:>4}"),
-            text.harmless(Text(run.reason, style="dim")),
+            Text(one_line(run.reason), style="dim"),
         )
 
     @on(DataTable.RowHighlighted)

@@ -9,6 +9,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from colddiff_cli.monitor.render.text import harmless
+from colddiff_core.text import one_line
 
 
 class LiveText(Static):
@@ -53,6 +54,6 @@ class LiveFooter(Footer):
 def set_titles(pane: Widget, *, title: str | None = None, subtitle: str | None = None) -> None:
     """Set the texts in a pane's border if they changed; a change redraws the whole pane."""
     if title is not None and pane.border_title != title:
-        pane.border_title = harmless(Text(title))  # brackets in a string would be markup
+        pane.border_title = Text(one_line(title))  # brackets in a string would be markup
     if subtitle is not None and (pane.border_subtitle or "") != subtitle:
-        pane.border_subtitle = harmless(Text(subtitle))
+        pane.border_subtitle = Text(one_line(subtitle))

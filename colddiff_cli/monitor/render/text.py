@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from colddiff_cli.monitor.data.run_state import RunState, duration
+from colddiff_core import text as plain
 
 STATE_LOOKS = {  # symbol and Rich style; the symbol shows the state without color
     "live": ("●", "green"),
@@ -23,14 +23,12 @@ STATE_LOOKS = {  # symbol and Rich style; the symbol shows the state without col
 }
 ATTENTION = frozenset({"warning", "failed"})
 SHOWN_ELSEWHERE = frozenset({"event", "time", "answers", "file", "message", "why"})  # keys of an event
-CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but the newline
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_EVENTS = 100  # newest ones listed
 
 
 def harmless(text: Text) -> Text:
-    """Replace control characters in a text from someone's files, so that a terminal does not act on them."""
-    cleaned = CONTROLS.sub(REPLACEMENT, text.plain)
+    """Replace what a terminal would act on in a text from someone's files."""
+    cleaned = plain.harmless(text.plain).replace("\t", " ")
     if cleaned != text.plain:
         text = text.copy()
         text.plain = cleaned
@@ -45,7 +43,7 @@ def state_label(run: RunState) -> Text:
 
 def headline(run: RunState, width: int) -> Text:
     """Return a one-line summary of a run, cut to the parts that fit into `width` cells."""
-    parts = [Text(run.name, style="bold"), state_label(run)]
+    parts = [Text(plain.one_line(run.name), style="bold"), state_label(run)]
     if run.steps:
         parts.append(Text(f"step {run.step:,} of {run.steps:,} ({run.step / run.steps:.0%})"))
     else:
@@ -58,7 +56,7 @@ def headline(run: RunState, width: int) -> Text:
             parts.append(Text(label.format(f"{value:,.{digits}f}")))
     if run.reason:
         cells = max(8, width - sum(part.cell_len + 2 for part in parts[:2]))
-        reason = Text(run.reason, style=STATE_LOOKS[run.state][1])
+        reason = Text(plain.one_line(run.reason), style=STATE_LOOKS[run.state][1])
         reason.truncate(cells, overflow="ellipsis")
         parts.insert(2, reason)
     line = parts[0]
@@ -99,6 +97,7 @@ def facts(run: RunState, machine: Iterable[tuple[str, str]] = ()) -> list[tuple[
 
 def aligned(pairs: Sequence[tuple[str, str]]) -> Text:
     """Return pairs of label and value as lines with the values aligned."""
+    pairs = [(plain.one_line(label), plain.one_line(value)) for label, value in pairs]
     width = max((cell_len(label) for label, _ in pairs), default=0)
     return Text("\n").join(Text.assemble((f"{label:<{width}}  ", "dim"), value) for label, value in pairs)
 
@@ -109,13 +108,13 @@ def event_lines(run: RunState, limit: int = MAX_EVENTS) -> Text:
 
 
 def _event(entry: dict[str, Any]) -> Text:
-    name = str(entry.get("event", "?"))
+    name = plain.one_line(str(entry.get("event", "?")))
     message = entry.get("message") or entry.get("why")
     details = [f"{key} {value}" for key, value in entry.items() if key not in SHOWN_ELSEWHERE]
     text = Text.assemble((f"{_time(entry.get('time'))} ", "dim"))
     text.append(name, style="bold red" if name in ATTENTION else "bold")
     for detail in [*details, *([str(message)] if message else [])]:
-        text.append(f"  {detail}")
+        text.append(f"  {plain.one_line(detail)}")
     if entry.get("answers"):
         text.append("  on request", style="dim")
     return text
@@ -130,7 +129,7 @@ def _time(seconds: Any) -> str:
 
 def problem_lines(run: RunState) -> Text:
     """Return the problems with a run's files, one per line."""
-    return Text("\n").join(Text(f"! {problem}", style="yellow") for problem in run.problems)
+    return Text("\n").join(Text(plain.one_line(f"! {problem}"), style="yellow") for problem in run.problems)
 
 
 def configuration(run: RunState) -> Text:
