@@ -14,6 +14,8 @@ from colddiff_core.files import read_ordinary
 from colddiff_core.runs import pretrained
 from colddiff_core.text import harmless
 
+CLASSES_SHOWN = 4  # of a run, in the listing
+
 
 def runs(
     name: Annotated[
@@ -38,10 +40,13 @@ def runs(
     if json:
         return
     listing = Table(box=None, pad_edge=False)
-    for heading in ("run", "operator", "data", "step", "description"):
+    headings = ["run", "operator", "data", "step", "description"]
+    if any(row.get("classes") for row in rows):
+        headings.insert(3, "classes")
+    for heading in headings:
         listing.add_column(heading, no_wrap=heading != "description")
     for row in filter(None, rows):
-        listing.add_row(*(str(row[key]) for key in ("run", "operator", "data", "step", "description")))
+        listing.add_row(*(_few(row[key]) if key == "classes" else str(row[key]) for key in headings))
     screen.show(listing)
     example = pretrained.PREFIX + pretrained.names()[0] if bundled else "RUN"
     screen.say(f"\nUse one: colddiff sample {example}      About a pretrained one: colddiff runs {example}")
@@ -59,9 +64,23 @@ def _described(screen: Screen, run: library.Run) -> dict[str, Any]:
         "run": run.label,
         "operator": config.degradation.name,
         "data": f"{config.data.dataset} {config.data.size}",
+        "classes": _classes(run, config.model.classes),
         "step": steps[-1] if steps else 0,
         "description": config.description,
     }
+
+
+def _classes(run: library.Run, count: int) -> list[str]:
+    """Return what `generate --class` calls the classes of a run: their names, or numbers if it keeps no names."""
+    return list(run.classes()[:count] or map(str, range(count)))
+
+
+def _few(names: list[str]) -> str:
+    """Return names for a cell of a table: the first few, and how many more there are."""
+    from rich.markup import escape
+
+    more = f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
+    return escape(", ".join(names[:CLASSES_SHOWN]) + more)
 
 
 def _show_card(screen: Screen, name: str) -> None:

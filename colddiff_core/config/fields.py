@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from colddiff_core.errors import UsageError
@@ -27,12 +28,14 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     longest: int | None = None,
+    words: Mapping[str, int] | None = None,
 ) -> Any:
     """Declare a dataclass field: its default, help text and allowed values.
 
-    A number without a `maximum` may be up to LARGEST; a list may have up to `longest` entries.
+    A number without a `maximum` may be up to LARGEST; a list may have up to `longest` entries. `words` stand for
+    numbers that users would not know, to be typed in their place.
     """
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "longest": longest}
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "longest": longest, "words": words or {}}
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -81,6 +84,8 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
             what = f"{what} is too long: at most {field.metadata['longest']} entries."
             raise UsageError(what, f"Meaning: {help_text}.")
         return tuple(_checked(what, field, typing.get_args(hint)[0], entry) for entry in value)
+    if isinstance(value, str) and value in field.metadata["words"]:
+        return field.metadata["words"][value]
     is_whole = hint is float and isinstance(value, int)
     if not (is_whole or isinstance(value, hint)) or (isinstance(value, bool) and hint is not bool):
         raise UsageError(f"{what} is not {KINDS[hint]}.", f"Meaning: {help_text}.")

@@ -6,6 +6,8 @@ from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.paths import cache_folder
 
+CLASSES = tuple("0123456789")
+
 
 @register("mnist")
 def load(request: DatasetRequest) -> ImageSet:
@@ -33,7 +35,7 @@ def load(request: DatasetRequest) -> ImageSet:
             raise MachineError(f"MNIST is not in {directory} and could not be downloaded ({error}).", remedy) from None
     except (OSError, ValueError, AssertionError) as error:
         raise UsageError(f"The MNIST files in {directory} cannot be read ({error}).", remedy) from None
-    return ImageSet(fit(data.data.unsqueeze(1), request), data.targets)
+    return ImageSet(fit(data.data.unsqueeze(1), request), data.targets, CLASSES)
 
 
 def _is_absent(error: RuntimeError) -> bool:

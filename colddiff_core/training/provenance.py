@@ -5,6 +5,7 @@ Every checkpoint records it, so that a run that resumes under other conditions s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,8 @@ def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
     """Return what the weights of this training come from, ready for JSON.
 
     settings: the tables of the configuration; images and second: their count, and a digest of up to 256 MB of pixels;
-    operator: pixels of D on a fixed picture, which differ if another version or package computes it differently.
+    operator: pixels of D on a fixed picture, which differ if another version or package computes it differently;
+    classes: their count, and a digest of their names in order, if the network is conditioned on them.
     """
     table = experiment.config.to_table()
     return {
@@ -35,7 +37,7 @@ def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
         "images": _metadata(images),
         "second": _metadata(experiment.second) if experiment.second else None,
         "operator": _traces(experiment),
-    }
+    } | ({"classes": _class_metadata(images)} if experiment.config.model.classes and images.classes else {})
 
 
 def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
@@ -50,8 +52,12 @@ def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
     ]
     if traces is False and not any(change.startswith(("degradation.", "data.")) for change in changed):
         changed.append("the operator computes different values with the same settings")
-    for key, name in (("images", "training images"), ("second", "images of the second data set")):
-        before, after = saved.get(key), now[key]
+    for key, name in (
+        ("images", "training images"),
+        ("second", "images of the second data set"),
+        ("classes", "classes"),
+    ):
+        before, after = saved.get(key), now.get(key)
         if isinstance(before, Mapping) and after is not None and before != after:
             one, other = before.get("count"), after["count"]
             changed.append(
@@ -70,6 +76,11 @@ def listed(changed: list[str]) -> str:
 
 def _metadata(images: TrainingSet) -> dict[str, Any]:
     return {"count": len(images), "digest": images.digest(max(1, MOST_BYTES // max(1, math.prod(images.shape))))}
+
+
+def _class_metadata(images: TrainingSet) -> dict[str, Any]:
+    text = "\n".join(images.classes).encode(errors="surrogatepass")
+    return {"count": len(images.classes), "digest": hashlib.blake2b(text, digest_size=8).hexdigest()}
 
 
 def _traces(experiment: Experiment) -> list[float]:

@@ -31,7 +31,6 @@ from colddiff_core.training.loader import BatchLoader, CropsAndFlips
 from colddiff_core.training.log_meter import TrainingLog
 
 UNTRIED = 3  # steps in which compilation may fail: one compiles, one records CUDA graphs, one replays them
-UNLABELED = 0.1  # share of images that a conditional network sees without their class, to learn both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +202,9 @@ class Stepper:
         indices = self.indices(step)
         views = self.feed.draw(self.size, numbers)
         t = torch.randint(1, self.experiment.operator.steps + 1, (self.size,), generator=numbers)
-        is_labeled = (
-            torch.rand(self.size, generator=numbers) >= UNLABELED if self.experiment.config.model.classes else None
-        )
+        is_labeled = None
+        if self.experiment.config.model.classes:
+            is_labeled = torch.rand(self.size, generator=numbers) >= self.settings.unlabeled
         parts = []
         for slots in self._passes():
             some = slice(slots.start, slots.stop)
