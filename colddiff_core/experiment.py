@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from colddiff_core import datasets, degradations, devices, seeds
 from colddiff_core.config.schema import ALL_CLASSES, Config
+from colddiff_core.config.sizes import sides, simplest, typed
 from colddiff_core.config.version import __version__
 from colddiff_core.datasets.from_config import load_second
 from colddiff_core.degradations import Degradation, Frozen
@@ -58,8 +59,13 @@ class Experiment:
 
         The result depends only on the configuration and the size of the memory.
         """
-        side, limit = self.config.data.size, most[self.device.type]
-        return memory.batch_size(self.config.model, side, self.body_dtype, self.device, limit)
+        size, limit = self.config.data.size, most[self.device.type]
+        return memory.batch_size(self.config.model, size, self.body_dtype, self.device, limit)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of an image, (C, H, W)."""
+        return self.channels, *sides(self.config.data.size)
 
     @functools.cached_property
     def variants(self) -> tuple[Degradation, ...]:
@@ -216,12 +222,13 @@ def build(
     if model.classes == ALL_CLASSES:
         raise UsageError("model.classes = all: the classes are counted when training starts.", "Give their number.")
     divisor = 2 ** (len(model.multipliers) - 1)
-    if config.data.size % divisor:
-        near = max(divisor, round(config.data.size / divisor) * divisor)
+    if any(side % divisor for side in sides(config.data.size)):
+        near = simplest(*(max(divisor, round(side / divisor) * divisor) for side in sides(config.data.size)))
         times = counted(len(model.multipliers) - 1, "time")
+        is_square = isinstance(config.data.size, int)
         raise UsageError(
-            f"data.size = {config.data.size}: the network halves the side {times}.",
-            f"Use a multiple of {divisor}, such as {near}.",
+            f"data.size = {typed(config.data.size)}: the network halves {'the side' if is_square else 'both'} {times}.",
+            f"Use {'a multiple' if is_square else 'multiples'} of {divisor}, such as {typed(near)}.",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -235,7 +242,7 @@ def build(
             classes=model.classes,
             body_dtype=devices.body_dtype(config.train.precision, device),
         )
-    unet = unet.to(device).lay_out(config.data.size)
+    unet = unet.to(device).lay_out(max(sides(config.data.size)))
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)
     second = load_second(config, split, channels, operator.name) if operator.second_field else None
     return Experiment(config, operator, restorer, channels, device, second)

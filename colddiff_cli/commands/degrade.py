@@ -15,6 +15,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
 from colddiff_cli.picture_series import manifest, per_file, series
 from colddiff_core.config import presets
+from colddiff_core.config.sizes import Size, sides
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _operator(op: str | None, preset: str | None, steps: int | None, given: dict
     return degradations.build(name, **values | given | ({} if steps is None else {"steps": steps}))
 
 
-def _size_of(preset: str | None) -> int:
+def _size_of(preset: str | None) -> Size:
     return presets.load(preset).data.size if preset else 0
 
 
@@ -240,7 +241,7 @@ def _describe(
     operator: Degradation,
     draw: Callable[[Tensor, int], Frozen],
     inputs: list[str],
-    size: int,
+    size: Size,
     device: str,
 ) -> None:
     """Plot what is left of a picture at each severity."""
@@ -276,7 +277,7 @@ def _parameters(operator: Degradation) -> dict[str, Any]:
     }
 
 
-def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
+def _example(inputs: list[str], size: Size, device: torch.device) -> Tensor:
     """Return the picture for --describe, (1, C, H, W) float32 in [-1, 1]: the first one named, or a sample photo."""
     import torch
 
@@ -287,5 +288,5 @@ def _example(inputs: list[str], size: int, device: torch.device) -> Tensor:
     from sklearn.datasets import load_sample_image
 
     photo = torch.from_numpy(load_sample_image(SAMPLE_PHOTO).copy()).permute(2, 0, 1)
-    side = size or min(photo.shape[-2:])
-    return images.resize_and_crop(images.to_floats(photo), side, side).unsqueeze(0).to(device)
+    height, width = sides(size or min(photo.shape[-2:]))
+    return images.resize_and_crop(images.to_floats(photo), height, width).unsqueeze(0).to(device)

@@ -9,6 +9,7 @@ import typer
 from colddiff_cli.arguments import completions, options
 from colddiff_cli.console.screen import Screen
 from colddiff_core import runs as library
+from colddiff_core.config import sizes
 from colddiff_core.errors import UsageError
 from colddiff_core.files import read_ordinary
 from colddiff_core.runs import pretrained
@@ -63,7 +64,7 @@ def _described(screen: Screen, run: library.Run) -> dict[str, Any]:
     return {
         "run": run.label,
         "operator": config.degradation.name,
-        "data": f"{config.data.dataset} {config.data.size}",
+        "data": f"{config.data.dataset} {sizes.typed(config.data.size)}",
         "classes": _classes(run, config.model.classes),
         "step": steps[-1] if steps else 0,
         "description": config.description,

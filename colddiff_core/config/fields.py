@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from colddiff_core.config import sizes
 from colddiff_core.errors import UsageError
 from colddiff_core.text import CONTROLS, nearest, shown
 
@@ -77,6 +79,10 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
         if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             raise UsageError(f"{what} is not a choice.", f"Choices: {', '.join(map(str, typing.get_args(hint)))}.")
         return value
+    if typing.get_origin(hint) in (tuple, types.UnionType) and isinstance(value, str) and "," in value:
+        value = [int(part) if part.strip().isdecimal() else part for part in value[:MOST_TEXT_CHARACTERS].split(",")]
+    if hint == sizes.Size:
+        return _checked_size(what, field, value)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or not value:
             raise UsageError(f"{what} is not a list of whole numbers.", f"Meaning: {help_text}.")
@@ -94,6 +100,16 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
     elif not isinstance(value, bool):
         _check_range(what, field, value)
     return float(value) if is_whole else value
+
+
+def _checked_size(what: str, field: dataclasses.Field[Any], value: Any) -> sizes.Size:
+    """Return a size: a whole number, or two of them; equal ones are a square."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return sizes.simplest(*(_checked(what, field, int, side) for side in value))
+    if isinstance(value, (list, tuple, str)):
+        raise UsageError(f"{what} is not a size.", "Write a side, or height and width with a comma: 32 or 48,64.")
+    side: int = _checked(what, field, int, value)
+    return side
 
 
 def _check_text(what: str, value: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from colddiff_core.config.fields import setting, settings_of
+from colddiff_core.config.sizes import plain
 
 LARGEST_SEED = 2**63 - 1
 MOST_SIDE_PIXELS = 16_384
@@ -18,7 +19,9 @@ class DataConfig:
     """Which images, and their size."""
 
     dataset: str = setting("digits", "name of the data set")
-    size: int = setting(32, "side of the images, in pixels", minimum=1, maximum=MOST_SIDE_PIXELS)
+    size: int | tuple[int, int] = setting(
+        32, "side of the images in pixels, or height and width: 48,64", minimum=1, maximum=MOST_SIDE_PIXELS
+    )
     margin: int = setting(
         0, "extra pixels of width and height, for a random crop in training", minimum=0, maximum=MOST_SIDE_PIXELS
     )
@@ -191,6 +194,7 @@ class Config:
         for section in SECTIONS:
             table[section] = dataclasses.asdict(getattr(self, section))
         table["degradation"].update(table["degradation"].pop("parameters"))
+        table["data"]["size"] = plain(self.data.size)
         table["model"]["multipliers"] = list(self.model.multipliers)
         if self.model.classes == ALL_CLASSES:
             table["model"]["classes"] = "all"

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import lzma
+import math
 import os
 import tarfile
 import zlib
@@ -17,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from colddiff_core.config.sizes import in_words
 from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.distributed import environment
@@ -211,7 +213,7 @@ def _decode(
 ) -> ImageSet:
     size = 0 if request.crop else request.size
     max_images = max(
-        1, min(cache.CHUNK_IMAGES, MAX_CHUNK_BYTES // (_channels(request) * request.size**2))
+        1, min(cache.CHUNK_IMAGES, MAX_CHUNK_BYTES // (_channels(request) * math.prod(request.sides)))
     )  # written at once
 
     def read(entry: Entry) -> np.ndarray | None:
@@ -239,7 +241,7 @@ def _decode(
                     suffixes.add(entry.path.suffix.lower())
                     image_folders += [entry.folder] * len(corners)
                     for corner in corners:
-                        tiles.append(crops.cut(picture, corner, request.size))
+                        tiles.append(crops.cut(picture, corner, request.sides))
                         if len(tiles) == max_images:
                             draft.add(np.stack(tiles))
                             tiles = []
@@ -270,7 +272,9 @@ def _no_images(count: int, source: Path, request: DatasetRequest) -> UsageError:
     tried = f"({counted(count, 'image')} tried)."
     if not request.crop:
         return UsageError(f"{what} {tried}", "Check the files.")
-    what = f"{what} has at least {request.size} x {request.size} pixels {tried}"
+    height, width = request.sides
+    least = f"{height} x {width}" if height == width else in_words(request.size)
+    what = f"{what} has at least {least} pixels {tried}"
     return UsageError(what, "Check the files, or set a smaller data.size or data.margin.")
 
 

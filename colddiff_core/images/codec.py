@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from colddiff_core.config.sizes import Size, sides
 from colddiff_core.errors import UsageError, is_out_of_memory
 from colddiff_core.files import whole
 from colddiff_core.images.pixels import resize_and_crop, to_floats
@@ -32,14 +33,15 @@ _WARNING_FILTERS = threading.Lock()  # process-wide, while data sets are decoded
 MAX_SIDE_PIXELS = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
 
 
-def read(path: Path, *, size: int = 0, channels: int = 0) -> Tensor:
+def read(path: Path, *, size: Size = 0, channels: int = 0) -> Tensor:
     """Return an image file as (C, H, W) float32 in [-1, 1], upright and in sRGB.
 
     Transparency is laid on white; 16-bit gray is scaled.
 
     Args:
         path: The file.
-        size: Scale the shorter side to this and crop the center to a square; 0 keeps the file's size.
+        size: Scale the picture to cover a square of this side, or (height, width), and crop its center; 0 keeps the
+            file's size.
         channels: 1 or 3; 0 keeps the file's.
 
     Raises:
@@ -60,7 +62,7 @@ def read_like(path: Path, like: Tensor) -> Tensor:
     return resize_and_crop(read(path, channels=channels), height, width)
 
 
-def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
+def read_bytes(path: Path, *, size: Size = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
     """Return an image file as (C, H, W) uint8; otherwise as `read`.
 
     `content` replaces the bytes of the file, for a member of an archive; `path` then only names it in errors.
@@ -72,7 +74,8 @@ def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes |
         stored.load()
         picture = _plain(to_srgb(ImageOps.exif_transpose(stored)), channels)
     if size:
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        height, width = sides(size)
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
     pixels = np.array(picture)  # a copy: Pillow's own buffer is read-only
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 

@@ -196,8 +196,7 @@ def is_noise_magnified(built: Experiment, noise: float) -> bool:
     if not noise or not (model.consistent or is_misled):
         return False
     generators = seeds.image_generators(0, range(1), "prior")
-    side = built.config.data.size
-    field = noise * torch.randn((1, built.channels, side, side), generator=generators[0])
+    field = noise * torch.randn((1, *built.shape), generator=generators[0])
     frozen = built.freeze(field, generators)
     severities = {round(1 + (op.steps - 1) * place / (SEVERITIES - 1)) for place in range(SEVERITIES)}
     return any(float(op.invert(field, t, frozen, model.floor).std()) > MOST_NOISE for t in severities)
@@ -208,8 +207,7 @@ def _source(built: Experiment) -> PriorSource:
     def images() -> datasets.ImageSet:
         return from_config.load_images(built.config, "train", built.channels)
 
-    side = built.config.data.size
-    return PriorSource(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)
+    return PriorSource(built.operator, built.shape, images, built.freeze, built.observe, built.second)
 
 
 def generate(

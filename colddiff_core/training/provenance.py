@@ -85,14 +85,14 @@ def _class_metadata(images: TrainingSet) -> dict[str, Any]:
 
 def _traces(experiment: Experiment) -> list[float]:
     """Return D of a fixed picture at three severities: the mean, the spread and a row of pixels of each."""
-    operator, side = experiment.operator, experiment.config.data.size
-    x0 = torch.rand(1, experiment.channels, side, side, generator=seeds.generator("probe")) * 2 - 1
+    operator, (_, height, width) = experiment.operator, experiment.shape
+    x0 = torch.rand(1, *experiment.shape, generator=seeds.generator("probe")) * 2 - 1
     x0 = x0.to(experiment.device)
     frozen = experiment.freeze(x0, seeds.image_generators(0, [0]))
     traces: list[float] = []
     for t in sorted({1, (operator.steps + 1) // 2, operator.steps}):
         x_t = operator(x0, t, frozen).float().cpu()
-        traces += [float(x_t.mean()), float(x_t.std()), *x_t[0, 0, side // 2, :: max(1, side // 4)].tolist()]
+        traces += [float(x_t.mean()), float(x_t.std()), *x_t[0, 0, height // 2, :: max(1, width // 4)].tolist()]
     return [round(value, 5) for value in traces]
 
 

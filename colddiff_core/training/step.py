@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colddiff_core import devices, seeds
 from colddiff_core.config.schema import TrainConfig
+from colddiff_core.config.sizes import sides
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
 from colddiff_core.errors import ColddiffError, UsageError, reason
@@ -100,7 +101,7 @@ class Stepper:
         self.parts = checkpoint.TrainingState(network, average, optimizer)
         self.watch = divergence.DivergenceWatch()
         self.falls = 0
-        mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
+        mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, max(sides(data.size)))
         # A rank that repeats a failed step would hang the others, so "auto" compiles only a training of one process.
         if self.ranks.is_alone or self.settings.compile != "auto":
             compiling.compile_network(network, mode)
