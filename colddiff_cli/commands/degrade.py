@@ -15,7 +15,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
 from colddiff_cli.picture_series import manifest, per_file, series
 from colddiff_core.config import presets
-from colddiff_core.config.sizes import Size, sides
+from colddiff_core.config.sizes import Size, plain, sides
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ def degrade(
     ] = None,
     t: Annotated[int | None, typer.Option("--t", help="Severity, 0 to T (default: T).")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Number of severities T (default: the paper's).")] = None,
-    size: Annotated[int, typer.Option("--size", help="Scale and crop to a square of this side.", min=0)] = 0,
+    size: Annotated[
+        Any,
+        typer.Option(
+            "--size", help="Scale and crop to this side, or height,width.", parser=options.size, metavar="PIXELS"
+        ),
+    ] = 0,
     strip: Annotated[
         int, typer.Option("--strip", help="Write a filmstrip of this many severities, 0 to t.", min=0)
     ] = 0,
@@ -105,7 +110,7 @@ def degrade(
         "parameters": _parameters(operator),
         "t": severity,
         "output": f"strip of {strip}" if strip else kind if animate else "picture",
-        "size": size,
+        "size": plain(size),
         "seed": seed or 0,
         "second": manifest.fingerprint(pool) if pool else None,
         "device": chosen.type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,21 @@ def test_shards_are_read_at_height_and_width(pictures, in_folder):
     streamed.close()
     assert_upright(rows[0].float() / 127.5 - 1)
     assert datasets.load("shards", request).shape == (3, HEIGHT, WIDTH)
+
+
+def test_pictures_are_packed_and_degraded_at_height_and_width(pictures, in_folder, capsys):
+    assert run(["data", "pack", str(pictures), "--size", "12,20", "--out-dir", "packed"]) == 0
+    with tarfile.open(next(Path("packed").glob("train*.tar"))) as archive:
+        (member, *_) = [name for name in archive.getnames() if name.endswith(".png")]
+        assert Image.open(archive.extractfile(member)).size == (WIDTH, HEIGHT)
+    asymmetric().save("photo.png")
+    degrade = ["degrade", "photo.png", "--op", "desaturate", "--t", "0", "--out", "small.png"]
+    assert run([*degrade, "--size", "12,20"]) == 0
+    assert_upright(torch.from_numpy(np.array(Image.open("small.png"))).permute(2, 0, 1) / 127.5 - 1)
+    capsys.readouterr()
+    for text in ("12x20", "12,20,3", "-4", "1e9", "0,4"):
+        assert run([*degrade, "--size", text, "--force"]) == 2
+        assert "--size: size = " in capsys.readouterr().err
 
 
 def test_a_picture_is_restored_at_the_runs_size(pictures, tmp_path):
