@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from colddiff_core import devices
-from colddiff_core.config.sizes import Size, sides
+from colddiff_core.config.sizes import Size, sides, simplest, typed
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.images import to_floats
 
@@ -35,7 +35,7 @@ class BatchLoader:
         self._sides, self._flip, self._device = sides(size), flip, device
         margins = [have - side for have, side in zip(images.shape[-2:], self._sides, strict=True)]
         if margins[0] < 0 or margins[0] != margins[1]:
-            raise ValueError(f"images of {images.shape[-2:]} pixels have no window of {self._sides}")
+            raise ValueError(f"images of {typed(simplest(*images.shape[-2:]))} pixels have no window of {typed(size)}")
         self._margin = margins[0]
         self._images = images
         held = images.pixels if isinstance(images, ImageSet) else None
