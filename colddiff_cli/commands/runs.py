@@ -65,15 +65,21 @@ def _described(screen: Screen, run: library.Run) -> dict[str, Any]:
         "run": run.label,
         "operator": config.degradation.name,
         "data": f"{config.data.dataset} {sizes.typed(config.data.size)}",
-        "classes": _classes(run, config.model.classes),
+        "classes": _classes(screen, run, config.model.classes),
         "step": steps[-1] if steps else 0,
         "description": config.description,
     }
 
 
-def _classes(run: library.Run, count: int) -> list[str]:
+def _classes(screen: Screen, run: library.Run, count: int) -> list[str]:
     """Return what `generate --class` calls the classes of a run: their names, or numbers if it keeps no names."""
-    return list(run.classes()[:count] or map(str, range(count)))
+    names: tuple[str, ...] = ()
+    if count > 0:
+        try:
+            names = run.classes()[:count]
+        except UsageError as error:
+            screen.warn(error.what)
+    return list(names or map(str, range(count)))
 
 
 def _few(names: list[str]) -> str:

@@ -101,6 +101,13 @@ def test_runs_lists_the_classes(own, capsys):
     assert "[red]owl, cat, dog" in capsys.readouterr().out
     assert run(["runs", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs/pets"]["classes"] == ["[red]owl", "cat", "dog"]
+    (own / classes.FILE).write_text("damaged")
+    assert run(["runs", "--json"]) == 0
+    output = capsys.readouterr()
+    assert "classes.json is damaged" in output.err
+    assert json.loads(output.out)["runs/pets"]["classes"] == ["0", "1", "2"]
+    assert run(["generate", "--class", "1"]) == 2
+    assert "Delete it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
