@@ -43,6 +43,7 @@ def _let_threads_sleep() -> None:
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a traceback; the error's text may come from anyone's file."""
     import traceback

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from colddiff_core import datasets, degradations, devices, seeds
-from colddiff_core.config.schema import Config
+from colddiff_core.config.schema import ALL_CLASSES, Config
+from colddiff_core.config.sizes import sides, simplest, typed
 from colddiff_core.config.version import __version__
 from colddiff_core.datasets.from_config import load_second
 from colddiff_core.degradations import Degradation, Frozen
 from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
 from colddiff_core.errors import UsageError
 from colddiff_core.images import jpeg_round_trip, quantize
-from colddiff_core.models import Restorer, UNet, compiling, memory
+from colddiff_core.models import Restorer, UNet, compiling, guidance, memory
 from colddiff_core.sampling import DegradedImages, Sampling, Step, sample
 from colddiff_core.text import counted
 
@@ -58,8 +59,13 @@ class Experiment:
 
         The result depends only on the configuration and the size of the memory.
         """
-        side, limit = self.config.data.size, most[self.device.type]
-        return memory.batch_size(self.config.model, side, self.body_dtype, self.device, limit)
+        size, limit = self.config.data.size, most[self.device.type]
+        return memory.batch_size(self.config.model, size, self.body_dtype, self.device, limit)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of an image, (C, H, W)."""
+        return self.channels, *sides(self.config.data.size)
 
     @functools.cached_property
     def variants(self) -> tuple[Degradation, ...]:
@@ -106,7 +112,9 @@ class Experiment:
         fields = {self.operator.second_field: self.second.images(picked).to(x0.device)}
         return self.operator.freeze(x0, generator=generator, **fields)
 
-    def restore(self, images: DegradedImages, sampling: Sampling, labels: Tensor | None = None) -> Iterator[Step]:
+    def restore(
+        self, images: DegradedImages, sampling: Sampling, labels: Tensor | None = None, guided_by: float = 1.0
+    ) -> Iterator[Step]:
         """Restore x_0 from x_t and yield every step, with images (B, C, H, W) float32 in about [-1, 1].
 
         White noise from `degradation.dither` stays in every step but the last: x_0 has none. If memory runs out, the
@@ -116,13 +124,20 @@ class Experiment:
             images: The degraded images.
             sampling: Sampler, stride and seed.
             labels: (B,) int64, the classes for a conditional network; None if they are unknown.
+            guided_by: With labels, how far to lean towards them: 1 as trained, 0 not at all. See `models.guidance`.
 
         Raises:
             UsageError: The sampler, its stride or the severity does not fit the operator.
             MachineError: Memory has no room for a single image; raised while iterating.
         """
         is_compiled = self.config.sample.compile != compiling.OFF
-        restorer = functools.partial(compiling.evaluate, self.restorer) if is_compiled else self.restorer
+        restorer: Callable[..., Tensor] = self.restorer
+        if is_compiled:
+            restorer = functools.partial(compiling.evaluate, self.restorer)
+        if guided_by == 0:
+            labels = None
+        elif labels is not None and guided_by != 1:
+            restorer = guidance.guided(restorer, guided_by, self.config.model.classes)
         steps = sample(functools.partial(self.pieces, restorer, labels=labels), self.operator, images, sampling)
         return _without_dither(steps) if self.config.degradation.dither else steps
 
@@ -144,7 +159,8 @@ class Experiment:
         if classes and classes < images.class_count:
             count = images.class_count
             raise UsageError(
-                f"model.classes = {classes}: {self.config.data.dataset} has {count}.", f"Use model.classes={count}."
+                f"model.classes = {classes}: {self.config.data.dataset} has {count}.",
+                f"Use model.classes={count}, or all.",
             )
         first = datasets.ImageSet(images.rows(torch.zeros(1, dtype=torch.int64)))
         x0 = first.center(self.config.data.size).images(slice(0, 1))
@@ -203,13 +219,16 @@ def build(
     """
     operator = operator or build_operator(config)
     model = config.model
+    if model.classes == ALL_CLASSES:
+        raise UsageError("model.classes = all: the classes are counted when training starts.", "Give their number.")
     divisor = 2 ** (len(model.multipliers) - 1)
-    if config.data.size % divisor:
-        near = max(divisor, round(config.data.size / divisor) * divisor)
+    if any(side % divisor for side in sides(config.data.size)):
+        near = simplest(*(max(divisor, round(side / divisor) * divisor) for side in sides(config.data.size)))
         times = counted(len(model.multipliers) - 1, "time")
+        is_square = isinstance(config.data.size, int)
         raise UsageError(
-            f"data.size = {config.data.size}: the network halves the side {times}.",
-            f"Use a multiple of {divisor}, such as {near}.",
+            f"data.size = {typed(config.data.size)}: the network halves {'the side' if is_square else 'both'} {times}.",
+            f"Use {'a multiple' if is_square else 'multiples'} of {divisor}, such as {typed(near)}.",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -223,7 +242,7 @@ def build(
             classes=model.classes,
             body_dtype=devices.body_dtype(config.train.precision, device),
         )
-    unet = unet.to(device).lay_out(config.data.size)
+    unet = unet.to(device).lay_out(max(sides(config.data.size)))
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)
     second = load_second(config, split, channels, operator.name) if operator.second_field else None
     return Experiment(config, operator, restorer, channels, device, second)

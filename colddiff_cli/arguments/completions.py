@@ -13,6 +13,7 @@ import typer
 from colddiff_cli.arguments import registered
 from colddiff_core.errors import ColddiffError
 
+MOST_OFFERED = 1000  # classes
 JOIN = "+"  # between the operators of a composition
 REGISTRIES: dict[str, registered.Registry] = {
     "sample.sampler": "samplers",
@@ -88,6 +89,22 @@ def pretrained(incomplete: str) -> list[str]:
     from colddiff_core.runs import pretrained as library
 
     return [library.PREFIX + name for name in library.names()]
+
+
+def classes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Offer the classes of the run on the command line, or of the newest: names, or numbers if it keeps no names."""
+    from colddiff_core import runs
+    from colddiff_core.runs import classes as library
+
+    try:
+        # Click leaves the arguments in `args` if the last option still lacks its value.
+        run = runs.find(ctx.params.get("run") or next(iter(ctx.args), None))
+        count = run.config().model.classes
+        names = run.classes()[:count] or [str(number) for number in range(count)]
+    except ColddiffError:
+        return []
+    given = ctx.params.get("label") or ()
+    return [name for name in [*names[:MOST_OFFERED], *([library.ALL] if count else [])] if name not in given]
 
 
 def tables(ctx: typer.Context, incomplete: str) -> list[str]:

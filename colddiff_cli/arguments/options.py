@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from colddiff_cli.arguments import completions, registered
-from colddiff_core.config.schema import LARGEST_SEED
+from colddiff_core.config import sizes
+from colddiff_core.config.fields import validate
+from colddiff_core.config.schema import LARGEST_SEED, DataConfig
 from colddiff_core.errors import UsageError
 from colddiff_core.evaluation.feature_names import FEATURES
 from colddiff_core.text import CONTROLS
@@ -99,6 +101,16 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted call: keep its pictures and make the missing ones.")
 ]
+
+
+def size(text: str | int) -> sizes.Size:
+    """Parse --size: 0, a side, or height and width with a comma.
+
+    Raises:
+        UsageError: It is none of these, or out of range.
+    """
+    value = int(text) if str(text).strip().isdecimal() else text
+    return 0 if value == 0 else validate(DataConfig, {"size": value}, "--size")["size"]
 
 
 def run_overrides(data_dir: Path | None, precision: str | None, compiled: str | None) -> tuple[str, ...]:

@@ -93,7 +93,8 @@ def declared(owner: type) -> list[DeclaredSetting]:
     found = []
     for field in settings_of(owner):
         choices = list(typing.get_args(hints[field.name])) if typing.get_origin(hints[field.name]) is Literal else []
-        type_name = (type(choices[0]) if choices else hints[field.name]).__name__
+        type_name = getattr(type(choices[0]) if choices else hints[field.name], "__name__", "")
+        choices += field.metadata["words"]
         found.append(DeclaredSetting(field.name, type_name, field.default, field.metadata["help"], choices))
     return found
 

@@ -11,7 +11,7 @@ from colddiff_cli.arguments import completions, options, outputs, registered
 from colddiff_cli.arguments import inputs as inputs_
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import manifest, series
-from colddiff_core.config.schema import MOST_SIDE_PIXELS
+from colddiff_core.config import sizes
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted, named
 
@@ -41,12 +41,12 @@ def pack(
     records: Annotated[int, typer.Option("--records", help="Most images in a shard.", min=1)] = 10_000,
     megabytes: Annotated[int, typer.Option("--megabytes", help="Largest size of a shard.", min=1)] = 256,
     size: Annotated[
-        int,
+        Any,
         typer.Option(
             "--size",
-            help="Scale and crop to squares of this side, as PNG (0: keep files unchanged).",
-            min=0,
-            max=MOST_SIDE_PIXELS,
+            help="Scale and crop to this side, or height,width, as PNG (0: keep files unchanged).",
+            parser=options.size,
+            metavar="PIXELS",
         ),
     ] = 0,
     channels: Annotated[
@@ -81,7 +81,13 @@ def pack(
     from colddiff_core.datasets.shards.pack import MEGABYTE_BYTES, ShardLimits, existing_shards, finish
     from colddiff_core.experiment import versions
 
-    asked = {"records": records, "megabytes": megabytes, "size": size, "channels": channels, "seed": seed or 0}
+    asked = {
+        "records": records,
+        "megabytes": megabytes,
+        "size": sizes.plain(size),
+        "channels": channels,
+        "seed": seed or 0,
+    }
     settings = {"sources": given} | asked | {"versions": versions()}
     old = _check_folder(out_dir, settings, is_resumed=resume, is_forced=force)
     with series.Series([out_dir / COUNTS_FILE], COMMAND, settings, resume=resume, force=force) as own:
@@ -141,7 +147,7 @@ def _pack(screen: Screen, splits: Splits, folder: Path, limits: ShardLimits, see
 
 
 def _splits(
-    sources: list[str], dataset: str | None, data_dir: Path | None, size: int, channels: int
+    sources: list[str], dataset: str | None, data_dir: Path | None, size: sizes.Size, channels: int
 ) -> tuple[Splits, dict[str, Any]]:
     """Return the images to pack, and settings that identify them."""
     from colddiff_core.datasets import DatasetRequest

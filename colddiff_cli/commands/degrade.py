@@ -16,6 +16,7 @@ from colddiff_cli.jobs import launch
 from colddiff_cli.picture_series import manifest, naming, per_file, series
 from colddiff_cli.picture_series.notes import PictureNotes
 from colddiff_core.config import presets
+from colddiff_core.config.sizes import Size, plain, sides
 from colddiff_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ def degrade(
     ] = None,
     t: Annotated[int | None, typer.Option("--t", help="Severity, 0 to T (default: T).")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Number of severities T (default: the paper's).")] = None,
-    size: Annotated[int, typer.Option("--size", help="Scale and crop to a square of this side.", min=0)] = 0,
+    size: Annotated[
+        Any,
+        typer.Option(
+            "--size", help="Scale and crop to this side, or height,width.", parser=options.size, metavar="PIXELS"
+        ),
+    ] = 0,
     strip: Annotated[
         int, typer.Option("--strip", help="Write a filmstrip of this many severities, 0 to t.", min=0)
     ] = 0,
@@ -110,7 +116,7 @@ def degrade(
         "parameters": _parameters(operator),
         "t": severity,
         "output": f"strip of {strip}" if strip else kind if animate else "picture",
-        "size": size,
+        "size": plain(size),
         "seed": seed or 0,
         "second": manifest.fingerprint(pool) if pool else None,
         "device": chosen.type,
@@ -228,7 +234,7 @@ def _operator(op: str | None, preset: str | None, steps: int | None, given: dict
     return degradations.build(name, **values | given | ({} if steps is None else {"steps": steps}))
 
 
-def _size_of(preset: str | None) -> int:
+def _size_of(preset: str | None) -> Size:
     return presets.load(preset).data.size if preset else 0
 
 
@@ -275,7 +281,7 @@ def _describe(
     operator: Degradation,
     draw: Callable[[Tensor], Frozen],
     files: list[Path],
-    size: int,
+    size: Size,
     device: str,
 ) -> None:
     """Plot what is left of a picture at each severity."""
@@ -311,7 +317,7 @@ def _parameters(operator: Degradation) -> dict[str, Any]:
     }
 
 
-def _example(files: list[Path], size: int, device: torch.device) -> Tensor:
+def _example(files: list[Path], size: Size, device: torch.device) -> Tensor:
     """Return the picture for --describe, (1, C, H, W) float32 in [-1, 1]: the first one named, or a sample photo."""
     import torch
 
@@ -322,5 +328,5 @@ def _example(files: list[Path], size: int, device: torch.device) -> Tensor:
     from sklearn.datasets import load_sample_image
 
     photo = torch.from_numpy(load_sample_image(SAMPLE_PHOTO).copy()).permute(2, 0, 1)
-    side = size or min(photo.shape[-2:])
-    return images.resize_and_crop(images.to_floats(photo), side, side).unsqueeze(0).to(device)
+    height, width = sides(size or min(photo.shape[-2:]))
+    return images.resize_and_crop(images.to_floats(photo), height, width).unsqueeze(0).to(device)

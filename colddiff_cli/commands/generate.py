@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from colddiff_core.evaluation.metrics import Reference
     from colddiff_core.experiment import Experiment
+    from colddiff_core.inference.condition import Condition
     from colddiff_core.inference.generate import GeneratedBatch
 
 SHOWN = 64  # images on a grid
+MOST_CAPTIONS = 16  # classes on it that stand apart
 ACROSS = 8
 IMAGES = "images"
 NEIGHBORS = 16  # images shown with their nearest training image
@@ -50,7 +52,19 @@ def generate(
     ] = None,
     noise: options.Noise = None,
     label: Annotated[
-        int | None, typer.Option("--class", help="Class of all images, for a run trained with classes.", metavar="K")
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Class of the images, by name or number; repeatable, or all: the images take turns.",
+            metavar="NAME",
+            autocompletion=completions.classes,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance", help="How far to lean towards the class: 1 as trained (default), 2 more.", metavar="W"
+        ),
     ] = None,
     interpolate: Annotated[
         int | None, typer.Option("--interpolate", help="Instead: this many images between the first two.", min=2)
@@ -92,7 +106,7 @@ def generate(
     _check(n, interpolate, out_dir, is_resumed=resume)
     count = n or interpolate or SHOWN
 
-    from colddiff_core.inference import batches
+    from colddiff_core.inference import batches, condition
     from colddiff_core.inference import generate as generation
     from colddiff_core.sampling import Sampling
 
@@ -100,17 +114,16 @@ def generate(
     built = trained.experiment
     sampling = Sampling.of(config, sampler=sampler, stride=stride, seed=seed)
     sampling.check(built.operator)
-    generation.check_label(built, label)
-    request = {
+    chosen = condition.named(trained.run, built, label, 1.0 if guidance is None else guidance)
+    request = chosen.request() | {
         "prior": prior or built.operator.priors[0],
         "components": components,
         "noise": noise,
-        "class": label,
         "n" if interpolate is None else "interpolate": count,
         "sampler": sampling.sampler,
         "stride": sampling.stride,
         "seed": sampling.seed,
-        "batch": built.batch_size(batches.MOST),
+        "batch": chosen.batch_size(built),
     }
     default = found.outputs / "generated" / f"{request['prior']}-{sampling.sampler}.png"
     grid_path, film_path, neighbors_path = outputs.agreed(
@@ -125,7 +138,7 @@ def generate(
             screen.say("Nothing is missing: all were there already.")
             if out is None and not diversity:  # an earlier call wrote the grid
                 grid_path, film_path = None, None
-        generator = generation.prepare(found, built, prior, components, noise)
+        generator = generation.prepare(found, built, prior, components, noise, chosen)
         own.begin()
         reference = _load_reference(screen, built) if diversity and ranks.is_first else None
 
@@ -138,7 +151,7 @@ def generate(
         total = sum(1 for _ in batches.batches(count, generator.batch_size, mine))
         collected = _run(
             screen,
-            make(count, sampling, label=label, accepts=mine),
+            make(count, sampling, accepts=mine),
             total,
             own,
             is_all=diversity,
@@ -157,17 +170,19 @@ def generate(
         "precision": built.precision,
         "seed": sampling.seed,
         "n": count,
+        **chosen.request(),
+        "classes": list(chosen.titles().values()),
         "picture": str(grid_path) if grid_path else None,
         "animation": str(film_path) if film_path else None,
         "files": [str(path) for path in singles],
         "kept": len(own.kept),
     }
     if grid_path:
-        _show(screen, results[IMAGES][:SHOWN], count, grid_path, gather.trajectory(results), film_path)
+        _write_grid(results[IMAGES][:SHOWN], chosen, grid_path)
+        _show(screen, results[IMAGES][:SHOWN], count, gather.trajectory(results), film_path)
     if reference is not None and neighbors_path:
-        title = f"{counted(count, 'image')} of {found.label}, step {trained.step}"
-        title += f", beside real ones of {config.data.dataset}"
-        outcome |= _measure(screen, results[IMAGES], reference, title, neighbors_path)
+        title = f"{counted(count, 'image')} of {found.label}, step {trained.step}, beside real {config.data.dataset}"
+        outcome |= _measure(screen, results[IMAGES], chosen, reference, title, neighbors_path)
     if out_dir is not None:
         _warn_of_others(screen, out_dir, (*singles, grid_path, neighbors_path))
         screen.say(series.summary(own.folder, count, len(own.kept)))
@@ -233,13 +248,10 @@ def _run(
     return collected
 
 
-def _show(
-    screen: Screen, shown: Tensor, count: int, grid_path: Path, trajectory: list[Tensor], film_path: Path | None
-) -> None:
-    """Write the grid and its film, and show the grid on a terminal; `count` images were generated."""
+def _show(screen: Screen, shown: Tensor, count: int, trajectory: list[Tensor], film_path: Path | None) -> None:
+    """Show the grid on a terminal, and write its film; `count` images were generated."""
     from colddiff_core import images
 
-    images.write(images.image_grid({"": shown}, across=ACROSS), grid_path)
     if film_path:
         images.write_animation(films.frames(trajectory), film_path)
         screen.say(f"trajectory: {film_path}")
@@ -248,17 +260,34 @@ def _show(
         screen.say(f"on the grid: the first {len(shown)} of {counted(count, 'image')}")
 
 
-def _measure(screen: Screen, generated: Tensor, reference: Reference, title: str, neighbors: Path) -> dict[str, Any]:
+def _write_grid(shown: Tensor, chosen: Condition, path: Path) -> None:
+    """Write a grid of images; if they take turns in a few classes, each stands below the name of its own."""
+    from colddiff_core import images
+
+    titles = chosen.titles()
+    if not 0 < len(titles) <= MOST_CAPTIONS:
+        images.write(images.image_grid({"": shown}, across=ACROSS), path)
+        return
+    of_image = chosen.of(range(len(shown)), shown.device)
+    groups = {title: shown[of_image == label] for label, title in titles.items()}
+    groups = {title: stack for title, stack in groups.items() if len(stack)}
+    images.write(images.image_grid(groups, across=max(1, ACROSS // len(groups))), path)
+
+
+def _measure(
+    screen: Screen, generated: Tensor, chosen: Condition, reference: Reference, title: str, neighbors: Path
+) -> dict[str, Any]:
     """Show the diversity of images next to that of real ones, write the nearest training images; return the figures."""
     from colddiff_core.evaluation import comparison
 
-    described = comparison.describe(generated, reference)
+    labels = chosen.of(range(len(generated)), generated.device)
+    described = comparison.describe(generated, reference, labels)
     figures = described.figures
     _show_neighbors(generated, reference, neighbors)
     real = comparison.describe_real(len(generated), reference).figures
-    from colddiff_core.evaluation.reference import labels
+    from colddiff_core.evaluation.reference import labels as names
 
-    screen.show(diversity_table(title, {"generated": figures, "real": real}, labels(reference)))
+    screen.show(diversity_table(title, {"generated": figures, "real": real}, names(reference)))
     explain.explain(
         screen, reference, measured({"": figures}, DIVERSITY), has_too_few_images=described.has_too_few_images
     )

@@ -9,7 +9,7 @@ import typer
 from colddiff_cli.arguments import completions, options
 from colddiff_cli.console.screen import Screen
 from colddiff_core.config import presets as library
-from colddiff_core.config import toml
+from colddiff_core.config import sizes, toml
 from colddiff_core.text import one_line
 
 
@@ -37,7 +37,7 @@ def presets(
         listing.add_column(heading, no_wrap=heading != "description")
     for preset, config in loaded.items():
         steps = str(config.degradation.parameters.get("steps", ""))
-        data = f"{config.data.dataset} {config.data.size}"
+        data = f"{config.data.dataset} {sizes.typed(config.data.size)}"
         listing.add_row(*map(one_line, (preset, config.degradation.name, steps, data, config.description)))
     screen.result({preset: config.description for preset, config in loaded.items()})
     if not json:

@@ -12,6 +12,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import open_run
 from colddiff_cli.picture_series import per_file
 from colddiff_core import runs
+from colddiff_core.config.sizes import in_words, sides
 from colddiff_core.errors import UsageError
 from colddiff_core.runs import pretrained
 from colddiff_core.text import nearest
@@ -83,14 +84,16 @@ class OpenedRun:
         data, own = self.trained.experiment.config.data, self.trained.experiment.channels
         channels, height, width = picture.shape
         is_gray_only = channels > own
-        if data.crop or min(height, width) <= MOST_TIMES * data.size:
+        if data.crop or min(height, width) <= MOST_TIMES * max(sides(data.size)):
             return
         if not is_gray_only and data.dataset not in SMALL_SETS:
             return
-        trained = f"whole {'gray' if own == 1 else 'color'} images of {data.size}x{data.size} pixels ({data.dataset})"
+        trained = f"whole {'gray' if own == 1 else 'color'} images of {in_words(data.size)} pixels ({data.dataset})"
         given = f"this one has {width}x{height}{' in color' if is_gray_only else ''}"
         what = f"{self.label} was trained on {trained}, and {given}: it would return noise."
-        remedy = f"Use colddiff restore without --run ({_for_each_operator()}), or scale it to {data.size} pixels."
+        remedy = (
+            f"Use colddiff restore without --run ({_for_each_operator()}), or scale it to {in_words(data.size)} pixels."
+        )
         raise UsageError(what, remedy)
 
 

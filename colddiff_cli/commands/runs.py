@@ -9,10 +9,13 @@ import typer
 from colddiff_cli.arguments import completions, options
 from colddiff_cli.console.screen import Screen
 from colddiff_core import runs as library
+from colddiff_core.config import sizes
 from colddiff_core.errors import UsageError
 from colddiff_core.files import read_ordinary
 from colddiff_core.runs import pretrained
 from colddiff_core.text import one_line
+
+CLASSES_SHOWN = 4  # of a run, in the listing
 
 
 def runs(
@@ -38,10 +41,13 @@ def runs(
     if json:
         return
     listing = Table(box=None, pad_edge=False)
-    for heading in ("run", "operator", "data", "step", "description"):
+    headings = ["run", "operator", "data", "step", "description"]
+    if any(row.get("classes") for row in rows):
+        headings.insert(3, "classes")
+    for heading in headings:
         listing.add_column(heading, no_wrap=heading != "description")
     for row in filter(None, rows):
-        listing.add_row(*(one_line(str(row[key])) for key in ("run", "operator", "data", "step", "description")))
+        listing.add_row(*(_few(row[key]) if key == "classes" else one_line(str(row[key])) for key in headings))
     screen.show(listing)
     example = pretrained.PREFIX + pretrained.names()[0] if bundled else "RUN"
     screen.say()
@@ -59,10 +65,30 @@ def _described(screen: Screen, run: library.Run) -> dict[str, Any]:
     return {
         "run": run.label,
         "operator": config.degradation.name,
-        "data": f"{config.data.dataset} {config.data.size}",
+        "data": f"{config.data.dataset} {sizes.typed(config.data.size)}",
+        "classes": _classes(screen, run, config.model.classes),
         "step": steps[-1] if steps else 0,
         "description": config.description,
     }
+
+
+def _classes(screen: Screen, run: library.Run, count: int) -> list[str]:
+    """Return what `generate --class` calls the classes of a run: their names, or numbers if it keeps no names."""
+    names: tuple[str, ...] = ()
+    if count > 0:
+        try:
+            names = run.classes()[:count]
+        except UsageError as error:
+            screen.warn(error.what)
+    return list(names or map(str, range(count)))
+
+
+def _few(names: list[str]) -> str:
+    """Return names for a cell of a table: the first few, and how many more there are."""
+    from rich.markup import escape
+
+    more = f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
+    return escape(", ".join(names[:CLASSES_SHOWN]) + more)
 
 
 def _show_card(screen: Screen, name: str) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.console.screen import Screen
-from colddiff_core.config import presets
+from colddiff_core.config import presets, sizes
 from colddiff_core.distributed import environment
 from colddiff_core.text import counted
 
@@ -40,7 +40,7 @@ def introduce(screen: Screen, trainer: Trainer) -> None:
     where = f"step {trainer.step} of {config.train.steps}" if trainer.step else f"{config.train.steps} steps"
     screen.say(f"{trainer.run.path}: {config.description or config.name}")
     screen.say(
-        f"{len(trainer.train_set):,} images of {config.data.size}x{config.data.size}x{built.channels}, "
+        f"{len(trainer.train_set):,} images of {sizes.in_words(config.data.size)}x{built.channels}, "
         f"{built.operator.name} T={built.operator.steps}, {count / 1e6:.1f} M parameters, "
         f"{dtype} body on {_machines(devices.describe(built.device))}, {where}"
     )

@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from colddiff_core.config import sizes
 from colddiff_core.errors import UsageError
 from colddiff_core.text import CONTROLS, nearest, shown
 
@@ -27,12 +30,14 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     longest: int | None = None,
+    words: Mapping[str, int] | None = None,
 ) -> Any:
     """Declare a dataclass field: its default, help text and allowed values.
 
-    A number without a `maximum` may be up to LARGEST; a list may have up to `longest` entries.
+    A number without a `maximum` may be up to LARGEST; a list may have up to `longest` entries. `words` stand for
+    numbers that users would not know, to be typed in their place.
     """
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "longest": longest}
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "longest": longest, "words": words or {}}
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -79,6 +84,10 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
         if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             raise UsageError(f"{what} is not a choice.", f"Choices: {', '.join(map(str, typing.get_args(hint)))}.")
         return value
+    if typing.get_origin(hint) in (tuple, types.UnionType) and isinstance(value, str) and "," in value:
+        value = [int(part) if part.strip().isdecimal() else part for part in value[:MOST_TEXT_CHARACTERS].split(",")]
+    if hint == sizes.Size:
+        return _checked_size(what, field, value)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or not value:
             raise UsageError(f"{what} is not a list of whole numbers.", f"Meaning: {help_text}.")
@@ -86,6 +95,8 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
             what = f"{what} is too long: at most {field.metadata['longest']} entries."
             raise UsageError(what, f"Meaning: {help_text}.")
         return tuple(_checked(what, field, typing.get_args(hint)[0], entry) for entry in value)
+    if isinstance(value, str) and value in field.metadata["words"]:
+        return field.metadata["words"][value]
     is_whole = hint is float and isinstance(value, int)
     if not (is_whole or isinstance(value, hint)) or (isinstance(value, bool) and hint is not bool):
         raise UsageError(f"{what} is not {KINDS[hint]}.", f"Meaning: {help_text}.")
@@ -94,6 +105,16 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
     elif not isinstance(value, bool):
         _check_range(what, field, value)
     return float(value) if is_whole else value
+
+
+def _checked_size(what: str, field: dataclasses.Field[Any], value: Any) -> sizes.Size:
+    """Return a size: a whole number, or two of them; equal ones are a square."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return sizes.simplest(*(_checked(what, field, int, side) for side in value))
+    if isinstance(value, (list, tuple, str)):
+        raise UsageError(f"{what} is not a size.", "Write a side, or height and width with a comma: 32 or 48,64.")
+    side: int = _checked(what, field, int, value)
+    return side
 
 
 def _check_text(what: str, value: str) -> None:

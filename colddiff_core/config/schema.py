@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from colddiff_core.config.fields import setting, settings_of
+from colddiff_core.config.sizes import plain
 
 LARGEST_SEED = 2**63 - 1
 MOST_SIDE_PIXELS = 16_384
+ALL_CLASSES = -1  # until a training has counted them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +19,9 @@ class DataConfig:
     """Which images, and their size."""
 
     dataset: str = setting("digits", "name of the data set")
-    size: int = setting(32, "side of the images, in pixels", minimum=1, maximum=MOST_SIDE_PIXELS)
+    size: int | tuple[int, int] = setting(
+        32, "side of the images in pixels, or height and width: 48,64", minimum=1, maximum=MOST_SIDE_PIXELS
+    )
     margin: int = setting(
         0, "extra pixels of width and height, for a random crop in training", minimum=0, maximum=MOST_SIDE_PIXELS
     )
@@ -85,7 +89,13 @@ class ModelConfig:
         longest=MOST_SIDE_PIXELS.bit_length(),
     )
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
-    classes: int = setting(0, "number of classes the network is conditioned on; 0 for none", minimum=0, maximum=100_000)
+    classes: int = setting(
+        0,
+        "number of classes the network is conditioned on; all for those of the data set, 0 for none",
+        minimum=0,
+        maximum=100_000,
+        words={"all": ALL_CLASSES},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +117,12 @@ class TrainConfig:
     ema_every: int = setting(10, "steps between updates of the average", minimum=1)
     precision: Literal["auto", "bf16", "float32"] = setting(
         "auto", "dtype of the network's body; auto is bf16 if that is fast"
+    )
+    unlabeled: float = setting(
+        0.1,
+        "share of images that a network with classes sees without theirs, to learn both; guidance needs it",
+        above=0,
+        maximum=0.9,
     )
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = setting(
         "auto", "torch.compile's mode for the network; auto compiles on a GPU if the run is long enough"
@@ -195,7 +211,10 @@ class Config:
         for section in SECTIONS:
             table[section] = dataclasses.asdict(getattr(self, section))
         table["degradation"].update(table["degradation"].pop("parameters"))
+        table["data"]["size"] = plain(self.data.size)
         table["model"]["multipliers"] = list(self.model.multipliers)
+        if self.model.classes == ALL_CLASSES:
+            table["model"]["classes"] = "all"
         return table | ({"paper": dict(self.paper)} if self.paper else {})
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colddiff_core import seeds
+from colddiff_core.config.sizes import Size, sides
 from colddiff_core.datasets import epoch_order
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.images import to_floats
@@ -31,22 +32,27 @@ class DatasetRequest:
 
     Attributes:
         split: "train" or "test".
-        size: Side of the images in pixels.
+        size: Side of the images in pixels, or (height, width) if they are not squares; `sides` returns both.
         channels: 1, 3, or 0 for the channels of the data set.
         directory: Where the files are or go; None for the default data folder.
         download: Whether missing files may be downloaded.
-        crop: If above 0, take up to this many squares of `size` pixels from each picture at its own resolution.
+        crop: If above 0, take up to this many windows of `size` pixels from each picture at its own resolution.
         margin: How much smaller than `size` the training windows are. Crops overlap so that every window lies within
             one of them, unless `crop` is too low to cover the picture.
     """
 
     split: Split
-    size: int
+    size: Size
     channels: int = 0
     directory: Path | None = None
     download: bool = True
     crop: int = 0
     margin: int = 0
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Return the height and width of the images in pixels."""
+        return sides(self.size)
 
 
 class TrainingSet(Protocol):
@@ -206,10 +212,11 @@ class ImageSet:
         """
         return torch.randperm(len(self), generator=seeds.generator("draw", len(self)))[:count]
 
-    def center(self, size: int) -> ImageSet:
-        """Return the set cropped to the central size x size pixels, as a view."""
-        top, left = ((side - size) // 2 for side in self.pixels.shape[-2:])
-        return dataclasses.replace(self, pixels=self.pixels[..., top : top + size, left : left + size])
+    def center(self, size: Size) -> ImageSet:
+        """Return the set cropped to the central pixels of this size, as a view."""
+        height, width = sides(size)
+        top, left = (self.pixels.shape[-2] - height) // 2, (self.pixels.shape[-1] - width) // 2
+        return dataclasses.replace(self, pixels=self.pixels[..., top : top + height, left : left + width])
 
     def digest(self, max_images: int | None = None) -> str:
         """Return a short hex digest of the pixels, or of at most `max_images` evenly spaced images."""
@@ -301,10 +308,9 @@ def crop_unsupported(name: str) -> UsageError:
 
 def fit(pixels: Tensor, request: DatasetRequest) -> Tensor:
     """Return (N, C, H, W) uint8 pixels at the requested size and channels; bilinear with antialias."""
-    if pixels.shape[-1] != request.size or pixels.shape[-2] != request.size:
-        size = (request.size, request.size)
+    if tuple(pixels.shape[-2:]) != request.sides:
         resized = [
-            F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True)
+            F.interpolate(chunk.float(), size=request.sides, mode="bilinear", antialias=True)
             .round()
             .clamp(0, 255)
             .to(torch.uint8)

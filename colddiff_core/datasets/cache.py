@@ -66,7 +66,7 @@ def key(source: Path, request: DatasetRequest, channels: int, stamps: Sequence[o
     if request.crop:  # without a crop, the margin is already part of the size
         identity += (request.crop, request.margin)
     path = cache_folder("decoded") / f"{_hash(identity, 16)}.npy"
-    return CacheKey(path, _hash((DECODING, PIL.__version__, stamps), 32), (channels, request.size, request.size))
+    return CacheKey(path, _hash((DECODING, PIL.__version__, stamps), 32), (channels, *request.sides))
 
 
 def stamp(path: Path) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from colddiff_core.files import read_ordinary
 from colddiff_core.images import LUMA
 
 CIFAR_SIDE = 32
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 MAX_FILE_BYTES = 1 << 28
 CIFAR_RECORD_BYTES = 1 + 3 * CIFAR_SIDE**2  # a label, then three channels
@@ -66,4 +67,4 @@ def _read_binary(folder: Path, request: DatasetRequest) -> ImageSet:
     pixels = table[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
     if request.channels == 1:
         pixels = (pixels * LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True).round().to(torch.uint8)
-    return ImageSet(fit(pixels, dataclasses.replace(request, channels=0)), table[:, 0].long())
+    return ImageSet(fit(pixels, dataclasses.replace(request, channels=0)), table[:, 0].long(), CLASSES)

@@ -1,4 +1,4 @@
-"""Square tiles of large pictures at full resolution: where they are, and their pixels."""
+"""Tiles of large pictures at full resolution: where they are, and their pixels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from colddiff_core.datasets.base import DatasetRequest
 def corners(sides: Sequence[int], request: DatasetRequest, name: str) -> list[tuple[int, int]]:
     """Return the upper left corners (row, column) of the tiles of a picture, in reading order.
 
-    Tiles are `request.size` pixels wide and `request.margin + 1` apart, the last ones flush with the border, so that
-    every window of `size - margin` pixels lies within a tile. If that takes more than `request.crop` tiles, as many
+    Tiles are of `request.size` and `request.margin + 1` pixels apart, the last ones flush with the border, so that
+    every window smaller by `margin` lies within a tile. If that takes more than `request.crop` tiles, as many
     distinct ones are drawn at random, seeded by `name`. A picture smaller than a tile has none.
 
     Args:
@@ -24,18 +24,18 @@ def corners(sides: Sequence[int], request: DatasetRequest, name: str) -> list[tu
         name: What the picture is called; the same name always gives the same tiles.
     """
     pitch = request.margin + 1
-    rows, columns = (_count(side, request.size, pitch) for side in sides)
-    lowest, rightmost = (side - request.size for side in sides)
+    rows, columns = (_count(side, size, pitch) for side, size in zip(sides, request.sides, strict=True))
+    lowest, rightmost = (side - size for side, size in zip(sides, request.sides, strict=True))
     count = rows * columns
     chosen: Iterable[int] = range(count) if count <= request.crop else _sample(count, request.crop, name)
     cells = (divmod(number, columns) for number in chosen)
     return [(min(row * pitch, lowest), min(column * pitch, rightmost)) for row, column in cells]
 
 
-def cut(picture: np.ndarray, corner: tuple[int, int], size: int) -> np.ndarray:
-    """Return the tile (C, size, size) at a corner of a picture (C, H, W), as a view."""
-    row, column = corner
-    return picture[:, row : row + size, column : column + size]
+def cut(picture: np.ndarray, corner: tuple[int, int], sides: tuple[int, int]) -> np.ndarray:
+    """Return the tile at a corner of a picture (C, H, W), as a view: (C, *sides)."""
+    (row, column), (height, width) = corner, sides
+    return picture[:, row : row + height, column : column + width]
 
 
 def order(count: int) -> list[int]:

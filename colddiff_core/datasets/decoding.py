@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from colddiff_core.config.sizes import in_words
 from colddiff_core.datasets import cache, crops
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.datasets.damage import reason_for
@@ -138,7 +140,7 @@ def _load(source: EntrySource, request: DatasetRequest, place: Path, key: cache.
 def _decode(source: EntrySource, request: DatasetRequest, place: Path, key: cache.CacheKey | None) -> ImageSet:
     size = 0 if request.crop else request.size
     max_images = max(
-        1, min(cache.CHUNK_IMAGES, MAX_CHUNK_BYTES // (_channels(request) * request.size**2))
+        1, min(cache.CHUNK_IMAGES, MAX_CHUNK_BYTES // (_channels(request) * math.prod(request.sides)))
     )  # written at once
 
     def read(entry: Entry) -> np.ndarray | str:
@@ -171,7 +173,7 @@ def _decode(source: EntrySource, request: DatasetRequest, place: Path, key: cach
                     suffixes.add(entry.path.suffix.lower())
                     image_folders += [entry.folder] * len(corners)
                     for corner in corners:
-                        tiles.append(crops.cut(picture, corner, request.size))
+                        tiles.append(crops.cut(picture, corner, request.sides))
                         if len(tiles) == max_images:
                             draft.add(np.stack(tiles))
                             tiles = []
@@ -212,7 +214,9 @@ def _no_images(skipped: NameTally, source: Path, request: DatasetRequest) -> Usa
     tried = f"({counted(skipped.count, 'image')} tried{': ' if skipped.count else ''}{skipped})."
     if not request.crop:
         return UsageError(f"{what} {tried}", "Check the files.")
-    what = f"{what} has at least {request.size} x {request.size} pixels {tried}"
+    height, width = request.sides
+    least = f"{height} x {width}" if height == width else in_words(request.size)
+    what = f"{what} has at least {least} pixels {tried}"
     return UsageError(what, "Check the files, or set a smaller data.size or data.margin.")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, fit, register
 
 TEST_EVERY = 6  # every sixth image is a test image
+CLASSES = tuple("0123456789")
 
 
 @register("digits", package="scikit-learn")
@@ -26,7 +27,7 @@ def load(request: DatasetRequest) -> ImageSet:
     pixels, labels = _every_digit()
     is_test = torch.arange(len(pixels)) % TEST_EVERY == 0
     chosen = is_test if request.split == "test" else ~is_test
-    return ImageSet(fit(pixels[chosen], request), labels[chosen])
+    return ImageSet(fit(pixels[chosen], request), labels[chosen], CLASSES)
 
 
 @functools.cache

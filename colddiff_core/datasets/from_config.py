@@ -7,6 +7,7 @@ from pathlib import Path
 
 from colddiff_core import datasets
 from colddiff_core.config.schema import Config, DataConfig
+from colddiff_core.config.sizes import Size, grown, in_words, sides
 from colddiff_core.errors import UsageError
 from colddiff_core.text import counted, named
 
@@ -14,7 +15,7 @@ from colddiff_core.text import counted, named
 def load_images(
     config: Config, split: datasets.base.Split, channels: int = 0, *, has_margin: bool = False
 ) -> datasets.ImageSet:
-    """Load a split of the configured data set as (N, C, size, size) uint8.
+    """Load a split of the configured data set as (N, C, H, W) uint8 of `data.size`.
 
     Args:
         config: Its `data` section is used. With `data.crop`, images are tiles of the pictures at full resolution.
@@ -28,7 +29,7 @@ def load_images(
     """
     data = config.data
     request = _request(config, data.directory, split, channels or data.channels)
-    request = dataclasses.replace(request, size=data.size + data.margin, crop=data.crop, margin=data.margin)
+    request = dataclasses.replace(request, size=_loaded_size(data), crop=data.crop, margin=data.margin)
     images = datasets.load(data.dataset, request)
     return images if has_margin else images.center(data.size)
 
@@ -48,7 +49,7 @@ def load_training(config: Config) -> datasets.TrainingSet:
     if data.crop:
         raise datasets.base.crop_unsupported(data.dataset)
     request = _request(config, data.directory, "train", data.channels)
-    return datasets.open_shards(dataclasses.replace(request, size=data.size + data.margin), data.lanes)
+    return datasets.open_shards(dataclasses.replace(request, size=_loaded_size(data)), data.lanes)
 
 
 def load_second(config: Config, split: datasets.base.Split, channels: int, degradation: str) -> datasets.ImageSet:
@@ -83,11 +84,19 @@ def _request(config: Config, place: str, split: datasets.base.Split, channels: i
     return datasets.DatasetRequest(split, config.data.size, channels, directory, may_download)
 
 
+def _loaded_size(data: DataConfig) -> Size:
+    """Return the size of loaded images, with the margin that random crops need."""
+    return grown(data.size, data.margin)
+
+
 def left_out(data: DataConfig, images: datasets.TrainingSet, split: str) -> str:
     """Return a sentence on how many files of a split were left out, why, and the first of them; empty if none were."""
     if not images.skipped:
         return ""
-    side = data.size + data.margin
-    why = f"could not be read or have no window of {side} x {side} pixels" if data.crop else "could not be read"
+    why = "could not be read"
+    if data.crop:
+        height, width = sides(_loaded_size(data))
+        pixels = f"{height} x {width} pixels" if height == width else f"{in_words((height, width))} pixels"
+        why += f" or have no window of {pixels}"
     first = f": {named(images.skipped_files, images.skipped)}" if images.skipped_files else ""
     return f"left out {counted(images.skipped, f'{split} file')} that {why}{first}"

@@ -26,6 +26,8 @@ KINDS = {"images-idx3-ubyte": 3, "labels-idx1-ubyte": 1}  # files of a split, an
 MAX_FILE_BYTES = 1 << 28
 _UNSIGNED_BYTES = 8  # the type of the numbers, in the third byte of an idx file
 
+CLASSES = tuple("0123456789")
+
 
 @register("mnist")
 def load(request: DatasetRequest) -> ImageSet:
@@ -49,7 +51,7 @@ def load(request: DatasetRequest) -> ImageSet:
     )
     if len(pixels) != len(labels):
         raise UsageError(f"{raw / stems[0]} has {len(pixels)} images, and {stems[1]} {len(labels)} labels.", remedy)
-    return ImageSet(fit(pixels.unsqueeze(1), request), labels.long())
+    return ImageSet(fit(pixels.unsqueeze(1), request), labels.long(), CLASSES)
 
 
 class _DamagedError(ValueError):

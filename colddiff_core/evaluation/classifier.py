@@ -148,7 +148,7 @@ def _train(network: Classifier, train: ImageSet, device: torch.device, progress:
     network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
-    reach = max(1, train.pixels.shape[-1] // SIDES_PER_SHIFT)
+    reach = max(1, min(train.pixels.shape[-2:]) // SIDES_PER_SHIFT)
     for step in range(STEPS):
         picked = torch.randint(len(train), (BATCH,), generator=numbers)
         down, right = (int(torch.randint(-reach, reach + 1, (), generator=numbers)) for _ in range(2))

@@ -88,12 +88,17 @@ def generate(
     return EvaluationResult(figures, meter.intervals(), meter.has_too_few_images, first[:shown])
 
 
-def describe(images: Tensor, reference: Reference) -> EvaluationResult:
-    """Measure images without originals, (N, C, H, W) float32 in [-1, 1]: the figures of `generate` except time."""
+def describe(images: Tensor, reference: Reference, labels: Tensor | None = None) -> EvaluationResult:
+    """Measure images without originals, (N, C, H, W) float32 in [-1, 1]: the figures of `generate` except time.
+
+    With `labels` (N,) int64, the classes that the images should be of, accuracy is the share that the classifier
+    assigns to theirs.
+    """
     meter = _measure(images, reference)
-    return EvaluationResult(
-        meter.figures() | _variety(images, reference), meter.intervals(), meter.has_too_few_images, images
-    )
+    figures = meter.figures() | _variety(images, reference)
+    if labels is not None and reference.classifier is not None:
+        figures["accuracy"] = float((torch.cat(meter.predicted) == labels).double().mean())
+    return EvaluationResult(figures, meter.intervals(), meter.has_too_few_images, images)
 
 
 def describe_real(count: int, reference: Reference) -> EvaluationResult:

@@ -137,7 +137,7 @@ def _inception(path: Path | None, device: str, progress: Progress) -> Inception:
 def _perceptual(built: Experiment) -> PerceptualDistance | None:
     """Return LPIPS if its weights are cached and the images are large enough, else None."""
     path = published_weights.find(published_weights.ALEXNET, cache_folder("weights"))
-    if path is None or built.config.data.size < lpips.MIN_SIDE_PIXELS:
+    if path is None or min(built.shape[1:]) < lpips.MIN_SIDE_PIXELS:
         return None
     try:
         return lpips.Lpips(published_weights.read(published_weights.ALEXNET, path), built.device)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
+from colddiff_core.config.sizes import Size, sides
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.images.depth import GrayDepth, decode, is_deep, is_gray
 from colddiff_core.images.opening import MOST_DATASET_PIXELS, MOST_PIXELS, note_on_frames, open_image
@@ -29,7 +30,7 @@ Note = Callable[[str], None]  # is given what was lost of a file, in words
 
 
 def read(
-    path: Path, *, size: int = 0, channels: int = 0, note: Note | None = None, work_bytes: int = FLOATS_BYTES
+    path: Path, *, size: Size = 0, channels: int = 0, note: Note | None = None, work_bytes: int = FLOATS_BYTES
 ) -> Tensor:
     """Return an image file of a user as (C, H, W) float32 in [-1, 1], upright and in sRGB.
 
@@ -37,7 +38,8 @@ def read(
 
     Args:
         path: The file.
-        size: Scale the shorter side to this and crop the center to a square; 0 keeps the file's size.
+        size: Scale the picture to cover a square of this side, or (height, width), and crop its center; 0 keeps the
+            file's size.
         channels: 1 or 3; 0 keeps the file's.
         note: Is told in words if the file holds further images; None to issue a ColddiffWarning.
         work_bytes: Memory that is needed for each pixel of the result, beside decoding.
@@ -65,7 +67,7 @@ def read_like(path: Path, like: Tensor, *, note: Note | None = None) -> Tensor:
     return resize_and_crop(read(path, channels=channels, note=note), height, width)
 
 
-def read_bytes(path: Path, *, size: int = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
+def read_bytes(path: Path, *, size: Size = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
     """Return an image file as (C, H, W) uint8; otherwise as `read`.
 
     `content` replaces the bytes of the file, for a member of an archive; `path` then only names it in errors. This is
@@ -82,12 +84,13 @@ def _warner(path: Path) -> Note:
     return lambda text: warnings.warn(ColddiffWarning(f"{path}: {text}"), stacklevel=4)
 
 
-def _to_array(stored: Image.Image, size: int, channels: int) -> np.ndarray:
+def _to_array(stored: Image.Image, size: Size, channels: int) -> np.ndarray:
     """Decode an image that was just opened: (C, H, W) uint8, as `read_bytes` returns it."""
     has_shades, depth = is_gray(stored), GrayDepth.of(stored)
     picture = _plain(to_srgb(ImageOps.exif_transpose(decode(stored))), depth, channels or (1 if has_shades else 3))
     if size:
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        height, width = sides(size)
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
     pixels = np.array(picture)  # a copy: Pillow's own buffer is read-only
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 

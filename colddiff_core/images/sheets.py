@@ -89,10 +89,10 @@ def image_grid(groups: Mapping[str, Tensor], *, across: int) -> Image.Image:
     head = HEAD_PIXELS if any(groups) else 0
     group_w = across * tile_w + 3 * GAP_PIXELS
     canvas = Image.new("RGB", (len(groups) * group_w - GAP_PIXELS, head + rows * tile_h + 2 * GAP_PIXELS), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for number, (name, stack) in enumerate(groups.items()):
         left = number * group_w + GAP_PIXELS
-        draw.text((left, 2), name, fill=INK, font=ImageFont.load_default(12))
+        draw.text((left, 2), _shorten(name, font, group_w - 2 * GAP_PIXELS), fill=INK, font=font)
         for index, x in enumerate(stack):
             tile = to_pillow(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             row, column = divmod(index, across)

@@ -19,8 +19,9 @@ from colddiff_core.datasets import from_config
 from colddiff_core.distributed import group
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.experiment import Experiment
-from colddiff_core.inference import batches
+from colddiff_core.inference import batches, condition
 from colddiff_core.inference.batches import BatchFilter, every_batch
+from colddiff_core.inference.condition import ClassNames, Condition
 from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.runs import Run
 from colddiff_core.sampling import DegradedImages, Sampling, Step, final, fitting, priors
@@ -29,6 +30,7 @@ from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weig
 MOST_NOISE = 1.0  # wider noise leaves little else of x_T
 EXAMPLE = "pretrained:digits-blur-generate"  # a run that generates and comes with the package
 SEVERITIES = 10  # at which the inverse is looked at
+NO_CONDITION = Condition()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Generator:
     Attributes:
         noise: Width of the white noise on x_T that breaks the symmetry between its pixels.
         batch_size: Images at a time.
+        condition: Their classes.
     """
 
     experiment: Experiment
@@ -56,6 +59,7 @@ class Generator:
     weights: Weights
     noise: float
     batch_size: int
+    condition: Condition = NO_CONDITION
 
     def starts(self, seed: int, numbers: range) -> InitialState:
         """Draw the starting points of the images with these numbers."""
@@ -63,30 +67,34 @@ class Generator:
         return priors.draw(self.prior, self.source, self.weights, generators, self.noise)
 
     def generate(
-        self, count: int, sampling: Sampling, *, label: int | None = None, accepts: BatchFilter = every_batch
+        self, count: int, sampling: Sampling, *, accepts: BatchFilter = every_batch
     ) -> Iterator[GeneratedBatch]:
         """Generate images 0 to count - 1 in batches; skipped batches do not change the others.
 
-        Args:
-            label: The class of all images, for a conditional network; None for any.
-
         Raises:
-            UsageError: The sampler, stride or label does not fit the run.
+            UsageError: The sampler, stride or condition does not fit the run.
         """
 
         def start(numbers: range) -> InitialState:
             return self.starts(sampling.seed, numbers)
 
-        return self._batches(count, start, list, sampling, label, accepts)
+        return self._batches(count, start, list, sampling, accepts)
 
     def interpolate(
-        self, count: int, sampling: Sampling, *, label: int | None = None, accepts: BatchFilter = every_batch
+        self, count: int, sampling: Sampling, *, accepts: BatchFilter = every_batch
     ) -> Iterator[GeneratedBatch]:
         """Generate `count` images from x_T on the way from image 0's to image 1's, as `generate` does otherwise.
 
         The first is image 0 and the last is image 1, except with "ddpm": all images then share the sampler noise of
         image 0, so that they change with x_T alone.
+
+        Raises:
+            UsageError: As for `generate`; or there are several classes.
         """
+        if len(self.condition.labels) > 1:
+            raise UsageError(
+                "The images between two are of one class.", "Give --class once, or leave out --interpolate."
+            )
         ends = self.starts(sampling.seed, range(2))
         states = priors.between(self.prior, self.experiment.operator, ends, count)
 
@@ -96,7 +104,7 @@ class Generator:
         def zeros(numbers: range) -> list[int]:
             return [0] * len(numbers)  # the same sampler noise for all, so that they change smoothly
 
-        return self._batches(count, start, zeros, sampling, label, accepts)
+        return self._batches(count, start, zeros, sampling, accepts)
 
     def _batches(
         self,
@@ -104,26 +112,30 @@ class Generator:
         start: Callable[[range], InitialState],
         noises: Callable[[range], list[int]],
         sampling: Sampling,
-        label: int | None,
         accepts: BatchFilter,
     ) -> Iterator[GeneratedBatch]:
         built = self.experiment
         sampling.check(built.operator)
         exact = dataclasses.replace(sampling, bits=0)  # a prior's x_T is not rounded
-        check_label(built, label)
-        labels = None if label is None else torch.full((self.batch_size,), label, device=built.device)
+        self.condition.check(built)
 
         def batch(numbers: range) -> GeneratedBatch:
             state = start(numbers).to(built.device)
             x_T = DegradedImages(state.x, built.operator.steps, state.frozen, noises(numbers))
-            steps = built.restore(x_T, exact, labels)
+            labels = self.condition.of(numbers, built.device)
+            steps = built.restore(x_T, exact, labels, self.condition.guidance)
             return GeneratedBatch(numbers.start, min(len(numbers), count - numbers.start), state, steps)
 
         return map(batch, batches.batches(count, self.batch_size, accepts))
 
 
 def prepare(
-    run: Run, built: Experiment, name: str | None, components: int | None = None, noise: float | None = None
+    run: Run,
+    built: Experiment,
+    name: str | None,
+    components: int | None = None,
+    noise: float | None = None,
+    chosen: Condition = NO_CONDITION,
 ) -> Generator:
     """Build the generator of a run; the prior is fitted once and kept in the run.
 
@@ -134,10 +146,12 @@ def prepare(
         components: Gaussians in the prior's mixture; None for one.
         noise: Width of the noise on x_T; None for the width that the run was trained with, or else the prior's.
             A width that is given is used even if the run makes only noise of it, with a ColddiffWarning.
+        chosen: The classes of the images, and how far to lean towards them; by default any.
 
     Raises:
-        UsageError: The prior, components or noise does not fit the run, or it can make only noise.
+        UsageError: The prior, components, noise or condition does not fit the run, or it can make only noise.
     """
+    chosen.check(built)
     prior = priors.find(name, built.operator)
     if noise is not None and not math.isfinite(noise):
         raise UsageError(f"noise = {noise} is not finite.", f"Use 0 to {MOST_NOISE:g}.")
@@ -164,8 +178,8 @@ def prepare(
     weights = dict(ranks.broadcast_tensors(weights))
     if prior.is_drawn_from_images and not ranks.is_alone:
         ranks.one_process_first(source.images)
-    size = ranks.broadcast_json(built.batch_size(batches.MOST))
-    return Generator(built, prior, source, weights, width, size)
+    size = ranks.broadcast_json(chosen.batch_size(built))
+    return Generator(built, prior, source, weights, width, size, chosen)
 
 
 def can_generate(built: Experiment) -> bool:
@@ -190,28 +204,10 @@ def is_noise_magnified(built: Experiment, noise: float) -> bool:
     if not noise or not (model.consistent or is_misled):
         return False
     generators = seeds.image_generators(0, range(1), "prior")
-    side = built.config.data.size
-    field = noise * torch.randn((1, built.channels, side, side), generator=generators[0])
+    field = noise * torch.randn((1, *built.shape), generator=generators[0])
     frozen = built.freeze(field, generators)
     severities = {round(1 + (op.steps - 1) * place / (SEVERITIES - 1)) for place in range(SEVERITIES)}
     return any(float(op.invert(field, t, frozen, model.floor).std(correction=0)) > MOST_NOISE for t in severities)
-
-
-def check_label(built: Experiment, label: int | None) -> None:
-    """Check that the run has this class.
-
-    Raises:
-        UsageError: It does not.
-    """
-    classes = built.config.model.classes
-    if label is None or 0 <= label < classes:
-        return
-    if not classes:
-        raise UsageError(
-            f"--class {label}: this run was trained without classes.",
-            "Leave --class out, or train with --set model.classes=N.",
-        )
-    raise UsageError(f"--class {label} is out of range.", f"Use 0 to {classes - 1}.")
 
 
 def _source(built: Experiment) -> PriorSource:
@@ -219,8 +215,7 @@ def _source(built: Experiment) -> PriorSource:
     def images() -> datasets.ImageSet:
         return from_config.load_images(built.config, "train", built.channels)
 
-    side = built.config.data.size
-    return PriorSource(built.operator, (built.channels, side, side), images, built.freeze, built.observe, built.second)
+    return PriorSource(built.operator, built.shape, images, built.freeze, built.observe, built.second)
 
 
 def generate(
@@ -231,7 +226,8 @@ def generate(
     prior: str | None = None,
     noise: float | None = None,
     sampling: Sampling | None = None,
-    label: int | None = None,
+    label: ClassNames | None = None,
+    guidance: float = 1.0,
 ) -> torch.Tensor:
     """Generate images (count, C, H, W), float32 in [-1, 1], on the CPU: those of `colddiff generate --seed`.
 
@@ -239,14 +235,17 @@ def generate(
         prior: What x_T is drawn from; None for the operator's default.
         noise: As for `prepare`.
         sampling: None for the run's own; its seed gives way to `seed`.
-        label: The class of all images, for a conditional network.
+        label: For a conditional network, the class by name or number, several that the images take in turn, or "all".
+        guidance: With a class, how far to lean towards it: 1 as trained, up to 20. See `models.guidance`.
 
     Raises:
-        UsageError: The count, prior, noise, sampling or label does not fit the run, or it can make only noise.
+        UsageError: The count, prior, noise, sampling, label or guidance does not fit the run, or it can make only
+            noise.
     """
     if count < 1:
         raise UsageError(f"count = {count}: nothing to generate.", "Use 1 or more.")
     built = trained.experiment
     sampling = dataclasses.replace(sampling or Sampling.of(built.config), seed=seed)
-    batches_ = prepare(trained.run, built, prior, noise=noise).generate(count, sampling, label=label)
+    chosen = condition.named(trained.run, built, label, guidance)
+    batches_ = prepare(trained.run, built, prior, noise=noise, chosen=chosen).generate(count, sampling)
     return torch.cat([final(batch.steps)[: batch.count].clamp(-1, 1).cpu() for batch in batches_])

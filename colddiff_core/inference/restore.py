@@ -75,13 +75,12 @@ def degraded(
         load: Returns image (C, H, W) by number, None to skip it; may raise.
         are_pictures: What is random about an image depends on its pixels, in place of its number.
     """
-    side = built.config.data.size
     for numbers in batches.batches(count, size, accepts):
         loaded = {number: load(number) for number in numbers if number < count}
         present = tuple(number for number, image in loaded.items() if image is not None)
         if not present:
             continue
-        x0 = torch.zeros(size, built.channels, side, side)
+        x0 = torch.zeros(size, *built.shape)
         keys: list[ImageKey] = list(numbers)
         for number in present:
             image = loaded[number]
@@ -113,10 +112,9 @@ def restore(
         UsageError: x_t has another shape or dtype than the run's images, or t or the sampling does not fit.
     """
     built, config = trained.experiment, trained.experiment.config
-    shape = (built.channels, config.data.size, config.data.size)
-    if x_t.ndim != 4 or tuple(x_t.shape[1:]) != shape or x_t.dtype != torch.float32:
+    if x_t.ndim != 4 or tuple(x_t.shape[1:]) != built.shape or x_t.dtype != torch.float32:
         what = f"x_t is {tuple(x_t.shape)} {str(x_t.dtype).removeprefix('torch.')}."
-        raise UsageError(what, f"This run takes (B, {', '.join(map(str, shape))}) float32 in [-1, 1].")
+        raise UsageError(what, f"This run takes (B, {', '.join(map(str, built.shape))}) float32 in [-1, 1].")
     severity = built.operator.steps if t is None else t
     sampling = sampling or Sampling.of(config)
     sampling.check(built.operator, severity)

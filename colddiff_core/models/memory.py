@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from colddiff_core.config.schema import ModelConfig
+from colddiff_core.config.sizes import Size, sides
 from colddiff_core.errors import ColddiffWarning, MachineError, is_out_of_memory
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.text import counted
@@ -28,18 +29,19 @@ BYTES_PER_VALUE = {torch.float32: 4, torch.bfloat16: 3}  # 3, because stem, norm
 CGROUP_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def batch_size(model: ModelConfig, side: int, dtype: torch.dtype, device: torch.device, most: int) -> int:
+def batch_size(model: ModelConfig, size: Size, dtype: torch.dtype, device: torch.device, most: int) -> int:
     """Return how many images to evaluate at a time: the largest power of two that fits, from 1 to `most`.
 
     It depends on the device's total memory, not on free memory: the last bits of a result depend on the batch size, and
     an image must come out the same every time.
     """
-    room = int(MEMORY_SHARE[device.type] * total_bytes(device)) // image_bytes(model, side, dtype)
+    room = int(MEMORY_SHARE[device.type] * total_bytes(device)) // image_bytes(model, size, dtype)
     return min(most, 2 ** max(0, room.bit_length() - 1))
 
 
-def image_bytes(model: ModelConfig, side: int, dtype: torch.dtype) -> int:
-    """Return the estimated bytes that one image of side x side pixels takes in a network whose body has this dtype."""
+def image_bytes(model: ModelConfig, size: Size, dtype: torch.dtype) -> int:
+    """Return the estimated bytes that one image of a size takes in a network whose body has this dtype."""
+    height, width = sides(size)
     last = len(model.multipliers) - 1
     inner = LinearAttention.heads * LinearAttention.head_width
     most = 0
@@ -48,7 +50,7 @@ def image_bytes(model: ModelConfig, side: int, dtype: torch.dtype) -> int:
         values = (COARSER_VALUES if level else FINEST_VALUES) * channels
         if model.attention == "all" or (model.attention == "middle" and level == last):
             values = max(values, ATTENTION_VALUES * inner + ATTENTION_INPUT_VALUES * channels)
-        most = max(most, values * (side >> level) ** 2)
+        most = max(most, values * (height >> level) * (width >> level))
     return most * BYTES_PER_VALUE[dtype]
 
 

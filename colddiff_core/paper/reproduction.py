@@ -24,6 +24,7 @@ from torch import Tensor
 from colddiff_core import devices, experiment, images
 from colddiff_core.config import presets
 from colddiff_core.config.schema import Config
+from colddiff_core.config.sizes import plain, sides, typed
 from colddiff_core.config.version import __version__
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.evaluation import comparison, evaluate
@@ -125,7 +126,7 @@ class RunMeasurer:
             "changed": list(changed),
             "data": self.reference.title(config.data.dataset),
             "note": self.reference.test.note,
-            "size": config.data.size,
+            "size": plain(config.data.size),
             "training_images": len(self.reference.train()),
             "test_images": len(self.reference.test),
             "skipped": self.reference.test.skipped,
@@ -212,12 +213,12 @@ def _read(path: Path) -> Record | None:
 
 def _read_strip(path: Path, built: Experiment, count: int) -> Tensor | None:
     """Return the images of a saved strip, top to bottom; None if it is missing or has another size."""
-    side = built.config.data.size
+    height, width = sides(built.config.data.size)
     try:
         strip = images.read(path, channels=built.channels)
     except UsageError:
         return None
-    return torch.stack(strip.split(side, dim=1)) if strip.shape[1:] == (side * count, side) else None
+    return torch.stack(strip.split(height, dim=1)) if strip.shape[1:] == (height * count, width) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +240,7 @@ class Result:
     def title(self, part: TableRowSpec) -> str:
         """Return the title of the rows, with the differences of the images from the paper's."""
         size = self.config.data.size
-        of_size = f", {size} px" if size != presets.load(part.preset).data.size else ""
+        of_size = f", {typed(size)} px" if size != presets.load(part.preset).data.size else ""
         return part.title + (f" ({self.metadata['note']})" if self.metadata["note"] else "") + of_size
 
 

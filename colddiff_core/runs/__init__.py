@@ -23,7 +23,15 @@ from colddiff_core.runs.directory import (
     path_step,
     taken,
 )
-from colddiff_core.runs.writer import STALE_SECONDS, FollowerRun, RunWriter, check_free, create, rewrite_config
+from colddiff_core.runs.writer import (
+    STALE_SECONDS,
+    FollowerRun,
+    RunWriter,
+    check_free,
+    create,
+    keep_classes,
+    rewrite_config,
+)
 
 __all__ = [
     "BEGINNINGS",
@@ -47,6 +55,7 @@ __all__ = [
     "find_trainable",
     "free_name",
     "is_whole",
+    "keep_classes",
     "last_written",
     "list_checkpoints",
     "listed",

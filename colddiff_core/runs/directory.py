@@ -1,7 +1,7 @@
 """Read a run directory: one writer, many readers, no torch.
 
-runs/<name>/ contains run.toml (the resolved configuration), metrics.jsonl, events.jsonl, samples/ and
-checkpoints/. Anyone may read it while it is written; one trainer holds its lock.
+runs/<name>/ contains run.toml (the resolved configuration), metrics.jsonl, events.jsonl, samples/, checkpoints/ and,
+for a network with classes, classes.json. Anyone may read it while it is written; one trainer holds its lock.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from colddiff_core.config.schema import Config
 from colddiff_core.config.toml import read_toml
 from colddiff_core.errors import UsageError
 from colddiff_core.files import parse_json, read_ordinary
-from colddiff_core.runs import control, pretrained
+from colddiff_core.runs import classes, control, pretrained
 from colddiff_core.text import nearest
 
 ROOT = Path("runs")
 LOGS = ("metrics.jsonl", "events.jsonl")
-OWN = ("lock", "run.toml", *LOGS, "samples", "checkpoints", control.FOLDER)  # a trainer writes to these
+OWN = ("lock", "run.toml", classes.FILE, *LOGS, "samples", "checkpoints", control.FOLDER)  # a trainer writes to these
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just locked the run
 LARGEST_PID = 2**31
@@ -113,6 +113,10 @@ class Run:
         table = {key: value for key, value in self.table().items() if key != "versions"}
         config = from_table(table, str(self.config_file), overrides)
         return restrict_downloads(config, overrides)
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of a conditional run's classes; empty if it keeps none. See `classes.read`."""
+        return classes.read(self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the valid lines of metrics.jsonl, oldest first, without one that is still being written."""

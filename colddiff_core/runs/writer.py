@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from colddiff_core.config.schema import Config
 from colddiff_core.config.toml import dump
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.files import FileLock, beside, drafted, flush, read_ordinary, refusals, sweep, whole
-from colddiff_core.runs import control
+from colddiff_core.runs import classes, control
 from colddiff_core.runs.directory import HEARTBEAT_SECONDS, LOGS, OWN, Run, last_written, taken
 from colddiff_core.text import counted
 
@@ -156,8 +156,14 @@ class FollowerRun(Run):
         """No-op: rank 0 holds the run."""
 
 
-def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter:
+def create(path: Path, config: Config, versions: Mapping[str, str], names: Sequence[str] = ()) -> RunWriter:
     """Create a run directory, whole or not at all, and hold it.
+
+    Args:
+        path: The folder to create.
+        config: The resolved configuration.
+        versions: Of the program and its packages.
+        names: Names of the classes; kept if the network is conditioned on them.
 
     Raises:
         UsageError: something exists at `path`.
@@ -178,6 +184,9 @@ def create(path: Path, config: Config, versions: Mapping[str, str]) -> RunWriter
             text = dump(config.to_table() | {"versions": dict(versions)})
             (draft / "run.toml").write_text(text, encoding="utf-8")
             flush(draft / "run.toml")
+            if names and config.model.classes:
+                (draft / classes.FILE).write_text(classes.as_json(names), encoding="utf-8")
+                flush(draft / classes.FILE)
             flush(draft)
             try:
                 draft.rename(path)
@@ -196,6 +205,15 @@ def rewrite_config(run: Run, config: Config) -> None:
     table = config.to_table() | {"versions": run.table().get("versions", {})}
     with whole(run.config_file) as draft:
         draft.write_text(dump(table), encoding="utf-8")
+
+
+def keep_classes(run: Run, names: Sequence[str]) -> None:
+    """Keep the names of the classes in a run that continues: an older one has none, or they were changed."""
+    with contextlib.suppress(UsageError):
+        if not names or run.classes() == classes.cleaned(names):
+            return
+    with whole(run.path / classes.FILE) as draft:
+        draft.write_text(classes.as_json(names), encoding="utf-8")
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from colddiff_core import devices
+from colddiff_core.config.sizes import Size, sides, simplest, typed
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.images import to_floats
 
@@ -25,16 +26,17 @@ class BatchLoader:
     waits for the GPU here.
     """
 
-    def __init__(self, images: TrainingSet, device: torch.device, *, size: int, flip: bool) -> None:
-        """Load from square `images`; larger ones are cropped to `size` at random, and `flip` mirrors half of them.
+    def __init__(self, images: TrainingSet, device: torch.device, *, size: Size, flip: bool) -> None:
+        """Load from `images`; larger ones are cropped to `size` at random, and `flip` mirrors half of them.
 
         Raises:
-            ValueError: The images are smaller than `size`.
+            ValueError: The images are smaller than `size`, or have another margin in height than in width.
         """
-        self._size, self._flip, self._device = size, flip, device
-        self._margin = images.shape[-1] - size
-        if self._margin < 0:
-            raise ValueError(f"images of {images.shape[-1]} pixels have no window of {size}")
+        self._sides, self._flip, self._device = sides(size), flip, device
+        margins = [have - side for have, side in zip(images.shape[-2:], self._sides, strict=True)]
+        if margins[0] < 0 or margins[0] != margins[1]:
+            raise ValueError(f"images of {typed(simplest(*images.shape[-2:]))} pixels have no window of {typed(size)}")
+        self._margin = margins[0]
         self._images = images
         held = images.pixels if isinstance(images, ImageSet) else None
         self.is_resident = held is not None and _fits(held, device)
@@ -55,13 +57,13 @@ class BatchLoader:
         return CropsAndFlips(mirrored, corners)
 
     def take(self, indices: Tensor, views: CropsAndFlips) -> Tensor:
-        """Return images (B, C, size, size) float32 in [-1, 1] on the device, by index (B,) int64 on the CPU.
+        """Return images (B, C, H, W) float32 in [-1, 1] on the device, by index (B,) int64 on the CPU.
 
         Errors of the gathering thread are raised here.
         """
         pixels = self._rows(indices)
         if views.corners is not None:
-            pixels = _windows(pixels, devices.upload(views.corners, self._device), self._size)
+            pixels = _windows(pixels, devices.upload(views.corners, self._device), self._sides)
         if views.mirrored is not None:
             is_mirrored = devices.upload(views.mirrored, self._device).view(-1, 1, 1, 1)
             pixels = torch.where(is_mirrored, pixels.flip(-1), pixels)
@@ -134,10 +136,11 @@ def _fits(pixels: Tensor, device: torch.device) -> bool:
     return pixels.nbytes <= SHARE * free
 
 
-def _windows(pixels: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Crop each image (B, C, H, W) at its upper left corner (row, column); corners are (B, 2) int64."""
-    span = torch.arange(size, device=pixels.device)
+def _windows(pixels: Tensor, corners: Tensor, window: tuple[int, int]) -> Tensor:
+    """Crop each image (B, C, H, W) at its upper left corner (row, column), (B, 2) int64, to a height and width."""
     image = torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1, 1)
     channel = torch.arange(pixels.shape[1], device=pixels.device).view(1, -1, 1, 1)
-    row, column = (corners[:, axis, None] + span for axis in (0, 1))
+    row, column = (
+        corners[:, axis, None] + torch.arange(side, device=pixels.device) for axis, side in enumerate(window)
+    )
     return pixels[image, channel, row[:, None, :, None], column[:, None, None, :]]

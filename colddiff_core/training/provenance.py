@@ -5,6 +5,7 @@ Every checkpoint records it, so that a run that resumes under other conditions s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,8 @@ def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
     """Return what the weights of this training come from, ready for JSON.
 
     settings: the tables of the configuration; images and second: their count, and a digest of up to 256 MB of pixels;
-    operator: pixels of D on a fixed picture, which differ if another version or package computes it differently.
+    operator: pixels of D on a fixed picture, which differ if another version or package computes it differently;
+    classes: their count, and a digest of their names in order, if the network is conditioned on them.
     """
     table = experiment.config.to_table()
     return {
@@ -35,7 +37,7 @@ def of(experiment: Experiment, images: TrainingSet) -> dict[str, Any]:
         "images": _metadata(images),
         "second": _metadata(experiment.second) if experiment.second else None,
         "operator": _traces(experiment),
-    }
+    } | ({"classes": _class_metadata(images)} if experiment.config.model.classes and images.classes else {})
 
 
 def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
@@ -50,8 +52,12 @@ def changes(saved: Any, now: Mapping[str, Any]) -> list[str]:
     ]
     if traces is False and not any(change.startswith(("degradation.", "data.")) for change in changed):
         changed.append("the operator computes different values with the same settings")
-    for key, name in (("images", "training images"), ("second", "images of the second data set")):
-        before, after = saved.get(key), now[key]
+    for key, name in (
+        ("images", "training images"),
+        ("second", "images of the second data set"),
+        ("classes", "classes"),
+    ):
+        before, after = saved.get(key), now.get(key)
         if isinstance(before, Mapping) and after is not None and before != after:
             one, other = before.get("count"), after["count"]
             changed.append(
@@ -77,17 +83,22 @@ def _metadata(images: TrainingSet) -> dict[str, Any]:
     return {"count": len(images), "digest": images.digest(max(1, MOST_BYTES // max(1, math.prod(images.shape))))}
 
 
+def _class_metadata(images: TrainingSet) -> dict[str, Any]:
+    text = "\n".join(images.classes).encode(errors="surrogatepass")
+    return {"count": len(images.classes), "digest": hashlib.blake2b(text, digest_size=8).hexdigest()}
+
+
 def _traces(experiment: Experiment) -> list[float]:
     """Return D of a fixed picture at three severities: the mean, the spread and a row of pixels of each."""
-    operator, side = experiment.operator, experiment.config.data.size
-    x0 = torch.rand(1, experiment.channels, side, side, generator=seeds.generator("probe")) * 2 - 1
+    operator, (_, height, width) = experiment.operator, experiment.shape
+    x0 = torch.rand(1, *experiment.shape, generator=seeds.generator("probe")) * 2 - 1
     x0 = x0.to(experiment.device)
     frozen = experiment.freeze(x0, seeds.image_generators(0, [0]))
     traces: list[float] = []
     for t in sorted({1, (operator.steps + 1) // 2, operator.steps}):
         x_t = operator(x0, t, frozen).float().cpu()
         spread = float(x_t.std()) if x_t.numel() > 1 else 0.0
-        traces += [float(x_t.mean()), spread, *x_t[0, 0, side // 2, :: max(1, side // 4)].tolist()]
+        traces += [float(x_t.mean()), spread, *x_t[0, 0, height // 2, :: max(1, width // 4)].tolist()]
     return [round(value, 5) for value in traces]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import warnings
 from collections.abc import Callable
@@ -80,12 +81,15 @@ def start(config: schema.Config, out: Path | None, device: str) -> Trainer:
     ranks = group.join(chosen)
     stepping.check_processes(config.train, ranks.count)
     sets = _load_sets(config)
+    config = _with_counted_classes(config, sets[0])
     built = ranks.one_process_first(lambda: experiment.build(config, sets[0].channels, chosen, operator=operator))
     built.try_out(sets[0])
     weights = initial.load(built)
     path = Path(ranks.broadcast_json(str(path)))  # all ranks got this far, so a failure on one leaves no folder
     created = [folder for folder in path.parents if not folder.exists()]
-    run = runs.create(path, config, experiment.versions()) if ranks.is_first else runs.FollowerRun(path)
+    run: RunWriter | FollowerRun = runs.FollowerRun(path)
+    if ranks.is_first:
+        run = runs.create(path, config, experiment.versions(), sets[0].classes)
     try:
         _log_initial_weights(run, weights)
         trainer = Trainer(built, *sets, run)
@@ -140,6 +144,8 @@ def resume(name: str, changes: list[str], device: str, *, may_change: bool = Fal
         trainer.resume(may_change=may_change)
         if changes and ranks.is_first:
             runs.rewrite_config(run, config)
+        if config.model.classes and ranks.is_first:
+            runs.keep_classes(run, sets[0].classes)
     except BaseException:
         run.close()
         raise
@@ -223,6 +229,16 @@ def _load_sets(config: schema.Config) -> tuple[TrainingSet, ImageSet]:
         return train_set, from_config.load_images(config, "test", train_set.channels)
 
     return group.current().one_process_first(load)
+
+
+def _with_counted_classes(config: schema.Config, images: TrainingSet) -> schema.Config:
+    """Return the configuration with a number for `model.classes = all`."""
+    if config.model.classes != schema.ALL_CLASSES:
+        return config
+    if not images.has_labels:
+        raise UsageError(f"model.classes = all: {config.data.dataset} has no classes.", "Leave it out.")
+    count = max(images.class_count, len(images.classes))  # the training images may lack a class of the test images
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, classes=count))
 
 
 def _warn_left_out(trainer: Trainer) -> None:

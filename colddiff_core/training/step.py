@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from colddiff_core import devices, seeds
 from colddiff_core.config.schema import TrainConfig
+from colddiff_core.config.sizes import sides
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
 from colddiff_core.errors import ColddiffError, UsageError, reason
@@ -31,7 +32,6 @@ from colddiff_core.training.log_meter import TrainingLog
 
 UNTRIED = 3  # steps in which compilation may fail: one compiles, one records CUDA graphs, one replays them
 WARM_UPDATES = 10  # of the average, during which it also follows every step in between
-UNLABELED = 0.1  # share of images that a conditional network sees without their class, to learn both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Stepper:
         self.watch = divergence.DivergenceWatch()
         self.falls = 0
         self.joint: schedule.Joint | None = None
-        mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, data.size)
+        mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, max(sides(data.size)))
         # A rank that repeats a failed step would hang the others, so "auto" compiles only a training of one process.
         if self.ranks.is_alone or self.settings.compile != "auto":
             compiling.compile_network(network, mode)
@@ -209,9 +209,9 @@ class Stepper:
         indices = self.indices(step)
         views = self.feed.draw(self.size, numbers)
         t = torch.randint(1, self.experiment.operator.steps + 1, (self.size,), generator=numbers)
-        is_labeled = (
-            torch.rand(self.size, generator=numbers) >= UNLABELED if self.experiment.config.model.classes else None
-        )
+        is_labeled = None
+        if self.experiment.config.model.classes:
+            is_labeled = torch.rand(self.size, generator=numbers) >= self.settings.unlabeled
         parts = []
         for slots in self._passes():
             some = slice(slots.start, slots.stop)

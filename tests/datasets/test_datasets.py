@@ -33,6 +33,7 @@ def test_digits_split_every_sixth_image():
     assert (train.channels, ask("digits", "test", channels=3).channels) == (1, 3)
     assert ask("digits", "test", size=16).pixels.shape == (300, 1, 16, 16)
     assert test.labels[:4].tolist() == [0, 6, 2, 8]
+    assert train.classes == test.classes == tuple("0123456789")
     batch = test.images(torch.tensor([3, 1]))
     assert batch.dtype == torch.float32
     assert (batch.min(), batch.max()) == (-1, 1)
@@ -105,6 +106,7 @@ def test_mnist_is_read_in_place(tmp_path):
     images = ask("mnist", "train", size=32, directory=tmp_path)
     assert images.pixels.shape == (5, 1, 32, 32)
     assert images.labels.tolist() == [0, 1, 2, 3, 4]
+    assert images.classes == tuple("0123456789")
     assert torch.equal(
         ask("mnist", "test", size=28, directory=tmp_path).pixels.flatten()[:256], torch.arange(256).byte()
     )
@@ -165,6 +167,7 @@ def test_cifar_in_its_binary_version(tmp_path):
         record.tofile(folder / name)
     train = ask("cifar10", "train", size=32, directory=tmp_path)
     assert (len(train), train.labels.tolist()) == (5, [7] * 5)
+    assert (train.classes[7], len(train.classes)) == ("horse", 10)
     assert train.pixels[0].flatten()[:5].tolist() == [1, 2, 3, 4, 5]
     assert ask("cifar10", "test", size=32, channels=1, directory=tmp_path).channels == 1
     (folder / "test_batch.bin").write_bytes(b"short")

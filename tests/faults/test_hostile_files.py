@@ -179,6 +179,8 @@ def test_mutations_depend_on_their_generator_only():
 def test_links_in_a_run_are_not_written_through(own_run, tmp_path, capsys, name):
     path = own_run
     outside = tmp_path / "outside"
+    if name == "classes.json":  # this run has none
+        (path / name).write_text("[]")
     (path / name).rename(outside)
     (path / name).symlink_to(outside)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != "lock"}

@@ -32,9 +32,9 @@ def run(tmp_path_factory):
     return finish(make_trainer(tmp_path_factory.mktemp("generation") / "run", *BLUR)).run
 
 
-def images(generator: generate.Generator, count: int, *, label: int | None = None, **values) -> torch.Tensor:
+def images(generator: generate.Generator, count: int, **values) -> torch.Tensor:
     made = []
-    for batch in generator.generate(count, Sampling(**{"seed": 3} | values), label=label):
+    for batch in generator.generate(count, Sampling(**{"seed": 3} | values)):
         *_, last = batch.steps
         made.append(last.x[: batch.count])
     return torch.cat(made)
@@ -139,20 +139,6 @@ def test_ddpm_draws_the_same_noise_for_an_image_every_time(tmp_path):
     many = images(generator, 5, sampler="ddpm")
     assert torch.equal(images(generator, 2, sampler="ddpm"), many[:2])
     assert not torch.equal(images(generator, 2), many[:2])
-
-
-def test_a_conditional_network_hears_the_class(tmp_path):
-    trainer = finish(make_trainer(tmp_path / "run", *BLUR, "model.classes=10", "train.steps=4"))
-    built = open_run.open_run(trainer.run, device=CPU).experiment
-    with torch.no_grad():
-        built.restorer.unet.label.weight.normal_(generator=seeds.generator(1))
-    generator = generate.prepare(trainer.run, built, None)
-    of_three, of_four, of_any = (images(generator, 2, label=label) for label in (3, 4, None))
-    assert not torch.equal(of_three, of_four)
-    assert not torch.equal(of_three, of_any)
-    for label, words in ((10, "0 to 9"), (-1, "0 to 9")):
-        with pytest.raises(UsageError, match=words):
-            generate.check_label(built, label)
 
 
 def test_classes_must_fit_the_data(tmp_path):

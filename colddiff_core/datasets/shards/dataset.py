@@ -60,7 +60,7 @@ class Shards:
         self.class_count = max(self.class_count, len(self.classes))  # a split may lack the last classes
         self.suffixes = frozenset[str]().union(*(count.suffixes for count in shard_counts))
         self.channels = request.channels or COLOR
-        self.shape = (self.channels, request.size, request.size)
+        self.shape = (self.channels, *request.sides)
         self.note = ""
         self.remarks = remarks
         stamps = [cache.stamp(shard.path) if shard.path else None for shard in locations]

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from colddiff_core.config.sizes import Size
 from colddiff_core.datasets import base, decoding
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, Split
 from colddiff_core.datasets.damage import reason_for
@@ -65,7 +66,7 @@ class FileList:
     paths: Sequence[Path]
     labels: Sequence[int] | None
     root: Path
-    size: int = 0
+    size: Size = 0
     channels: int = 0
 
     def __len__(self) -> int:
@@ -130,7 +131,7 @@ class Splits:
     remarks: tuple[str, ...] = ()
 
 
-def from_folder(root: Path, size: int = 0, channels: int = 0) -> Splits:
+def from_folder(root: Path, size: Size = 0, channels: int = 0) -> Splits:
     """Return the images under a folder, with the splits and classes of the data set `folder`.
 
     Both splits number the classes alike.
@@ -157,7 +158,7 @@ def from_folder(root: Path, size: int = 0, channels: int = 0) -> Splits:
     return _with_classes({split: found[split].paths for split in SPLITS}, splits.places, size, channels, remarks)
 
 
-def from_files(paths: Sequence[Path], size: int = 0, channels: int = 0) -> Splits:
+def from_files(paths: Sequence[Path], size: Size = 0, channels: int = 0) -> Splits:
     """Return image files from anywhere, about a tenth of them for testing, chosen by a hash of their relative paths.
 
     Paths are relative to the folder that all files share. If its subfolders contain every file, they are the classes.
@@ -194,7 +195,7 @@ def from_dataset(name: str, request: DatasetRequest) -> Splits:
 def _with_classes(
     paths: Mapping[Split, Sequence[Path]],
     roots: Mapping[Split, Path],
-    size: int,
+    size: Size,
     channels: int,
     remarks: tuple[str, ...] = (),
 ) -> Splits:
