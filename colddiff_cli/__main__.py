@@ -35,6 +35,7 @@ def run(arguments: list[str]) -> int:
     is_debugging = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"]  # it may come before or after the command
     try:
+        _check_words(words)
         from colddiff_cli.app import app  # imported here so that Ctrl-C is handled meanwhile
         from colddiff_cli.console.screen import one_line_warnings
 
@@ -52,6 +53,16 @@ def run(arguments: list[str]) -> int:
             raise
         return _explain(error) if format_message is None else _explain_parser_error(error, format_message())
     return _complain(code, "Interrupted.", "") if code == INTERRUPTED else code  # Typer turns Ctrl-C into a code too
+
+
+def _check_words(words: list[str]) -> None:
+    """Raise UsageError if a word is empty: as a path it would mean the working folder, as a name the default."""
+    for before, word in zip(["colddiff", *words], words, strict=False):
+        is_cut = word.startswith("--") and word.find("=") == len(word) - 1  # --out=
+        if not word or is_cut:
+            from colddiff_core.errors import UsageError
+
+            raise UsageError(f"What follows {word[:-1] or before} is empty.", "Is a shell variable unset?")
 
 
 def _explain_parser_error(error: Exception, message: str) -> int:

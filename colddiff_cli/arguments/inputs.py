@@ -26,14 +26,12 @@ def listed(names: list[str]) -> list[tuple[Path, bool]]:
     """Return the files of all names; those found in folders or by globs may be left out if they cannot be read.
 
     Raises:
-        UsageError: A name is empty, a folder or glob has no images, or there are no names.
+        UsageError: A folder or glob has no images, or there are no names.
     """
     from colddiff_core.datasets.decoding import list_images
 
     files: list[tuple[Path, bool]] = []
     for name in names:
-        if not name:
-            raise UsageError("An image name is empty.", "Is a shell variable unset?")
         path = Path(name)
         if path.is_dir():
             inside = list_images(path)

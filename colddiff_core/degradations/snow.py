@@ -25,7 +25,7 @@ from colddiff_core.degradations.base import (
     on_device,
 )
 from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
-from colddiff_core.degradations.estimation.snow_symmetry import is_mostly_white, snow_evidence
+from colddiff_core.degradations.estimation.snow_symmetry import shows_no_shades, snow_evidence
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.separable import MatrixStack
 from colddiff_core.errors import UsageError
@@ -145,7 +145,7 @@ class Snow(Degradation):
         estimate = to_estimate(
             *snow_evidence(x_t, self), lambda t: f"snow of {t / self.steps:.0%} strength" if t else "no snow"
         )
-        return dataclasses.replace(estimate, evidence=0.0) if is_mostly_white(x_t) else estimate
+        return dataclasses.replace(estimate, evidence=0.0) if shows_no_shades(x_t) else estimate
 
     def layer(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         """Return S_t, one layer of snow: (B, H, W) float32 in [0, 1]."""
