@@ -135,7 +135,7 @@ class Snow(Degradation):
         """
         both = torch.minimum(x_t, x_t.flip(-2, -1)).amin(1, keepdim=True)
         spots = (both - _background(both)).clamp_(min=0)
-        guess = x_t - spots * ((t if isinstance(t, int) else t.view(-1, 1, 1, 1)) / self.steps)
+        guess = x_t - spots * ((t if isinstance(t, int) else t.view(-1, 1, 1, 1).to(x_t.dtype)) / self.steps)
         return torch.where(x_t < 1, guess, torch.maximum(guess, _background(x_t)))
 
     def _estimate(self, x_t: Tensor) -> Estimate:
