@@ -13,6 +13,7 @@ from colddiff_cli.console.screen import Screen
 from colddiff_cli.picture_series import manifest, per_file, series
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
+from colddiff_core.text import shell_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,7 +253,7 @@ class PhotographJob:
                     f"{path}: nothing to restore was found. If you know better, set the severity with --t."
                 )
             elif estimate.confidence < LOW_CONFIDENCE and not self.asked.is_sweep:
-                self.screen.say(f"  To compare candidates: colddiff restore {path}{op} --sweep")
+                self.screen.say(f"  To compare candidates: colddiff restore {shell_word(path)}{op} --sweep")
         return opened, given
 
     def _worker_for(self, worker: PhotographRestorer, given: DegradedPhotograph) -> PhotographRestorer:

@@ -14,7 +14,7 @@ from colddiff_cli.picture_series import per_file
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 from colddiff_core.runs import pretrained
-from colddiff_core.text import nearest
+from colddiff_core.text import nearest, shell_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,9 +129,8 @@ class Restorers:
         choice = choose(picture[None], self.operators)
         if choice.name is None:
             what = f"No trace of {_listed(list(self.operators))} was found: nothing to restore."
-            remedy = (
-                f"If you see one, compare candidates: colddiff restore {path} --op {next(iter(self.found))} --sweep"
-            )
+            op = next(iter(self.found))
+            remedy = f"If you see one, compare candidates: colddiff restore {shell_word(path)} --op {op} --sweep"
             raise per_file.NothingToDoError(what, remedy)
         return choice.name, choice.estimates[choice.name]
 

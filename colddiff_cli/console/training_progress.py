@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.console.screen import Screen
 from colddiff_core.config import presets
 from colddiff_core.distributed import environment
+from colddiff_core.text import shell_word
 
 if TYPE_CHECKING:
     from colddiff_core.training.trainer import Tick, Trainer
@@ -115,7 +116,8 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
                 _announce(screen, trainer, seconds)
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
-                screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {trainer.run.path}")
+                place = shell_word(trainer.run.path)
+                screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {place}")
             if tick.metrics is None:
                 continue
             note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
