@@ -59,6 +59,7 @@ def run(arguments: list[str]) -> int:
     is_debugging = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"]  # it may come before or after the command
     try:
+        words = _checked(words)
         from colddiff_cli.app import app  # imported here so that Ctrl-C is handled meanwhile
         from colddiff_cli.console.screen import one_line_warnings
         from colddiff_cli.console.streams import guarded
@@ -76,6 +77,30 @@ def run(arguments: list[str]) -> int:
             raise
         return _explain(error, words) if format_message is None else _explain_parser_error(error, format_message())
     return _complain(code, "Interrupted.", "") if code == INTERRUPTED else code  # Typer turns Ctrl-C into a code too
+
+
+def _checked(words: list[str]) -> list[str]:
+    """Return the words of a command line, with ~/ at the start of a value as the home folder.
+
+    Shells expand ~/ at the start of a word only, not after --out=.
+
+    Raises:
+        UsageError: A word is empty: as a path it would mean the working folder, as a name the default.
+    """
+    for before, word in zip(["colddiff", *words], words, strict=False):
+        is_cut = word.startswith("--") and word.find("=") == len(word) - 1  # --out=
+        if not word or is_cut:
+            from colddiff_core.errors import UsageError
+
+            raise UsageError(f"What follows {word[:-1] or before} is empty.", "Is a shell variable unset?")
+    return [_at_home(word) for word in words]
+
+
+def _at_home(word: str) -> str:
+    name, equals, value = word.rpartition("=")
+    if value == "~" or value.startswith("~/"):
+        return f"{name}{equals}{os.path.expanduser(value)}"
+    return word
 
 
 def _explain_parser_error(error: Exception, message: str) -> int:

@@ -27,8 +27,11 @@ def choose(name: str) -> torch.device:
     "auto" is a GPU if there is one. Each process of a job gets its own GPU.
 
     Raises:
-        UsageError: the name is unknown, or there is no such GPU.
+        UsageError: the name is unknown, there is no such GPU, or torch's default is not float32.
     """
+    if torch.get_default_dtype() != torch.float32:
+        what = f"torch's default dtype is {torch.get_default_dtype()}, but networks and estimates are float32 here."
+        raise UsageError(what, "Call torch.set_default_dtype(torch.float32) first.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     process = environment.process_info()

@@ -26,7 +26,7 @@ _DRAFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)?")
 def whole(path: Path) -> Iterator[Path]:
     """Yield a draft path to write to; it is flushed and renamed to `path` at the end.
 
-    Nothing half-written stays behind.
+    Nothing half-written stays behind. A file that is replaced keeps its permissions; a link is replaced, not followed.
 
     Raises:
         MachineError: the file system refused.
@@ -36,12 +36,21 @@ def whole(path: Path) -> Iterator[Path]:
         with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield draft
+            _keep_permissions(path, draft)
             flush(draft)
             os.replace(draft, path)
             flush(path.parent)
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _keep_permissions(old: Path, draft: Path) -> None:
+    """Give a draft the permissions of the file that it replaces: what its owner made private stays private."""
+    with contextlib.suppress(FileNotFoundError):
+        status = old.lstat()
+        if stat.S_ISREG(status.st_mode):
+            draft.chmod(stat.S_IMODE(status.st_mode))
 
 
 def beside(path: Path) -> Path:
@@ -134,7 +143,7 @@ class FileLock:
 
         def opened() -> int:
             with refusals(about or path):
-                return os.open(path, os.O_RDWR | flags, 0o644)
+                return os.open(path, os.O_RDWR | flags, 0o666)  # the umask decides who else may train the run
 
         return cls(path, _locked(path, opened, lock))
 

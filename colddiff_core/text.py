@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 CONTROLS = re.compile(
@@ -40,6 +41,12 @@ def shown(value: object) -> str:
 def beginning(text: str) -> str:
     """Return the start of a text, short enough for an error message."""
     return text if len(text) <= MOST_SHOWN_CHARACTERS else f"{text[: MOST_SHOWN_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def shell_word(value: object) -> str:
+    """Return a path or name as one word of a command to copy: quoted if need be, and never an option."""
+    text = str(value)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def counted(number: int, thing: str) -> str:

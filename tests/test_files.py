@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 
 import pytest
 
 from colddiff_core.errors import MachineError
-from colddiff_core.files import FileLock
+from colddiff_core.files import FileLock, whole
 from colddiff_core.paths import cache_folder
 
 
@@ -77,3 +78,37 @@ def test_cache_folders_are_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("weights") == tmp_path / "colddiff" / "weights"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_decides_who_may_use_what_is_created(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        FileLock.take(tmp_path / "lock").release()
+        with whole(tmp_path / "picture.png") as draft:
+            draft.write_bytes(b"new")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, mode):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"private")
+    path.chmod(mode)
+    with whole(path) as draft:
+        draft.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_link_is_replaced_and_its_target_is_left_alone(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    with whole(link) as draft:
+        draft.write_bytes(b"new")
+    assert (target.read_bytes(), link.read_bytes()) == (b"old", b"new")
+    assert not link.is_symlink()

@@ -29,14 +29,12 @@ def listed(names: list[str], *, is_silent: bool = False) -> list[tuple[Path, boo
     Warns about what is left out of folders, unless it `is_silent`.
 
     Raises:
-        UsageError: A name is empty, a folder or glob has no images, or there are no names.
+        UsageError: A folder or glob has no images, or there are no names.
     """
     from colddiff_core.datasets.picture_files import find_pictures
 
     files: list[tuple[Path, bool]] = []
     for name in names:
-        if not name:
-            raise UsageError("An image name is empty.", "Is a shell variable unset?")
         path = Path(name)
         found = None
         if path.is_dir():

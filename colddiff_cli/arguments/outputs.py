@@ -11,28 +11,28 @@ from colddiff_core.errors import UsageError
 
 def picture(text: str) -> Path:
     """Parse --out; raises UsageError if no picture can be written there."""
-    path = _named(text, "--out")
+    path = Path(text)
     _check_place(path, "another --out")
     return path
 
 
 def folder(text: str) -> Path:
     """Parse --out-dir; raises UsageError if no pictures can be written below it."""
-    path = _named(text, "--out-dir")
+    path = Path(text)
     check_folder(path, "another --out-dir")
     return path
 
 
 def run(text: str) -> Path:
     """Parse --out of `train`; raises UsageError if no run can be created there."""
-    path = _named(text, "--out")
+    path = Path(text)
     check_folder(path.parent, "another --out")
     return path
 
 
 def runs(text: str) -> Path:
     """Parse --runs; raises UsageError if it is not a folder."""
-    path = _named(text, "--runs")
+    path = Path(text)
     if os.path.lexists(path) and not path.is_dir():
         raise UsageError(f"{path} is not a folder.", "Give another --runs.")
     return path
@@ -95,12 +95,6 @@ def check_not_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, is_alon
         if target.resolve() in given:
             what = f"{target} is one of the input pictures."
             raise UsageError(what, "Give another --out-dir.")
-
-
-def _named(text: str, option: str) -> Path:
-    if not text:
-        raise UsageError(f"The path after {option} is empty.", "Is a shell variable unset?")
-    return Path(text)
 
 
 def _check_place(path: Path, instead: str) -> None:

@@ -15,6 +15,7 @@ from colddiff_cli.picture_series.notes import PictureNotes
 from colddiff_core import runs
 from colddiff_core.errors import UsageError
 from colddiff_core.files import fitted
+from colddiff_core.text import shell_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -264,7 +265,7 @@ class PhotographJob:
                     f"{path}: nothing to restore was found. If you know better, set the severity with --t."
                 )
             elif estimate.confidence < LOW_CONFIDENCE and not self.asked.is_sweep:
-                self.screen.say(f"  To compare candidates: colddiff restore {path}{op} --sweep")
+                self.screen.say(f"  To compare candidates: colddiff restore {shell_word(path)}{op} --sweep")
         return opened, given
 
     def _worker_for(self, worker: PhotographRestorer, given: DegradedPhotograph) -> PhotographRestorer:

@@ -15,7 +15,7 @@ from colddiff_core import runs
 from colddiff_core.config.sizes import in_words, sides
 from colddiff_core.errors import UsageError
 from colddiff_core.runs import pretrained
-from colddiff_core.text import nearest
+from colddiff_core.text import nearest, shell_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,8 @@ class OpenedRun:
             return
         if not is_gray_only and data.dataset not in SMALL_SETS:
             return
-        trained = f"whole {'gray' if own == 1 else 'color'} images of {in_words(data.size)} pixels ({data.dataset})"
+        color = "gray" if own == 1 else "color"
+        trained = f"whole {color} images of {in_words(data.size)} pixels ({data.dataset})"
         given = f"this one has {width}x{height}{' in color' if is_gray_only else ''}"
         what = f"{self.label} was trained on {trained}, and {given}: it would return noise."
         remedy = (
@@ -156,9 +157,8 @@ class Restorers:
         choice = choose(picture[None], self.operators)
         if choice.name is None:
             what = f"No trace of {_listed(list(self.operators))} was found: nothing to restore."
-            remedy = (
-                f"If you see one, compare candidates: colddiff restore {path} --op {next(iter(self.found))} --sweep"
-            )
+            op = next(iter(self.found))
+            remedy = f"If you see one, compare candidates: colddiff restore {shell_word(path)} --op {op} --sweep"
             raise per_file.NothingToDoError(what, remedy)
         return choice.name, choice.estimates[choice.name]
 

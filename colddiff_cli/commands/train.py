@@ -18,7 +18,7 @@ from colddiff_core import runs
 from colddiff_core.config import presets, schema, toml
 from colddiff_core.distributed.environment import process_info
 from colddiff_core.errors import UsageError
-from colddiff_core.text import counted, shown
+from colddiff_core.text import counted, shell_word, shown
 
 if TYPE_CHECKING:
     from colddiff_core.training.trainer import Trainer
@@ -112,7 +112,7 @@ def train(
             _conclude(screen, trainer)
         return
     path = trainer.run.path
-    screen.say(f"Continue with: colddiff train --resume {path}")
+    screen.say(f"Continue with: colddiff train --resume {shell_word(path)}")
     screen.result({"run": str(path), "step": trainer.step, "finished": False})
     # torchrun would restart the processes after a failure; a stop that was asked for is not one.
     raise typer.Exit(130 if process_info().is_alone or not trainer.is_stopped_as_asked else 0)
@@ -260,7 +260,9 @@ def _train_in_processes(job: _Job, arguments: list[str]) -> int:
     if job.resume is None:
         words += [] if job.out else ["--out", str(path)]
         words += ["--continue"] if job.restarts and not job.is_continued else []  # restarts continue the new run
-    code = launch.launch(words, job.processes, job.restarts, f"Continue with: colddiff train --resume {path}")
+    code = launch.launch(
+        words, job.processes, job.restarts, f"Continue with: colddiff train --resume {shell_word(path)}"
+    )
     has_failed = [event["event"] for event in runs.Run(path).events()[-1:]] == ["failed"]
     return 1 if code == launch.INTERRUPTED and has_failed else code  # stopped by a signal without saving
 
@@ -303,11 +305,15 @@ def _train_watched(screen: Screen, job: _Job) -> None:
     finally:
         log = path / background.LOG
         if trainer.returncode is None:
-            screen.say(f"Training continues (process {trainer.pid}). Watch it with: colddiff monitor {path}")
+            screen.say(
+                f"Training continues (process {trainer.pid}). Watch it with: colddiff monitor {shell_word(path)}"
+            )
         elif trainer.returncode == 0:
             screen.say(f"{path} is trained. Its output is in {log}")
         else:
-            screen.say(f"{path} has stopped; its output is in {log}. Continue with: colddiff train --resume {path}")
+            screen.say(
+                f"{path} has stopped; its output is in {log}. Continue with: colddiff train --resume {shell_word(path)}"
+            )
     if trainer.returncode:
         raise typer.Exit(trainer.returncode if trainer.returncode > 0 else 1)
 
@@ -327,10 +333,10 @@ def _conclude(screen: Screen, trainer: Trainer) -> None:
     screen.rows(columns)
     screen.show(fidelity_table(f"{counted(len(columns['original']), 'test image')} at t = T", figures))
     screen.say("Next:")
-    screen.say(f"  colddiff eval {path}")
-    screen.say(f"  colddiff sample {path} --animate")
+    screen.say(f"  colddiff eval {shell_word(path)}")
+    screen.say(f"  colddiff sample {shell_word(path)} --animate")
     if generate.can_generate(trainer.experiment):
-        screen.say(f"  colddiff generate {path}")
+        screen.say(f"  colddiff generate {shell_word(path)}")
     outcome = {"run": str(path), "step": trainer.step, "finished": True, "metrics": figures}
     outcome["sheet"] = str(sheet) if sheet else None
     screen.result(outcome, sheet)

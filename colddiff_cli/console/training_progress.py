@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from colddiff_cli.console.screen import Screen
 from colddiff_core.config import presets, sizes
 from colddiff_core.distributed import environment
-from colddiff_core.text import counted
+from colddiff_core.text import counted, shell_word
 
 if TYPE_CHECKING:
     from colddiff_core.training.tick import Tick
@@ -120,7 +120,8 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
                 _announce(screen, trainer, seconds, machine.by_others())
             first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
             if tick.is_paused:
-                screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {trainer.run.path}")
+                place = shell_word(trainer.run.path)
+                screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {place}")
             if tick.validation is not None:
                 _report(screen, tick.validation, tick.step)
             if tick.metrics is None:

@@ -7,6 +7,7 @@ the operator is deterministic.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, ClassVar
@@ -311,12 +312,14 @@ def on_device(table: Tensor, device: torch.device) -> Tensor:
 
 def draw_normal(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
     """Draw standard normal numbers for each image: (B, *shape) float32."""
-    return _draw_batch(x0, generator, lambda g, device, lead: torch.randn(lead + shape, generator=g, device=device))
+    one = functools.partial(torch.randn, dtype=torch.float32)  # float64 would draw other numbers
+    return _draw_batch(x0, generator, lambda g, device, lead: one(lead + shape, generator=g, device=device))
 
 
 def draw_uniform(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
     """Draw uniform numbers in [0, 1) for each image: (B, *shape) float32."""
-    return _draw_batch(x0, generator, lambda g, device, lead: torch.rand(lead + shape, generator=g, device=device))
+    one = functools.partial(torch.rand, dtype=torch.float32)  # float64 would draw other numbers
+    return _draw_batch(x0, generator, lambda g, device, lead: one(lead + shape, generator=g, device=device))
 
 
 def draw_integers(x0: Tensor, generator: Generators, below: int) -> Tensor:

@@ -220,7 +220,7 @@ class Mask(Degradation):
         """Return M_t at squared distances (D,) float64 for rising severities: (S, D) float32."""
         widths = blur_widths("linear", self.steps, self.std, self.growth).tolist()
         product, done = torch.ones_like(squared), 0
-        rows = torch.empty(len(severities), len(squared))
+        rows = torch.empty(len(severities), len(squared), dtype=torch.float32)
         for row, t in enumerate(severities):
             for width in widths[done:t]:
                 product.mul_(torch.expm1(squared / (-2 * width**2)).neg_())

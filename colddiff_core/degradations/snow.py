@@ -25,7 +25,7 @@ from colddiff_core.degradations.base import (
     on_device,
 )
 from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
-from colddiff_core.degradations.estimation.snow_symmetry import is_mostly_white, snow_evidence
+from colddiff_core.degradations.estimation.snow_symmetry import shows_no_shades, snow_evidence
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.separable import MatrixStack
 from colddiff_core.errors import UsageError
@@ -135,7 +135,7 @@ class Snow(Degradation):
         """
         both = torch.minimum(x_t, x_t.flip(-2, -1)).amin(1, keepdim=True)
         spots = (both - _background(both)).clamp_(min=0)
-        guess = x_t - spots * ((t if isinstance(t, int) else t.view(-1, 1, 1, 1)) / self.steps)
+        guess = x_t - spots * ((t if isinstance(t, int) else t.view(-1, 1, 1, 1).to(x_t.dtype)) / self.steps)
         return torch.where(x_t < 1, guess, torch.maximum(guess, _background(x_t)))
 
     def _estimate(self, x_t: Tensor) -> Estimate:
@@ -145,7 +145,7 @@ class Snow(Degradation):
         estimate = to_estimate(
             *snow_evidence(x_t, self), lambda t: f"snow of {t / self.steps:.0%} strength" if t else "no snow"
         )
-        return dataclasses.replace(estimate, evidence=0.0) if is_mostly_white(x_t) else estimate
+        return dataclasses.replace(estimate, evidence=0.0) if shows_no_shades(x_t) else estimate
 
     def layer(self, x0: Tensor, t: int | Tensor, frozen: FrozenSnow) -> Tensor:
         """Return S_t, one layer of snow: (B, H, W) float32 in [0, 1]."""

@@ -137,6 +137,7 @@ def load_or_train(
     return network.to(device).eval()
 
 
+@torch.enable_grad()
 def _train(network: Classifier, train: ImageSet, device: torch.device, progress: Callable[[int, int], None]) -> None:
     assert train.labels is not None
     numbers = seeds.generator("classifier", VERSION)

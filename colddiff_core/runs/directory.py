@@ -21,7 +21,7 @@ from colddiff_core.config.toml import read_toml
 from colddiff_core.errors import UsageError
 from colddiff_core.files import parse_json, read_ordinary
 from colddiff_core.runs import classes, control, pretrained
-from colddiff_core.text import nearest
+from colddiff_core.text import nearest, shell_word
 
 ROOT = Path("runs")
 LOGS = ("metrics.jsonl", "events.jsonl")
@@ -170,14 +170,18 @@ class Run:
 
     def untrained(self) -> UsageError:
         """Return the error for a run without a checkpoint."""
-        return UsageError(f"{self.path} has no checkpoint yet.", f"Train it: colddiff train --resume {self.path}")
+        return UsageError(
+            f"{self.path} has no checkpoint yet.", f"Train it: colddiff train --resume {shell_word(self.path)}"
+        )
 
 
 def taken(path: Path) -> UsageError:
     """Return the error for a new run whose path exists."""
     is_run = (path / "run.toml").is_file()
     remedy = (
-        f"Continue it with: colddiff train --resume {path}. Or give another --out." if is_run else "Give another --out."
+        f"Continue it with: colddiff train --resume {shell_word(path)}. Or give another --out."
+        if is_run
+        else "Give another --out."
     )
     return UsageError(f"{path} exists already.", remedy)
 
@@ -231,7 +235,7 @@ def find_trainable(name: str) -> Run:
     except UsageError as error:
         raise _nothing_to_continue(name, error) from None
     if run.is_pretrained:
-        remedy = f"Start a new run with its weights: colddiff train --from {run.label}"
+        remedy = f"Start a new run with its weights: colddiff train --from {shell_word(run.label)}"
         raise UsageError(f"{run.label} cannot be continued: it is bundled with colddiff.", remedy)
     return run
 

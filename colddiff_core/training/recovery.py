@@ -9,7 +9,7 @@ from colddiff_core.config.fields import LARGEST
 from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.experiment import Experiment
 from colddiff_core.runs import FollowerRun, RunWriter, checkpoint, list_checkpoints, path_step
-from colddiff_core.text import counted
+from colddiff_core.text import counted, shell_word
 from colddiff_core.training import divergence, provenance, schedule
 from colddiff_core.training.step import Stepper
 from colddiff_core.training.validation import ValidationRecord
@@ -112,7 +112,7 @@ class TrainingCheckpoints:
         is_kept = any(path_step(path) < last_sound for path in self.run.checkpoints())
         kept = "the last checkpoint is kept" if is_kept else "there is no earlier checkpoint"
         rate = f"train.lr={self.stepper.settings.lr * divergence.SLOWER ** (self.stepper.falls + 2):g}"
-        again = f"colddiff train --resume {self.run.path} --set {rate}"
+        again = f"colddiff train --resume {shell_word(self.run.path)} --set {rate}"
         return MachineError(
             f"Step {step}: {why}{tried}; {kept}.",
             f"Use a lower rate: {again}" if is_kept else f"Begin a new run with a lower rate: --set {rate}",

@@ -154,6 +154,7 @@ class Stepper:
         meter.keep(logged)
         self._take(step, meter)
 
+    @torch.enable_grad()  # notebooks that only sample turn gradients off
     def _take(self, step: int, meter: TrainingLog) -> None:
         """Take one optimizer step: forward and backward passes over this process's images, then the update.
 

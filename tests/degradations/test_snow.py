@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from colddiff_core import degradations, seeds
@@ -48,3 +49,15 @@ def test_only_inverses_that_need_no_random_field_work_without_it():
 
 def inverts(name: str) -> bool:
     return degradations.build(name, steps=4).inverts_unseen
+
+
+@pytest.mark.parametrize("side", [64, 80, 96, 160, 256])
+@pytest.mark.parametrize("shades", [(-1.0, 1.0), (-0.75, 0.7)])
+def test_a_dithered_picture_of_two_shades_is_not_called_snow(side, shades):
+    noise = torch.rand((1, 1, side * 2 // 3, side), generator=seeds.generator(1))
+    ramp = torch.linspace(0.1, 0.9, side).expand_as(noise)
+    picture = torch.where(noise < ramp, *(torch.tensor(shade) for shade in shades))
+    op = degradations.build("snow", steps=50)
+    assert op.estimate(picture).evidence == 0
+    gray = torch.zeros_like(picture)
+    assert op.estimate(op(gray + 0.1 * ramp, 25, freeze(op, gray))).evidence != 0

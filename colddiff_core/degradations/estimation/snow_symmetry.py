@@ -62,10 +62,15 @@ def snow_evidence(x: Tensor, op: Degradation) -> tuple[Tensor, Tensor]:
     return candidates, evidence
 
 
-def is_mostly_white(x: Tensor) -> bool:
-    """Return whether nearly every pixel of a picture (1, C, H, W), or its opposite, is white as a sheet of paper."""
+def shows_no_shades(x: Tensor) -> bool:
+    """Return whether a picture (1, C, H, W) has too little between black and white for snow to show.
+
+    Nearly every pixel or its opposite is white as a sheet of paper, or the rest has two shades at most, as in a
+    dithered scan: snow adds many.
+    """
     y = (_center(x, SIDE_PIXELS).amin(1) + 1) / 2
-    return float((torch.maximum(y, y.flip(-2, -1)) < WHITE).float().mean()) < MIN_DARK_SHARE
+    dark = y[torch.maximum(y, y.flip(-2, -1)) < WHITE]
+    return len(dark) / y.numel() < MIN_DARK_SHARE or len(dark.unique()) <= 2
 
 
 def _match_evidence(x: Tensor) -> float:
