@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 INTERRUPTED = 130
@@ -111,7 +112,7 @@ def _explain_parser_error(error: Exception, message: str) -> int:
     return _complain(getattr(error, "exit_code", 2), message, f"See: {command} --help")
 
 
-def _explain(error: Exception, words: list[str]) -> int:
+def _explain(error: Exception, words: Sequence[str] = ()) -> int:
     from colddiff_core.errors import ColddiffError, LostError, is_out_of_memory
 
     if isinstance(error, ColddiffError):

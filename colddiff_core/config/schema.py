@@ -113,7 +113,12 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = setting("constant", "the rate after the warm-up; cosine ends at 0")
     weight_decay: float = setting(0.0, "AdamW's weight decay; 0 is Adam", minimum=0)
     clip: float = setting(0.0, "largest norm of the gradient; 0 for no limit", minimum=0)
-    ema_decay: float = setting(0.995, "decay of the exponential moving average of the weights", minimum=0, maximum=1)
+    ema_decay: float = setting(
+        0.995,
+        "decay of the exponential moving average of the weights; lower in its first updates",
+        minimum=0,
+        maximum=1,
+    )
     ema_every: int = setting(10, "steps between updates of the average", minimum=1)
     precision: Literal["auto", "bf16", "float32"] = setting(
         "auto", "dtype of the network's body; auto is bf16 if that is fast"
@@ -153,8 +158,7 @@ class SampleConfig:
 
 
 # Settings that may change on resume: length, intervals, checkpoints kept, learning rate, patience, compilation, data
-# location.
-# Any other change would make it another run.
+# location. Any other change would make it another run.
 CHANGEABLE = frozenset(
     f"train.{key}"
     for key in (

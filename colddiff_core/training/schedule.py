@@ -54,12 +54,15 @@ def join(settings: TrainConfig, old_steps: int, step: int, old: Joint | None = N
     return Joint(step, before - scale(settings, step), max(1, math.ceil(JOINING * (settings.steps - step))))
 
 
-def announce(settings: TrainConfig, joint: Joint | None, step: int) -> str:
-    """Return in words how the rate goes on, for the step that a changed schedule starts from; empty for any other."""
+def announce(settings: TrainConfig, joint: Joint | None, step: int, factor: float) -> str:
+    """Return in words how the rate goes on, for the step that a changed schedule starts from; empty for any other.
+
+    `factor` is by how much falls have lowered the rate.
+    """
     if joint is None or step != joint.step or step >= settings.steps:
         return ""
     end = min(joint.step + joint.steps, settings.steps)
-    first, then = (settings.lr * scale(settings, place, joint) for place in (step, end))
+    first, then = (settings.lr * factor * scale(settings, place, joint) for place in (step, end))
     length = f"the schedule now ends at step {settings.steps}"
     return f"{length}: the learning rate goes from {first:.3g} to {then:.3g} by step {end}, then falls to 0"
 

@@ -84,7 +84,9 @@ class Trainer:
             self._warn(f"{path.name} was damaged; set aside as {aside.name}")
         self.run.forget_after(self.step)
         self.run.event("resumed", step=self.step, **self._processes(), **({"changed": changed} if changed else {}))
-        if words := schedule.announce(self.settings, self.stepper.joint, self.step):
+        if words := schedule.announce(
+            self.settings, self.stepper.joint, self.step, divergence.SLOWER**self.stepper.falls
+        ):
             self._warn(words)
 
     def stop(self, by: str = "") -> None:

@@ -60,6 +60,16 @@ def test_nothing_is_joined_where_the_rate_stays(change):
     assert schedule.join(settings, 100, 60) is None
 
 
+def test_the_announced_rates_are_those_that_are_taken():
+    settings = TrainConfig(schedule="cosine", steps=200, lr=0.1)
+    joint = schedule.join(settings, 100, 100)
+    words = "the schedule now ends at step 200: the learning rate goes from 0 to {} by step 110, then falls to 0"
+    reached = 0.1 * schedule.scale(settings, 110)
+    assert schedule.announce(settings, joint, 100, 1.0) == words.format(f"{reached:.3g}")
+    assert schedule.announce(settings, joint, 100, 0.5) == words.format(f"{reached / 2:.3g}")
+    assert schedule.announce(settings, joint, 101, 1.0) == schedule.announce(settings, None, 100, 1.0) == ""
+
+
 DAMAGED = [7, [], {}, {"step": 1}, {"step": "1", "excess": 0.1, "steps": 2}, {"step": 1, "excess": 9, "steps": 2}]
 
 
