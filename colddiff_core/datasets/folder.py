@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from colddiff_core.datasets.archives import load_place
 from colddiff_core.datasets.base import DatasetRequest, ImageSet, Split, register
 from colddiff_core.datasets.decoding import decode, relative_folders
 from colddiff_core.datasets.picture_files import FoundPictures, find_pictures, is_picture_name
-from colddiff_core.datasets.splits import archive_stem, find_splits, names_in
+from colddiff_core.datasets.splits import NAMES, archive_stem, find_splits, names_in
 from colddiff_core.errors import UsageError
 from colddiff_core.images import SUFFIXES
 from colddiff_core.text import counted, named
 
 TEST_SHARE = 0.1
+MAX_OUTER_FOLDERS = 8  # around the splits, as archives have them that were unpacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,30 +90,51 @@ def split_folder(root: Path) -> FolderSplits:
             what = f"{training[0]} and {held_out[0]} are the same."
             raise UsageError(what, "Hold out other images, or remove one of them to hold out a tenth.")
         return FolderSplits({"train": training[0], "test": held_out[0]}, remarks=_unused(root, training, held_out))
+    if inner := _folder_of_splits(root):
+        return split_folder(inner)
     found = find_pictures(root)
-    remarks = found.remarks
-    inside = training[:1] or held_out[:1]
-    if inside and not inside[0].is_dir() and not found.paths:
-        if held_out:
-            return FolderSplits({"test": held_out[0]})
-        remedy = f"Add {training[0].name.replace(archive_stem(training[0].name), 'test')}, or unpack it."
-        raise UsageError(f"There is only {training[0].name} in {root}, and nothing to test on.", remedy)
-    if inside and found.paths and all(path.is_relative_to(inside[0]) for path in found.paths):
-        if held_out:
-            return FolderSplits({"test": held_out[0]})
-        what = f"{root} has no test or val: a tenth of {training[0].name} is held out"
-        return FolderSplits({}, found, training[0], (what, *remarks))
-    if held_out and any(path.is_relative_to(held_out[0]) for path in found.paths):
-        name = held_out[0].name
-        what = f"{root} has {name} but no train: {name} counts as a class; move the others into train to hold it out"
-        remarks = (what, *remarks)
+    if not training and not held_out:
+        return FolderSplits({}, found, root, (*_not_classes(found, root), *found.remarks))
+    place = (training or held_out)[0]
+    base, lacking = root, "test or val" if training else "train"
+    if found.paths and not place.is_dir():
+        what = f"{root}: {place.name} is not used, because there is no {lacking}"
+    elif found.paths and not all(path.is_relative_to(place) for path in found.paths):
+        what = f"{root} has {place.name} but no {lacking}: {place.name} counts as a class"
+    elif held_out:
+        return FolderSplits({"test": place})
+    elif not place.is_dir():
+        remedy = f"Add {place.name.replace(archive_stem(place.name), 'test')}, or unpack it."
+        raise UsageError(f"There is only {place.name} in {root}, and nothing to test on.", remedy)
+    else:
+        base, what = place, f"{root} has no {lacking}: a tenth of {place.name} is held out"
+    return FolderSplits({}, found, base, (what, *_not_classes(found, base), *found.remarks))
+
+
+def _folder_of_splits(root: Path) -> Path | None:
+    """Return the folder that has both splits, if `root` and the folders down to it have nothing else."""
+    for _ in range(MAX_OUTER_FOLDERS):
+        names = [name for name in names_in(root) if is_picture_name(name) or (root / name).is_dir()]
+        if len(names) != 1 or not (root / names[0]).is_dir():
+            return None
+        root = root / names[0]
+        if find_splits(root, "train") and find_splits(root, "test"):
+            return root
+    return None
+
+
+def _not_classes(found: FoundPictures, root: Path) -> Iterator[str]:
+    """Yield lines about folders that are not taken for what they seem to be: classes, or splits."""
     folders = relative_folders(found.paths, root)
-    if beside := folders.count("."):
-        others = sorted({folder.partition("/")[0] for folder in folders} - {"."})
-        if len(others) > 1:
-            what = f"{root}: {counted(beside, 'picture')} in no subfolder"
-            remarks = (f"{what}, so {named(others, len(others))} are not taken for classes", *remarks)
-    return FolderSplits({}, found, root, remarks)
+    kinds = sorted({folder.partition("/")[0] for folder in folders} - {"."})
+    if len(kinds) > 1 and (beside := folders.count(".")):
+        what = f"{root}: {counted(beside, 'picture')} in no subfolder"
+        yield f"{what}, so {named(kinds, len(kinds))} are not taken for classes"
+    below = {folder: set(folder.lower().split("/")[1:]) for folder in sorted(set(folders))}
+    kept = [folder for folder, words in below.items() if not words.isdisjoint(NAMES["test"])]
+    if kept and any(not words.isdisjoint(NAMES["train"]) for words in below.values()):
+        what = f"{root}: {kept[0]} and the like are trained on too"
+        yield f"{what}; name a folder that has train and test or val in it"
 
 
 def _unused(root: Path, training: Sequence[Path], held_out: Sequence[Path]) -> tuple[str, ...]:

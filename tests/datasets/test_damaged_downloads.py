@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shard_files import members_of, tar
 
 from colddiff_core import datasets
 from colddiff_core.datasets import DatasetRequest, ImageSet
@@ -154,3 +155,22 @@ def test_a_file_as_the_data_folder_is_refused(tmp_path, name, kind):
         place.write_bytes(b"x")
     with pytest.raises(UsageError, match="is not a folder"):
         ask(name, place, download=True)
+
+
+@pytest.mark.parametrize("cut", [100, 512 + 20, 3 * 1024 + 100, 3 * 1024 + 512 + 20])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["folder", "afhq", "celeba", "cifar10"])
+def test_an_archive_that_was_cut_is_named(tmp_path, name, cut, packed):
+    """An archive of images is decoded as a whole, so one that is cut is refused; shards use what is there."""
+    content = tar(members_of(0, 5))
+    place = tmp_path if name == "folder" else tmp_path / name
+    place.mkdir(exist_ok=True)
+    whole = gzip.compress(content, 0) if packed else content[: 5 * 1024]  # some writers leave out the end
+    for split in ("train", "test"):
+        (place / f"{split}.tar").write_bytes(whole)
+    assert len(ask(name, tmp_path)) == 5
+    end = cut + (512 if packed else 0)
+    (place / "train.tar").write_bytes(whole[:end])
+    with pytest.raises(UsageError, match=r"Cannot read .*train\.tar") as refusal:
+        ask(name, tmp_path)
+    assert len(str(refusal.value).splitlines()) == 2

@@ -137,6 +137,30 @@ def test_a_class_may_be_called_train_or_valid(tmp_path):
         assert ask(tmp_path / "vehicles", "train").classes == ("plane", "valid")
 
 
+def test_a_folder_around_the_splits_is_looked_into(tmp_path):
+    write_split(tmp_path / "outer" / "inner", "train", 10)
+    write_split(tmp_path / "outer" / "inner", "val", 200, 2)
+    (tmp_path / "outer" / "README.md").write_text("about")
+    train, test = ask(tmp_path, "train"), ask(tmp_path, "test")
+    assert (shades(train), shades(test), train.classes) == ({10}, {200}, ("a", "b"))
+
+
+def test_splits_in_several_folders_are_warned_about(tmp_path):
+    for name in ("first", "second"):
+        write_split(tmp_path / name, "train", 10)
+        write_split(tmp_path / name, "val", 200)
+    with pytest.warns(ColddiffWarning, match="first/val/a and the like are trained on too"):
+        ask(tmp_path, "train")
+
+
+def test_an_archive_beside_pictures_is_said_not_to_be_used(tmp_path):
+    write_split(tmp_path, "train", 10)
+    as_archive(tmp_path, "train")
+    write_split(tmp_path, "others", 50)
+    with pytest.warns(ColddiffWarning, match=r"train\.tar is not used, because there is no test or val"):
+        assert shades(ask(tmp_path, "train")) == {50}
+
+
 def test_one_folder_for_both_splits_is_refused(tmp_path):
     write_split(tmp_path, "train", 10)
     (tmp_path / "val").symlink_to("train")
