@@ -31,7 +31,7 @@ MOST_FRAMES = 60
 MOST_SEVERITIES = 41  # in --describe
 # Bytes that degrading takes for each pixel of a color picture, and those that each of several severities adds; an upper
 # bound, measured (docs/decisions/012-memory.md).
-WORK_BYTES, FRAME_BYTES = 64, 8
+PIXEL_BYTES, FRAME_BYTES = 72, 8
 SECOND = -1  # the number of a picture to mix in, among notes
 SAMPLE_PHOTO = "flower.jpg"  # scikit-learn's, for --describe without a picture
 
@@ -141,7 +141,7 @@ def degrade(
             paths[number],
             size=size,
             note=lambda text: notes.add(number, paths[number], text),
-            work_bytes=WORK_BYTES + FRAME_BYTES * len(severities),
+            work=images.Work(PIXEL_BYTES + FRAME_BYTES * len(severities)),
         )
         x0 = x0.unsqueeze(0).to(chosen)
         frozen = draw(x0)

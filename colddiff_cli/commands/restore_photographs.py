@@ -20,12 +20,16 @@ from colddiff_core.text import shell_word
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from colddiff_core.images import Work
     from colddiff_core.images.photograph import Photograph
     from colddiff_core.inference.photograph import DegradedPhotograph, PhotographRestorer
 
 WINDOW_PIXELS = 384  # side of the window that a sweep shows
 RIM_PIXELS = 64  # restored around the window, so that its border looks right
 OPAQUE = 127  # alpha above this, of 255
+# Memory that restoring takes for each pixel of a color picture, with both pictures side by side if they are shown or
+# written, and for the network; upper bounds, measured (docs/decisions/012-memory.md).
+PIXEL_BYTES, COMPARED_BYTES, NETWORK_BYTES = 90, 40, 2 * 10**9
 LOW_CONFIDENCE = 0.5  # an estimate below it is worth a second look
 
 
@@ -153,7 +157,7 @@ class PhotographJob:
         from colddiff_core.images import photograph as photographs
 
         path = self.paths[number]
-        photograph = photographs.read(path)
+        photograph = photographs.read(path, work=self._work)
         self._check_sides(number, photograph)
         opened, given = self._look(number, photograph)
         worker = self._worker_for(opened.worker, given)
@@ -162,19 +166,30 @@ class PhotographJob:
         self.records[number] |= {"sampler": worker.sampling.sampler, "consistent": worker.is_consistent}
 
         def write() -> None:
-            is_shown = self.screen.is_terminal and len(self.paths) <= series.MANY
             both = None
-            if self.asked.is_compared or is_shown:
+            if self.asked.is_compared or self.is_shown:
                 both = photographs.side_by_side(photograph, given.picture, restored)
             if both is not None and self.asked.is_compared:
                 photographs.write(both, both.pixels, self.own.place(number + len(self.paths)))
             for note in photographs.write(photograph, restored, self.own.place(number)):
                 self.notes.add(number, path, note)
-            if both is not None and is_shown:
+            if both is not None and self.is_shown:
                 self.screen.picture(images.to_pillow(both.pixels))
             self._print_path(number)
 
         return write
+
+    @property
+    def _work(self) -> Work:
+        """Return the memory that a picture of this call takes."""
+        from colddiff_core import images
+
+        return images.Work(PIXEL_BYTES + COMPARED_BYTES * (self.asked.is_compared or self.is_shown), NETWORK_BYTES)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether restored pictures are drawn on the terminal."""
+        return self.screen.is_terminal and len(self.paths) <= series.MANY
 
     def _print_path(self, number: int) -> None:
         """Print the path of one of several pictures; that of a single one is printed at the end."""
@@ -199,7 +214,7 @@ class PhotographJob:
         from colddiff_core.inference import photograph as blind
 
         path = self.paths[number]
-        photograph = photographs.read(path)
+        photograph = photographs.read(path, work=self._work)
         picture = photographs.upright(photograph, photograph.pixels)
         opened, whole = self._look(number, dataclasses.replace(photograph, pixels=picture, orientation=1))
         # A hole or snow depends on the whole picture; a blur is the same everywhere.

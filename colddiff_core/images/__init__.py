@@ -3,6 +3,7 @@
 from colddiff_core.images.codec import count_channels, count_pixels, read, read_bytes, read_like
 from colddiff_core.images.encoding import ANIMATED, SUFFIXES, check_sides, check_suffix, write, write_animation
 from colddiff_core.images.formats import HEAD_BYTES, READABLE, suffix_of
+from colddiff_core.images.opening import Work
 from colddiff_core.images.pixels import (
     LUMA,
     dequantize,
@@ -21,6 +22,7 @@ __all__ = [
     "LUMA",
     "READABLE",
     "SUFFIXES",
+    "Work",
     "check_sides",
     "check_suffix",
     "count_channels",

@@ -19,19 +19,17 @@ from torch import Tensor
 from colddiff_core.config.sizes import Size, sides
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.images.depth import GrayDepth, decode, is_deep, is_gray
-from colddiff_core.images.opening import MOST_DATASET_PIXELS, MOST_PIXELS, note_on_frames, open_image
+from colddiff_core.images.opening import MOST_DATASET_PIXELS, MOST_PIXELS, Work, note_on_frames, open_image
 from colddiff_core.images.pixels import resize_and_crop, to_floats
 
-# Bytes a pixel that decoding takes: Pillow's copy, its sRGB version and the array. An upper bound, measured
-# (docs/decisions/012-memory.md); `read` adds the floats.
-DECODING_BYTES, FLOATS_BYTES = 12, 24
+# What decoding takes, Pillow's copy, its sRGB version and the array; and with the floats: upper bounds, measured
+# (docs/decisions/012-memory.md).
+DECODING, READING = Work(pixel_bytes=12), Work(pixel_bytes=36)
 STRIP_PIXELS = 1 << 20  # of a deep image, converted at a time
 Note = Callable[[str], None]  # is given what was lost of a file, in words
 
 
-def read(
-    path: Path, *, size: Size = 0, channels: int = 0, note: Note | None = None, work_bytes: int = FLOATS_BYTES
-) -> Tensor:
+def read(path: Path, *, size: Size = 0, channels: int = 0, note: Note | None = None, work: Work = READING) -> Tensor:
     """Return an image file of a user as (C, H, W) float32 in [-1, 1], upright and in sRGB.
 
     Transparency is laid on white; gray of more than 8 bits is scaled as `GrayDepth` says.
@@ -42,14 +40,13 @@ def read(
             file's size.
         channels: 1 or 3; 0 keeps the file's.
         note: Is told in words if the file holds further images; None to issue a ColddiffWarning.
-        work_bytes: Memory that is needed for each pixel of the result, beside decoding.
+        work: Memory that is needed for the image; with `size`, only decoding counts.
 
     Raises:
         UsageError: The file is missing, not an image, truncated, or has more than `opening.MOST_PIXELS`, or memory
             has no room for it.
     """
-    needed = DECODING_BYTES + (0 if size else work_bytes)
-    with open_image(path, most_pixels=MOST_PIXELS, pixel_bytes=needed) as stored:
+    with open_image(path, most_pixels=MOST_PIXELS, work=DECODING if size else work) as stored:
         if lost := note_on_frames(stored):
             (note or _warner(path))(lost)
         return to_floats(torch.from_numpy(_to_array(stored, size, channels)))

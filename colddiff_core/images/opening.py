@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import re
@@ -36,9 +37,17 @@ _opened = 0  # images opened here and not closed yet
 _usual_limit: int | None = None  # Pillow's, from before the first of them
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The memory that working on an image takes: `pixel_bytes` for each of its pixels, and `base_bytes` besides."""
+
+    pixel_bytes: int
+    base_bytes: int = 0
+
+
 @contextlib.contextmanager
 def open_image(
-    path: Path, content: bytes | None = None, *, most_pixels: int = MOST_DATASET_PIXELS, pixel_bytes: int = 0
+    path: Path, content: bytes | None = None, *, most_pixels: int = MOST_DATASET_PIXELS, work: Work | None = None
 ) -> Iterator[Image.Image]:
     """Yield an image file, not decoded yet.
 
@@ -48,7 +57,7 @@ def open_image(
         path: The file.
         content: Replaces the bytes of the file, for a member of an archive; `path` then only names it in errors.
         most_pixels: Refuse larger images.
-        pixel_bytes: Refuse an image whose pixels, at so many bytes each, do not fit into free memory.
+        work: Refuse an image if free memory has no room for this work on it.
 
     Raises:
         UsageError: The file is missing, not an image, truncated, or has too many pixels.
@@ -57,7 +66,7 @@ def open_image(
         raise UsageError(f"Cannot read {path}: it is not an ordinary file.", "Check the path.")
     try:
         with _limit(), _open(path if content is None else io.BytesIO(content)) as picture:
-            check_pixels(path, picture.width * picture.height, most_pixels=most_pixels, pixel_bytes=pixel_bytes)
+            _check_pixels(path, picture.width * picture.height, most_pixels, work)
             _check_density(path, picture, len(content) if content is not None else path.stat().st_size)
             yield picture
     except FileNotFoundError:
@@ -73,19 +82,17 @@ def open_image(
         raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
 
 
-def check_pixels(path: Path, count: int, *, most_pixels: int = MOST_PIXELS, pixel_bytes: int = 0) -> None:
-    """Check that an image of so many pixels may be read, and fits into free memory at `pixel_bytes` each.
-
-    Raises:
-        UsageError: It may not, or does not.
-    """
+def _check_pixels(path: Path, count: int, most_pixels: int, work: Work | None) -> None:
     if count > most_pixels:
         raise _too_many(path, count, most_pixels)
-    needed = count * pixel_bytes
-    free = devices.free_bytes() if needed > GIGA else GIGA  # small ones always fit
+    needed = work.base_bytes + count * work.pixel_bytes if work else 0
+    if work is None or count * work.pixel_bytes < GIGA:  # small ones always fit
+        return
+    free = devices.free_bytes()
     if needed > free:
         what = f"{path}: {count / MEGA:,.0f} megapixels take about {needed / GIGA:,.1f} GB of memory"
-        remedy = f"Scale it down to {max(1, free // pixel_bytes // MEGA):,} megapixels, or cut it into parts."
+        room = max(1, (free - work.base_bytes) // work.pixel_bytes // MEGA)
+        remedy = f"Scale it down to {room:,} megapixels, or cut it into parts."
         raise UsageError(f"{what}, and {free / GIGA:,.1f} GB are free.", remedy)
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from colddiff_core import images
 from colddiff_core.files import whole
 from colddiff_core.images import sheets
-from colddiff_core.images.codec import DECODING_BYTES, FLOATS_BYTES, to_srgb
+from colddiff_core.images.codec import READING, to_srgb
 from colddiff_core.images.depth import GrayDepth, decode, is_deep, is_gray
 from colddiff_core.images.encoding import JPEG
-from colddiff_core.images.opening import MOST_PIXELS, note_on_frames, open_image, packing
+from colddiff_core.images.opening import MOST_PIXELS, Work, note_on_frames, open_image, packing
 from colddiff_core.images.photograph_metadata import (
     JPEG_ROOM_BYTES,
     read_metadata,
@@ -83,15 +83,15 @@ class Photograph:
     notes: tuple[str, ...] = ()
 
 
-def read(path: Path, *, work_bytes: int = FLOATS_BYTES) -> Photograph:
+def read(path: Path, *, work: Work = READING) -> Photograph:
     """Return a photograph as stored in its file; CMYK and Lab, which few programs write, are converted to sRGB.
 
-    Damaged metadata is left out or kept unchanged. `work_bytes` as for `images.read`.
+    Damaged metadata is left out or kept unchanged. `work` as for `images.read`.
 
     Raises:
         UsageError: As `images.read`.
     """
-    with open_image(path, most_pixels=MOST_PIXELS, pixel_bytes=DECODING_BYTES + work_bytes) as picture:
+    with open_image(path, most_pixels=MOST_PIXELS, work=work) as picture:
         notes, depth = _notes(picture), GrayDepth.of(picture)
         # Decoding rotates a TIFF and drops its orientation.
         metadata = read_metadata(picture) if picture.format == "TIFF" else {}

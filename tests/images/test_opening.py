@@ -6,6 +6,8 @@ import ast
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -251,3 +253,38 @@ def test_formats_that_are_programs_or_rare_are_not_opened(tmp_path, name, read):
     path.write_bytes(PROGRAMS[name])
     with pytest.raises(UsageError, match="is not an image that can be read"):
         read(path)
+
+
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    free = devices.free_bytes()
+    assert 0 < free < 2**50
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 700000\n")
+    assert devices.free_bytes() == 1_200_000  # the cache of files can be dropped
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_bytes() > 1_200_000
+
+
+PEAK = """
+import resource, sys
+from colddiff_cli.__main__ import run
+code = run(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_photograph_of_108_megapixels_takes_no_more_memory_than_said(tmp_path):
+    from colddiff_cli.commands import degrade
+
+    path = tmp_path / "photo.jpg"
+    Image.linear_gradient("L").resize((12_000, 9000)).convert("RGB").save(path)
+    call = ["degrade", str(path), "--op", "noise", "--t", "5", "--out", str(tmp_path / "out.jpg")]
+    ended = subprocess.run([sys.executable, "-c", PEAK, *call], capture_output=True, text=True, check=True)
+    said = 108 * 10**6 * (degrade.PIXEL_BYTES + degrade.FRAME_BYTES)
+    assert int(ended.stdout.splitlines()[-1]) < said
+    with Image.open(tmp_path / "out.jpg") as made:
+        assert made.size == (12_000, 9000)

@@ -164,7 +164,7 @@ WRITING = [
     ["generate", "--noise", "0.002", "own", "--n", "3", "--diversity"],
     ["generate", "--noise", "0.002", "own", "--n", "3", "--out-dir", "out"],
     ["compare", "own", "--n", "3"],
-    ["compare", "own", "--n", "3", "--generate"],
+    ["compare", "own", "--noise", "0.002", "--n", "3", "--generate"],
     ["compare", "own", "--n", "3", "--out", "compared.png"],
     ["eval", "own", "--n", "3"],
     ["presets", "digits-blur"],
