@@ -223,6 +223,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes that tests start
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # for processes, as `--nproc` sets it
+    for name in ("COLUMNS", "LINES"):  # which pytest-xdist sets in its workers; colddiff would obey
+        os.environ.pop(name, None)
     config.option.loadscopereorder = False  # keep the order of pytest_collection_modifyitems
 
 

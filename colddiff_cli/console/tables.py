@@ -61,6 +61,8 @@ def evaluation_table(title: str, rows: Mapping[str, Row], columns: Columns, name
         columns: The columns, if any row has a figure for them.
         names: Names of the distances, by key.
     """
+    from rich.text import Text
+
     columns = measured({label: row.figures for label, row in rows.items()}, columns)
     table = _headed(title, _named(columns, names))
     for label, row in rows.items():

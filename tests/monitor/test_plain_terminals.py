@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 
 import processes
@@ -67,8 +68,7 @@ def test_columns_also_rules_on_a_terminal(kind, tmp_path):
 
 
 @pytest.mark.parametrize("columns", ["0", "-1", "wide", "", "1", "999999999999"])
-def test_columns_that_make_no_sense_do_no_harm(columns, tmp_path, monkeypatch):
+def test_columns_that_make_no_sense_do_no_harm(columns, tmp_path):
     write_runs(tmp_path / "runs")
-    monkeypatch.setenv("COLUMNS", columns)
-    process = processes.start(["monitor", "--once"], tmp_path)
+    process = processes.start(["monitor", "--once"], tmp_path, os.environ | {"COLUMNS": columns})
     assert process.wait(60) == 0, process.communicate()
