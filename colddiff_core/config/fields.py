@@ -19,6 +19,7 @@ from colddiff_core.text import CONTROLS, nearest, shown
 
 LARGEST = 10**9  # unless a field sets its own maximum: more is a typo that would run forever or out of memory
 MOST_TEXT_CHARACTERS = 10_000
+MOST_DIGITS = 18  # of a whole number in a list
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -85,7 +86,8 @@ def _checked(what: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
             raise UsageError(f"{what} is not a choice.", f"Choices: {', '.join(map(str, typing.get_args(hint)))}.")
         return value
     if typing.get_origin(hint) in (tuple, types.UnionType) and isinstance(value, str) and "," in value:
-        value = [int(part) if part.strip().isdecimal() else part for part in value[:MOST_TEXT_CHARACTERS].split(",")]
+        parts = value[:MOST_TEXT_CHARACTERS].split(",")
+        value = [int(part) if part.strip().isdecimal() and len(part) <= MOST_DIGITS else part for part in parts]
     if hint == sizes.Size:
         return _checked_size(what, field, value)
     if typing.get_origin(hint) is tuple:

@@ -62,8 +62,12 @@ class Condition:
         return {"class": labels, "guidance": self.guidance}
 
     def titles(self) -> dict[int, str]:
-        """Return what to call each class that the images are of, by its number."""
-        return {label: self.names[label] if label < len(self.names) else f"class {label}" for label in self.labels}
+        """Return what to call each class that the images are of, by its number; no two alike."""
+        titles: dict[int, str] = {}
+        for label in self.labels:
+            name = self.names[label] if label < len(self.names) else ""
+            titles[label] = name if name and self.names.count(name) == 1 else f"{name or 'class'} {label}"
+        return titles
 
     def batch_size(self, built: Experiment) -> int:
         """Return how many images to generate at a time; guided ones are evaluated twice in the same batch."""

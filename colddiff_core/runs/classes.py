@@ -51,10 +51,10 @@ def cleaned(names: Sequence[str]) -> tuple[str, ...]:
 def numbers_of(asked: Sequence[str | int], names: Sequence[str], count: int) -> tuple[int, ...]:
     """Return the numbers of the classes that a user names, in that order.
 
-    A word is a name, else a number, else "all": every class that the run learned.
+    A word is a name, else a number, else "all": every class that the run learned. A whole number is never a name.
 
     Args:
-        asked: What the user wrote, as for `--class`.
+        asked: What the user wrote, as for `--class`; or numbers.
         names: The run's names, empty if it keeps none.
         count: How many classes the network is conditioned on.
 
@@ -63,13 +63,14 @@ def numbers_of(asked: Sequence[str | int], names: Sequence[str], count: int) -> 
     """
     known = min(len(names), count) or count
     found: list[int] = []
-    for word in map(str, asked):
+    for given in asked:
+        word = str(given)
         if not count:
             raise UsageError(
                 f"--class {_shown(word)}: this run was trained without classes.",
                 "Leave --class out, or train with --set model.classes=all.",
             )
-        if word in names[:known]:
+        if isinstance(given, str) and word in names[:known]:
             found.append(names.index(word))
         elif word == ALL:
             found += range(known)

@@ -85,6 +85,7 @@ def test_a_run_keeps_the_names_and_a_user_may_use_names_numbers_or_all(trained):
     try:
         assert condition.named(run, built, "dog").labels == (1,)
         assert condition.named(run, built, ["owl", 0, "2", "1"], 2.0) == Condition((3, 0, 2, 1), 2.0)
+        assert condition.named(run, built, [3, 1]).labels == (3, 1)
         assert condition.named(run, built, "all").labels == (0, 1, 2, 3)
         with pytest.raises(UsageError, match=r"no such class\.\nDid you mean 'cat'"):
             condition.named(run, built, "Cat")
@@ -96,6 +97,17 @@ def test_a_run_keeps_the_names_and_a_user_may_use_names_numbers_or_all(trained):
     for word in ("10", "-1", -1, "cat", "3.5", "9" * 5000):
         with pytest.raises(UsageError, match="Use 0 to 9, or all"):
             condition.named(run, built, word)
+
+
+def test_a_number_is_no_name_and_classes_of_one_name_are_told_apart():
+    assert classes.numbers_of(["2", 2, "1"], ["1", "10", "2"], 3) == (2, 2, 0)
+    assert classes.numbers_of([1], ["1", "10", "2"], 3) == (1,)
+    assert Condition((0, 1, 2, 5), 1.0, ("cat", "cat", "dog")).titles() == {
+        0: "cat 0",
+        1: "cat 1",
+        2: "dog",
+        5: "class 5",
+    }
 
 
 def test_guidance_that_cannot_be_is_refused(trained, tiny_run):

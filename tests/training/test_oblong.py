@@ -248,7 +248,8 @@ def test_a_square_stays_one_number():
 
 
 @pytest.mark.parametrize(
-    "text", ["12x20", "12,20,3", "[12]", "12,", "12,a", "0,20", "12,99999", "true", "12.5", "[[1],2]"]
+    "text",
+    ["12x20", "12,20,3", "[12]", "12,", "12,a", "0,20", "12,99999", "true", "12.5", "[[1],2]", "12," + "9" * 5000],
 )
 def test_a_size_that_is_none_is_refused(text):
     with pytest.raises(UsageError, match=r"size = "):
