@@ -50,6 +50,15 @@ def test_links_are_not_broken(page):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
 
 
+def test_the_tests_that_the_reports_name_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reports.md").read_text()))
+    there = {
+        name for file in ROOT.glob("tests/**/*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert named
+    assert named <= there, named - there
+
+
 def test_contributing_names_files_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     paths = set(re.findall(r"colddiff_(?:core|cli)/[\w/]+(?:\.\w+|/)", text))
