@@ -90,7 +90,8 @@ class OpenedRun:
         trained = f"whole {'gray' if own == 1 else 'color'} images of {data.size}x{data.size} pixels ({data.dataset})"
         given = f"this one has {width}x{height}{' in color' if is_gray_only else ''}"
         what = f"{self.label} was trained on {trained}, and {given}: it would return noise."
-        remedy = f"Use colddiff restore without --run ({_for_photographs(self.worker.operator.name)}), or scale it to {data.size} pixels."
+        instead = _for_photographs(self.worker.operator.name)
+        remedy = f"Use colddiff restore without --run ({instead}), or scale it to {data.size} pixels."
         raise UsageError(what, remedy)
 
 
