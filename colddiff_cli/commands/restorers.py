@@ -92,9 +92,8 @@ class OpenedRun:
         trained = f"whole {color} images of {in_words(data.size)} pixels ({data.dataset})"
         given = f"this one has {width}x{height}{' in color' if is_gray_only else ''}"
         what = f"{self.label} was trained on {trained}, and {given}: it would return noise."
-        remedy = (
-            f"Use colddiff restore without --run ({_for_each_operator()}), or scale it to {in_words(data.size)} pixels."
-        )
+        instead = _for_photographs(self.worker.operator.name)
+        remedy = f"Use colddiff restore without --run ({instead}), or scale it to {in_words(data.size)} pixels."
         raise UsageError(what, remedy)
 
 
@@ -241,10 +240,11 @@ def for_photographs(operator: str | None, *, hides: bool) -> dict[str, runs.Run]
     return hiding
 
 
-def _for_each_operator() -> str:
-    """Return the names of the pretrained runs for photographs, for a sentence."""
-    names = [f"{pretrained.PREFIX}{name}" for name in pretrained.names() if name.startswith(PHOTOGRAPHS)]
-    return ", ".join(names) or "runs for photographs"
+def _for_photographs(operator: str) -> str:
+    """Return the names of the pretrained runs for photographs, of this operator if there is one, for a sentence."""
+    names = [name for name in pretrained.names() if name.startswith(PHOTOGRAPHS)]
+    own = [name for name in names if name == PHOTOGRAPHS + operator]
+    return ", ".join(f"{pretrained.PREFIX}{name}" for name in own or names) or "runs for photographs"
 
 
 def whole(text: str, *, is_degraded: bool = True) -> int:
