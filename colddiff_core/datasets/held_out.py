@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +58,16 @@ def hold_out(images: TrainingSet, *, has_crops: bool) -> tuple[TrainingPart, Ima
         order = torch.randperm(count, generator=seeds.generator("held out", count))
     kept, rest = order[:-held].sort().values, order[-held:]
     # The pixels are shared: they may be a file as large as memory.
-    same: dict[str, Any] = {field.name: getattr(images, field.name) for field in dataclasses.fields(ImageSet)}
-    part = TrainingPart(**same, kept=kept)
+    part = TrainingPart(
+        images.pixels,
+        images.labels,
+        images.classes,
+        images.skipped,
+        images.suffixes,
+        images.note,
+        images.skipped_files,
+        images.remarks,
+        kept=kept,
+    )
     labels = None if images.labels is None else images.labels[rest]
     return part, dataclasses.replace(images, pixels=images.pixels[rest], labels=labels)

@@ -184,7 +184,7 @@ def test_an_operators_whole_number_may_have_a_point_or_an_exponent(photo, capsys
         assert run(["degrade", str(photo), *words]) == 0, capsys.readouterr().err
         written.append(Path("out.png").read_bytes())
     assert len(set(written)) == 1
-    for value in ("2.5", "x", "", "true"):
+    for value in ("2.5", "x", "true"):
         assert run(["degrade", str(photo), "--op", "blur", "--kernel-size", value, "--out", "no.png"]) == 2
         assert "is not a whole number" in capsys.readouterr().err
     assert "no.png" not in left_behind(Path())

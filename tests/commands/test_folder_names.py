@@ -76,7 +76,7 @@ def test_every_command_that_lists_a_folder_takes_such_names(tiny_run, in_folder,
     out = f"out{ending}"
     assert run([*command, str(root), "--out-dir", out, "--json"]) == 0
     json.loads(capsys.readouterr().out)
-    assert len(list((in_folder / out).glob("*.[pt][na][gr]"))) >= 2
+    assert len(list((in_folder / out).rglob("*.[pt][na][gr]"))) >= 2
 
 
 @pytest.fixture

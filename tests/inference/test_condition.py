@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make(trained):
     def make(count, wanted, **values):
-        generator = generate.prepare(trained.run, trained.experiment, None, wanted=wanted)
+        generator = generate.prepare(trained.run, trained.experiment, None, chosen=wanted)
         batches = generator.generate(count, Sampling(**{"seed": 3} | values))
         return torch.cat([final(batch.steps)[: batch.count] for batch in batches])
 
@@ -126,7 +126,7 @@ def test_guidance_that_cannot_be_is_refused(trained, tiny_run):
 
 def test_interpolation_takes_one_class(trained):
     built = trained.experiment
-    generator = generate.prepare(trained.run, built, None, wanted=Condition((3, 4)))
+    generator = generate.prepare(trained.run, built, None, chosen=Condition((3, 4)))
     with pytest.raises(UsageError, match="of one class"):
         generator.interpolate(4, Sampling())
 
