@@ -148,14 +148,21 @@ def _decode(source: EntrySource, request: DatasetRequest, place: Path, key: cach
         if entry.refusal:
             return entry.refusal
         try:
-            return read_bytes(entry.path, size=size, channels=_channels(request), content=entry.content)
+            return read_bytes(
+                entry.path,
+                size=size,
+                channels=_channels(request),
+                content=entry.content,
+                note=lambda _: further.add(entry.name),
+            )
         except ColddiffError as error:
             return reason_for(error, entry.path, entry.content)
 
     seen: set[str] = set()  # folders, including those of broken files
     image_folders: list[str] = []  # one per image
     suffixes: set[str] = set()
-    skipped = NameTally()
+    skipped, several = NameTally(), NameTally()
+    further: set[str] = set()  # files with more than one image, by name; threads add to it
     used = 0
     with cache.CacheDraft(key) as draft:
         with ThreadPoolExecutor(environment.processors()) as pool:
@@ -170,6 +177,8 @@ def _decode(source: EntrySource, request: DatasetRequest, place: Path, key: cach
                         skipped.add(f"{entry.title or entry.name} ({why})")
                         continue
                     used += 1
+                    if entry.name in further:
+                        several.add(entry.title or entry.name)
                     suffixes.add(entry.path.suffix.lower())
                     image_folders += [entry.folder] * len(corners)
                     for corner in corners:
@@ -188,7 +197,7 @@ def _decode(source: EntrySource, request: DatasetRequest, place: Path, key: cach
             skipped=skipped.count,
             suffixes=frozenset(suffixes),
             skipped_files=tuple(skipped.names),
-            remarks=source.remarks(),
+            remarks=(*source.remarks(), *_on_frames(several, place)),
         )
         names = source.name_classes(seen)
         classes = tuple(sorted(set(names.values())))
@@ -198,6 +207,13 @@ def _decode(source: EntrySource, request: DatasetRequest, place: Path, key: cach
         labels = [numbers[names[folder]] for folder in image_folders]
         order = _interleaved(labels)
         return draft.finish(order, dataclasses.replace(metadata, labels=torch.tensor(labels)[order], classes=classes))
+
+
+def _on_frames(several: NameTally, place: Path) -> Iterator[str]:
+    """Yield a line about the files that have more images than their first one, if there are any."""
+    if several.count:
+        have = "has" if several.count == 1 else "have"
+        yield f"{place}: {counted(several.count, 'file')} {have} several images, of which the first is used ({several})"
 
 
 def _corners(picture: np.ndarray, entry: Entry, request: DatasetRequest) -> list[tuple[int, int]]:

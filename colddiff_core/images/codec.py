@@ -64,16 +64,20 @@ def read_like(path: Path, like: Tensor, *, note: Note | None = None) -> Tensor:
     return resize_and_crop(read(path, channels=channels, note=note), height, width)
 
 
-def read_bytes(path: Path, *, size: Size = 0, channels: int = 0, content: bytes | None = None) -> np.ndarray:
+def read_bytes(
+    path: Path, *, size: Size = 0, channels: int = 0, content: bytes | None = None, note: Note | None = None
+) -> np.ndarray:
     """Return an image file as (C, H, W) uint8; otherwise as `read`.
 
     `content` replaces the bytes of the file, for a member of an archive; `path` then only names it in errors. This is
-    for data sets: the limit is `opening.MOST_DATASET_PIXELS`, and further images in a file are ignored.
+    for data sets: the limit is `opening.MOST_DATASET_PIXELS`, and without `note` further images in a file are ignored.
 
     Raises:
         UsageError: As `read`.
     """
     with open_image(path, content, most_pixels=MOST_DATASET_PIXELS) as stored:
+        if note and (lost := note_on_frames(stored)):
+            note(lost)
         return _to_array(stored, size, channels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -141,3 +142,18 @@ def test_a_remark_is_printed_once(pictures):
         ask(pictures)
         ask(pictures)
     assert len(said) == 1
+
+
+def test_files_of_several_images_are_named_also_from_the_cache(pictures, monkeypatch):
+    """Only their first image is used: a scan of several pages, an animation."""
+    frames = [Image.fromarray(np.roll(NOISE, shift)) for shift in range(3)]
+    for number, name in enumerate(("pages.tif", "moves.gif", "more.webp", "also.png")):
+        frames[0].save(pictures / "train" / "a" / f"x{number}-{name}", save_all=True, append_images=frames[1:])
+    decoded = record_decoded(monkeypatch)
+    line = "4 files have several images, of which the first is used (a/x0-pages.tif, a/x1-moves.gif, a/x2-more.webp"
+    with pytest.warns(ColddiffWarning, match=re.escape(line)):
+        first = ask(pictures)
+    assert len(decoded) == 24
+    assert ask(pictures).remarks == first.remarks
+    assert len(decoded) == 24
+    assert not ask(pictures, "test").remarks
