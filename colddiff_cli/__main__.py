@@ -76,7 +76,9 @@ def run(arguments: list[str]) -> int:
         is_reported = getattr(error, "what", None) == ""  # by the processes that were launched
         if is_debugging and format_message is None and not is_reported:
             raise
-        return _explain(error, words) if format_message is None else _explain_parser_error(error, format_message())
+        if format_message is None:
+            return _explain(error, words)
+        return _explain_parser_error(error, format_message(), words)
     return _complain(code, "Interrupted.", "") if code == INTERRUPTED else code  # Typer turns Ctrl-C into a code too
 
 
@@ -104,9 +106,12 @@ def _at_home(word: str) -> str:
     return word
 
 
-def _explain_parser_error(error: Exception, message: str) -> int:
+def _explain_parser_error(error: Exception, message: str, words: Sequence[str]) -> int:
     if not message:  # no arguments: the help was printed
         return 2
+    for word in words:
+        if word.startswith("-") and os.path.exists(word):
+            return _complain(2, message, f"For the file, write ./{word}")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "colddiff"
     return _complain(getattr(error, "exit_code", 2), message, f"See: {command} --help")

@@ -22,7 +22,9 @@ from pathlib import Path
 import processes
 
 LAST_QUESTION = b"\x1b[c"
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 120
+DASHBOARD = b"\x1b[?1049h"  # the dashboard's screen is on
+QUIT = [(seconds, b"q") for seconds in (3.0, 8.0, 20.0, 50.0)]  # for a dashboard: a busy one may miss the first
 COLOR = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 DROPPED = ("NO_COLOR", "FORCE_COLOR", "TMUX", "STY", "TERM_PROGRAM", "COLUMNS", "LINES", "TTY_COMPATIBLE")
 
@@ -67,6 +69,7 @@ def run(
     *,
     variables: Mapping[str, str] | None = None,
     typed: Sequence[tuple[float, bytes]] = (),
+    shown: bytes = b"",
     size: tuple[int, int] = (80, 24),
     streams: Sequence[int] = (0, 1, 2),
     is_background: bool = False,
@@ -78,7 +81,8 @@ def run(
         folder: The current folder of the process.
         answer: What the terminal answers.
         variables: Added to the environment.
-        typed: Keys and the seconds after the start of their typing, in order.
+        typed: Keys, and how many seconds later than `shown` they are typed, in order.
+        shown: The keys are typed after the terminal was sent this; empty for the start.
         size: Columns and lines.
         streams: The standard streams that are the terminal; the others are /dev/null.
         is_background: Whether another process group is in the foreground.
@@ -92,6 +96,7 @@ def run(
     place = _Place(os.ttyname(theirs), tuple(streams), str(folder), environment, is_background)
     process = processes.fork(functools.partial(_act, act, place))
     output, due, asked, begun = b"", list(typed), 0.0, time.monotonic()
+    typing = 0.0 if shown else begun
     replies: list[float] = []
     while process.poll() is None:
         assert time.monotonic() < begun + TIMEOUT_SECONDS, output[-2000:]
@@ -105,7 +110,8 @@ def run(
             replies.pop()
             if answer.text:
                 os.write(ours, answer.text)
-        if due and time.monotonic() >= begun + due[0][0]:
+        typing = typing or (time.monotonic() if shown in output else 0.0)
+        if due and typing and time.monotonic() >= typing + due[0][0]:
             os.write(ours, due.pop(0)[1])
     end = time.monotonic()
     while select.select([ours], [], [], 0.02)[0]:

@@ -295,3 +295,11 @@ def test_machine_errors_exit_with_1(in_folder, monkeypatch, capsys):
     assert "could not be downloaded" in message
     assert len(message.splitlines()) == 2
     assert left_behind(in_folder) == []
+
+
+def test_a_file_that_looks_like_an_option_is_told_from_one(photo, monkeypatch, capsys):
+    monkeypatch.chdir(photo.parent)
+    photo.rename("-dash.png")
+    assert run(["degrade", "-dash.png", "--op", "blur", "--out", "x.png"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["colddiff: No such option: -d", "  For the file, write ./-dash.png"]
+    assert run(["degrade", "./-dash.png", "--op", "blur", "--out", "x.png"]) == 0

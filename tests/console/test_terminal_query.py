@@ -139,10 +139,23 @@ def test_keys_typed_before_the_question_are_left_to_the_shell(photo):
 def test_the_dashboard_does_not_take_a_late_answer_for_keys(answer, own_run):
     """Its "?" would open the help, its "c" ask the trainer for a checkpoint."""
     watch = functools.partial(terminals.command, ["monitor", str(own_run)])
-    session = terminals.run(watch, own_run.parent, answer, typed=[(4.0, b"q")], size=(120, 40))
+    session = terminals.run(
+        watch, own_run.parent, answer, typed=terminals.QUIT, shown=terminals.DASHBOARD, size=(120, 40)
+    )
     check_quiet(session)
     assert b"No trainer to ask" not in session.output
     assert HELP not in session.output
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 24), (80, 0)])
+def test_a_terminal_that_does_not_know_its_size_is_no_fault(size, own_run):
+    """A container's terminal may have none."""
+    act = functools.partial(terminals.command, ["monitor", str(own_run)])
+    keys = {"typed": terminals.QUIT, "shown": terminals.DASHBOARD}
+    session = terminals.run(act, own_run.parent, Answer(XTERM), size=size, **keys)
+    assert session.code == 0, session.output[-2000:]
+    assert b"Traceback" not in session.output
+    assert b"Unexpected" not in session.output
 
 
 def test_the_parser_keeps_keys_around_answers():

@@ -175,9 +175,10 @@ def test_nor_in_the_dashboard(place):
     """Each pane in full, the curves of a stranger's quantities, the dialogs and their notes."""
     keys = ["1", "f", "\x1b[B", " ", "f", "2", "f", *"mmmmm", "f", "3", "f", "f", "4", "f", "\x1b[6~", "f", *"pxn?"]
     typed = [(2.5 + 0.25 * number, key.encode()) for number, key in enumerate(keys)]
-    typed += [(typed[-1][0] + 0.5, b"q"), (typed[-1][0] + 1.0, b"q")]
+    typed += [(typed[-1][0] + seconds, b"q") for seconds in (0.5, 1.0, 5.0, 15.0, 40.0)]
     watch = functools.partial(terminals.command, ["monitor"])
-    session = terminals.run(watch, place, terminals.Answer(b"\x1b[?64;1c"), typed=typed, size=(150, 50))
+    answer = terminals.Answer(b"\x1b[?64;1c")
+    session = terminals.run(watch, place, answer, typed=typed, shown=terminals.DASHBOARD, size=(150, 50))
     assert session.code == 0
     check_session(session)
     plain = re.sub("\x1b[^a-zA-Z]*[a-zA-Z]", "", session.output.decode(errors="replace"))
