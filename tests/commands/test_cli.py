@@ -52,11 +52,11 @@ def test_help_and_presets_import_no_torch_and_only_the_command_that_runs():
 
 
 @pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_waiting_threads_sleep_unless_the_user_set_how_they_wait(chosen, policy):
+def test_waiting_threads_sleep_unless_the_user_set_how_they_wait(photo, chosen, policy):
     """Spinning threads take the time of others: beside one busy loop per core a training was ten times slower."""
     kept = {key: text for key, text in os.environ.items() if key not in WAITING}
     finished = subprocess.run(
-        [sys.executable, "-m", "colddiff_cli", "degrade", "--op", "blur", "--describe"],
+        [sys.executable, "-m", "colddiff_cli", "degrade", str(photo), "--op", "blur", "--t", "1", "--out", "out.png"],
         env=kept | {"OMP_DISPLAY_ENV": "TRUE"} | chosen,
         capture_output=True,
         text=True,

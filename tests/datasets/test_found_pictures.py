@@ -138,7 +138,7 @@ def test_a_linked_class_is_a_class(tmp_path, in_folder):
     assert run(["data", "pack", str(root), "--out-dir", "out"]) == 0
     assert len(open_shards(DatasetRequest("train", 8, 1, in_folder / "out"), 1)) == len(train)
     assert run(["degrade", str(root), "--op", "blur", "--out-dir", "blurred"]) == 0
-    assert len(list((in_folder / "blurred").glob("*.png"))) == 40
+    assert len(list((in_folder / "blurred").rglob("*.png"))) == 40
 
 
 def test_a_link_gives_the_same_set_as_the_folder(tmp_path):

@@ -24,7 +24,7 @@ COMMANDS = [
     ["--version"],
     ["presets"],
     ["degrade", "photo.png", "--op", "blur"],
-    ["generate", "RUN", "--n", "1"],
+    ["generate", "RUN", "--n", "1", "--noise", ".002"],
     ["monitor", "RUN", "--once"],
 ]
 
