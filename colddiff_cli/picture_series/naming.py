@@ -32,5 +32,6 @@ def targets(files: Sequence[Path], folder: Path, ending: str) -> list[Path]:
 
 def line(file: Path, files: Sequence[Path], target: Path) -> str:
     """Return what to print about a finished picture: its path, and that of its file where the name does not say it."""
-    is_plain = target.name.startswith(f"{file.stem}-") and sum(other.stem == file.stem for other in files) == 1
+    is_alone = sum(other.stem == file.stem for other in files) == 1
+    is_plain = len(files) == 1 or (is_alone and target.name.startswith(f"{file.stem}-"))
     return str(target) if is_plain else f"{file} -> {target}"

@@ -74,7 +74,7 @@ def test_a_damaged_shard_is_named_with_its_count(tmp_path, damage):
     (root / "train-001.tar").write_bytes(content)
     for _ in range(2):  # the second time from the kept counts
         (line,) = said(root)
-        assert f"1 of 3 shards in {root} damaged: 'train-001.tar' ({words}" in line
+        assert f"1 of 3 shards in {root} is damaged: 'train-001.tar' ({words}" in line
 
 
 def test_the_remark_is_kept_for_the_events(tmp_path):

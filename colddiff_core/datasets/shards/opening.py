@@ -45,9 +45,13 @@ def _damaged(
     rows = list(zip(locations, shard_counts, strict=True))
     if damaged := [(shard.name, count) for shard, count in rows if count.damage]:
         first = [f"{shown(name)} ({count.damage}; {counted(count.records, 'record')} used)" for name, count in damaged]
-        yield f"{len(damaged)} {total} damaged: {named(first, len(first))}"
+        yield f"{len(damaged)} {total} {_is(damaged)} damaged: {named(first, len(first))}"
     if empty := [shown(shard.name) for shard, count in rows if not count.records and not count.damage]:
-        yield f"{len(empty)} {total} without records, such as {empty[0]}"
+        yield f"{len(empty)} {total} {_is(empty)} without records, such as {empty[0]}"
+
+
+def _is(things: Sequence[object]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
 @register("shards")
