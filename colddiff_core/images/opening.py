@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import io
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ MOST_PIXELS = 500_000_000  # of a user's own picture, if memory has room for it;
 MOST_DATASET_PIXELS = 89_478_485  # of one of a data set's, where many threads decode: 256 MiB; Pillow's own limit
 # Above MOST_DATASET_PIXELS, a file with more is taken for a bomb: deflate packs 8,256 pixels of one bit into a byte.
 MOST_PIXELS_PER_BYTE = 10_000
+# What Pillow raises on a damaged file; IndexError comes from a GIF whose further frames are.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, ArithmeticError, struct.error)
 ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})  # formats in which several images are frames
 SUBFILE_TYPE, REDUCED = 254, 1  # TIFF tag, and its bit that marks a smaller copy of another image
 MPF_ENTRIES = 0xB002  # of an MPO
@@ -76,7 +79,7 @@ def open_image(
         raise _too_many(path, int(stated[1]) if stated else 0, most_pixels) from None
     except UnidentifiedImageError:
         raise UsageError(f"{path} is not an image that can be read.", f"Known formats: {', '.join(FORMATS)}.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
+    except DAMAGED as error:
         if is_out_of_memory(error):  # not the file's fault
             raise
         raise UsageError(f"Cannot read {path}: {error}.", "The file may be truncated or damaged.") from None
@@ -172,7 +175,7 @@ def _has_pages(picture: Image.Image) -> bool:
             picture.seek(page)
             if not int(picture.tag_v2.get(SUBFILE_TYPE, 0)) & REDUCED:  # type: ignore[attr-defined]
                 return True
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError):
+    except (*DAMAGED, TypeError):
         return True
     finally:
         picture.seek(0)

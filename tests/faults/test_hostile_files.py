@@ -45,6 +45,8 @@ REGRESSIONS = [  # seeds of the long form that failed once
     ("checkpoints", 10800),
     ("images", 10851),
     ("images", 13974),
+    ("images", 30713),
+    ("images", 32694),
     ("runs", 11102),
 ]
 FIRST_LONG = 10_000  # first seed of the long form
