@@ -16,7 +16,6 @@ NAMES = ("auto", "cpu", "cuda")
 # mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
 TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES = -1, -3, 2**25
 CPU_INFO = Path("/proc/cpuinfo")
-CGROUP = Path("/sys/fs/cgroup")  # of a container, version 2
 # What torch's CPU kernels can be limited to by ONEDNN_MAX_CPU_ISA, and is slow with bfloat16.
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
@@ -107,23 +106,6 @@ def _limit_threads() -> None:
         return
     if torch.get_num_threads() > environment.processors():
         torch.set_num_threads(environment.processors())
-
-
-def free_bytes() -> int:
-    """Return how much of the machine's memory, or of the container's, is free for this process, in bytes.
-
-    Caches of files count as free.
-    """
-    import psutil  # noqa: PLC0415 - 20 ms, and only large pictures need it
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
-        caches = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        return min(free, max(0, int(limit) - int(used) + caches))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
 
 
 def units(name: str) -> tuple[int, str]:

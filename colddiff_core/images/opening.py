@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from colddiff_core import devices
+from colddiff_core import files
 from colddiff_core.errors import UsageError, is_out_of_memory
 
 # Pillow detects the format from the content, whatever the suffix. Others, such as PostScript, are programs.
@@ -88,7 +88,7 @@ def _check_pixels(path: Path, count: int, most_pixels: int, work: Work | None) -
     needed = work.base_bytes + count * work.pixel_bytes if work else 0
     if work is None or count * work.pixel_bytes < GIGA:  # small ones always fit
         return
-    free = devices.free_bytes()
+    free = files.free_bytes()
     if needed > free:
         what = f"{path}: {count / MEGA:,.0f} megapixels take about {needed / GIGA:,.1f} GB of memory"
         room = max(1, (free - work.base_bytes) // work.pixel_bytes // MEGA)

@@ -16,6 +16,7 @@ from colddiff_core.degradations import Degradation
 from colddiff_core.distributed import environment, group
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.runs import FollowerRun, Run, RunWriter, checkpoint
+from colddiff_core.text import shell_word
 from colddiff_core.training import initial
 from colddiff_core.training import step as stepping
 from colddiff_core.training.tick import Tick
@@ -198,7 +199,7 @@ def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
         if step < config.train.steps:
             what = f"{run.path} stopped early, at step {step}: validation found nothing better."
             more = f"train.patience={2 * config.train.patience}"
-        longer = f"colddiff train --resume {run.path} --set {more}"
+        longer = f"colddiff train --resume {shell_word(run.path)} --set {more}"
         raise UsageError(what, f"Train longer with: {longer}")
     runs.check_free(run.path)
     return run.path, config
