@@ -21,7 +21,7 @@ from colddiff_core.text import HARMFUL, harmless, one_line
 
 # A color, a title, a link, a bell, C1 controls, a false line, marks that reverse or hide text, and markup.
 VIS = "[bold][@click=app.quit][link=http://evil]x[/]"
-BIDI = "\u202eR\u2066\u200f\u061c\u2028\u2029\u200b\ufeff\U000e0041"
+BIDI = "\u202eR\u2066\u200f\u061c\u2028\u2029\u200b\ufeff\U000e0041\u3164"
 ESCAPES = "\x1b[35;45m\x1b]0;T\x07\x1b]8;;http:evil\x1b\\\x9b7m\x08\r"
 LINE = "\nFORGED"
 NAME = f"{ESCAPES}{BIDI}{LINE}{VIS}".replace("/", "|")
