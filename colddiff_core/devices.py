@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
+from colddiff_core.paths import cache_folder
 
 NAMES = ("auto", "cpu", "cuda")
 # mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
@@ -44,6 +46,7 @@ def choose(name: str) -> torch.device:
     if device is None or device.type not in NAMES:
         raise UsageError(f"Unknown device '{name}'.", f"Use one of {', '.join(NAMES)}.")
     _limit_threads()
+    _keep_compiled_code_private()
     if device.type == "cpu":
         _keep_memory()
     if device.type == "cuda":
@@ -106,6 +109,19 @@ def _limit_threads() -> None:
         return
     if torch.get_num_threads() > environment.processors():
         torch.set_num_threads(environment.processors())
+
+
+def _keep_compiled_code_private() -> None:
+    """Have torch.compile keep its code in the user's cache, unless TORCHINDUCTOR_CACHE_DIR says where.
+
+    torch's default is a folder in /tmp with a name that can be foretold: whoever makes it first on a shared machine
+    decides what is run. If the user's cache cannot be written, that is left as it is.
+    """
+    folder = cache_folder("compiled")
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def units(name: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
 import re
 import threading
 import warnings
@@ -32,6 +33,8 @@ MPF_ENTRIES = 0xB002  # of an MPO
 VIEWS = frozenset(f"Multi-Frame Image: ({kind})" for kind in ("Panorama", "Disparity", "Multi-angle"))
 MOST_PAGES = 64  # looked at for smaller copies
 MEGA, GIGA = 10**6, 10**9
+# What Pillow logs about a damaged file would be printed beside our own two lines, if the user's program logs nothing.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 _LOCK = threading.Lock()  # Pillow's limit and Python's warning filters are the process's; data sets have many threads
 _opened = 0  # images opened here and not closed yet
 _usual_limit: int | None = None  # Pillow's, from before the first of them

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from colddiff_cli.__main__ import run
 from colddiff_cli.jobs import background
-from colddiff_core import datasets, files
+from colddiff_cli.monitor.data.sample_sheets import SampleSheets
+from colddiff_core import datasets, devices, files
 from colddiff_core.datasets import cache
-from colddiff_core.errors import ColddiffError, MachineError
-from colddiff_core.evaluation import resumable
+from colddiff_core.errors import ColddiffError, MachineError, UsageError
+from colddiff_core.evaluation import classifier, published_weights, resumable
 from colddiff_core.runs import checkpoint, control
 
 SERIES = [
@@ -150,8 +152,11 @@ def sparse(path: Path) -> None:
     os.truncate(path, TERABYTE)
 
 
+PUTS: list[Callable[[Path], None]] = [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), sparse]
+
+
 @pytest.mark.parametrize("suffix", [".json", ".npy"])
-@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), sparse])
+@pytest.mark.parametrize("put", PUTS)
 def test_cached_images_that_are_pipes_or_endless_are_made_again(cached, tmp_path, suffix, put):
     images = load(tmp_path / "data")
     (entry,) = cached.glob(f"*{suffix}")
@@ -249,3 +254,35 @@ def test_a_file_that_memory_has_no_room_for_is_not_read(tmp_path, monkeypatch):
         files.read_ordinary(path)
     monkeypatch.setattr(files, "free_bytes", lambda: 2000)
     assert files.read_ordinary(path) == bytes(1000)
+
+
+@pytest.mark.parametrize("put", PUTS)
+def test_weights_in_the_cache_and_notes_of_a_sheet_that_are_endless_are_left_alone(put, tmp_path, own_run):
+    path = tmp_path / "weights.safetensors"
+    put(path)
+    with pytest.raises(UsageError, match="Cannot read"):
+        published_weights.read(published_weights.INCEPTION, path)
+    assert not classifier._read(path, classifier.Classifier(1, 10))
+    samples = own_run / "samples"
+    samples.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(samples / "step-000001.png")
+    put(samples / "step-000001.json")
+    sheet = SampleSheets(samples).load("step-000001.png")
+    assert sheet is not None
+    assert sheet.metadata == {}
+
+
+def test_code_that_torch_compiled_is_not_kept_where_others_can_write(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    devices.choose("cpu")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    devices.choose("cpu")
+    assert Path(cache_dir()).parent == tmp_path / "cache" / "colddiff"
+    assert Path(cache_dir()).stat().st_mode & 0o077 == 0
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    devices.choose("cpu")  # a home that cannot be written
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
