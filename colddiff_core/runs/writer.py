@@ -172,7 +172,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str], names: Seque
     if path.exists():
         raise taken(path)
     for entry in path.parent.glob(f".{path.stem}-*"):
-        is_stale = entry.is_dir() and time.time() - last_written(entry) > STALE_SECONDS
+        is_stale = _is_draft(entry) and time.time() - last_written(entry) > STALE_SECONDS
         if is_stale and drafted(entry.name) == path.name:  # left by a training that was killed here
             shutil.rmtree(entry, ignore_errors=True)
     draft = beside(path)
@@ -198,6 +198,14 @@ def create(path: Path, config: Config, versions: Mapping[str, str], names: Seque
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return RunWriter(path)
+
+
+def _is_draft(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what `create` writes: a user's folder may be named like a draft."""
+    try:
+        return not folder.is_symlink() and set(os.listdir(folder)) <= {*OWN}
+    except OSError:
+        return False
 
 
 def rewrite_config(run: Run, config: Config) -> None:

@@ -20,7 +20,7 @@ from colddiff_core import datasets, devices, files
 from colddiff_core.datasets import cache
 from colddiff_core.errors import ColddiffError, MachineError, UsageError
 from colddiff_core.evaluation import classifier, published_weights, resumable
-from colddiff_core.runs import checkpoint, control
+from colddiff_core.runs import Run, checkpoint, control, create
 
 SERIES = [
     ["degrade", "in", "--op", "noise", "--t", "4", "--out-dir", "out"],
@@ -150,6 +150,16 @@ def test_no_hidden_file_is_removed_where_the_cache_leads(cached, precious, tmp_p
 def sparse(path: Path) -> None:
     path.touch()
     os.truncate(path, TERABYTE)
+
+
+def test_only_a_draft_of_a_run_is_removed_by_the_next_one_of_its_name(precious, own_run):
+    config = Run(own_run).config()
+    named_like_a_draft = precious.rename(precious.with_name(".new-0123abcd"))
+    draft = own_run.with_name(".new-4567cdef")
+    (draft / "samples").mkdir(parents=True)
+    create(own_run.with_name("new"), config, {}).close()
+    assert not draft.exists()
+    check_precious(named_like_a_draft)
 
 
 PUTS: list[Callable[[Path], None]] = [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), sparse]
