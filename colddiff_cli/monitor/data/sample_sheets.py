@@ -60,7 +60,8 @@ class SampleSheets:
         from PIL import Image  # imported late, so the dashboard opens faster
 
         path = self.folder / name
-        if not path.is_file():  # reading a pipe would block forever
+        notes = path.with_suffix(".json")
+        if not path.is_file() or (notes.exists() and not notes.is_file()):  # reading a pipe would block forever
             return None
         try:
             key = _fingerprint(path) + _fingerprint(path.with_suffix(".json"))
