@@ -151,7 +151,7 @@ def _complain(code: int, what: str, remedy: str, *, is_lost: bool = False) -> in
         who = who if process.is_first else f"{who} (process {process.rank} of {process.count})"
     for line in filter(None, (what, remedy)):
         text = " ".join(line.split())[:MOST_LINE_CHARACTERS]  # a name may contain a newline
-        if not text.isprintable():  # only then: Ctrl-C during this import is not handled
+        if not text.isascii() or not text.isprintable():  # only then: Ctrl-C during this import is not handled
             from colddiff_core.text import harmless
 
             text = harmless(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
+from colddiff_core.paths import cache_folder
 
 NAMES = ("auto", "cpu", "cuda")
 # mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
 TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES = -1, -3, 2**25
 CPU_INFO = Path("/proc/cpuinfo")
-CGROUP = Path("/sys/fs/cgroup")  # of a container, version 2
 # What torch's CPU kernels can be limited to by ONEDNN_MAX_CPU_ISA, and is slow with bfloat16.
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
@@ -45,6 +46,7 @@ def choose(name: str) -> torch.device:
     if device is None or device.type not in NAMES:
         raise UsageError(f"Unknown device '{name}'.", f"Use one of {', '.join(NAMES)}.")
     _limit_threads()
+    _keep_compiled_code_private()
     if device.type == "cpu":
         _keep_memory()
     if device.type == "cuda":
@@ -109,21 +111,17 @@ def _limit_threads() -> None:
         torch.set_num_threads(environment.processors())
 
 
-def free_bytes() -> int:
-    """Return how much of the machine's memory, or of the container's, is free for this process, in bytes.
+def _keep_compiled_code_private() -> None:
+    """Have torch.compile keep its code in the user's cache, unless TORCHINDUCTOR_CACHE_DIR says where.
 
-    Caches of files count as free.
+    torch's default is a folder in /tmp with a name that can be foretold: whoever makes it first on a shared machine
+    decides what is run. If the user's cache cannot be written, that is left as it is.
     """
-    import psutil  # noqa: PLC0415 - 20 ms, and only large pictures need it
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
-        caches = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        return min(free, max(0, int(limit) - int(used) + caches))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
+    folder = cache_folder("compiled")
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def units(name: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, the one file lock, and JSON from anywhere."""
+"""Files written whole or not at all, the one file lock, files read if memory has room, and JSON from anywhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
-from colddiff_core.errors import MachineError
+from colddiff_core.errors import MachineError, UsageError
 
+CGROUP = Path("/sys/fs/cgroup")  # of a container, version 2
+LARGE_BYTES, COPIES = 1 << 28, 2  # smaller files always fit; the bytes, and what is made of them
 NAME_BYTES = 255  # the longest file name that file systems take
 _DRAFT_BYTES = 10  # by how much a draft's name is longer
 _DRAFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)?")
@@ -122,6 +124,8 @@ class FileLock:
     def take(cls, path: Path, *, flags: int = os.O_CREAT, about: Path | None = None) -> Self:
         """Lock a file now. A file system without locks grants every request.
 
+        A link is not followed: in a folder from someone else it may lead to any file of the user's.
+
         Args:
             path: the file to lock.
             flags: `os.open` flags added to O_RDWR; without O_CREAT the file must exist.
@@ -130,6 +134,7 @@ class FileLock:
         Raises:
             BlockingIOError: another process holds the lock.
             MachineError: the file cannot be opened, or Python has no file locks here.
+            UsageError: it is a link.
         """
         fcntl = _fcntl()
 
@@ -143,7 +148,10 @@ class FileLock:
 
         def opened() -> int:
             with refusals(about or path):
-                return os.open(path, os.O_RDWR | flags, 0o666)  # the umask decides who else may train the run
+                if path.is_symlink():
+                    raise UsageError(f"{path} is a link, perhaps someone else's.", "Remove it, or use another folder.")
+                # The umask decides who else may train the run.
+                return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
 
         return cls(path, _locked(path, opened, lock))
 
@@ -152,7 +160,7 @@ class FileLock:
         """Lock a file, created private to this user, once no other process holds it.
 
         Raises:
-            OSError: the file cannot be opened, or its file system has no locks.
+            OSError: the file cannot be opened or is a link, or its file system has no locks.
             MachineError: Python has no file locks here.
         """
         fcntl = _fcntl()
@@ -160,7 +168,7 @@ class FileLock:
             path,
             _locked(
                 path,
-                lambda: os.open(path, os.O_RDWR | os.O_CREAT, 0o600),
+                lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600),
                 lambda descriptor: fcntl.flock(descriptor, fcntl.LOCK_EX),
             ),
         )
@@ -177,6 +185,12 @@ class FileLock:
     def is_held(self) -> bool:
         """Whether the lock is held, and not released yet."""
         return self._descriptor >= 0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the file has other names too (hard links), or is not an ordinary one: `write` would change more."""
+        status = os.fstat(self._descriptor)
+        return status.st_nlink > 1 or not stat.S_ISREG(status.st_mode)
 
     @property
     def size(self) -> int:
@@ -230,9 +244,10 @@ def _locked(path: Path, opened: Callable[[], int], lock: Callable[[int], None]) 
 
 
 def read_ordinary(path: Path, most: int | None = None) -> bytes:
-    """Return the bytes of a regular file of at most `most` bytes.
+    """Return the bytes of a regular file of at most `most` bytes, if memory has room for them twice.
 
-    Reading a pipe or a device that someone put into a run would never end.
+    Reading a pipe or a device that someone put into a run would never end, and a file with holes may be larger than
+    its disk.
 
     Raises:
         OSError: the file is missing, not a regular file, or too large.
@@ -244,7 +259,26 @@ def read_ordinary(path: Path, most: int | None = None) -> bytes:
             raise OSError(errno.EINVAL, "not an ordinary file", str(path))
         if most is not None and status.st_size > most:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        if status.st_size > LARGE_BYTES and COPIES * status.st_size > free_bytes():
+            raise OSError(errno.EFBIG, "larger than memory has room for", str(path))
         return file.read()
+
+
+def free_bytes() -> int:
+    """Return how much of the machine's memory, or of the container's, is free for this process, in bytes.
+
+    Caches of files count as free.
+    """
+    import psutil  # noqa: PLC0415 - 20 ms, and only large files need it
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        caches = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        return min(free, max(0, int(limit) - int(used) + caches))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
 
 
 def parse_json(text: str | bytes, *, constant: Callable[[str], Any] = float) -> Any:

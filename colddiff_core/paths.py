@@ -9,6 +9,7 @@ import platformdirs
 
 CacheName = Literal[
     "classifiers",  # trained to measure how far images stay recognizable
+    "compiled",  # what torch.compile made
     "data",  # downloaded data sets
     "decoded",  # images decoded once, memory-mapped later
     "shards",  # how many records each shard holds

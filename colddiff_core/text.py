@@ -13,7 +13,9 @@ CONTROLS = re.compile(
 # What else a stranger's text must not bring to a screen: line separators, and marks that reverse text or hide in it.
 # The two joiners that Persian, Indian scripts and emoji need are left, and the marks of Arabic and Syriac numbers.
 MARKS = "\xad\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u061c\ufeff\ufff9-\ufffb"
-MARKS += "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff"
+# Letters and joiners that take no room or look like a space.
+MARKS += "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\uffa0\ufff0-\ufff8"
+MARKS += "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 HARMFUL = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{MARKS}]")
 MOST_SHOWN_CHARACTERS = 80
 MOST_NAMED = 3  # of many files or shards

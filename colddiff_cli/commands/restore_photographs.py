@@ -268,7 +268,7 @@ class PhotographJob:
                 raise
             given = worker.look(photograph.pixels, operator.steps)  # the user chooses
         estimate = given.estimate
-        op = f" --op {name}" if opened.trained.run.is_pretrained else f" --run {opened.label}"
+        op = f" --op {name}" if opened.trained.run.is_pretrained else f" --run {shell_word(opened.label)}"
         by = f"; restored with {opened.label}" if opened.trained.run.is_pretrained else ""
         if hidden is not None:
             self.screen.say(f"{path}: t = {given.t} of {operator.steps}, from the mask{by}")

@@ -16,6 +16,7 @@ import typer
 from colddiff_cli.console.screen import Screen
 from colddiff_cli.jobs import launch
 from colddiff_core import runs
+from colddiff_core.errors import MachineError
 from colddiff_core.files import refusals
 from colddiff_core.text import harmless
 
@@ -29,7 +30,7 @@ def start(screen: Screen, arguments: Sequence[str], run: Path) -> subprocess.Pop
     Its output goes to train.log in the run.
 
     Raises:
-        MachineError: The log cannot be written.
+        MachineError: The log cannot be written, or is a link.
         typer.Exit: The process ended before training; its output has been printed.
     """
     before = _start_count(run)
@@ -68,6 +69,8 @@ def _start_count(run: Path) -> int:
 def _log(run: Path) -> Iterator[Path]:
     """Yield the log file: beside the run until its folder exists, and removed if it never does."""
     if run.is_dir():
+        if (run / LOG).is_symlink():
+            raise MachineError(f"{run / LOG} is a link, perhaps someone else's.", "Remove it.")
         yield run / LOG
         return
     created = [folder for folder in (run.parent, *run.parent.parents) if not folder.exists()]

@@ -192,6 +192,9 @@ class Series:
             self._drop_drafts()
             return
         assert self._lock is not None
+        if self._lock.is_shared:
+            what = f"{self._manifest.path} is another file too (a hard link or a device)."
+            raise MachineError(what, "Remove it, or use another --out-dir.")
         with refusals(self._manifest.path):
             # In place, not by rename: the lock is on this very file. A half-written manifest counts as none.
             self._lock.write(self._manifest.text().encode())

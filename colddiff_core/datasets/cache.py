@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -28,12 +29,14 @@ from torch import Tensor
 
 from colddiff_core.datasets.base import DatasetRequest, ImageSet
 from colddiff_core.errors import MachineError
-from colddiff_core.files import FileLock, parse_json, whole
+from colddiff_core.files import FileLock, drafted, parse_json, read_ordinary, whole
 from colddiff_core.paths import cache_folder
 
 DECODING = 1  # increase when the same file decodes to different pixels
+ENTRY = re.compile(r"[0-9a-f]{32}\.(npy|json)")  # a file of an entry
 CHUNK_IMAGES = 256  # decoded at a time; a set of one chunk decodes quickly and is not cached
 RESERVE_BYTES = 2**30  # left free on the disk
+MOST_METADATA_BYTES = 1 << 30  # a label takes a few bytes; a hundred million images
 STALE_SECONDS = 3600.0  # after which a draft counts as abandoned
 
 
@@ -81,7 +84,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
 def load(key: CacheKey) -> ImageSet | None:
     """Return the cached images with memory-mapped pixels, or None if the entry is missing, outdated or damaged."""
     try:
-        metadata = parse_json(key.metadata.read_bytes())
+        metadata = parse_json(read_ordinary(key.metadata, MOST_METADATA_BYTES))
         if metadata["signature"] != key.signature:
             return None
         pixels = _mapped(key.pixels)
@@ -222,6 +225,8 @@ def lock(place: Path) -> FileLock:
 
 def _mapped(path: Path) -> Tensor:
     """Return a uint8 .npy file as a memory-mapped tensor. Raises OSError or ValueError for anything else."""
+    if not path.is_file():  # opening a pipe would block
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
     try:
         array = np.lib.format.open_memmap(path, mode="c")  # never unpickles
     except OSError:  # a writable map, even a private one, must fit in memory
@@ -256,10 +261,10 @@ def check_free_space(directory: Path, size: int) -> None:
 
 
 def _remove_stale_drafts(parent: Path) -> None:
-    """Remove drafts left behind by killed processes."""
+    """Remove drafts left behind by killed processes, and no other hidden file: the folder may be a link to anywhere."""
     for draft in parent.glob(".*"):
         with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > STALE_SECONDS:
+            if ENTRY.fullmatch(drafted(draft.name) or "") and time.time() - draft.stat().st_mtime > STALE_SECONDS:
                 draft.unlink()
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from colddiff_core import seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import MachineError
-from colddiff_core.files import whole
+from colddiff_core.files import read_ordinary, whole
 from colddiff_core.runs import pretrained
 from colddiff_core.tensor_files import write
 
@@ -185,7 +185,7 @@ def _digest(train: ImageSet) -> str:
 def _read(path: Path, network: Classifier) -> bool:
     """Load a cached network; return False if there is none that fits."""
     try:
-        network.load_state_dict(safetensors.torch.load(path.read_bytes()))
+        network.load_state_dict(safetensors.torch.load(read_ordinary(path)))
     except (OSError, safetensors.SafetensorError, RuntimeError):
         return False
     return True

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
 from colddiff_core.errors import MachineError, UsageError
-from colddiff_core.files import whole
+from colddiff_core.files import read_ordinary, whole
 
 CHUNK_BYTES = 1 << 20  # between two progress reports
 TIMEOUT_SECONDS = 30
@@ -107,7 +107,7 @@ def read(published: PublishedWeights, path: Path) -> LoadedWeights:
         UsageError: The file is missing, damaged, or a `.pth` other than the published one, which is not unpickled.
     """
     try:
-        content = path.read_bytes()  # once: the bytes that are unpickled are the bytes that were hashed
+        content = read_ordinary(path)  # once: the bytes that are unpickled are the bytes that were hashed
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from None
     digest = hashlib.sha256(content).hexdigest()

@@ -7,6 +7,7 @@ order of the images, so they are the same bit for bit, however many processes me
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from colddiff_core.files import FileLock, read_ordinary, refusals, whole
 
 MIN_CHUNK_IMAGES = 256
 MIN_CHUNKS, MAX_CHUNKS = 8, 512  # per column; small evaluations get smaller chunks
+NAME = re.compile(r"[0-9a-f]{16}")  # of the folder: a hash of the settings
 LOCK = ".lock"  # suffix of the lock file beside the folder
 STALE_SECONDS = 30 * 86_400.0  # after which partial results count as abandoned
 CLOCK = "clock"  # name of the tensor (seconds, images, evaluations) in a chunk file
@@ -45,12 +47,15 @@ class PartialResults:
             is_resumed: Keep the chunks of an earlier call.
 
         Raises:
-            MachineError: Another job has locked the folder, or it cannot be written.
+            MachineError: Another job has locked the folder, it cannot be written, or it is a link.
         """
         self.path = path
         self._lock: FileLock | None = None
         if not is_first:
             return
+        for place in (path.parent, path):
+            if place.is_symlink():  # in a run from someone else it may lead to any folder of the user's
+                raise MachineError(f"{place} is a link, perhaps someone else's.", "Remove it.")
         with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -191,9 +196,11 @@ def _split(tensors: Mapping[str, Tensor], size: int) -> Iterator[ImageMeasuremen
 
 
 def _remove_stale(parent: Path, keep: Path) -> None:
-    """Remove partial results that were not touched for a long time."""
+    """Remove partial results that were not touched for a long time, and nothing else that someone keeps there."""
     for folder in parent.iterdir():
         with contextlib.suppress(OSError):
-            if folder != keep and folder.is_dir() and time.time() - folder.stat().st_mtime > STALE_SECONDS:
+            if folder == keep or not NAME.fullmatch(folder.name) or folder.is_symlink():
+                continue
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(folder)
                 folder.with_suffix(LOCK).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
 import re
 import struct
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from colddiff_core import devices
+from colddiff_core import files
 from colddiff_core.errors import UsageError, is_out_of_memory
 
 # Pillow detects the format from the content, whatever the suffix. Others, such as PostScript, are programs.
@@ -35,6 +36,8 @@ MPF_ENTRIES = 0xB002  # of an MPO
 VIEWS = frozenset(f"Multi-Frame Image: ({kind})" for kind in ("Panorama", "Disparity", "Multi-angle"))
 MOST_PAGES = 64  # looked at for smaller copies
 MEGA, GIGA = 10**6, 10**9
+# What Pillow logs about a damaged file would be printed beside our own two lines, if the user's program logs nothing.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 _LOCK = threading.Lock()  # Pillow's limit and Python's warning filters are the process's; data sets have many threads
 _opened = 0  # images opened here and not closed yet
 _usual_limit: int | None = None  # Pillow's, from before the first of them
@@ -91,7 +94,7 @@ def _check_pixels(path: Path, count: int, most_pixels: int, work: Work | None) -
     needed = work.base_bytes + count * work.pixel_bytes if work else 0
     if work is None or count * work.pixel_bytes < GIGA:  # small ones always fit
         return
-    free = devices.free_bytes()
+    free = files.free_bytes()
     if needed > free:
         what = f"{path}: {count / MEGA:,.0f} megapixels take about {needed / GIGA:,.1f} GB of memory"
         room = max(1, (free - work.base_bytes) // work.pixel_bytes // MEGA)

@@ -24,7 +24,7 @@ from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.inference.condition import ClassNames, Condition
 from colddiff_core.inference.open_run import TrainedRun
 from colddiff_core.runs import Run
-from colddiff_core.sampling import DegradedImages, Sampling, Step, final, fitting, priors
+from colddiff_core.sampling import DegradedImages, Sampling, Step, final, fitting, priors, sound
 from colddiff_core.sampling.priors import InitialState, Prior, PriorSource, Weights
 
 MOST_NOISE = 1.0  # wider noise leaves little else of x_T
@@ -123,7 +123,7 @@ class Generator:
             state = start(numbers).to(built.device)
             x_T = DegradedImages(state.x, built.operator.steps, state.frozen, noises(numbers))
             labels = self.condition.of(numbers, built.device)
-            steps = built.restore(x_T, exact, labels, self.condition.guidance)
+            steps = sound(built.restore(x_T, exact, labels, self.condition.guidance))
             return GeneratedBatch(numbers.start, min(len(numbers), count - numbers.start), state, steps)
 
         return map(batch, batches.batches(count, self.batch_size, accepts))

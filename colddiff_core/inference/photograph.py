@@ -15,7 +15,7 @@ from colddiff_core.errors import MachineError, UsageError, is_out_of_memory
 from colddiff_core.experiment import Experiment
 from colddiff_core.images import LUMA, dequantize
 from colddiff_core.models import UNet, memory, tiling
-from colddiff_core.sampling import SAMPLERS, DegradedImages, Sampling
+from colddiff_core.sampling import SAMPLERS, DegradedImages, Sampling, check_sound
 
 Color = Literal["channels", "luma"]
 BITS = 8  # of users' pictures
@@ -121,7 +121,7 @@ class PhotographRestorer:
 
         Raises:
             UsageError: Not enough is known about the degradation: all samplers but "direct" need all of it, and so do
-                networks that are shown an inverse that needs it.
+                networks that are shown an inverse that needs it; or restored pixels are not finite.
             MachineError: Memory has no room even for small tiles.
         """
         if given.t == 0:
@@ -171,6 +171,7 @@ class PhotographRestorer:
             for step in built.restore(degraded, dataclasses.replace(self.sampling, bits=BITS)):
                 x, done = step.x, float(step.index)
                 at_share(done / count)
+            check_sound(x)
             if self.is_consistent:
                 x = self.project(x, given)
         return x

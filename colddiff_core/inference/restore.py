@@ -15,7 +15,7 @@ from colddiff_core.experiment import Experiment
 from colddiff_core.inference import batches
 from colddiff_core.inference.batches import BatchFilter, every_batch
 from colddiff_core.inference.open_run import TrainedRun
-from colddiff_core.sampling import DegradedImages, Sampling, Step, final
+from colddiff_core.sampling import DegradedImages, Sampling, Step, final, sound
 from colddiff_core.seeds import ImageKey
 
 
@@ -42,8 +42,12 @@ class DegradedBatch:
     t: int
 
     def restore(self, sampling: Sampling) -> Iterator[Step]:
-        """Take the whole batch back to x_0 and yield every step, as `Experiment.restore` does."""
-        return self.experiment.restore(DegradedImages(self.x_t, self.t, self.frozen, self.keys), sampling)
+        """Take the whole batch back to x_0 and yield every step, as `Experiment.restore` does.
+
+        Raises:
+            UsageError: x_0 has pixels that are not finite.
+        """
+        return sound(self.experiment.restore(DegradedImages(self.x_t, self.t, self.frozen, self.keys), sampling))
 
     def direct(self) -> Tensor:
         """Return R(x_t, t) of the whole batch, (B, C, H, W)."""
@@ -109,7 +113,8 @@ def restore(
         sampling: None for the run's own.
 
     Raises:
-        UsageError: x_t has another shape or dtype than the run's images, or t or the sampling does not fit.
+        UsageError: x_t has another shape or dtype than the run's images, or t or the sampling does not fit; or
+            x_0 has pixels that are not finite.
     """
     built, config = trained.experiment, trained.experiment.config
     if x_t.ndim != 4 or tuple(x_t.shape[1:]) != built.shape or x_t.dtype != torch.float32:
@@ -123,4 +128,4 @@ def restore(
     x_t, numbers = x_t.to(built.device), range(len(x_t))
     if frozen is None:
         frozen = built.freeze(x_t, seeds.image_generators(sampling.seed, numbers))
-    return final(built.restore(DegradedImages(x_t, severity, frozen, numbers), sampling)).cpu()
+    return final(sound(built.restore(DegradedImages(x_t, severity, frozen, numbers), sampling))).cpu()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from colddiff_core.files import parse_json, whole
+from colddiff_core.files import parse_json, read_ordinary, whole
 
 MARK = "# The paper's tables"  # first line of a page that may be overwritten
 PAGE, DATA = "tables.md", "tables.json"
@@ -74,7 +74,7 @@ def write(report: Record, folder: Path) -> Path:
 
 def read(folder: Path) -> Record:
     """Return the report in a folder."""
-    report: Record = parse_json((folder / DATA).read_text(encoding="utf-8"))
+    report: Record = parse_json(read_ordinary(folder / DATA))
     return report
 
 

@@ -24,7 +24,7 @@ from colddiff_core.config.fields import LARGEST
 from colddiff_core.distributed.group import Group
 from colddiff_core.errors import UsageError
 from colddiff_core.files import flush, parse_json, read_ordinary, refusals
-from colddiff_core.runs import TENSOR_FILES, Run, list_checkpoints, path_step
+from colddiff_core.runs import MOST_HEADER_BYTES, TENSOR_FILES, Run, list_checkpoints, path_step
 
 MODEL, AVERAGE, OPTIMIZER = TENSOR_FILES
 Weights = dict[str, Tensor]
@@ -224,6 +224,8 @@ def _read(path: Path, sha256: object) -> Weights:
     # A failing disk may return content that is valid but not what was written.
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedError(f"{path} is damaged (not the bytes that were written).", REMEDY)
+    if int.from_bytes(content[:8], "little") > MOST_HEADER_BYTES:  # a million empty tensors take minutes
+        raise DamagedError(f"{path} is damaged (its header is too large).", REMEDY)
     try:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have

@@ -12,7 +12,7 @@ import os
 import uuid
 from pathlib import Path
 
-from colddiff_core.errors import UsageError
+from colddiff_core.errors import MachineError, UsageError
 from colddiff_core.files import refusals
 from colddiff_core.text import nearest
 
@@ -31,10 +31,12 @@ def ask(run: Path, request: str) -> str:
 
     Raises:
         UsageError: the request is unknown.
-        MachineError: the run cannot be written to.
+        MachineError: the run cannot be written to, or its control/ is a link.
     """
     if request not in ANSWERS:
         raise UsageError(f"No such request: {request}.", nearest(request, ANSWERS))
+    if (run / FOLDER).is_symlink():
+        raise MachineError(f"{run / FOLDER} is a link, perhaps someone else's.", "Replace it with a real folder.")
     name = f"{request}.{uuid.uuid4().hex[:8]}"
     path = run / FOLDER / name
     with refusals(path):

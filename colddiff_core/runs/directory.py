@@ -29,7 +29,8 @@ OWN = ("lock", "run.toml", classes.FILE, *LOGS, "samples", "checkpoints", contro
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 BEGINNINGS = frozenset({"started", "resumed"})  # events of a trainer that has just locked the run
 LARGEST_PID = 2**31
-MOST_STATE_BYTES, MOST_HEADER_BYTES = 1 << 20, 100_000_000  # the second is safetensors' own limit
+MOST_STATE_BYTES, MOST_HEADER_BYTES = 1 << 20, 1 << 23  # a header of that size names fifty thousand tensors
+MOST_LOG_BYTES = 1 << 31  # ten million lines of metrics.jsonl
 MOST_ELAPSED_SECONDS = 1e11  # three thousand years
 HEARTBEAT_SECONDS = 1.0  # the least time between heartbeats of a trainer
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
@@ -248,7 +249,8 @@ def _nothing_to_continue(name: str, error: UsageError) -> UsageError:
     if not path.exists():
         what = f"{error.what.rstrip('.')}: nothing was saved there."
         again = (
-            f"If its training was stopped before it began, start it again: colddiff train --preset NAME --out {path}"
+            f"If its training was stopped before it began, start it again: "
+            f"colddiff train --preset NAME --out {shell_word(path)}"
         )
         hint = error.remedy if error.remedy.startswith("Did you mean") else ""
         return UsageError(what, f"{hint} {again}".strip())
@@ -317,7 +319,8 @@ def _is_logged(line: dict[str, Any]) -> bool:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(OSError):
-        for line in read_ordinary(path).split(b"\n")[:-1]:  # text after the last newline is still being written
+        content = read_ordinary(path, MOST_LOG_BYTES)
+        for line in content.split(b"\n")[:-1]:  # text after the last newline is still being written
             with contextlib.suppress(ValueError):
                 entry = parse_json(line)
                 if isinstance(entry, dict):

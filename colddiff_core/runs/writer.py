@@ -19,7 +19,7 @@ from colddiff_core.config.toml import dump
 from colddiff_core.errors import ColddiffWarning, MachineError, UsageError
 from colddiff_core.files import FileLock, beside, drafted, flush, read_ordinary, refusals, sweep, whole
 from colddiff_core.runs import classes, control
-from colddiff_core.runs.directory import HEARTBEAT_SECONDS, LOGS, OWN, Run, last_written, taken
+from colddiff_core.runs.directory import HEARTBEAT_SECONDS, LOGS, MOST_LOG_BYTES, OWN, Run, last_written, taken
 from colddiff_core.text import counted
 
 STALE_SECONDS = 60.0  # age of a run's draft that no process works on any more
@@ -172,7 +172,7 @@ def create(path: Path, config: Config, versions: Mapping[str, str], names: Seque
     if path.exists():
         raise taken(path)
     for entry in path.parent.glob(f".{path.stem}-*"):
-        is_stale = entry.is_dir() and time.time() - last_written(entry) > STALE_SECONDS
+        is_stale = _is_draft(entry) and time.time() - last_written(entry) > STALE_SECONDS
         if is_stale and drafted(entry.name) == path.name:  # left by a training that was killed here
             shutil.rmtree(entry, ignore_errors=True)
     draft = beside(path)
@@ -200,6 +200,14 @@ def create(path: Path, config: Config, versions: Mapping[str, str], names: Seque
     return RunWriter(path)
 
 
+def _is_draft(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what `create` writes: a user's folder may be named like a draft."""
+    try:
+        return not folder.is_symlink() and set(os.listdir(folder)) <= {*OWN}
+    except OSError:
+        return False
+
+
 def rewrite_config(run: Run, config: Config) -> None:
     """Replace the configuration of a run that continues with changed settings, `data.download` included."""
     table = config.to_table() | {"versions": run.table().get("versions", {})}
@@ -220,7 +228,7 @@ def _drop_torn_line(path: Path) -> None:
     """Cut what a killed writer left after the last newline."""
     if path.exists():
         with refusals(path):
-            length = read_ordinary(path).rfind(b"\n") + 1
+            length = read_ordinary(path, MOST_LOG_BYTES).rfind(b"\n") + 1
             os.truncate(path, length)
 
 
@@ -232,7 +240,7 @@ def check_free(path: Path) -> None:
 
 def _hold(path: Path) -> FileLock:
     """Lock the run and write this process's pid and host into the lock file."""
-    lock = _locked(path, os.O_CREAT | os.O_NOFOLLOW)
+    lock = _locked(path, os.O_CREAT)
     try:
         with refusals(path):
             lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())

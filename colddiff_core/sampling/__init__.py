@@ -8,10 +8,12 @@ from colddiff_core.sampling.samplers import (
     Sampling,
     Step,
     StepInputs,
+    check_sound,
     final,
     last,
     names,
     sample,
+    sound,
 )
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "Sampling",
     "Step",
     "StepInputs",
+    "check_sound",
     "final",
     "last",
     "names",
     "sample",
+    "sound",
 ]

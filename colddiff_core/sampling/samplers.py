@@ -239,3 +239,23 @@ def last(steps: Iterator[Step]) -> Step:
 def final(steps: Iterator[Step]) -> Tensor:
     """Run a sampler to its end and return x_0."""
     return last(steps).x
+
+
+def sound(steps: Iterator[Step]) -> Iterator[Step]:
+    """Yield the steps of a sampler, and check the last one when it is taken on.
+
+    Raises:
+        UsageError: x_0 has pixels that are not finite.
+    """
+    step = None
+    for step in steps:
+        yield step
+    if step is not None:
+        check_sound(step.x)
+
+
+def check_sound(x: Tensor) -> None:
+    """Raise UsageError if an image has pixels that are not finite: rounded to bytes they would look like a result."""
+    if not x.isfinite().all():
+        what = "The network gives pixels that are not finite: it has diverged, or its weights were changed."
+        raise UsageError(what, "Train it again with a lower train.lr, or use another run.")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from cache_files import are_equal, decode_literally, load, record_decoded, use_temporary_cache, write_images
 
-from colddiff_core import datasets
+from colddiff_core import datasets, files
 from colddiff_core.datasets import cache
 
 
@@ -119,7 +119,7 @@ def test_concurrent_writers_all_get_the_right_images(tmp_path, kept, monkeypatch
 
 def test_only_stale_drafts_are_removed(tmp_path, kept):
     kept.mkdir(parents=True)
-    old, new = kept / ".0123-dead.npy", kept / ".4567-live.npy"
+    old, new = (files.beside(kept / f"{digit * 32}.npy") for digit in "01")
     for path in (old, new):
         path.write_bytes(b"half")
     then = time.time() - 2 * cache.STALE_SECONDS

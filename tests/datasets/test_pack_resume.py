@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,20 @@ def test_existing_shards_are_overwritten_only_by_force(images, capsys):
         run_pack(images, "--out-dir", "out", "--force", code=2)
         assert f"{name} is in the way" in capsys.readouterr().err
         (Path("out") / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["999999999.png", "-5.png", "000000000.png", f"{'9' * 50}.png", "x.png", "\u0663.png"])
+def test_a_shard_with_positions_that_cannot_be_is_packed_again(images, name):
+    """Someone else's shard in the folder, or one of another program: the rest would be left out without a word."""
+    run_pack(images, "--out-dir", "out", "--records", "6")
+    expected = bytes_in(Path("out"))
+    (Path("out") / "shards.json").unlink()
+    content = next(images.rglob("*.png")).read_bytes()
+    for shard in ("train-000000.tar", "train-000001.tar", "test-000000.tar"):
+        with tarfile.open(Path("out") / shard, "w") as archive:
+            for number in range(2):
+                member = tarfile.TarInfo(name if number else "a.png")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    run_pack(images, "--out-dir", "out", "--records", "6", "--resume")
+    assert bytes_in(Path("out")) == expected

@@ -61,6 +61,12 @@ def test_ranges_expand_to_every_number(line, expected):
     ("lines", "words"),
     [
         (["train-{0..99999999999}.tar"], "more than"),
+        (["{1..10000}/{1..10000}.tar"], "more than"),
+        (["{1..1000000}" * 3], "more than"),
+        (["{1..1000000}" + "x" * 100_000], "characters"),
+        (["a.tar", "b\0.tar"], "which no file is called"),
+        (["{0..0}" * 3000], "Cannot read"),
+        (["http://host/a;touch b"], "curl -s -L 'http://host/a;touch b'"),
         (["train-000.tar", "train-000.tar"], "twice"),
         (["https://host/a.tar"], "pipe:curl -s -L https://host/a.tar"),
         (["absent.tar"], "Cannot read .*absent.tar: No such file"),

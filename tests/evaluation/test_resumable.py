@@ -130,13 +130,14 @@ def test_a_folder_is_one_jobs_at_a_time(tmp_path):
 
 
 def test_abandoned_partial_results_are_removed(tmp_path):
-    for name, age in (("old", 2 * resumable.STALE_SECONDS), ("new", 0)):
+    old, new = "0" * 16, "1" * 16
+    for name, age in ((old, 2 * resumable.STALE_SECONDS), (new, 0)):
         (tmp_path / name).mkdir()
         then = (tmp_path / name).stat().st_mtime - age
         os.utime(tmp_path / name, (then, then))
     resumable.PartialResults(tmp_path / "x")
-    assert not (tmp_path / "old").exists()
-    assert (tmp_path / "new").exists()
+    assert not (tmp_path / old).exists()
+    assert (tmp_path / new).exists()
 
 
 @pytest.fixture

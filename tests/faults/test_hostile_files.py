@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -243,3 +246,17 @@ def test_any_state_of_a_checkpoint_is_accepted_or_refused(own_run, tmp_path, cap
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
         assert len(lines) <= 2, lines
         assert "Unexpected" not in "".join(lines)
+
+
+def test_what_the_image_library_logs_is_not_printed(photo):
+    """A TIFF of 60,000 samples per pixel is reported in two lines: without a handler, Python prints log messages."""
+    entries = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 60_000, 200), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    entries += [(277, 3, 1, 60_000), (278, 4, 1, 16), (279, 4, 1, 256)]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(200_000)
+    photo.with_name("a.tif").write_bytes(content)
+    # A fresh Python: pytest handles what is logged, also in the processes forked from it.
+    words = [sys.executable, "-m", "colddiff_cli", "degrade", "a.tif", "--op", "blur"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=photo.parent)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 2, ended.stderr

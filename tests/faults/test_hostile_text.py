@@ -21,13 +21,14 @@ from colddiff_core.text import HARMFUL, harmless, one_line
 
 # A color, a title, a link, a bell, C1 controls, a false line, marks that reverse or hide text, and markup.
 VIS = "[bold][@click=app.quit][link=http://evil]x[/]"
-BIDI = "\u202eR\u2066\u200f\u061c\u2028\u2029\u200b\ufeff\U000e0041"
+BIDI = "\u202eR\u2066\u200f\u061c\u2028\u2029\u200b\ufeff\U000e0041\u3164"
 ESCAPES = "\x1b[35;45m\x1b]0;T\x07\x1b]8;;http:evil\x1b\\\x9b7m\x08\r"
 LINE = "\nFORGED"
 NAME = f"{ESCAPES}{BIDI}{LINE}{VIS}".replace("/", "|")
 TEXT = f"{ESCAPES}{BIDI}{LINE}{VIS}"
 SETTINGS = [word for value in TINY for word in ("--set", value)]
 FOLDER = ["--set", "data.dataset=folder"]
+BLANK = "\u115f\u1160\u3164\uffa0"
 JOINERS = "\u200c\u200d\u0600"
 
 COMMANDS = [
@@ -206,7 +207,10 @@ def test_a_data_set_and_a_run_may_have_any_name_without_controls(place):
 
 
 def test_what_is_harmful():
-    """Every control and every invisible character of format but the two joiners and the visible marks of numbers."""
+    """Every control and every invisible character of format but the two joiners and the visible marks of numbers.
+
+    Also what Unicode says may be ignored (Default_Ignorable_Code_Point), but the variation selectors of emoji.
+    """
     for number in range(0x110000):
         character = chr(number)
         kind = unicodedata.category(character)
@@ -216,6 +220,9 @@ def test_what_is_harmful():
         is_harmful = (kind in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t") or is_mark
         assert not is_harmful or HARMFUL.match(character), hex(number)
         if HARMFUL.match(character):
-            assert kind in ("Cc", "Cs", "Zl", "Zp", "Cf", "Cn", "Mn"), hex(number)
+            assert kind in ("Cc", "Cs", "Zl", "Zp", "Cf", "Cn", "Mn") or character in BLANK, hex(number)
+    ignorable = [*range(0x180B, 0x1810), *range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE1000), 0x34F, 0x17B4, 0x17B5]
+    assert all(HARMFUL.match(chr(number)) for number in [*ignorable, *map(ord, BLANK)])
+    assert harmless("\u2764\ufe0f") == "\u2764\ufe0f"
     assert harmless(f"a\n\tb{JOINERS}é漢") == f"a\n\tb{JOINERS}é漢"
     assert one_line("a\n\tb\x1b\u202e") == "a  b\ufffd\ufffd"

@@ -16,7 +16,7 @@ import pytest
 from bombs import png_header
 from PIL import Image
 
-from colddiff_core import devices, images
+from colddiff_core import files, images
 from colddiff_core.errors import ColddiffWarning, UsageError
 from colddiff_core.images import opening, photograph
 
@@ -65,7 +65,7 @@ def test_pillows_limit_is_restored_when_the_last_of_several_threads_is_done(tmp_
 @pytest.mark.parametrize("read", READERS)
 def test_a_picture_that_memory_has_no_room_for_is_refused_with_the_figures(tmp_path, monkeypatch, read):
     path = large(tmp_path / "a.png")
-    monkeypatch.setattr(devices, "free_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr(files, "free_bytes", lambda: 2 * 10**9)
     with pytest.raises(
         UsageError, match=r"108 megapixels take about \d\.\d GB of memory, and 2\.0 GB are free"
     ) as refused:
@@ -256,15 +256,15 @@ def test_formats_that_are_programs_or_rare_are_not_opened(tmp_path, name, read):
 
 
 def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
-    free = devices.free_bytes()
+    free = files.free_bytes()
     assert 0 < free < 2**50
-    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    monkeypatch.setattr(files, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("2500000\n")
     (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 700000\n")
-    assert devices.free_bytes() == 1_200_000  # the cache of files can be dropped
+    assert files.free_bytes() == 1_200_000  # the cache of files can be dropped
     (tmp_path / "memory.max").write_text("max\n")
-    assert devices.free_bytes() > 1_200_000
+    assert files.free_bytes() > 1_200_000
 
 
 PEAK = """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from colddiff_core.files import parse_json
+from colddiff_core.runs import MOST_LOG_BYTES
 
 CHUNK_BYTES = 1 << 20  # read at a time, so the reader stays responsive
 
@@ -47,7 +48,8 @@ class GrowingFile:
             status = os.stat(self.path)
         except OSError:  # deleted, or a slow network: keep the data read so far
             return False, 0
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block forever
+        # Reading a pipe would block forever, and a file with holes may have a size beyond any disk.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_LOG_BYTES:
             return False, 0
         identity, size = (status.st_dev, status.st_ino), status.st_size
         is_replaced = self._identity is not None and (identity != self._identity or size < self.offset)

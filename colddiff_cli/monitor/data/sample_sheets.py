@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colddiff_core.files import parse_json
+from colddiff_core.files import parse_json, read_ordinary
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,6 +17,7 @@ GAP = 1  # pixels between images in half-blocks
 SCREEN_GAP = 4  # pixels between images in terminals that draw real pixels
 GAP_COLOR = (48, 48, 56)
 CACHED_SHEETS = 3  # a large decoded sheet takes megabytes
+MOST_METADATA_BYTES = 1 << 24
 MAX_PIXELS = 50_000_000  # of a sheet, so that it fits into memory once decoded
 MIN_ROWS = 2  # rows that should be visible before images are enlarged
 
@@ -59,7 +60,8 @@ class SampleSheets:
         from PIL import Image  # imported late, so the dashboard opens faster
 
         path = self.folder / name
-        if not path.is_file() or path.with_suffix(".json").is_fifo():  # reading a pipe would block forever
+        notes = path.with_suffix(".json")
+        if not path.is_file() or (notes.exists() and not notes.is_file()):  # reading a pipe would block forever
             return None
         try:
             key = _fingerprint(path) + _fingerprint(path.with_suffix(".json"))
@@ -78,7 +80,7 @@ class SampleSheets:
 
     def _metadata(self, path: Path) -> dict[str, Any]:
         try:
-            metadata = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
+            metadata = parse_json(read_ordinary(path.with_suffix(".json"), MOST_METADATA_BYTES))
         except (OSError, ValueError):
             return {}
         return metadata if isinstance(metadata, dict) else {}

@@ -14,7 +14,7 @@ from colddiff_core.datasets.folder import held_out
 from colddiff_core.datasets.splits import NAMES, SPLITS, archive_stem, names_in
 from colddiff_core.errors import UsageError
 from colddiff_core.files import read_ordinary
-from colddiff_core.text import counted, named, shown
+from colddiff_core.text import beginning, counted, named, shell_word, shown
 
 PIPE = "pipe:"
 MAX_SHARDS = 1_000_000
@@ -155,16 +155,22 @@ def _read(path: Path) -> Iterator[ShardLocation]:
     lines = (line.strip() for line in text.splitlines())
     names = itertools.chain.from_iterable(expand_ranges(line) for line in lines if line and not line.startswith("#"))
     seen: set[str] = set()
+    characters = 0
     for name in names:
+        if "\0" in name:
+            raise UsageError(f"{path} lists {shown(name)}, which no file is called.", "Correct the list.")
         if name in seen:
             raise UsageError(f"{path} lists {shown(name)} twice.", "Remove one of them.")
         seen.add(name)
+        characters += len(name)
+        if characters > MAX_LIST_BYTES:
+            raise UsageError(f"{path} lists more than {MAX_LIST_BYTES:,} characters of names.", "Use shorter names.")
         if len(seen) > MAX_SHARDS:
             raise UsageError(f"{path} lists more than {MAX_SHARDS:,} shards.", "Use larger shards.")
         if name.startswith(PIPE):
             yield ShardLocation(name, path.parent)
         elif "://" in name:
-            remedy = f"Write a command that downloads it: {PIPE}curl -s -L {name}"
+            remedy = f"Write a command that downloads it: {PIPE}curl -s -L {shell_word(name)}"
             raise UsageError(f"{path}: {shown(name)} is a URL, and a shard is a file or a command.", remedy)
         else:
             yield ShardLocation(name, path.parent, path.parent / name)
@@ -178,16 +184,15 @@ def expand_ranges(line: str) -> Iterator[str]:
     Raises:
         UsageError: A range has too many numbers.
     """
-    match = _RANGE.search(line)
-    if match is None:
-        yield line
-        return
-    low, high = match.groups()
-    first, last = int(low), int(high)
-    if abs(last - first) >= MAX_SHARDS:
-        raise UsageError(f"{match[0]} is more than {MAX_SHARDS:,} shards.", "Use larger shards.")
-    width = max(len(low), len(high)) if (low + " " + high)[0] == "0" or high[0] == "0" else 0
-    rest = list(itertools.islice(expand_ranges(line[match.end() :]), MAX_SHARDS + 1))
-    for number in range(first, last + 1) if first <= last else range(first, last - 1, -1):
-        for ending in rest:
-            yield f"{line[: match.start()]}{number:0{width}d}{ending}"
+    texts = _RANGE.split(line)  # text, first number, last number, text, ..., text
+    count, choices = 1, [[texts[0]]]
+    for low, high, text in zip(texts[1::3], texts[2::3], texts[3::3], strict=True):
+        first, last = int(low), int(high)
+        count *= abs(last - first) + 1
+        if count > MAX_SHARDS:
+            what = f"{beginning(line)} is more than {MAX_SHARDS:,} shards."
+            raise UsageError(what, "Use larger shards.")
+        width = max(len(low), len(high)) if (low + " " + high)[0] == "0" or high[0] == "0" else 0
+        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        choices += [[f"{number:0{width}d}" for number in numbers], [text]]
+    yield from map("".join, itertools.product(*choices))

@@ -39,6 +39,7 @@ CHUNK_FILES = 64  # read and checked at a time
 CHUNK_BYTES = 1 << 26  # after which a chunk ends early
 
 
+MOST_DIGITS = 18  # of the position of an image
 MEGABYTE_BYTES = 1_000_000
 
 
@@ -108,7 +109,7 @@ def pack_split(
         UsageError: None of the images can be read.
         MachineError: The disk is full, or a write fails.
     """
-    packed, start = _resume(folder, split)
+    packed, start = _resume(folder, split, len(source))
     order = torch.randperm(len(source), generator=seeds.generator(seed, "pack", split))
     on_progress(start)
     records = _readable(source, order, start, packed, on_progress)
@@ -137,16 +138,20 @@ def finish(folder: Path, packed: Mapping[Split, PackedSplit], classes: Sequence[
         draft.write_text(counts.counts_json(shards, classes), encoding="utf-8")
 
 
-def _resume(folder: Path, split: Split) -> tuple[PackedSplit, int]:
+def _resume(folder: Path, split: Split, count: int) -> tuple[PackedSplit, int]:
     """Return the complete shards of an earlier run, and the position of the first image that is not in them.
 
-    Shards after a missing or damaged one are removed, and so are drafts.
+    Shards after a missing or damaged one are removed, and so are drafts. One is damaged too if the positions in it
+    cannot be those of its records among `count` images.
     """
     packed, start = PackedSplit(), 0
     for path in [folder / f"{split}-{number:06}.tar" for number in range(len(list(folder.glob(f"{split}-*.tar"))))]:
         try:
             index = ShardOpener().open(ShardLocation(path.name, folder, path)).index
-            start = _last_position(path, index) + 1
+            end = _last_position(path, index) + 1
+            if not start + len(index) <= end <= count:
+                break
+            start = end
         except (UsageError, OSError, ValueError):
             break
         packed.shards[path.name] = (path.stat().st_size, ShardCount.of(index))
@@ -165,7 +170,10 @@ def _last_position(path: Path, index: ShardIndex) -> int:
         raise ValueError(f"{path} is truncated")
     with path.open("rb") as file:
         file.seek(int(index.offsets[-1]) - _BLOCK_BYTES)
-        return int(file.read(_BLOCK_BYTES).partition(b".")[0])
+        name = file.read(_BLOCK_BYTES).partition(b".")[0]
+    if not name.isdigit() or len(name) > MOST_DIGITS:  # bytes: ASCII alone
+        raise ValueError(f"{path} is not ours")
+    return int(name)
 
 
 def _readable(
