@@ -1,7 +1,7 @@
 """Pace of a training on an idle machine and beside one busy loop per processor: python benchmarks/busy.py
 
-Each line is one network: images per second with threads that spin while they wait, with threads that sleep, as the
-command sets them, and with a single thread. Each figure is of a process of its own.
+Each line is one network: images per second with a thread per processor, with as many as the load leaves, as the command
+line does it, with threads that sleep while they wait, and with a single thread. Each figure is of a process of its own.
 """
 
 from __future__ import annotations
@@ -19,30 +19,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["train.batch_size=16", "train.sample_every=0", "train.checkpoint_every=1000000", "train.precision=float32"]
-WARM_STEPS = 5
-WAYS = {
-    "spinning": {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "300000"},  # what libgomp does by itself
+WARM_STEPS, WARM_SECONDS = 5, 3.0  # not counted
+FOLLOWING = "following"
+WAYS: dict[str, dict[str, str]] = {
+    "all threads": {},
+    FOLLOWING: {},
     "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 MOST_SECONDS = 600
 
 
-def paced(width: int, seconds: float) -> float:
+def paced(width: int, seconds: float, *, is_following: bool) -> float:
     """Train for some seconds in this process; return the images per second."""
     from colddiff_core.config import presets
+    from colddiff_core.distributed import threads
     from colddiff_core.training import start
 
+    if is_following:
+        threads.follow_load()
     config = presets.load("digits-blur", [*SETTINGS, f"model.width={width}", "train.steps=1000000"])
     with tempfile.TemporaryDirectory() as folder:
         trainer = start.start(config, Path(folder) / "run", "cpu")
-        began = last = 0.0
-        steps = 0
+        started, began, last, steps = time.perf_counter(), 0.0, 0.0, 0
         for tick in trainer.steps():
             last = time.perf_counter()
-            if tick.step == WARM_STEPS:
+            if not began and tick.step >= WARM_STEPS and last - started >= WARM_SECONDS:
                 began = last
-            steps = tick.step - WARM_STEPS
+            elif began:
+                steps += 1
             if began and last - began >= seconds:
                 break
         trainer.run.close()
@@ -61,12 +66,13 @@ def busy_loops(count: int) -> Iterator[None]:
             loop.wait()
 
 
-def measure(width: int, seconds: float, variables: dict[str, str]) -> float:
+def measure(width: int, seconds: float, way: str) -> float:
     """Return the images per second of a training in a new process."""
     unset = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     kept = {key: value for key, value in os.environ.items() if key not in unset}
     command = [sys.executable, __file__, "--worker", str(width), "--seconds", str(seconds)]
-    environment = kept | variables | {"PYTHONPATH": str(ROOT)}
+    command += ["--following"] if way == FOLLOWING else []
+    environment = kept | WAYS[way] | {"PYTHONPATH": str(ROOT)}
     finished = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True, timeout=MOST_SECONDS
     )
@@ -80,9 +86,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=6, help="of each training (6)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--worker", type=int, metavar="WIDTH", help="train in this process, and print its pace")
+    parser.add_argument("--following", action="store_true", help="the same, with as many threads as the load leaves")
     options = parser.parse_args(arguments)
     if options.worker:
-        print(paced(options.worker, options.seconds))
+        print(paced(options.worker, options.seconds, is_following=options.following))
         return 0
     count = os.cpu_count() or 1
     rows: dict[str, dict[str, float]] = {}
@@ -90,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         with busy_loops(loops):
             for width in options.widths:
                 name = f"width {width}, {f'{loops} busy loops' if loops else 'idle'}"
-                rows[name] = {way: measure(width, options.seconds, WAYS[way]) for way in WAYS}
+                rows[name] = {way: measure(width, options.seconds, way) for way in WAYS}
                 if not options.json:
                     cells = (f"{way} {pace:7.1f}" for way, pace in rows[name].items())
                     print(f"{name:24} images/s: {'   '.join(cells)}", flush=True)

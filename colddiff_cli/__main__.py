@@ -12,12 +12,13 @@ from types import TracebackType
 INTERRUPTED = 130
 PATIENCE_SECONDS = 5  # what ends one process before it has met the others usually ends the first, which reports it
 MOST_LINE_CHARACTERS = 1500  # a library's message may contain a whole file
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how OpenMP's threads wait for each other
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
-    _let_threads_sleep()
+    from colddiff_core.distributed import threads
+
+    threads.follow_load()
     sys.excepthook = _show_traceback  # with --debug
     code = run(sys.argv[1:])
     if "RANK" not in os.environ:
@@ -33,16 +34,6 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)  # torch's teardown sometimes aborts a process of a job
-
-
-def _let_threads_sleep() -> None:
-    """Have torch's threads sleep while they wait for each other, unless the user has chosen how they wait.
-
-    By default they spin, and on a machine that does other work too they use up the time that the last of them needs.
-    OpenMP reads the variable when torch is loaded.
-    """
-    if not any(name in os.environ for name in WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

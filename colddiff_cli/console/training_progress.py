@@ -213,16 +213,10 @@ def _announce(screen: Screen, trainer: Trainer, seconds: float, others: float) -
 
 def _busy(others: float) -> str:
     """Return what to say of the processors that other programs use; empty if that is little."""
-    import torch
-
     count = environment.processors()
     if others < BUSY_SHARE * count:
         return ""
-    used = f"; other programs use {min(others, count):.1f} of its {count} processors"
-    free = max(1, round(count - others))
-    if environment.process_info().is_alone and torch.get_num_threads() > free:
-        used += f", so OMP_NUM_THREADS={free} may be faster"
-    return used
+    return f"; other programs use {min(others, count):.1f} of its {count} processors"
 
 
 def about(seconds: float) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from colddiff_core.config.fields import setting, settings_of, validate
+from colddiff_core.distributed import threads
 from colddiff_core.errors import UsageError
 from colddiff_core.seeds import SlotGenerators
 from colddiff_core.text import counted, nearest
@@ -119,6 +120,7 @@ class Degradation:
             UsageError: if t is out of range or `frozen` is missing. The values of a CUDA t are not checked: reading
                 them would stall the device.
         """
+        threads.adapt()
         t = self._check_severity(t, x0)
         if isinstance(t, int):
             return self._degrade(x0, t, self._require_frozen(frozen)) if t else x0

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from colddiff_core.distributed import threads
 from colddiff_core.errors import UsageError
 
 INVERSE_BOUND = 2.0  # more than any picture in [-1, 1] with overshoot, so only noise is clipped
@@ -85,6 +86,7 @@ class Restorer(nn.Module):
 
     def forward(self, x_t: Tensor, t: int | Tensor, frozen: Any = None, labels: Tensor | None = None) -> Tensor:
         """Return x0_hat, (B, C, H, W) float32, not clamped."""
+        threads.adapt()
         times = torch.full((len(x_t),), t, device=x_t.device) if isinstance(t, int) else t
         inverse = self._invert(x_t, t, frozen) if self.inputs == "inverse" or self.consistent else x_t
         if self.inputs == "plain":

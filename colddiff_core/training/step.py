@@ -21,6 +21,7 @@ from colddiff_core.config.schema import TrainConfig
 from colddiff_core.config.sizes import sides
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
+from colddiff_core.distributed import threads
 from colddiff_core.errors import ColddiffError, UsageError, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.models import compiling
@@ -31,6 +32,7 @@ from colddiff_core.training.loader import BatchLoader, CropsAndFlips
 from colddiff_core.training.log_meter import TrainingLog
 
 UNTRIED = 3  # steps in which compilation may fail: one compiles, one records CUDA graphs, one replays them
+VARIED = "other programs use the processors, so fewer threads train meanwhile; OMP_NUM_THREADS=N keeps the number"
 WARM_UPDATES = 10  # of the average, during which it also follows every step in between
 
 
@@ -111,6 +113,7 @@ class Stepper:
         # A rank that repeats a failed step would hang the others, so "auto" compiles only a training of one process.
         if self.ranks.is_alone or self.settings.compile != "auto":
             compiling.compile_network(network, mode)
+        self._has_noted_threads = False
         self._untried = UNTRIED if compiling.is_compiled(network) and self.ranks.is_alone else 0  # steps
         self._called = self.ranks.wrap_ddp(network, experiment.device)
         self._shared = None if self.ranks.is_alone else experiment.restorer.with_network(self._called)
@@ -123,6 +126,9 @@ class Stepper:
         """
         with ranks.guarded():
             (self._try if self._untried else self._take)(step, meter)
+        if threads.has_varied() and not self._has_noted_threads:
+            self._has_noted_threads = True
+            self._note(VARIED)
 
     def send_ahead(self, step: int) -> None:
         """Start to gather a step's images in the background, unless they are on the device."""
