@@ -34,7 +34,7 @@ def describe(attribute: griffe.Attribute, call: griffe.ExprCall) -> None:
     bounds = [
         f"{BOUNDS[limit.name]} {constant(str(limit.value), attribute.module)}"
         for limit in limits
-        if isinstance(limit, griffe.ExprKeyword)
+        if isinstance(limit, griffe.ExprKeyword) and limit.name in BOUNDS  # words stand in the help
     ]
     line = ast.literal_eval(str(text)) + (f" ({', '.join(bounds)})" if bounds else "")
     attribute.value = default
