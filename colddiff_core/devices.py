@@ -13,6 +13,7 @@ from torch import Tensor
 from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
 from colddiff_core.paths import cache_folder
+from colddiff_core.text import counted
 
 NAMES = ("auto", "cpu", "cuda")
 # mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
@@ -96,7 +97,7 @@ def describe(device: torch.device) -> str:
     """Return the device's name for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)"
+    return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def _limit_threads() -> None:

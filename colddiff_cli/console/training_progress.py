@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from colddiff_cli.console.screen import Screen
-from colddiff_core.config import presets, sizes
+from colddiff_core.config import presets
 from colddiff_core.distributed import environment
 from colddiff_core.text import counted, shell_word
 
@@ -40,10 +40,16 @@ def introduce(screen: Screen, trainer: Trainer) -> None:
     where = f"step {trainer.step} of {config.train.steps}" if trainer.step else f"{config.train.steps} steps"
     screen.say(f"{trainer.run.path}: {config.description or config.name}")
     screen.say(
-        f"{len(trainer.train_set):,} images of {sizes.in_words(config.data.size)}x{built.channels}, "
+        f"{len(trainer.train_set):,} images of {_shape(built.shape)}, "
         f"{built.operator.name} T={built.operator.steps}, {count / 1e6:.1f} M parameters, "
         f"{dtype} body on {_machines(devices.describe(built.device))}, {where}"
     )
+
+
+def _shape(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    order = "" if height == width else " (height, width, channels)"
+    return f"{height}x{width}x{channels}{order}"
 
 
 def _machines(device: str) -> str:
