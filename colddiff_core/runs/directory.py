@@ -247,7 +247,7 @@ def _nothing_to_continue(name: str, error: UsageError) -> UsageError:
     if name.startswith(pretrained.PREFIX) or not name.strip() or "\0" in name:
         return error
     if not path.exists():
-        what = f"{error.what.rstrip('.')}: nothing was saved there."
+        what = f"{error.what.rstrip('.')}; nothing was saved there."
         again = (
             f"If its training was stopped before it began, start it again: "
             f"colddiff train --preset NAME --out {shell_word(path)}"

@@ -62,9 +62,16 @@ def check_names(config: schema.Config) -> Degradation:
     """
     operator = experiment.build_operator(config, stride=config.sample.stride)
     datasets.find(config.data.dataset, crop=config.data.crop)
+    _check_patience(config.train)
     if environment.process_info().is_first:  # the others may not see its folder
         initial.check(config)
     return operator
+
+
+def _check_patience(settings: schema.TrainConfig) -> None:
+    if settings.patience and not settings.validate_every:
+        what = f"train.patience = {settings.patience}: without validation nothing ends the training early."
+        raise UsageError(what, "Set train.validate_every too, such as train.validate_every=100.")
 
 
 def start(config: schema.Config, out: Path | None, device: str) -> Trainer:
@@ -191,6 +198,7 @@ def _resumable(name: str, changes: list[str]) -> tuple[Path, schema.Config]:
     """Return the folder and settings of a run to resume; raise UsageError if it is finished."""
     run = runs.find_trainable(name)
     config = run.config(tuple(changes))
+    _check_patience(config.train)
     if (step := finished(run, config)) is not None:
         what = f"{run.path} is finished: {step} of {config.train.steps} steps."
         if step > config.train.steps:

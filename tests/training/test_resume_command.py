@@ -36,7 +36,7 @@ def test_a_run_that_was_killed_before_it_existed_can_be_started_again(in_folder,
     before = left_behind(in_folder)
     assert colddiff(["train", "--resume", name, "--device", "cpu"]) == 2
     what, remedy = capsys.readouterr().err.strip().splitlines()
-    assert f"No such run: {name}: nothing was saved there" in what
+    assert f"No such run: {name}; nothing was saved there" in what
     path = name if "/" in name else f"runs/{name}"
     assert f"start it again: colddiff train --preset NAME --out {path}" in remedy
     assert left_behind(in_folder) == before

@@ -307,3 +307,10 @@ def test_two_processes_stop_together(in_folder, capfd):
     assert run.events()[-1]["early"] is True
     assert run.events()[-1]["step"] == 4
     assert [event["step"] for event in validated(run)] == [2, 4]
+
+
+def test_patience_without_validation_is_refused(in_folder, capsys):
+    """It would do nothing, without a word."""
+    assert colddiff(["train", "--preset", "digits-blur", "--set", "train.patience=3"]) == 2
+    assert "train.validate_every=100" in capsys.readouterr().err
+    assert not (in_folder / "runs").exists()
