@@ -50,6 +50,7 @@ REGRESSIONS = [  # seeds of the long form that failed once
     ("images", 13974),
     ("images", 30713),
     ("images", 32694),
+    ("images", 33669),
     ("runs", 11102),
 ]
 FIRST_LONG = 50_000  # first seed of the long form; 10,000 and 30,000 were tried before
