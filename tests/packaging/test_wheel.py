@@ -31,7 +31,7 @@ INFO = f"colddiff-{__version__}.dist-info/"
 LIBRARY = """
 import colddiff_core as colddiff
 trained = colddiff.open_run("runs/first", device="cpu")
-assert colddiff.generate(trained, 2).shape == (2, 1, 16, 16)
+assert colddiff.generate(trained, 2, noise=0.002).shape == (2, 1, 16, 16)
 print(colddiff.__file__)
 """
 
