@@ -39,7 +39,7 @@ def read(path: Path, *, size: Size = 0, channels: int = 0, note: Note | None = N
         size: Scale the picture to cover a square of this side, or (height, width), and crop its center; 0 keeps the
             file's size.
         channels: 1 or 3; 0 keeps the file's.
-        note: Is told in words if the file holds further images; None to issue a ColddiffWarning.
+        note: Called with a few words if the file holds further images; None to issue a ColddiffWarning.
         work: Memory that is needed for the image; with `size`, only decoding counts.
 
     Raises:
