@@ -115,8 +115,8 @@ def _limit_threads() -> None:
 def _keep_compiled_code_private() -> None:
     """Have torch.compile keep its code in the user's cache, unless TORCHINDUCTOR_CACHE_DIR says where.
 
-    torch's default is a folder in /tmp with a name that can be foretold: whoever makes it first on a shared machine
-    decides what is run. If the user's cache cannot be written, that is left as it is.
+    torch's default is a folder in /tmp with a predictable name. On a shared machine, another user could create it first
+    and put code there for us to run. If the user's cache cannot be written, that is left as it is.
     """
     folder = cache_folder("compiled")
     with contextlib.suppress(OSError):

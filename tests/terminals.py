@@ -1,4 +1,4 @@
-"""A terminal under test: a pty whose other side answers as it is told, and a command line that runs on it."""
+"""Run a command line on a pty whose other side plays a terminal with scripted answers."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class GuardedStream:
 def guarded() -> Iterator[GuardedStream]:
     """Guard sys.stdout and sys.stderr during the context. Yields the guarded stdout, flushed at the end."""
     usual = sys.stdout, sys.stderr
-    # Python has no object for a stream that was closed by whoever started it, as with `>&-`.
+    # sys.stdout is None if the command was started with it closed, as with `>&-`.
     output, errors = (GuardedStream(stream or open(os.devnull, "w", encoding="utf-8")) for stream in usual)  # noqa: SIM115
     sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, errors)
     try:

@@ -14,7 +14,7 @@ from colddiff_cli.console import terminal_query
 
 HALF_BLOCK = (1, 2)  # pixels per cell, width and height
 CELL = (10, 20)  # about the pixels per cell in terminals that draw real pixels
-SIZES = ("TEXTUAL_CELL_WIDTH", "TEXTUAL_CELL_HEIGHT")  # how textual-image is told the size of a cell
+SIZES = ("TEXTUAL_CELL_WIDTH", "TEXTUAL_CELL_HEIGHT")  # textual-image reads the size of a cell from these
 
 
 @dataclasses.dataclass(frozen=True)

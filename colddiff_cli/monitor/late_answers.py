@@ -12,16 +12,16 @@ from textual.drivers import linux_driver
 from textual.message import Message
 
 ANSWER = re.compile(r"\x1b\[\?[\d;]*c|\x1b\[6;\d+;\d+t|\x1b_G[^\x1b]*\x1b\\")
-BEGINNING = re.compile(r"\x1b(\[(\?[\d;]*|6?(;\d*){0,2})|_(G[^\x1b]*\x1b?)?)?\Z")  # at the end of what was read
+BEGINNING = re.compile(r"\x1b(\[(\?[\d;]*|6?(;\d*){0,2})|_(G[^\x1b]*\x1b?)?)?\Z")  # an unfinished answer at the end
 
 
 def ignore() -> None:
-    """Have the dashboard that opens next ignore answers."""
+    """Ignore late answers in the dashboard; call it before the dashboard opens."""
     vars(linux_driver)["XTermParser"] = LateAnswerParser
 
 
 class LateAnswerParser(XTermParser):
-    """Textual's parser of keys, with answers taken out of what it is fed."""
+    """Textual's key parser, but it drops the terminal's answers."""
 
     def __init__(self, debug: bool = False) -> None:
         super().__init__(debug)

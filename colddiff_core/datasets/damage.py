@@ -8,7 +8,7 @@ from pathlib import Path
 from colddiff_core.datasets.picture_files import head_of
 from colddiff_core.errors import ColddiffError
 from colddiff_core.images import HEAD_BYTES
-from colddiff_core.text import MOST_SHOWN_CHARACTERS, harmless
+from colddiff_core.text import beginning, harmless
 
 _WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|script|\?xml|error|!--)", re.IGNORECASE)
 _LFS = b"version https://git-lfs"
@@ -16,7 +16,7 @@ _CUT = ("truncated", "broken PNG", "unrecognized data stream", "buffer overrun",
 
 
 def kind_of(head: bytes) -> str:
-    """Return what a file is in place of what it should be, by its first bytes: "empty", "a web page"; or empty."""
+    """Return what a file really is, from its first bytes, such as "a web page"; an empty string if it may be right."""
     if not head:
         return "empty"
     if _WEB_PAGE.match(head):
@@ -38,4 +38,4 @@ def reason_for(error: ColddiffError, path: Path, content: bytes | None = None) -
     if any(sign in text for sign in _CUT):
         return "truncated"
     text = re.sub(r"^(?:is|has) ", "", text).replace("not an image that can be read", "not an image")
-    return text if len(text) < MOST_SHOWN_CHARACTERS else f"{text[: MOST_SHOWN_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return beginning(text)

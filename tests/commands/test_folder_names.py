@@ -81,7 +81,7 @@ def test_every_command_that_lists_a_folder_takes_such_names(tiny_run, in_folder,
 
 @pytest.fixture
 def special(in_folder) -> Iterator[Path]:
-    """A folder of pictures, and of files that would block whoever reads them."""
+    """A folder with pictures and with files that block a reader: pipes, devices, sockets."""
     root = write_pictures(in_folder / "pictures", each=2)
     for name in ("pipe.png", "pipe", "pipe.jp2"):
         os.mkfifo(root / "cats" / name)

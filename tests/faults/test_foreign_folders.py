@@ -75,7 +75,7 @@ def put_pipe(path: Path, precious: Path) -> None:
 @pytest.mark.parametrize("words", SERIES, ids=lambda words: words[0])
 def test_a_series_does_not_write_its_manifest_through_a_link(words, more, put, precious, in_folder, capsys):
     assert run(words) == 0
-    (manifest,) = (in_folder / "out").glob(".colddiff-*.json")  # its name can be foretold
+    (manifest,) = (in_folder / "out").glob(".colddiff-*.json")  # its name is predictable
     for path in [*(in_folder / "out").iterdir(), *in_folder.glob("*.png")]:
         path.unlink()
     put(manifest, precious)
