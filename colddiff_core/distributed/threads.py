@@ -1,9 +1,9 @@
 """Follow the load of this machine: fewer threads while other programs use its processors.
 
-The threads of one operation wait for each other. Where one of them has no processor, the others spin until it gets
-one, and a training beside other work becomes a hundred times slower, not twice. With as many threads as there are free
-processors it does not (`python benchmarks/busy.py`). Sleeping in place of spinning (OMP_WAIT_POLICY=passive) is no way
-out: waking a thread takes longer than an operation of a small network.
+The threads of an operation spin until the slowest one is done. If one of them has to wait for a processor, training can
+become a hundred times slower, not twice. With no more threads than free processors this does not happen
+(`python benchmarks/busy.py`). Sleeping threads (OMP_WAIT_POLICY=passive) do not solve it: waking one takes longer than
+an operation of a small network.
 """
 
 from __future__ import annotations
@@ -96,15 +96,15 @@ _has_varied = False
 def follow_load() -> None:
     """Let `adapt` change torch's number of threads from now on.
 
-    For a program of its own, as the command line is: the number is the process's, and the last digits of a result
-    depend on it. It stays as it is where it was set (OMP_NUM_THREADS), and where processes share a machine (`--nproc`).
+    The command line calls this. A library should not: the number applies to the whole process, and the last digits of
+    a result depend on it. Does nothing if OMP_NUM_THREADS is set or the job has several processes (`--nproc`).
     """
     global _is_allowed  # noqa: PLW0603 - torch's number of threads is the process's too
     _is_allowed = "OMP_NUM_THREADS" not in os.environ and environment.process_info().is_alone
 
 
 def adapt() -> None:
-    """Use as many threads as there are free processors; cheap, so call it before any work of milliseconds."""
+    """Set torch's threads to the number of free processors. Cheap enough to call before every network evaluation."""
     global _share, _has_varied, _is_allowed  # noqa: PLW0603
     if not _is_allowed:
         return
