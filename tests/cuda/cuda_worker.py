@@ -1,0 +1,66 @@
+"""Do work on the null CUDA runtime and print one line of JSON per case: python cuda_worker.py CASE..."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+import calls
+import torch
+
+from colddiff_core import devices, experiment
+from colddiff_core.config import presets
+from colddiff_core.config.sizes import sides
+from colddiff_core.datasets import ImageSet
+from colddiff_core.training.log_meter import TrainingLog
+from colddiff_core.training.step import Stepper
+
+CUDA = devices.choose("cuda")
+
+
+def train(preset: str, *overrides: str) -> dict[str, Any]:
+    """Take three steps of a preset's training and count the last."""
+    base = presets.load(preset)
+    channels = base.data.channels or (1 if base.data.dataset in ("mnist", "digits") else 3)
+    second = ["data.second=digits"] if base.data.second else []
+    config = presets.load(
+        preset, ["data.dataset=digits", f"data.channels={channels}", "train.compile=off", *second, *overrides]
+    )
+    images = ImageSet(
+        torch.zeros((64, channels, *(side + config.data.crop for side in sides(config.data.size))), dtype=torch.uint8)
+    )
+    built = experiment.build(config, channels, CUDA)
+    said: list[str] = []
+    stepper, log = Stepper(built, images, said.append), TrainingLog(CUDA, 0)
+    for step in range(2):
+        stepper.take(step, log)
+    torch.cuda.reset_peak_memory_stats()
+    with calls.watched() as seen:
+        stepper.take(2, log)
+    return seen.summary() | {
+        "images": stepper.size,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "said": said,
+    }
+
+
+WORK = {"train": train}
+
+
+def main() -> int:
+    for case in sys.argv[1:]:
+        kind, *arguments = case.split()
+        try:
+            found = WORK[kind](*arguments)
+        except Exception as error:
+            where = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-4:]]
+            found = {"failed": f"{type(error).__name__}: {error}", "where": where}
+        print(json.dumps({"case": case} | found), flush=True)
+        torch.cuda.empty_cache()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

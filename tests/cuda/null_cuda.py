@@ -1,0 +1,97 @@
+"""Build the null CUDA runtime (null/) and say which environment a Python process needs to run on it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "null"
+LIBRARIES = ("libtorch_cuda.so", "libtorch_cuda_linalg.so", "libtorch_python.so", "libc10_cuda.so")
+CUDA_VERSION = "13"  # of the headers that null/runtime.c was written for: earlier ones declare other signatures
+
+
+class UnavailableError(Exception):
+    """The null runtime cannot be built here; the message says why."""
+
+
+def build(folder: Path) -> dict[str, str]:
+    """Compile the runtime into `folder` and return the environment variables of a process that uses it.
+
+    Raises:
+        UnavailableError: torch has no CUDA build of the right version here, or there is no C compiler.
+    """
+    compiler, symbol_lister = (shutil.which(name) for name in ("gcc", "nm"))
+    if sys.platform != "linux":
+        raise UnavailableError("the null CUDA runtime is for Linux")
+    if compiler is None or symbol_lister is None:
+        raise UnavailableError("gcc and nm are not installed")
+    headers = _headers()
+    stubs = folder / "stubs.c"
+    stubs.write_text(_stubs(symbol_lister))
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    shared = (compiler, "-O2", "-shared", "-fPIC", f"-I{headers}", "-o")
+    driver, runtime = folder / "libcuda.so.1", folder / "libnullcuda.so"
+    run([*shared, driver, SOURCES / "driver.c", "-ldl"])
+    sources = [SOURCES / "runtime.c", SOURCES / "libraries.c", stubs]
+    run([*shared, runtime, *sources, driver, "-Wl,-rpath,$ORIGIN", "-lpthread"])
+    return {
+        "NULL_CUDA": str(runtime),
+        "LD_PRELOAD": str(runtime),
+        "LD_LIBRARY_PATH": str(folder),
+        "TRITON_LIBCUDA_PATH": str(folder),
+        "CUDA_VISIBLE_DEVICES": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _torch_folder() -> Path:
+    found = importlib.util.find_spec("torch")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
+
+
+def _headers() -> Path:
+    """Return the folder of the CUDA headers, which Triton brings along or a CUDA toolkit has."""
+    version = re.search(r"cuda: \S+ = '(\d+)", (_torch_folder() / "version.py").read_text())
+    if version is None or not (_torch_folder() / "lib" / LIBRARIES[0]).exists():
+        raise UnavailableError("torch has no CUDA build here")
+    if version[1] != CUDA_VERSION:
+        raise UnavailableError(f"torch is built for CUDA {version[1]}, the null runtime is for {CUDA_VERSION}")
+    packages = _torch_folder().parent
+    for folder in (packages / "triton" / "backends" / "nvidia" / "include", Path("/usr/local/cuda/include")):
+        header = folder / "cuda_runtime_api.h"
+        if header.exists() and f"define CUDART_VERSION  {CUDA_VERSION}" in header.read_text():
+            return folder
+    raise UnavailableError(f"there are no headers of CUDA {CUDA_VERSION} here")
+
+
+def _stubs(symbol_lister: str) -> str:
+    """Return C code for what torch's libraries call and null/ does not define: each call counts as a launch."""
+    libraries = [str(_torch_folder() / "lib" / name) for name in LIBRARIES]
+    command = [symbol_lister, "-D", "--undefined-only", *libraries]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    needed = set(re.findall(r"U (cublas\w+|cudnn\w+|cufft\w+)", listed))
+    text = "".join((SOURCES / name).read_text() for name in ("runtime.c", "libraries.c"))
+    defined = set(re.findall(r"\b(cu(?:blas|dnn|fft)\w+)\(", text)) | set(
+        re.findall(r"^(?:CREATE|FREE)\((\w+)", text, re.M)
+    )
+    lines = ["#include <stdlib.h>", "extern void null_count(const char *name);"]
+    for name in sorted(needed - defined):
+        if name.startswith("cudnnCreate"):
+            lines.append(f"int {name}(void **h) {{ *h = calloc(1, 64); return 0; }}")
+        else:
+            lines.append(f'int {name}() {{ null_count("KERNEL {name}"); return 0; }}')
+    return "\n".join(lines) + "\n"
+
+
+def environment(variables: dict[str, str]) -> dict[str, str]:
+    """Return this process's environment with the variables of the runtime, and the project's root to import from."""
+    root = str(Path(__file__).parents[2])
+    return os.environ | variables | {"PYTHONPATH": os.pathsep.join([root, str(Path(__file__).parent)])}
