@@ -130,16 +130,24 @@ class Experiment:
             UsageError: The sampler, its stride or the severity does not fit the operator.
             MachineError: Memory has no room for a single image; raised while iterating.
         """
-        is_compiled = self.config.sample.compile != compiling.OFF
         restorer: Callable[..., Tensor] = self.restorer
-        if is_compiled:
-            restorer = functools.partial(compiling.evaluate, self.restorer)
+        if compiling.is_compiled(self.restorer.unet):
+            is_optional = self.config.sample.compile == compiling.AUTO
+            restorer = compiling.CompiledRestorer(self.restorer, self.restorer.unet, is_optional=is_optional)
         if guided_by == 0:
             labels = None
         elif labels is not None and guided_by != 1:
             restorer = guidance.guided(restorer, guided_by, self.config.model.classes)
         steps = sample(functools.partial(self.pieces, restorer, labels=labels), self.operator, images, sampling)
         return _without_dither(steps) if self.config.degradation.dither else steps
+
+    def compile_for(self, evaluations: int) -> None:
+        """With `sample.compile` = "auto", compile the network if it pays for so many evaluations on this device."""
+        if self.config.sample.compile == compiling.AUTO and not compiling.is_compiled(self.restorer.unet):
+            side = max(sides(self.config.data.size))
+            compiling.compile_network(
+                self.restorer.unet, compiling.mode(compiling.AUTO, self.device, evaluations, side)
+            )
 
     def with_network(self, unet: nn.Module) -> Experiment:
         """Return the same experiment with another network, such as the averaged one."""

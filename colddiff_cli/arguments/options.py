@@ -74,7 +74,8 @@ Compile = Annotated[
     str | None,
     typer.Option(
         "--compile",
-        help="torch.compile mode, for long jobs on a GPU: default, reduce-overhead, max-autotune (default: off).",
+        help="torch.compile mode, for long jobs on a GPU: auto, default, reduce-overhead, max-autotune or off "
+        "(default: the run's).",
         metavar="MODE",
         autocompletion=completions.one_of(completions.choices("sample.compile")),
     ),

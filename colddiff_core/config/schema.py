@@ -151,9 +151,10 @@ class SampleConfig:
 
     sampler: str = setting("tacos", "name of the sampler")
     stride: int = setting(1, "severities per sampler step", minimum=1)
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = setting(
+    compile: Literal["off", "auto", "default", "reduce-overhead", "max-autotune"] = setting(
         "off",
-        "torch.compile's mode for the network: takes a minute or two, pays off over thousands of evaluations on a GPU",
+        "torch.compile's mode for the network: takes a minute or two, pays off over thousands of evaluations on a GPU; "
+        "auto does it if a command has so many",
     )
 
 

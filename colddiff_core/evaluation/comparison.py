@@ -76,7 +76,7 @@ def generate(
     kept: list[Tensor] = []
     sampling = Sampling(contender.sampler, contender.stride, seed)
     # Warm up: tables, memory and kernels are created on first use.
-    next(next(contender.generator.generate(1, sampling)).steps)
+    next(next(contender.generator.generate(count, sampling)).steps)
     for batch in contender.generator.generate(count, sampling):
         images = timer.finish(batch.steps)[: batch.count].clamp(-1, 1).cpu()
         meter.update(images)

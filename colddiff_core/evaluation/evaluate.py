@@ -96,6 +96,14 @@ def padded_size(count: int, batch_size: int) -> int:
     return min(batch_size, -(-count // GRAIN) * GRAIN)
 
 
+def compile_for(
+    experiment: Experiment, settings: EvaluationSettings, samplers: Iterable[str | None], batch_count: int
+) -> None:
+    """With `sample.compile` = "auto", compile the network if it pays for so many batches with each of the samplers."""
+    steps = [settings.sampling(experiment, sampler).count(settings.t) for sampler in samplers if sampler is not None]
+    experiment.compile_for(batch_count * sum(steps))
+
+
 def restore_batches(
     experiment: Experiment,
     reference: Reference,
@@ -165,6 +173,7 @@ def restore(
     degraded: list[Tensor] = []
     batches = index_batches(experiment, reference, settings.count, settings.batch_size)
     size = padded_size(settings.count, settings.batch_size or experiment.batch_size(MOST))
+    compile_for(experiment, settings, [sampler], len(batches))
     for batch in restore_batches(experiment, reference, batches, timer, settings, sampler, size):
         meter.update(batch.x, batch.numbers, batch.count)
         if sum(map(len, restored)) < shown:

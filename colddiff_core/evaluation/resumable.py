@@ -140,6 +140,8 @@ def evaluate(
     count, batch_size = settings.count, settings.batch_size or experiment.batch_size(evaluation.MOST)
     batches = evaluation.index_batches(experiment, reference, count, batch_size)
     padded_size = evaluation.padded_size(count, batch_size)
+    samplers = [evaluation.column_sampler(experiment, column) for column in columns]
+    evaluation.compile_for(experiment, settings, samplers, len(batches))
     min_images = max(min(MIN_CHUNK_IMAGES, count // MIN_CHUNKS), count // MAX_CHUNKS)
     per_chunk = max(1, min_images // batch_size)  # batches
     chunks = [(column, first) for column in columns for first in range(0, len(batches), per_chunk)]

@@ -118,6 +118,7 @@ class Generator:
         sampling.check(built.operator)
         exact = dataclasses.replace(sampling, bits=0)  # a prior's x_T is not rounded
         self.condition.check(built)
+        built.compile_for(-(-count // self.batch_size) * sampling.count(built.operator.steps))
 
         def batch(numbers: range) -> GeneratedBatch:
             state = start(numbers).to(built.device)

@@ -75,7 +75,9 @@ def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> Trained
     unet = experiment.restorer.unet
     content.fill(checkpoint.AVERAGE, unet)
     assert isinstance(unet, UNet)
-    compiling.compile_network(unet.prepare_for_inference(), config.sample.compile)
+    unet.prepare_for_inference()
+    if config.sample.compile != compiling.AUTO:  # which waits for `Experiment.compile_for`
+        compiling.compile_network(unet, config.sample.compile)
     return TrainedRun(run, experiment, step)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from colddiff_core.errors import MachineError, is_out_of_memory
+from colddiff_core.errors import ColddiffWarning, MachineError, is_out_of_memory, reason
 
-OFF = "off"
+OFF, AUTO = "off", "auto"
 MIN_EVALUATIONS = 5_000  # from here on a GPU makes up for the minute or two that compiling takes
 CUDA_GRAPH_SIDE_PIXELS = 64  # up to this side a GPU waits for the CPU to launch kernels, which CUDA graphs avoid
 
@@ -25,12 +26,12 @@ def mode(requested: str, device: torch.device, evaluations: int, side: int) -> s
     Args:
         requested: "off", "auto" or a mode of torch.compile.
         device: where the network runs.
-        evaluations: of the whole run, so that a resumed run gets the same mode.
+        evaluations: of the whole run or command, so that a resumed one gets the same mode.
         side: of the pictures, in pixels.
     """
     if requested == OFF:
         return ""
-    if requested != "auto":
+    if requested != AUTO:
         return requested
     if device.type != "cuda" or evaluations < MIN_EVALUATIONS:
         return ""
@@ -67,17 +68,36 @@ def begin_step() -> None:
         torch.compiler.cudagraph_mark_step_begin()
 
 
-def evaluate(restorer: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> Tensor:
-    """Call a compiled restorer and copy the result, because CUDA graphs reuse the buffer.
+def failure(error: Exception) -> str:
+    """Return why compiling failed, on one line: the compiler's own reason, if torch wraps it."""
+    return " ".join(reason(getattr(error, "inner_exception", error)).split("\n")[0].split())
 
-    Raises:
-        MachineError: if the network cannot be compiled.
-    """
-    begin_step()
-    try:
-        return restorer(*arguments, **keywords).clone()
-    except torch._dynamo.exc.TorchDynamoException as error:
-        if is_out_of_memory(error):
-            raise
-        reason = next(iter(str(error).split("\n")), "") or type(error).__name__
-        raise MachineError(f"The network cannot be compiled: {reason}", "Leave out --compile.") from None
+
+class CompiledRestorer:
+    """Calls a restorer whose network is compiled, and copies the results, because CUDA graphs reuse the buffer."""
+
+    def __init__(self, restorer: Callable[..., Tensor], network: nn.Module, *, is_optional: bool) -> None:
+        """If compiling fails although it was optional, the network runs uncompiled from then on, with a warning."""
+        self._restorer, self._network, self._is_optional = restorer, network, is_optional
+
+    def __call__(self, x_t: Tensor, t: int | Tensor, frozen: Any, labels: Tensor | None = None) -> Tensor:
+        """Return R(x_t, t), (B, C, H, W) float32; arguments as for `Restorer`.
+
+        Raises:
+            MachineError: The network cannot be compiled, and that is not optional.
+        """
+        if not is_compiled(self._network):
+            return self._restorer(x_t, t, frozen, labels)
+        begin_step()
+        try:
+            return self._restorer(x_t, t, frozen, labels).clone()
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if is_out_of_memory(error):
+                raise
+            why = failure(error)
+            if not self._is_optional:
+                raise MachineError(f"The network cannot be compiled: {why}", "Leave out --compile.") from None
+        # Not in the handler: the error keeps the tensors of the failed call alive.
+        disable(self._network)
+        warnings.warn(ColddiffWarning(f"the network is not compiled: {why}"), stacklevel=2)
+        return self._restorer(x_t, t, frozen, labels)

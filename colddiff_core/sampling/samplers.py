@@ -57,6 +57,20 @@ class Sampling:
             config.degradation.quantize,
         )
 
+    def count(self, t: int) -> int:
+        """Return how many steps the sampler takes from severity t, each with one evaluation of the network.
+
+        Raises:
+            UsageError: For an unknown sampler.
+        """
+        return len(self.severities(t)) - 1
+
+    def severities(self, t: int) -> list[int]:
+        """Return the severities from t to 0 that the sampler visits; raises UsageError for an unknown sampler."""
+        if self.sampler not in SAMPLERS:
+            raise self._unknown(list(SAMPLERS))
+        return [t, 0] if SAMPLERS[self.sampler].is_single else [*range(t, 0, -self.stride), 0]
+
     def check(self, op: Degradation, t: int | None = None) -> None:
         """Check that sampler, stride and severity fit the operator.
 
@@ -64,7 +78,7 @@ class Sampling:
             UsageError: for an unknown sampler, one for other operators, or a severity or a stride outside 1..T.
         """
         if self.sampler not in SAMPLERS:
-            raise UsageError(f"Unknown sampler '{self.sampler}'.", nearest(self.sampler, names(op)))
+            raise self._unknown(names(op))
         if self.sampler not in names(op):
             kind = "Gaussian noise" if SAMPLERS[self.sampler].operators is Noise else "a mixture with noise or pictures"
             what = f"The sampler '{self.sampler}' is for {kind}, not for {op.name}."
@@ -76,6 +90,9 @@ class Sampling:
         if self.stride > op.steps:
             what = f"stride = {self.stride} is too large for {op.name}."
             raise UsageError(what, f"Use at most T = {op.steps}: one step.")
+
+    def _unknown(self, known: list[str]) -> UsageError:
+        return UsageError(f"Unknown sampler '{self.sampler}'.", nearest(self.sampler, known))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +237,7 @@ def sample(restore: Restore, op: Degradation, images: DegradedImages, sampling: 
 def _steps(restore: Restore, op: Degradation, images: DegradedImages, sampling: Sampling) -> Iterator[Step]:
     rule, generators = SAMPLERS[sampling.sampler], images.generators(sampling.seed)
     x, frozen = images.x_t, images.frozen
-    severities = [images.t, 0] if rule.is_single else [*range(images.t, 0, -sampling.stride), 0]
+    severities = sampling.severities(images.t)
     for index, (s, r) in enumerate(itertools.pairwise(severities), start=1):
         x0_hat = restore(x, s, frozen)
         if index == 1 and sampling.bits:

@@ -57,7 +57,8 @@ def main() -> int:
         except Exception as error:
             where = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-4:]]
             found = {"failed": f"{type(error).__name__}: {error}", "where": where}
-        print(json.dumps({"case": case} | found), flush=True)
+        sys.stdout.write(json.dumps({"case": case} | found) + "\n")
+        sys.stdout.flush()
         torch.cuda.empty_cache()
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -17,6 +18,8 @@ from colddiff_cli import __main__ as main
 from colddiff_core import degradations, devices, runs, seeds
 from colddiff_core.degradations import pixelate, separable
 from colddiff_core.distributed import environment
+from colddiff_core.errors import ColddiffWarning
+from colddiff_core.inference import generate, open_run
 from colddiff_core.models import UNet, compiling
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.models.depthwise import depthwise, weight_gradient
@@ -27,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import plain
 
 BF16 = 2.0**-8
+PRETRAINED = "pretrained:digits-blur-generate"
 
 
 def gradients(of: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -217,6 +221,38 @@ def test_sampling_compiles_the_network_or_reports_why_not(tiny_run, monkeypatch,
         assert "cannot be compiled: " in err
         assert len(err.splitlines()) <= 3
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("is_possible", [True, False])
+def test_only_a_long_generation_compiles_by_itself(monkeypatch, is_possible):
+    """Five evaluations per batch of 16; 15 are made enough here. What cannot be compiled runs as it is."""
+    chosen = []
+
+    def compile_network(network, mode):
+        chosen.append(mode)
+        if mode == "default":
+            network.compile(backend=backend, dynamic=False)
+
+    def backend(graph, inputs):
+        if not is_possible:
+            raise RuntimeError("no compiler\nand much more")
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "mode", lambda name, device, count, side: "default" if count >= 15 else "")
+    monkeypatch.setattr(compiling, "compile_network", compile_network)
+    wide_stride = ["sample.stride=10", "train.precision=float32"]
+    expected = generate.generate(open_run.open_run(PRETRAINED, overrides=wide_stride), 33)
+    assert chosen == ["off"]
+    long = open_run.open_run(PRETRAINED, overrides=[*wide_stride, "sample.compile=auto"])
+    generate.generate(long, 1)
+    assert chosen == ["off", ""]
+    warned = pytest.warns(ColddiffWarning, match="not compiled: .*no compiler$")
+    with contextlib.nullcontext() if is_possible else warned:
+        found = generate.generate(long, 33)
+    assert chosen == ["off", "", "default"]
+    assert compiling.is_compiled(long.experiment.restorer.unet) == is_possible
+    assert torch.allclose(found, expected, atol=1e-3)
 
 
 def cli(words, capsys):
