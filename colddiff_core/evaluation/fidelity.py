@@ -78,9 +78,10 @@ class Fidelity:
         restored, targets = ((x.detach().float().clamp(-1, 1) + 1) / 2 for x in (images, originals))
         squared = (restored - targets).double().square().mean((1, 2, 3))
         columns = [squared, (-10 * squared.log10()).clamp(max=PSNR_LIMIT), ssim(restored, targets)]
-        if self.perceptual:
-            columns.append(self.perceptual(images, originals))
-        return torch.stack([column.double().cpu() for column in columns], dim=1)
+        rows = torch.stack([column.double() for column in columns], dim=1).cpu()
+        if not self.perceptual:
+            return rows
+        return torch.cat([rows, self.perceptual(images, originals).double().cpu()[:, None]], dim=1)
 
     def result(self) -> dict[str, float | None]:
         """Return each metric over all images so far."""

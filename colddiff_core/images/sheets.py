@@ -63,7 +63,7 @@ def sheet(columns: Mapping[str, Tensor], *, blocks: int = 1) -> Image.Image:
     for name, corners in layout.corners.items():
         for left in sorted({left for left, _ in corners}):
             draw.text((left, 2), _shorten(name, font, layout.tile[0]), fill=INK, font=font)
-        for x, corner in zip(columns[name], corners, strict=True):
+        for x, corner in zip(columns[name].cpu(), corners, strict=True):
             canvas.paste(to_pillow(x).resize(layout.tile, Image.Resampling.NEAREST), corner)
     return canvas
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 import traceback
@@ -10,6 +12,7 @@ from typing import Any
 import calls
 import torch
 
+from colddiff_cli import __main__ as command_line
 from colddiff_core import devices, experiment
 from colddiff_core.config import presets
 from colddiff_core.config.sizes import sides
@@ -46,7 +49,15 @@ def train(preset: str, *overrides: str) -> dict[str, Any]:
     }
 
 
-WORK = {"train": train}
+def command(*words: str) -> dict[str, Any]:
+    """Run a command line in this process and count all of it."""
+    out = io.StringIO()
+    with calls.watched() as seen, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        status = command_line.run(list(words))
+    return seen.summary() | {"status": status, "said": out.getvalue()}
+
+
+WORK = {"train": train, "command": command}
 
 
 def main() -> int:

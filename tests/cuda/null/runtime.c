@@ -269,7 +269,8 @@ static cudaError_t copy(void *to, const void *from, size_t n, const char *how) {
     snprintf(text, sizeof text, "COPY %s %s", way, how);
     if (to_kind == DEVICE && from_kind == DEVICE) count(text, n);
     else event(text, n);
-    if (from_kind == DEVICE && to_kind != DEVICE && n <= 16) memset(to, 0, n); // a number that no kernel wrote
+    // A number that no kernel wrote: true for a single byte, which is the answer of a check, else 0.
+    if (from_kind == DEVICE && to_kind != DEVICE && n <= 16) memset(to, n == 1, n);
     else memmove(to, from, n);
     return cudaSuccess;
 }
