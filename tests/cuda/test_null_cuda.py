@@ -1,4 +1,8 @@
-"""Work on "cuda" without a GPU: nothing fails, a training step never waits, and launches do not grow unnoticed."""
+"""Work on "cuda" without a GPU (null/): nothing fails, no step makes the CPU wait, and launches do not grow unnoticed.
+
+`launches.json` holds the kernels that a step launches, per preset, and the torch that it was recorded with. Another
+torch may split its operations differently, so it has some room.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,29 @@ from pathlib import Path
 
 import null_cuda
 import pytest
+import torch
+
+from colddiff_core import images
+from colddiff_core.config import presets
+
+RECORDED = Path(__file__).with_name("launches.json")
+ROOM_OF_ANOTHER_TORCH = 1.1
+TINY = "model.width=8 model.multipliers=[1] model.attention=none"
+EVALUATED = "pretrained:digits-blur --n 4 --features none"
+COMMANDS = {
+    "degrade": "degrade {picture} --op blur --out blurred.png",
+    "train": "train --preset digits-blur --set train.steps=4 --set train.checkpoint_every=2 --out trained",
+    "resume": "train --resume trained --set train.steps=6",
+    "sample": "sample trained --out sampled.png",
+    "eval": f"eval {EVALUATED}",
+    "eval with distances": "eval trained --n 16",
+    "generate": "generate pretrained:digits-blur-generate --n 4 --stride 10 --out generated.png",
+    "compare": f"compare {EVALUATED}",
+    "restore": "restore blurred.png --op blur --t 20 --out restored.png",
+}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def variables(tmp_path_factory):
     try:
         return null_cuda.build(tmp_path_factory.mktemp("null-cuda"))
@@ -19,12 +43,63 @@ def variables(tmp_path_factory):
         pytest.skip(str(error))
 
 
-def results(variables, *cases):
+def work(variables, folder, *cases):
+    """Return the results of cases of cuda_worker.py, by case."""
     command = [sys.executable, str(Path(__file__).with_name("cuda_worker.py")), *cases]
-    done = subprocess.run(command, env=null_cuda.environment(variables), capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    done = subprocess.run(
+        command, cwd=folder, env=null_cuda.environment(variables), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {found["case"]: found for found in map(json.loads, done.stdout.splitlines())}
 
 
-def test_a_training_step_does_not_wait_for_the_gpu(variables):
-    (found,) = results(variables, "train mnist-blur")
-    assert found["waits"] == found["errors"] == 0, found["where"]
+@pytest.fixture(scope="module")
+def trainings(variables, tmp_path_factory):
+    names = presets.names()
+    return work(variables, tmp_path_factory.mktemp("trainings"), *(f"train {name}" for name in names))
+
+
+def test_no_presets_training_step_fails_or_waits(trainings):
+    found = {case: (each.get("failed"), each.get("where"), each.get("said")) for case, each in trainings.items()}
+    assert found == dict.fromkeys(found, (None, [], []))
+
+
+def test_a_training_step_launches_no_more_kernels_than_recorded(trainings, pytestconfig):
+    found = {case.removeprefix("train "): each["launches"] for case, each in trainings.items()}
+    version = torch.__version__.split("+")[0].rpartition(".")[0]
+    if pytestconfig.getoption("update_golden"):
+        RECORDED.write_text(json.dumps({"torch": version, "launches": found}, indent=1) + "\n")
+    recorded = json.loads(RECORDED.read_text())
+    room = 1 if recorded["torch"] == version else ROOM_OF_ANOTHER_TORCH
+    more = {name: (n, recorded["launches"].get(name)) for name, n in found.items()}
+    assert {name: pair for name, pair in more.items() if pair[0] > room * (pair[1] or 0)} == {}, (
+        "if there is a reason: pytest --update-golden"
+    )
+
+
+def test_the_training_loop_waits_no_more_often_for_more_steps(variables, tmp_path):
+    """Only a log line, a checkpoint and a sheet read from the GPU."""
+    case = (
+        "command train --preset digits-blur --device cuda --set train.sample_every=0 --set train.steps={} --out run-{}"
+    )
+    short, long = work(variables, tmp_path, *(case.format(n, n) for n in (4, 16))).values()
+    assert (short["status"], long["status"]) == (0, 0), short["said"] + long["said"]
+    assert short["waits"] == long["waits"], (short["where"], long["where"])
+
+
+def test_every_command_works_on_cuda(variables, tmp_path):
+    picture = tmp_path / "picture.png"
+    images.write(images.to_pillow(torch.rand(3, 64, 48) * 2 - 1), picture)
+    lines = [f"command {words.format(picture=picture)} --device cuda" for words in COMMANDS.values()]
+    found = work(variables, tmp_path, *lines)
+    assert {case: (each.get("status"), each.get("errors")) for case, each in found.items()} == dict.fromkeys(
+        lines, (0, 0)
+    ), found
+
+
+@pytest.mark.slow  # compiling takes a minute
+def test_a_compiled_step_replays_graphs_and_does_not_wait(variables, tmp_path):
+    case = f"train digits-blur {TINY} train.compile=reduce-overhead"
+    found = work(variables, tmp_path, case)[case]
+    assert found["said"] == found["where"] == [], found
+    assert found["graphs"] == 2
