@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import severity
+import torch
 from torch import Tensor
 
 from colddiff_core import degradations
@@ -52,7 +53,7 @@ def measure(
     chosen: Counter[str] = Counter()
     seconds = 0.0
     for x_t in pictures:
-        stored = jpeg_round_trip(x_t, [quality]) if quality else x_t
+        stored = jpeg_round_trip(x_t, torch.full((len(x_t),), quality)) if quality else x_t
         started = time.process_time()
         chosen[choose(stored, asked).name or NONE] += 1
         seconds += time.process_time() - started

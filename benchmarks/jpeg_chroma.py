@@ -7,18 +7,17 @@ tiles before and after JPEG of quality 75 with halved chroma, the format of CIFA
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from colddiff_core import degradations, images
 from colddiff_core.evaluation.fidelity import Fidelity
 
 TILE_PIXELS, SIDES_PIXELS = 32, (32, 64, 128)
+QUALITY = 75
 
 
 def tiles(photo: Path, side: int) -> Tensor:
@@ -28,22 +27,12 @@ def tiles(photo: Path, side: int) -> Tensor:
     return grid.permute(1, 2, 0, 3, 4).reshape(-1, 3, TILE_PIXELS, TILE_PIXELS)
 
 
-def through_jpeg(x: Tensor) -> Tensor:
-    """Return a tile (3, 32, 32) after JPEG compression."""
-    stored = io.BytesIO()
-    images.to_pillow(x).save(stored, "JPEG", quality=75, subsampling="4:2:0")
-    stored.seek(0)
-    pixels = torch.frombuffer(
-        bytearray(Image.open(stored, formats=("JPEG",)).convert("RGB").tobytes()), dtype=torch.uint8
-    )
-    return images.to_floats(pixels.view(TILE_PIXELS, TILE_PIXELS, 3).permute(2, 0, 1))
-
-
 def main() -> None:
     op = degradations.build("desaturate", steps=50)
     for side in SIDES_PIXELS:
         before = torch.cat([tiles(Path(name), side) for name in sys.argv[1:]])
-        for label, x0 in (("original", before), ("after JPEG", torch.stack([through_jpeg(x) for x in before]))):
+        after = images.jpeg_round_trip(before, torch.full((len(before),), QUALITY))
+        for label, x0 in (("original", before), ("after JPEG", after)):
             meter = Fidelity()
             meter.update(op(x0, 50), x0)
             figures = meter.result()

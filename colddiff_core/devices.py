@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from colddiff_core.distributed import environment
 from colddiff_core.errors import UsageError
@@ -91,6 +93,19 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+_COPIES: MutableMapping[Tensor, dict[torch.device, Tensor]] = WeakTensorKeyDictionary()
+
+
+def on_device(table: Tensor, device: torch.device) -> Tensor:
+    """Return a constant table on a device; it is copied once, because each copy stalls the device."""
+    if table.device == device:
+        return table
+    copies = _COPIES.setdefault(table, {})
+    if device not in copies:
+        copies[device] = table.to(device)
+    return copies[device]
 
 
 def describe(device: torch.device) -> str:

@@ -89,7 +89,7 @@ class Experiment:
         x_t = quantize(x_t, settings.quantize)
         if settings.jpeg:
             qualities = draw_integers(x_t, generator, BEST_JPEG + 1 - settings.jpeg) + settings.jpeg
-            x_t = jpeg_round_trip(x_t, qualities.tolist())
+            x_t = jpeg_round_trip(x_t, qualities)
         return x_t
 
     def degrade_variously(self, x0: Tensor, t: Tensor, frozen: Frozen, generator: Generators) -> Tensor:

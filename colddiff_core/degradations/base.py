@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from colddiff_core import devices
 from colddiff_core.config.fields import setting, settings_of, validate
 from colddiff_core.distributed import threads
 from colddiff_core.errors import UsageError
@@ -295,21 +295,8 @@ class Degradation:
 
 def entry_at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
     """Return table[t], a scalar or (B, 1, 1, 1), on the device of the images `like` (B, C, H, W)."""
-    entries = on_device(table, like.device)[t]
+    entries = devices.on_device(table, like.device)[t]
     return entries if isinstance(t, int) else entries.view(-1, 1, 1, 1)
-
-
-_COPIES: MutableMapping[Tensor, dict[torch.device, Tensor]] = WeakTensorKeyDictionary()
-
-
-def on_device(table: Tensor, device: torch.device) -> Tensor:
-    """Return an operator's table on a device; it is copied once, because each copy stalls the device."""
-    if table.device == device:
-        return table
-    copies = _COPIES.setdefault(table, {})
-    if device not in copies:
-        copies[device] = table.to(device)
-    return copies[device]
 
 
 def draw_normal(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colddiff_core import devices
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import (
     MOST_STEPS,
@@ -22,7 +23,6 @@ from colddiff_core.degradations.base import (
     draw_normal,
     draw_uniform,
     entry_at,
-    on_device,
 )
 from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
 from colddiff_core.degradations.estimation.snow_symmetry import shows_no_shades, snow_evidence
@@ -162,7 +162,7 @@ class Snow(Degradation):
         if self.wind.is_dense(flakes):
             return torch.where(vertical, self.wind.along_columns(flakes, t), self.wind.along_rows(flakes, t))
         # For a photograph adding up the taps is cheaper than a matrix of its side.
-        kernel = on_device(self.kernels, flakes.device)[t].expand(len(flakes), -1)
+        kernel = devices.on_device(self.kernels, flakes.device)[t].expand(len(flakes), -1)
         blown = torch.zeros_like(flakes)
         for is_down, axis in ((True, -2), (False, -1)):
             weights = torch.where(vertical.view(-1, 1) == is_down, kernel, 0.0)
@@ -220,4 +220,4 @@ def _gray(x: Tensor) -> Tensor:
     """Return the luminance of (B, C, H, W) if C = 3, else the mean of the channels: (B, 1, H, W)."""
     if x.shape[1] != len(LUMA):
         return x.mean(1, keepdim=True)
-    return (x * on_device(LUMA, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (x * devices.on_device(LUMA, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)

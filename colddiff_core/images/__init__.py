@@ -3,11 +3,11 @@
 from colddiff_core.images.codec import count_channels, count_pixels, read, read_bytes, read_like
 from colddiff_core.images.encoding import ANIMATED, SUFFIXES, check_sides, check_suffix, write, write_animation
 from colddiff_core.images.formats import HEAD_BYTES, READABLE, suffix_of
+from colddiff_core.images.jpeg import jpeg_round_trip
 from colddiff_core.images.opening import Work
 from colddiff_core.images.pixels import (
     LUMA,
     dequantize,
-    jpeg_round_trip,
     quantize,
     resize_and_crop,
     to_bytes,

@@ -1,11 +1,7 @@
-"""Pixels: bytes and floats, rounding, and JPEG in memory."""
+"""Pixels: bytes and floats, and rounding."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -45,20 +41,6 @@ def quantize(x: Tensor, bits: int) -> Tensor:
         return x
     levels = 2**bits - 1
     return ((x + 1) * (levels / 2)).round().clamp(0, levels) / (levels / 2) - 1
-
-
-def jpeg_round_trip(x: Tensor, qualities: Sequence[int]) -> Tensor:
-    """Return images after JPEG compression, each at its own quality from 1 to 100.
-
-    Shapes: x and the result (B, C, H, W) float32 in [-1, 1], C = 1 or 3; `qualities` has B entries.
-    """
-    decoded = []
-    for image, quality in zip(x, qualities, strict=True):
-        file = io.BytesIO()
-        to_pillow(image).save(file, "JPEG", quality=quality)
-        pixels = np.array(Image.open(file, formats=("JPEG",)))
-        decoded.append(torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
-    return to_floats(torch.stack(decoded)).to(x.device)
 
 
 def dequantize(x: Tensor, guess: Tensor, bits: int) -> Tensor:

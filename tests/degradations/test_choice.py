@@ -61,7 +61,7 @@ def test_the_operator_is_found_from_the_picture(name, t):
 @pytest.mark.parametrize("quality", [0, 50, 90])
 def test_an_undegraded_photograph_shows_no_trace(index, quality):
     x = photograph(index)
-    assert choose(jpeg_round_trip(x, [quality]) if quality else x, operators()).name is None
+    assert choose(jpeg_round_trip(x, torch.tensor([quality])) if quality else x, operators()).name is None
 
 
 def test_a_black_and_white_photograph_lacks_color():
@@ -86,7 +86,7 @@ def test_a_gray_sky_is_no_hole():
 def test_blocks_of_a_compressed_file_are_no_trace(quality):
     down, right = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 128), indexing="ij")
     smooth = torch.stack([0.3 * (down + right), 0.15 * down * right, 0.12 * right])[None] - 0.9
-    estimate = operators()["pixelate"].estimate(jpeg_round_trip(smooth, [quality]))
+    estimate = operators()["pixelate"].estimate(jpeg_round_trip(smooth, torch.tensor([quality])))
     assert "no severity" in estimate.trace
     assert estimate.evidence <= 0
 

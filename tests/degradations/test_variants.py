@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
-from PIL import Image
 
-from colddiff_core import degradations, experiment, images, seeds
+from colddiff_core import degradations, experiment, seeds
 from colddiff_core.config import presets
 from colddiff_core.degradations import pixelate
 from colddiff_core.errors import UsageError
@@ -81,24 +78,6 @@ def test_without_jitter_only_the_operator_is_used_and_nothing_is_drawn():
 def test_jitter_needs_an_operator_with_kernels():
     with pytest.raises(UsageError, match="no kernels to vary"):
         build("degradation.name=desaturate", "degradation.jitter=0.1")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_round_trip_equals_a_jpeg_file(channels):
-    x = pictures(2, channels, 32)
-    compressed = images.jpeg_round_trip(x, [40, 95])
-    assert compressed.shape == x.shape
-    for picture, quality, actual in zip(x, [40, 95], compressed, strict=True):
-        file = io.BytesIO()
-        images.to_pillow(picture).save(file, "JPEG", quality=quality)
-        decoded = Image.open(file).convert("L" if channels == 1 else "RGB")
-        assert torch.equal(images.to_bytes(actual), images.to_bytes(images.to_floats(_pixels(decoded))))
-    assert (compressed[1] - x[1]).abs().mean() < (compressed[0] - x[0]).abs().mean()
-
-
-def _pixels(picture: Image.Image) -> torch.Tensor:
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(picture.height, picture.width, -1).permute(2, 0, 1)
 
 
 def test_jpeg_quality_is_drawn_per_image():

@@ -335,11 +335,11 @@ def test_a_container_has_the_processors_that_it_is_given(tmp_path, text, process
     assert environment._quota(tmp_path / "absent") == 2**16
 
 
-def test_an_operators_table_is_brought_to_a_device_once():
+def test_a_table_is_brought_to_a_device_once():
     table, meta = torch.arange(3.0), torch.device("meta")
-    assert degradations.base.on_device(table, torch.device("cpu")) is table
-    assert degradations.base.on_device(table, meta) is degradations.base.on_device(table, meta)
-    assert degradations.base.on_device(torch.arange(3.0), meta) is not degradations.base.on_device(table, meta)
+    assert devices.on_device(table, torch.device("cpu")) is table
+    assert devices.on_device(table, meta) is devices.on_device(table, meta)
+    assert devices.on_device(torch.arange(3.0), meta) is not devices.on_device(table, meta)
 
 
 def test_no_more_threads_than_processors_unless_asked_for(monkeypatch):
