@@ -1,8 +1,8 @@
-"""What a training step asks of a GPU, counted without one: python benchmarks/launches.py [--before CHECKOUT] [PRESET...]
+"""What a training step asks of a GPU, counted without one: python benchmarks/launches.py [PRESET...]
 
 Prints a Markdown table with the kernels that a step launches, how often the CPU waits for the GPU, and the most memory
-that torch allocates; with --before, those of another checkout's code too. It uses the null CUDA runtime of tests/cuda,
-so it needs Linux, gcc and torch's CUDA build. Launches follow from the code and torch's version, not from the machine.
+that torch allocates; with `--before CHECKOUT`, those of another checkout's code too. It uses the null CUDA runtime of
+tests/cuda, so it needs Linux, gcc and torch's CUDA build. Launches follow from the code and torch's version, not from the machine.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-WORKER = ROOT / "tests" / "cuda" / "cuda_worker.py"
+sys.path.insert(0, str(ROOT / "tests" / "cuda"))
+import null_cuda
+
 PRESETS = ("mnist-blur", "mnist-blur-small", "celeba-blur", "celeba-snow-small", "celeba-animorph", "cifar10-mask")
 PHOTOGRAPHS = ("photos-blur", "photos-blur degradation.jpeg=50", "photos-mask", "photos-snow", "digits-holes")
-
-sys.path.insert(0, str(WORKER.parent))
-import null_cuda
 
 
 def counted(root: Path, variables: dict[str, str], cases: list[str]) -> list[dict[str, Any]]:
     """Return the counts of the third step of each training, by the code of a checkout."""
     environment = null_cuda.environment(variables, root)
-    command = [sys.executable, str(WORKER), *(f"train {case}" for case in cases)]
+    command = [sys.executable, str(ROOT / "tests" / "cuda" / "cuda_worker.py"), *(f"train {case}" for case in cases)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
