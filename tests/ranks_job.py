@@ -28,6 +28,7 @@ CASES = {
     "mask": ("digits-mask", ()),
     "uneven": ("digits-blur", ("train.batch_size=7", "train.lr=1e-3", "data.margin=2", "data.flip=true", *PLAIN)),
     "passes": ("digits-mask", ("train.batch_size=4", "train.accumulate=2")),
+    "own passes": ("digits-mask", ("train.batch_size=8",)),  # each process has its own, see divide_unequally
     "noise": ("digits-noise", ("train.batch_size=40",)),
     "classes": ("digits-mask", ("model.classes=10", "train.clip=0")),
 }
@@ -65,6 +66,11 @@ def finish(trainer: Trainer) -> Trainer:
         pass
     trainer.run.close()
     return trainer
+
+
+def divide_unequally(trainer: Trainer) -> None:
+    """Let the first process of two take four passes of one image, and the second one of three and one of one."""
+    trainer.stepper.most = 1 + 2 * trainer.ranks.index
 
 
 def spoil(trainer: Trainer, step: int) -> None:
@@ -116,7 +122,10 @@ def main(folder: Path, environment: Mapping[str, str]) -> int:
     together = group.join(torch.device("cpu"))
     results = {"words": words(together)}
     for name, (preset, overrides) in CASES.items():
-        finish(build(folder / name, preset, *overrides))
+        trainer = build(folder / name, preset, *overrides)
+        if name == "own passes":
+            divide_unequally(trainer)
+        finish(trainer)
     together.barrier()
     finish(build(folder / "resumed", "digits-mask"))  # begun by one process
     spoiled = build(folder / "spoiled", "digits-mask")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 REMEDIES = {
     "train": (
-        "Use a smaller --set train.batch_size=N, with a larger train.accumulate for the same steps, or a smaller "
-        "model.width. To change them, --resume also needs --allow-change."
+        "Use a smaller --set train.batch_size=N, model.width or data.size. With another batch size, --resume also "
+        "needs --allow-change."
     ),
     "eval": "Use a smaller --batch-size.",
     "compare": "Use a smaller --batch-size or --n.",

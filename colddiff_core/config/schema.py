@@ -103,8 +103,18 @@ class TrainConfig:
     """The training loop. Defaults are the paper's (appendix A.1)."""
 
     steps: int = setting(700_000, "optimizer steps", minimum=1)
-    batch_size: int = setting(32, "images per forward pass", minimum=1, maximum=1_000_000)
-    accumulate: int = setting(2, "forward passes per optimizer step", minimum=1, maximum=1_000_000)
+    batch_size: int = setting(
+        32,
+        "a step has this many images times accumulate; on a CPU also the images per forward pass",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    accumulate: int = setting(
+        2,
+        "batches per optimizer step; a GPU computes them together as far as memory allows",
+        minimum=1,
+        maximum=1_000_000,
+    )
     loss: Literal["l1", "l2"] = setting(
         "l1", "l1: absolute error, as in the paper (predicts the median); l2: squared error (predicts the mean)"
     )

@@ -57,9 +57,13 @@ def is_compiled(network: nn.Module) -> bool:
 def disable(network: nn.Module) -> None:
     """Make a network run uncompiled again, and free the memory that compiling took."""
     network._compiled_call_impl = None
+    forget()
+
+
+def forget() -> None:
+    """Drop all compiled code, and the memory of its CUDA graphs; a compiled network compiles again when called."""
     torch._dynamo.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def begin_step() -> None:

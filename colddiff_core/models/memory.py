@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -26,7 +28,29 @@ MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.5}  # the rest is for weights, workspaces
 FINEST_VALUES, COARSER_VALUES = 10, 14
 ATTENTION_VALUES, ATTENTION_INPUT_VALUES = 8, 2
 BYTES_PER_VALUE = {torch.float32: 4, torch.bfloat16: 3}  # 3, because stem, norms and softmax stay float32
+# Of what a GPU has beside weights, optimizer and training images; the rest is for workspaces, sheets, other programs.
+TRAINING_SHARE = 0.7
 CGROUP_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingBytes:
+    """Bytes that a pixel's features take from the forward to the backward pass (docs/decisions/012-memory.md).
+
+    Attributes:
+        block: Per input and output channel of a block.
+        attention_inner: Per inner channel of attention.
+        attention_input: Per input channel of attention.
+        finest: Per channel of the finest level, for stem and head.
+    """
+
+    block: int
+    attention_inner: int
+    attention_input: int
+    finest: int
+
+
+TRAINING_BYTES = {torch.float32: TrainingBytes(16, 16, 6, 24), torch.bfloat16: TrainingBytes(12, 7, 11, 20)}
 
 
 def batch_size(model: ModelConfig, size: Size, dtype: torch.dtype, device: torch.device, most: int) -> int:
@@ -52,6 +76,45 @@ def image_bytes(model: ModelConfig, size: Size, dtype: torch.dtype) -> int:
             values = max(values, ATTENTION_VALUES * inner + ATTENTION_INPUT_VALUES * channels)
         most = max(most, values * (height >> level) * (width >> level))
     return most * BYTES_PER_VALUE[dtype]
+
+
+def training_batch_size(model: ModelConfig, size: Size, dtype: torch.dtype, room_bytes: int) -> int:
+    """Return how many images a training pass takes at most, at least 1, beside weights and data.
+
+    Args:
+        model: The network.
+        size: Of the images.
+        dtype: Of the network's body.
+        room_bytes: What the device has beside weights, optimizer and training images.
+    """
+    return max(1, int(TRAINING_SHARE * room_bytes) // training_image_bytes(model, size, dtype))
+
+
+def training_image_bytes(model: ModelConfig, size: Size, dtype: torch.dtype) -> int:
+    """Return the estimated bytes that one image takes in a forward and backward pass."""
+    height, width = sides(size)
+    each = TRAINING_BYTES[dtype]
+    widths = [model.width * multiplier for multiplier in model.multipliers]
+    finest, coarsest, last = widths[0], widths[-1], len(widths) - 1
+    inner = LinearAttention.heads * LinearAttention.head_width
+    # Input and output channels of the blocks at each level, as in UNet.
+    blocks = [(0, finest, finest), (0, 2 * finest if model.block == "local" else finest, finest)]
+    blocks += [(last, coarsest, coarsest)] * 2
+    attention = [(last, coarsest)] if model.attention != "none" else []
+    for level, (before, after) in enumerate(itertools.pairwise(widths), 1):
+        blocks += [(level, before, after), (level, after, after)]  # on the way down
+        blocks += [(level, 2 * after, before), (level, before, before)]  # and up
+    if model.attention == "all":
+        attention += [(level, channels) for level, channels in enumerate(widths)]
+        attention += [(level, channels) for level, channels in enumerate(widths[:-1], 1)]
+    total = each.finest * finest * height * width
+    for level, channels_in, channels_out in blocks:
+        total += each.block * (channels_in + channels_out) * (height >> level) * (width >> level)
+    for level, channels in attention:
+        values = each.attention_inner * inner + each.attention_input * channels
+        total += values * (height >> level) * (width >> level)
+        total += 4 * inner * (inner + channels)  # products over all pixels, in float32
+    return total
 
 
 def tile_side(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:

@@ -24,6 +24,10 @@ class BatchLoader:
     files too. Otherwise, and if the data set decodes images on the fly, a thread gathers them in pinned memory and
     uploads them on a stream of its own, so that the loop does not wait as long as the disk keeps up. The CPU never
     waits for the GPU here.
+
+    Attributes:
+        pixel_bytes: What the images take on a device that keeps them all; 0 for a set that is read as it trains.
+        is_resident: Whether the device keeps them.
     """
 
     def __init__(self, images: TrainingSet, device: torch.device, *, size: Size, flip: bool) -> None:
@@ -39,6 +43,7 @@ class BatchLoader:
         self._margin = margins[0]
         self._images = images
         held = images.pixels if isinstance(images, ImageSet) else None
+        self.pixel_bytes = held.nbytes if held is not None else 0
         self.is_resident = held is not None and _fits(held, device)
         self._pixels = held.to(device) if held is not None and self.is_resident else held
         self._thread = None if self.is_resident else ThreadPoolExecutor(1, thread_name_prefix="feed")

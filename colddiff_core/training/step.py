@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,12 +23,12 @@ from colddiff_core.config.sizes import sides
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
 from colddiff_core.distributed import threads
-from colddiff_core.errors import ColddiffError, UsageError, reason
+from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError, is_out_of_memory, reason
 from colddiff_core.experiment import Experiment
 from colddiff_core.models import compiling
 from colddiff_core.runs import checkpoint
 from colddiff_core.text import counted
-from colddiff_core.training import divergence, schedule
+from colddiff_core.training import divergence, passes, schedule
 from colddiff_core.training.loader import BatchLoader, CropsAndFlips
 from colddiff_core.training.log_meter import TrainingLog
 
@@ -75,10 +76,13 @@ class Stepper:
     """Takes the optimizer steps of one experiment, numbered from 0.
 
     A step has `train.batch_size` x `train.accumulate` images, however many processes share them. Each process computes
-    the gradient of its share, `batch_size` images at a time, and all take the same step with the mean.
+    the gradient of its share, and all take the same step with the mean. On the CPU a pass takes `batch_size` images,
+    on a GPU as many as memory takes (`passes`); up to rounding, the step does not depend on it.
 
     Attributes:
         parts: Network, average (on rank 0 only) and optimizer.
+        most: Images per pass, at most; halved whenever memory runs out.
+        compile_mode: Mode of torch.compile that the network is compiled with; empty if it is not compiled.
         watch: Skipped steps.
         falls: How often the run went back, each time to a lower learning rate.
         joint: How the learning rate joins the schedule, if the run was resumed with another length.
@@ -109,23 +113,29 @@ class Stepper:
         self.watch = divergence.DivergenceWatch()
         self.falls = 0
         self.joint: schedule.Joint | None = None
+        self.most = passes.most_images(experiment, self.feed.pixel_bytes)
         mode = compiling.mode(self.settings.compile, experiment.device, self.settings.steps, max(sides(data.size)))
         # A rank that repeats a failed step would hang the others, so "auto" compiles only a training of one process.
-        if self.ranks.is_alone or self.settings.compile != "auto":
-            compiling.compile_network(network, mode)
+        self.compile_mode = mode if self.ranks.is_alone or self.settings.compile != "auto" else ""
+        compiling.compile_network(network, self.compile_mode)
         self._has_noted_threads = False
         self._untried = UNTRIED if compiling.is_compiled(network) and self.ranks.is_alone else 0  # steps
         self._called = self.ranks.wrap_ddp(network, experiment.device)
         self._shared = None if self.ranks.is_alone else experiment.restorer.with_network(self._called)
 
+    @torch.enable_grad()  # notebooks that only sample turn gradients off
     def take(self, step: int, meter: TrainingLog) -> None:
         """Take a step. If its loss or gradient is not finite, no weight changes and `watch` records it.
 
+        The CPU does not wait for a GPU here: draws are uploaded from pinned memory, and the loss stays on the device.
+        Exceptions are a second data set, which is on the CPU, and tables of masks and snow too large to keep.
+
         Raises:
             LostError: Another process ended.
+            MachineError: Memory ran out, and smaller passes do not help or are the user's choice.
         """
         with ranks.guarded():
-            (self._try if self._untried else self._take)(step, meter)
+            self._advance(step, self._try(step, meter), meter)
         if threads.has_varied() and not self._has_noted_threads:
             self._has_noted_threads = True
             self._note(VARIED)
@@ -137,45 +147,68 @@ class Stepper:
             for slots in self._passes():
                 self.feed.ahead(indices[slots.start : slots.stop])
 
-    def _try(self, step: int, meter: TrainingLog) -> None:
-        """Take one of the first steps of a compiled network; if it fails, repeat it without compilation.
+    def _try(self, step: int, meter: TrainingLog) -> Tensor:
+        """Return the loss () float32 of a step, with its gradient in the weights.
 
-        A step's randomness follows from its number, so the repeated step is the same.
+        If memory runs out on a GPU, the passes are repeated with half as many images; if one of the first steps of a
+        compiled network fails, without compilation. Every repetition issues a ColddiffWarning. A step's randomness
+        follows from its number, so the repeated step is the same.
         """
-        self._untried -= 1
-        logged = len(meter.losses)
-        try:
-            self._take(step, meter)
-        except ColddiffError:
-            raise
-        except Exception as error:
-            why = " ".join(reason(error).split("\n")[0].split())
+        while True:
+            logged = len(meter.losses)
+            try:
+                loss = self._differentiate(step, meter)
+            except ColddiffError:
+                raise
+            except Exception as error:
+                largest = max(map(len, self._passes()))
+                is_short = is_out_of_memory(error)  # of memory
+                is_halved = is_short and largest > 1 and self._can_halve
+                if is_short and not (is_halved or self._untried):
+                    raise passes.no_room(self.experiment, largest) from error
+                if not (is_halved or self._untried):
+                    raise
+                why = " ".join(reason(error).split("\n")[0].split())
+            else:
+                self._untried = max(0, self._untried - 1)
+                return loss
+            # Not in the handler: the error keeps the tensors of the failed step alive.
+            self.parts.optimizer.zero_grad(set_to_none=True)
+            meter.keep(logged)
+            message = self._halve(largest) if is_halved else self._stop_compiling(why)
+            self._note(message)
+            warnings.warn(message, ColddiffWarning, stacklevel=2)
+
+    @property
+    def _can_halve(self) -> bool:
+        """Whether passes may become smaller: a rank that repeats a step would hang the others."""
+        return self.ranks.is_alone and passes.follow_memory(self.experiment.device)
+
+    def _halve(self, largest: int) -> str:
+        """Halve the passes, of which the largest had so many images, and free memory; return what happened."""
+        self.most = largest // 2
+        if compiling.is_compiled(self.parts.network):
+            self._untried = UNTRIED  # it is compiled again, for passes of another size
+            compiling.forget()
         else:
-            return
-        # Not in the handler: the error keeps the tensors of the failed step alive.
-        self._untried = 0
+            torch.cuda.empty_cache()
+        smaller = max(map(len, self._passes()))
+        return f"memory ran out on {self.experiment.device} with {largest} images in a pass; continuing with {smaller}"
+
+    def _stop_compiling(self, why: str) -> str:
+        """Continue without compilation; return what happened."""
+        self._untried, self.compile_mode = 0, ""
+        self.most = passes.most_images(self.experiment, self.feed.pixel_bytes)  # if memory ran out for the compiler
         compiling.disable(self.parts.network)
-        self._note(f"the network is not compiled: {why}")
-        self.parts.optimizer.zero_grad(set_to_none=True)
-        meter.keep(logged)
-        self._take(step, meter)
+        return f"the network is not compiled: {why}"
 
-    @torch.enable_grad()  # notebooks that only sample turn gradients off
-    def _take(self, step: int, meter: TrainingLog) -> None:
-        """Take one optimizer step: forward and backward passes over this process's images, then the update.
-
-        The CPU does not wait for a GPU here: draws are uploaded from pinned memory, and the loss stays on the device.
-        Exceptions are a second data set, which is on the CPU, and tables of masks and snow too large to keep.
-        """
+    def _differentiate(self, step: int, meter: TrainingLog) -> Tensor:
+        """Make the forward and backward passes over this process's images; return the loss over all processes."""
         settings, experiment = self.settings, self.experiment
         device = experiment.device
         self.send_ahead(step + 1)
         if compiling.is_compiled(self.parts.network):
             compiling.begin_step()
-        optimizer: Any = self.parts.optimizer
-        rate = self.rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         restorer = self._shared or experiment.restorer
         loss = torch.zeros((), device=device)
         parts = self.draw(step)
@@ -194,9 +227,16 @@ class Stepper:
                 (share * self.ranks.count).backward()
             loss += share.detach()
             meter.add(losses.detach(), t)
-        self.ranks.sum(loss)  # so that all processes skip the same steps
-        if settings.clip:
-            meter.grad_norm = torch.nn.utils.clip_grad_norm_(self._weights, settings.clip)
+        return self.ranks.sum(loss)  # so that all processes skip the same steps
+
+    def _advance(self, step: int, loss: Tensor, meter: TrainingLog) -> None:
+        """Update the weights by the gradient, and the average."""
+        optimizer: Any = self.parts.optimizer
+        rate = self.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if self.settings.clip:
+            meter.grad_norm = torch.nn.utils.clip_grad_norm_(self._weights, self.settings.clip)
         else:
             gradients = [weight.grad for weight in self._weights if weight.grad is not None]
             meter.grad_norm = torch.nn.utils.get_total_norm(gradients)
@@ -205,7 +245,7 @@ class Stepper:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.parts.average is not None:
-            self._update(self.parts.average, is_due=(step + 1) % settings.ema_every == 0)
+            self._update(self.parts.average, is_due=(step + 1) % self.settings.ema_every == 0)
 
     def draw(self, step: int) -> list[MicroBatch]:
         """Return this process's images of a step as micro-batches, with all draws but image-sized fields.
@@ -229,8 +269,8 @@ class Stepper:
 
     def _passes(self) -> list[range]:
         """Return this process's slots in a step, one range per micro-batch."""
-        slots, size = self.ranks.slice_of(self.size), self.settings.batch_size
-        return [range(first, min(first + size, slots.stop)) for first in range(slots.start, slots.stop, size)]
+        slots = self.ranks.slice_of(self.size)
+        return passes.divide(slots, self.most, is_even=passes.follow_memory(self.experiment.device))
 
     @contextlib.contextmanager
     def _sending(self, *, is_last: bool) -> Iterator[None]:

@@ -170,7 +170,9 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(
     monkeypatch.setattr(BatchLoader, "_send", lambda feed, indices: gathered.append(indices) or send(feed, indices))
     monkeypatch.setattr(compiling, "compile_network", compile_network)
     monkeypatch.setattr(loader, "_fits", lambda pixels, device: is_resident)
-    trainer = finish(make_trainer(tmp_path / "run", *ACCUMULATED, "train.compile='default'"))
+    with pytest.warns(ColddiffWarning, match="^the network is not compiled: RuntimeError: no compiler$"):
+        trainer = finish(make_trainer(tmp_path / "run", *ACCUMULATED, "train.compile='default'"))
+    assert trainer.stepper.compile_mode == ""
     warnings = [event for event in trainer.run.events() if event["event"] == "warning"]
     assert [event["message"] for event in warnings] == ["the network is not compiled: RuntimeError: no compiler"]
     assert len(calls) == failing_call

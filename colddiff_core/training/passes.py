@@ -1,0 +1,79 @@
+"""How a process divides its images of a step into forward and backward passes, and what to do if they do not fit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from colddiff_core.config.sizes import sides
+from colddiff_core.errors import MachineError
+from colddiff_core.experiment import Experiment
+from colddiff_core.models import memory
+from colddiff_core.text import counted
+from colddiff_core.training.loader import SHARE
+
+# Weights, average, the optimizer's two moments, gradient; the sixth is for casts of the weights and operator tables.
+WEIGHT_COPIES = 6
+FLOAT_BYTES = 4
+
+
+def follow_memory(device: torch.device) -> bool:
+    """Return whether passes are as large as memory takes, instead of `train.batch_size`."""
+    return device.type == "cuda"
+
+
+def most_images(experiment: Experiment, pixel_bytes: int) -> int:
+    """Return how many images a pass takes at most, at least 1.
+
+    On a GPU these are as many as memory takes: a small pass leaves it waiting for the CPU to launch kernels. They
+    follow from total memory, so that a resumed run divides its steps like before. A CPU gains nothing from larger
+    passes. There it is `train.batch_size`, with which users limit the memory that a training takes.
+
+    Args:
+        experiment: What is trained.
+        pixel_bytes: Size of the training images, which the device holds if they fit.
+    """
+    config, device = experiment.config, experiment.device
+    if not follow_memory(device):
+        return config.train.batch_size
+    total = memory.total_bytes(device)
+    weights = sum(weight.numel() for weight in experiment.restorer.parameters())
+    taken = WEIGHT_COPIES * FLOAT_BYTES * weights + (pixel_bytes if pixel_bytes <= SHARE * total else 0)
+    return memory.training_batch_size(config.model, config.data.size, experiment.body_dtype, total - taken)
+
+
+def divide(slots: range, most: int, *, is_even: bool) -> list[range]:
+    """Divide slots of a step, at least one, into passes of at most `most`.
+
+    Args:
+        slots: The slots of this process.
+        most: Images per pass, at most.
+        is_even: Whether passes should have the same size, because a network is compiled once per size. If no divisor
+            comes near `most`, only the last pass differs.
+    """
+    size = _even_size(len(slots), most) if is_even else most
+    return [range(first, min(first + size, slots.stop)) for first in range(slots.start, slots.stop, size)]
+
+
+def _even_size(count: int, most: int) -> int:
+    """Return the largest divisor of `count` up to `most`; if it is less than half of that, the most even size."""
+    divisor = next(size for size in range(min(count, most), 0, -1) if count % size == 0)
+    return divisor if 2 * divisor > min(count, most) else math.ceil(count / math.ceil(count / most))
+
+
+def no_room(experiment: Experiment, count: int) -> MachineError:
+    """Return the error for a pass of `count` images that memory has no room for."""
+    height, width = sides(experiment.config.data.size)
+    images = counted(count, "image")
+    what = f"Not enough memory on {experiment.device} to train with {images} of {width}x{height} pixels in a pass."
+    if count == 1:
+        return MachineError(what, "A smaller train.batch_size does not help. Use a smaller model.width or data.size.")
+    if follow_memory(experiment.device):
+        remedy = "Use more processes, or a smaller train.batch_size, model.width or data.size."
+    else:
+        remedy = (
+            "Use a smaller train.batch_size, with a larger train.accumulate for steps of as many images, or a smaller "
+            "model.width or data.size."
+        )
+    return MachineError(what, f"{remedy} With another batch size, --resume also needs --allow-change.")
