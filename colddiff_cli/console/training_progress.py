@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import signal
 import statistics
@@ -23,15 +24,24 @@ if TYPE_CHECKING:
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY_SECONDS = 10.0  # without a terminal
-# The estimate is made from this many steps, or fewer if they are slow.
+# The first estimate is made from this many steps, or fewer if they are slow; later ones from the newest measurements.
 MEASURED_STEPS, MEASURED_SECONDS = 5, 20.0
+MOST_MEASURED = 100
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # seconds
 SHORT_SECONDS = 10.0  # not worth a line
 BUSY_SHARE = 0.3  # of the processors, used by other programs: worth a remark
 
 
+COMPILED = {  # by mode of torch.compile
+    "default": "fused kernels",
+    "reduce-overhead": "fused kernels, launched together as CUDA graphs",
+    "max-autotune": "the fastest of several kernels each, found by trial",
+}
+FIRST_STEPS = {"max-autotune": "several minutes"}
+
+
 def introduce(screen: Screen, trainer: Trainer) -> None:
-    """Print the run, its images, network and device."""
+    """Print the run, its images, network and device, and whether the network is compiled."""
     from colddiff_core import devices
 
     built, config = trainer.experiment, trainer.experiment.config
@@ -44,6 +54,23 @@ def introduce(screen: Screen, trainer: Trainer) -> None:
         f"{built.operator.name} T={built.operator.steps}, {count / 1e6:.1f} M parameters, "
         f"{dtype} body on {_machines(devices.describe(built.device))}, {where}"
     )
+    if built.device.type != "cpu" or trainer.stepper.compile_mode:
+        screen.say(_compilation(trainer))
+
+
+def _compilation(trainer: Trainer) -> str:
+    """Return whether the network is compiled, and what that means or why it is not."""
+    from colddiff_core.models import compiling
+
+    mode, requested = trainer.stepper.compile_mode, trainer.settings.compile
+    if mode:
+        long = FIRST_STEPS.get(mode, "a minute or two")
+        return f"compiling the network (train.compile={mode}: {COMPILED[mode]}); the first steps take {long}"
+    if requested == compiling.OFF:
+        return "the network is not compiled: train.compile=off"
+    if environment.process_info().is_alone:
+        return f"the network is not compiled: that pays off from {compiling.MIN_EVALUATIONS:,} steps on"
+    return "the network is not compiled: with several processes only if train.compile names a mode"
 
 
 def _shape(shape: tuple[int, int, int]) -> str:
@@ -99,46 +126,54 @@ def _interrupts(screen: Screen, trainer: Trainer) -> Iterator[None]:
 
 
 def _watch(screen: Screen, trainer: Trainer) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from colddiff_core.training.step import UNTRIED
 
     progress = Progress(
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         console=screen.console,
         disable=not screen.is_terminal,
     )
-    started = printed = time.monotonic()
-    first = trainer.step
-    # A GPU works on while this process goes ahead, so the time between two steps says nothing there.
-    forecast = Forecast(first) if trainer.experiment.device.type == "cpu" else None
-    machine = MachineUse() if forecast else None
+    printed = time.monotonic()
+    steps = trainer.settings.steps
+    has_cpu = trainer.experiment.device.type == "cpu"
+    forecast = Forecast(trainer.step, UNTRIED if trainer.stepper.compile_mode else 1)
+    machine = MachineUse() if has_cpu else None
+    is_announced = False
+    note = ""
     with progress:
-        task = progress.add_task("", total=trainer.settings.steps, completed=first, note="")
+        task = progress.add_task("", total=steps, completed=trainer.step, note="")
         for tick in trainer.steps():
-            progress.update(task, completed=tick.step)
-            seconds = forecast.add(tick, trainer.settings.steps) if forecast else None
-            if seconds is not None and machine is not None:
-                forecast = None
-                _announce(screen, trainer, seconds, machine.by_others())
-            first = min(first, tick.step - 1)  # recovery may go back to before the resumed step
+            # A GPU works on while this process goes ahead, until metrics are read: between other steps, time says
+            # nothing there.
+            seconds = forecast.add(tick, steps, is_measured=has_cpu or tick.metrics is not None)
+            if tick.metrics is not None:
+                note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
+            line = f"{note}{_left(seconds)}".lstrip()
+            progress.update(task, completed=tick.step, note=line)
+            if seconds is not None and not is_announced:
+                is_announced = True
+                _announce(screen, trainer, seconds, machine.by_others() if machine else 0.0)
             if tick.is_paused:
                 place = shell_word(trainer.run.path)
                 screen.say(f"Paused at step {tick.step} as requested. To continue: colddiff monitor {place}")
             if tick.validation is not None:
                 _report(screen, tick.validation, tick.step)
-            if tick.metrics is None:
+            if tick.metrics is None or screen.is_terminal:
                 continue
-            note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
-            progress.update(task, note=note)
             now = time.monotonic()
-            if not screen.is_terminal and (now - printed > LINE_EVERY_SECONDS or tick.step == trainer.settings.steps):
+            if now - printed > LINE_EVERY_SECONDS or tick.step == steps:
                 printed = now
-                left = (now - started) / (tick.step - first) * (trainer.settings.steps - tick.step)
-                screen.say(f"step {tick.step}/{trainer.settings.steps}  {note}  {left:,.0f} s left")
+                screen.say(f"step {tick.step}/{steps}  {line}")
+
+
+def _left(seconds: float | None) -> str:
+    """Return how long the training will take, to append to a line; empty if that is not known, or at the end."""
+    return f"  {about(seconds)} left" if seconds else ""
 
 
 def _report(screen: Screen, found: ValidationRecord, step: int) -> None:
@@ -152,28 +187,46 @@ def _report(screen: Screen, found: ValidationRecord, step: int) -> None:
 
 
 class Forecast:
-    """Estimates from the first steps how long the rest will take.
+    """Estimates how long the rest of a training will take: the median time of a step, for the steps that are left.
 
-    The very first step does not count: it also builds tables and fills caches.
+    The first steps do not count: they also build tables, fill caches and compile the network. Pauses do not count.
     """
 
-    def __init__(self, step: int) -> None:
-        """Start the clock at the step that the training starts from."""
-        self._last = time.monotonic()
+    def __init__(self, step: int, warm_up: int = 1) -> None:
+        """Start the clock at the step that the training starts from; the first `warm_up` steps do not count."""
+        self._began = self._seen = time.monotonic()  # of the steps being measured; of the newest tick
         self._step = step
-        self._is_warm = False
-        self._durations: list[float] = []
+        self._to_warm_up = warm_up
+        self._taken = 0  # steps since `_began`
+        self._measured_steps, self._measured_seconds = 0, 0.0
+        self._durations: collections.deque[float] = collections.deque(maxlen=MOST_MEASURED)  # of a step
 
-    def add(self, tick: Tick, steps: int) -> float | None:
-        """Return the seconds that the training up to `steps` still takes, once enough steps are measured."""
+    def add(self, tick: Tick, steps: int, *, is_measured: bool = True) -> float | None:
+        """Return the seconds that the training up to `steps` still takes, once enough steps are measured.
+
+        `is_measured`: whether all steps up to this one are done now: the time since the last such tick is theirs.
+        """
         now = time.monotonic()
-        if tick.step != self._step and self._is_warm:
-            self._durations.append(now - self._last)
-        self._is_warm = self._is_warm or tick.step != self._step  # a pause and its end are ticks without a step
-        self._step, self._last = tick.step, now
-        if len(self._durations) < MEASURED_STEPS and sum(self._durations) < MEASURED_SECONDS:
+        if tick.step == self._step:  # a pause and its end are ticks without a step
+            self._began += now - self._seen
+        else:
+            self._taken += 1
+        self._step, self._seen = tick.step, now
+        if is_measured and self._taken:
+            self._measure(now - self._began)
+            self._began = now
+        if self._measured_steps < MEASURED_STEPS and self._measured_seconds < MEASURED_SECONDS:
             return None
         return statistics.median(self._durations) * (steps - tick.step)
+
+    def _measure(self, seconds: float) -> None:
+        """Record how long the steps since the last measurement took."""
+        if self._to_warm_up <= 0:
+            self._durations.append(seconds / self._taken)
+            self._measured_steps += self._taken
+            self._measured_seconds += seconds
+        self._to_warm_up -= self._taken
+        self._taken = 0
 
 
 class MachineUse:
@@ -199,7 +252,7 @@ class MachineUse:
 
 
 def _announce(screen: Screen, trainer: Trainer, seconds: float, others: float) -> None:
-    """Say how long the training will take, and where that is days, which preset is made for a CPU.
+    """Say how long the training will take, and where that is days on a CPU, which preset is made for it.
 
     Args:
         screen: Where to say it.
@@ -208,10 +261,11 @@ def _announce(screen: Screen, trainer: Trainer, seconds: float, others: float) -
         others: How many processors other programs use.
     """
     if seconds >= SHORT_SECONDS:
-        screen.say(f"{about(seconds)} on this CPU{_busy(others)}")
+        unit = "CPU" if trainer.experiment.device.type == "cpu" else "GPU"
+        screen.say(f"{about(seconds)} on this {unit}{_busy(others)}")
     name = trainer.experiment.config.name
     small = f"{name}-small"
-    if seconds >= DAY and small in presets.names():
+    if trainer.experiment.device.type == "cpu" and seconds >= DAY and small in presets.names():
         screen.warn(
             f"{name} is made for a GPU; for a CPU there is {small}: press Ctrl-C, then colddiff train --preset {small}"
         )
