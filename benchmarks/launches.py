@@ -2,7 +2,8 @@
 
 Prints a Markdown table with the kernels that a step launches, how often the CPU waits for the GPU, and the most memory
 that torch allocates; with `--before CHECKOUT`, those of another checkout's code too. It uses the null CUDA runtime of
-tests/cuda, so it needs Linux, gcc and torch's CUDA build. Launches follow from the code and torch's version, not from the machine.
+tests/cuda, so it needs Linux, gcc and torch's CUDA build. Launches follow from the code and torch's version, not from
+the machine.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "cuda"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cuda"))
 import null_cuda
 
 PRESETS = ("mnist-blur", "mnist-blur-small", "celeba-blur", "celeba-snow-small", "celeba-animorph", "cifar10-mask")
@@ -26,7 +26,11 @@ PHOTOGRAPHS = ("photos-blur", "photos-blur degradation.jpeg=50", "photos-mask", 
 def counted(root: Path, variables: dict[str, str], cases: list[str]) -> list[dict[str, Any]]:
     """Return the counts of the third step of each training, by the code of a checkout."""
     environment = null_cuda.environment(variables, root)
-    command = [sys.executable, str(ROOT / "tests" / "cuda" / "cuda_worker.py"), *(f"train {case}" for case in cases)]
+    command = [
+        sys.executable,
+        str(null_cuda.ROOT / "tests" / "cuda" / "cuda_worker.py"),
+        *(f"train {case}" for case in cases),
+    ]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -45,7 +49,7 @@ def main() -> int:
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another checkout to compare with")
     arguments = parser.parse_args()
     cases = arguments.presets or [*PRESETS, *PHOTOGRAPHS]
-    roots = [*([arguments.before.resolve()] if arguments.before else []), ROOT]
+    roots = [*([arguments.before.resolve()] if arguments.before else []), null_cuda.ROOT]
     with tempfile.TemporaryDirectory() as folder:
         try:
             variables = null_cuda.build(Path(folder))

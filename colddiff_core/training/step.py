@@ -23,7 +23,7 @@ from colddiff_core.config.sizes import sides
 from colddiff_core.datasets import TrainingSet
 from colddiff_core.distributed import group as ranks
 from colddiff_core.distributed import threads
-from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError, is_out_of_memory, reason
+from colddiff_core.errors import ColddiffError, ColddiffWarning, UsageError, is_out_of_memory
 from colddiff_core.experiment import Experiment
 from colddiff_core.models import compiling
 from colddiff_core.runs import checkpoint
@@ -168,7 +168,7 @@ class Stepper:
                     raise passes.no_room(self.experiment, largest) from error
                 if not (is_halved or self._untried):
                     raise
-                why = " ".join(reason(error).split("\n")[0].split())
+                why = compiling.failure(error)
             else:
                 self._untried = max(0, self._untried - 1)
                 return loss
