@@ -79,6 +79,7 @@ class Pictures:
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.transform = transform(data["size"], data["flip"])
+        self.mode = "RGB" if data["channels"] == 3 else "L"
         if data["dataset"] == "mnist":
             from torchvision.datasets import MNIST
 
@@ -95,7 +96,7 @@ class Pictures:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.transform(self.source[index][0])
+        return self.transform(self.source[index][0].convert(self.mode))
 
 
 def transform(size: int, flip: bool) -> Transform:
