@@ -42,7 +42,7 @@ QUICK_SECONDS = 600.0  # of each stage of a quick run
 
 @dataclasses.dataclass(frozen=True)
 class GpuStage:
-    """A stage: its function, the most seconds it may take, and how many must be left for it to begin."""
+    """A stage: its function, the most seconds it may take, and how many it needs to be worth beginning."""
 
     function: str
     most: float
@@ -51,13 +51,13 @@ class GpuStage:
 
 STAGES = {
     "setup": GpuStage("machine.run", 60, 5),
-    "equal": GpuStage("equality.run", 90, 10),
-    "curves": GpuStage("curves.run", 130, 20),
-    "speed": GpuStage("speeds.run", 240, 30),
-    "train": GpuStage("training.run", 400, 90),
-    "micro": GpuStage("kernels.run", 60, 10),
-    "generate": GpuStage("speeds.run_generations", 150, 25),
-    "table": GpuStage("training.run_table", 400, 60),
+    "equal": GpuStage("equality.run", 120, 20),
+    "curves": GpuStage("curves.run", 100, 30),
+    "speed": GpuStage("speeds.run", 240, 60),
+    "train": GpuStage("training.run", 360, 90),
+    "micro": GpuStage("kernels.run", 60, 15),
+    "generate": GpuStage("speeds.run_generations", 150, 60),
+    "table": GpuStage("training.run_table", 400, 20),
 }
 
 
@@ -82,15 +82,21 @@ def stage_words(name: str, bench: GpuBench, deadline: float) -> list[str]:
     return words + (["--quick"] if bench.is_quick else [])
 
 
+def seconds_for(name: str, later: Sequence[str], left: float) -> float:
+    """Return how long a stage may take, so that each of those after it has what it needs; 0 if it cannot begin."""
+    stage, reserved = STAGES[name], sum(STAGES[other].least for other in later)
+    return min(left, stage.most, max(stage.least, left - reserved)) if left >= stage.least else 0.0
+
+
 def measure(names: Sequence[str], bench: GpuBench, environment: dict[str, str]) -> None:
     """Run the stages in turn, each until its deadline."""
-    for name in names:
-        stage = STAGES[name]
-        if bench.left < stage.least:
+    for place, name in enumerate(names):
+        most = seconds_for(name, names[place + 1 :], bench.left)
+        if not most:
             bench.record(name, "stage", skipped=f"{max(bench.left, 0):.0f} s are left")
             continue
         began = time.time()
-        deadline = min(bench.deadline, began + (QUICK_SECONDS if bench.is_quick else stage.most))
+        deadline = min(bench.deadline, began + (QUICK_SECONDS if bench.is_quick else most))
         code = supervised(stage_words(name, bench, deadline), environment, deadline + GRACE_SECONDS)
         bench.record(name, "stage", code=code, seconds=round(time.time() - began, 1))
 

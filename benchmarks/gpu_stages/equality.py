@@ -60,8 +60,15 @@ PRIORS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def run(bench: GpuBench) -> None:
     devices.choose(bench.device)
+    for name, channels, (count, size), kind in NETWORKS:
+        x = torch.rand(count, channels, size, size, generator=seeds.generator(0)) * 2 - 1
+        narrowed = kind | NARROW if bench.is_quick else kind
+        bench.attempt("equal", f"network {name}", lambda n=name, x=x, k=narrowed: networks(bench, n, x, k))
+    for name, values in PRIORS:
+        for prior in degradations.build(name, **values).priors:
+            bench.attempt("equal", f"prior {name} {prior}", lambda n=name, v=values, p=prior: starts(bench, n, v, p))
     for name, values, shape in cases(bench):
-        label = f"{name} {values or ''} {shape[-1]}x{shape[-2]}"
+        label = " ".join([name, *(f"{key}={value}" for key, value in values.items()), f"{shape[-1]}x{shape[-2]}"])
         op = degradations.build(name, **values)
         bench.attempt("equal", label, lambda op=op, shape=shape: operators(bench, op, shape))
         if max(shape[-2:]) <= SAMPLED_SIDE_PIXELS and op.steps <= SAMPLED_STEPS:
@@ -69,13 +76,6 @@ def run(bench: GpuBench) -> None:
                 bench.attempt(
                     "equal", f"{label} {sampler}", lambda op=op, shape=shape, s=sampler: samplers(bench, op, shape, s)
                 )
-    for name, values in PRIORS:
-        for prior in degradations.build(name, **values).priors:
-            bench.attempt("equal", f"prior {name} {prior}", lambda n=name, v=values, p=prior: starts(bench, n, v, p))
-    for name, channels, (count, size), kind in NETWORKS:
-        x = torch.rand(count, channels, size, size, generator=seeds.generator(0)) * 2 - 1
-        narrowed = kind | NARROW if bench.is_quick else kind
-        bench.attempt("equal", f"network {name}", lambda n=name, x=x, k=narrowed: networks(bench, n, x, k))
 
 
 def cases(bench: GpuBench) -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:

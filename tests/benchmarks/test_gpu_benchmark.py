@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu
 from gpu_stages import bench as gpu_bench
 from gpu_stages import curves, equality, kernels, packing, report, speeds
 
 from colddiff_core import degradations
 
-LENT = ["setup", "equal", "curves", "speed", "train", "micro", "generate", "table"]
+IN_ORDER = ["setup", "equal", "curves", "speed", "train", "micro", "generate", "table"]
 
 
 @pytest.fixture
@@ -97,6 +96,13 @@ def test_without_time_work_is_skipped(tmp_path):
     assert "skipped" in results(late)[1]
 
 
+def test_a_stage_leaves_the_later_ones_what_they_need():
+    assert gpu.seconds_for("speed", ["micro", "generate"], 1000) == gpu.STAGES["speed"].most
+    assert gpu.seconds_for("speed", ["micro", "generate"], 200) == 200 - 15 - 60
+    assert gpu.seconds_for("speed", ["micro", "generate"], 70) == 60
+    assert gpu.seconds_for("speed", ["micro", "generate"], 50) == 0
+
+
 def test_a_stage_ends_at_its_deadline_with_what_it_started(tmp_path):
     started = tmp_path / "started"
     sleeper = "import time; time.sleep(60)"
@@ -105,7 +111,7 @@ def test_a_stage_ends_at_its_deadline_with_what_it_started(tmp_path):
         f"open({str(started)!r}, 'w').write(str(p.pid)); time.sleep(60)"
     )
     began = time.time()
-    assert gpu.supervised([sys.executable, "-c", script], dict(os.environ), time.time() + 1.5) == "out of time"
+    assert gpu.supervised([sys.executable, "-c", script], dict(os.environ), time.time() + 2) == "out of time"
     assert time.time() - began < 20
     state = Path(f"/proc/{started.read_text()}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -197,11 +203,11 @@ def test_every_stage_runs(tmp_path):
     """The rehearsal of a run on a GPU, as a command."""
     out, answer = tmp_path / "out", tmp_path / "results.json"
     words = ["--device", "cpu", "--quick", "--out", str(out), "--work", str(tmp_path / "work"), "--json", str(answer)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words]
+    command = [sys.executable, str(gpu_bench.COMMAND), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(answer.read_text())["results"]
     assert [line for line in found if gpu_bench.is_bad(line)] == []
     assert done.returncode == 0, done.stderr
     assert found == gpu_bench.read([out / gpu_bench.RESULTS])
-    assert [line["stage"] for line in found if line["name"] == "stage"] == LENT
+    assert [line["stage"] for line in found if line["name"] == "stage"] == IN_ORDER
     assert (out / "restored.png").exists()
