@@ -94,7 +94,7 @@ def evaluate(bench: GpuBench, run: Path) -> Result:
 
 def sample(bench: GpuBench, run: Path) -> Result:
     out = bench.out / "restored.png"
-    finished(bench, colddiff(bench, "sample", str(run), "--out", str(out)))
+    finished(bench, colddiff(bench, "sample", str(run), "--out", str(out), "--force"))
     return {"file": out.name, "bytes": out.stat().st_size}
 
 
