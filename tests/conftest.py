@@ -240,6 +240,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
+@pytest.fixture(scope="session")
+def null_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process whose GPU does nothing, see cuda/null_cuda.py."""
+    import null_cuda
+
+    try:
+        return null_cuda.build(tmp_path_factory.mktemp("null-cuda"))
+    except null_cuda.UnavailableError as error:
+        pytest.skip(str(error))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files anew, to be looked at")
     parser.addoption("--tally", type=Path, help="write what the fault tests counted, as JSON")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import ctypes
@@ -86,3 +87,4 @@ def _place() -> str:
 
 
 runtime.null_hook(_see)
+atexit.register(runtime.null_hook, HOOK())  # torch calls CUDA until the very end, when Python is gone

@@ -95,3 +95,11 @@ def _stubs(symbol_lister: str) -> str:
 def environment(variables: dict[str, str], root: Path = ROOT) -> dict[str, str]:
     """Return this process's environment with the variables of the runtime, and the project's root to import from."""
     return os.environ | variables | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}
+
+
+def run_worker(variables: dict[str, str], name: str, *arguments: object, folder: Path | None = None) -> str:
+    """Run a script of this folder on the runtime and return what it printed; its errors if it failed."""
+    command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment(variables), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr}"
+    return done.stdout

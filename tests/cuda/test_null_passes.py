@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import null_cuda
 import pytest
@@ -13,30 +10,20 @@ import pytest
 IMAGES = 256  # per step
 
 
-@pytest.fixture(scope="module")
-def variables(tmp_path_factory):
-    try:
-        return null_cuda.build(tmp_path_factory.mktemp("null-cuda"))
-    except null_cuda.UnavailableError as error:
-        pytest.skip(str(error))
-
-
-def result(variables, *arguments):
-    command = [sys.executable, str(Path(__file__).with_name("passes_worker.py")), *map(str, arguments)]
-    done = subprocess.run(command, env=null_cuda.environment(variables), capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+def result(null_gpu, *arguments):
+    return json.loads(null_cuda.run_worker(null_gpu, "passes_worker.py", *arguments))
 
 
 @pytest.mark.parametrize(("gib", "size"), [(1, 32), (2, 64)])
-def test_a_pass_takes_what_the_gpu_has_room_for(variables, gib, size):
-    found = result(variables, gib)
+def test_a_pass_takes_what_the_gpu_has_room_for(null_gpu, gib, size):
+    found = result(null_gpu, gib)
     assert found["sizes"] == found["then"] == [size] * (IMAGES // size)
     assert found["said"] == []
     assert gib / 4 < found["peak"] / 2**30 < gib
 
 
-def test_after_memory_ran_out_the_step_is_repeated_in_smaller_passes(variables):
-    found = result(variables, 4, 300)
+def test_after_memory_ran_out_the_step_is_repeated_in_smaller_passes(null_gpu):
+    found = result(null_gpu, 4, 300)
     assert found["sizes"] == [128] * 2
     (size,) = set(found["then"])
     assert size in (16, 32)  # of 10 MB each, beside what the allocator cannot use

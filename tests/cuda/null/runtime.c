@@ -77,7 +77,7 @@ EXPORT int null_dump(char *out, long size) {
 // Memory
 
 enum kind { UNKNOWN, DEVICE, PINNED };
-enum { MOST_BLOCKS = 200000, ALIGNMENT = 2 << 20, PAGE = 4096, FILLED = 1 << 20 };
+enum { MOST_BLOCKS = 200000, ALIGNMENT = 2 << 20, PAGE = 4096 };
 static struct { uintptr_t at; size_t size; enum kind kind; } blocks[MOST_BLOCKS];
 static int block_count;
 static size_t used, total = 85028175872ull; // an H100's 80 GB
@@ -258,7 +258,8 @@ EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, con
     return cudaSuccess;
 }
 
-// Copies. Large ones to the device are left out: no kernel reads them, and memory that is not touched costs nothing.
+// Copies. No kernel reads or writes, so the device's memory is never touched, which costs nothing, and whatever is copied
+// from it is zero. A single byte is one: the answer of a check, such as whether all values are finite, is true.
 
 static cudaError_t copy(void *to, const void *from, size_t n, const char *how) {
     enum kind to_kind = kind_of(to), from_kind = kind_of(from);
@@ -269,9 +270,8 @@ static cudaError_t copy(void *to, const void *from, size_t n, const char *how) {
     snprintf(text, sizeof text, "COPY %s %s", way, how);
     if (to_kind == DEVICE && from_kind == DEVICE) count(text, n);
     else event(text, n);
-    // A number that no kernel wrote: true for a single byte, which is the answer of a check, else 0.
-    if (from_kind == DEVICE && to_kind != DEVICE && n <= 16) memset(to, n == 1, n);
-    else if (n <= FILLED || to_kind != DEVICE) memmove(to, from, n);
+    if (to_kind != DEVICE && from_kind == DEVICE) memset(to, n == 1, n);
+    else if (to_kind != DEVICE) memmove(to, from, n);
     return cudaSuccess;
 }
 
@@ -284,13 +284,12 @@ EXPORT cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMem
 }
 
 EXPORT cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, enum cudaMemcpyKind k, cudaStream_t s) {
-    for (size_t i = 0; i < height; i++) memmove((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
-    event("COPY 2D", width * height);
+    for (size_t i = 0; i < height; i++) copy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width, "2D");
     return cudaSuccess;
 }
 
 EXPORT cudaError_t cudaMemcpyToSymbol(const void *y, const void *s, size_t n, size_t o, enum cudaMemcpyKind k) COUNTED
-EXPORT cudaError_t cudaMemset(void *p, int v, size_t n) { if (n <= FILLED) memset(p, v, n); count("MEMSET", n); return cudaSuccess; }
+EXPORT cudaError_t cudaMemset(void *p, int v, size_t n) { count("MEMSET", n); return cudaSuccess; }
 EXPORT cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s) { return cudaMemset(p, v, n); }
 EXPORT cudaError_t cudaGetSymbolAddress(void **p, const void *y) { static char some[1 << 16]; *p = some; return cudaSuccess; }
 EXPORT cudaError_t cudaIpcCloseMemHandle(void *p) NOTHING
