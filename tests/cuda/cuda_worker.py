@@ -66,7 +66,7 @@ def command(*words: str) -> dict[str, Any]:
 WORK = {"train": train, "command": command}
 
 
-def main() -> int:
+def main() -> None:
     for case in sys.argv[1:]:
         kind, *arguments = case.split()
         try:
@@ -77,8 +77,8 @@ def main() -> int:
         sys.stdout.write(json.dumps({"case": case} | found) + "\n")
         sys.stdout.flush()
         torch.cuda.empty_cache()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
+    calls.leave()
