@@ -249,6 +249,7 @@ def build(
             attention=model.attention,
             classes=model.classes,
             body_dtype=devices.body_dtype(config.train.precision, device),
+            stem=model.stem,
         )
     unet = unet.to(device).lay_out(max(sides(config.data.size)))
     restorer = Restorer(unet, operator, inputs=model.inputs, floor=model.floor, consistent=model.consistent)

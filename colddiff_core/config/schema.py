@@ -89,6 +89,11 @@ class ModelConfig:
         longest=MOST_SIDE_PIXELS.bit_length(),
     )
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
+    stem: Literal["float32", "tf32", "split"] = setting(
+        "float32",
+        "how the first layers compute: exactly, or faster on a GPU with TF32, or with bf16 in two parts (needs precision "
+        "bf16)",
+    )
     classes: int = setting(
         0,
         "number of classes the network is conditioned on; all for those of the data set, 0 for none",

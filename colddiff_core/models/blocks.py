@@ -118,20 +118,6 @@ class LocalBlock(ResnetBlock):
         return ChannelNorm(channels)
 
 
-class ConvStem(nn.Module):
-    """A plain 3x3 convolution, because a block's norm would erase the brightness of the picture."""
-
-    reach = 1
-
-    def __init__(self, channels_in: int, channels_out: int, width_t: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Return the features (B, channels_out, H, W); the embedding is not used."""
-        return self.conv(x)
-
-
 class LinearAttention(nn.Module):
     """Add attention over all pixels to the input, at a cost linear in their number.
 
@@ -167,7 +153,7 @@ class LinearAttention(nn.Module):
             # One product for all heads, masked to the diagonal blocks: cheaper than splitting the heads.
             context = (k.mT @ v) * (self.same_head / (height * width * self.head_width**0.5))
         # q (context W) instead of (q context) W, because there are fewer channels than pixels.
-        out = q @ (context @ self.to_out.weight.flatten(1).mT)
+        out = q @ (context.to(q.dtype) @ self.to_out.weight.flatten(1).mT)
         assert self.to_out.bias is not None
         out.add_(self.to_out.bias.to(out.dtype))
         return out.view(batch, height, width, channels).permute(0, 3, 1, 2).add_(x)

@@ -9,21 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from colddiff_core.errors import UsageError
+from colddiff_core.models import low_weights
 from colddiff_core.models.blocks import (
+    ChannelNorm,
     ConvNextBlock,
-    ConvStem,
     LinearAttention,
     LocalBlock,
     ResnetBlock,
     TimeEmbedding,
 )
+from colddiff_core.models.stem import ConvNextStem, ConvStem
 from colddiff_core.text import counted
 
 BlockType = type[ConvNextBlock] | type[ResnetBlock]
 BLOCKS: dict[str, BlockType] = {"convnext": ConvNextBlock, "resnet": ResnetBlock, "local": LocalBlock}
 CONTIGUOUS_SIDE_PIXELS = 4  # up to this side at the coarsest level, contiguous weights are faster on a CPU
-STEMS: dict[str, type[ConvNextBlock] | type[ConvStem]] = {
-    "convnext": ConvNextBlock,
+STEMS: dict[str, type[ConvNextStem] | type[ConvStem]] = {
+    "convnext": ConvNextStem,
     "resnet": ConvStem,
     "local": ConvStem,
 }
@@ -51,6 +53,8 @@ class UNet(nn.Module):
             `classes` means unknown; their embedding is added to that of the time, as in Dhariwal and Nichol 2021,
             section 3.1.
         body_dtype: dtype of the body.
+        stem: how the stem's convolutions are computed on a GPU: "float32", "tf32" or "split", see `stem.convolve`. With
+            a float32 body "split" is float32, because the body would not round the stem's result.
 
     Attributes:
         divisor: height and width must be multiples of it.
@@ -73,6 +77,7 @@ class UNet(nn.Module):
         attention: str = "all",
         classes: int = 0,
         body_dtype: torch.dtype = torch.float32,
+        stem: str = "float32",
     ) -> None:
         super().__init__()
         self.body_dtype = body_dtype
@@ -84,7 +89,8 @@ class UNet(nn.Module):
         self.time = TimeEmbedding(width)
         self.classes = classes
         self.label = nn.Embedding(classes + 1, width) if classes else None
-        self.stem = STEMS[block](channels_in, finest, width)
+        is_rounded = body_dtype == torch.bfloat16
+        self.stem = STEMS[block](channels_in, finest, width, "float32" if stem == "split" and not is_rounded else stem)
         self.down = nn.ModuleList(
             UNetLevel(make, before, after, width, attention == "all", blocks=1 if index == 0 else 2)
             for index, (before, after) in enumerate(zip([finest, *widths], widths, strict=False))
@@ -133,7 +139,8 @@ class UNet(nn.Module):
             embedding = embedding + self.label(torch.full_like(t, self.classes) if labels is None else labels)
         h = self.stem(x, embedding)
         low = self.body_dtype
-        with torch.autocast(x.device.type, dtype=low, enabled=low != torch.float32):
+        # On a GPU autocast would run the norms in float32 and cast weight by weight; see `_run`.
+        with torch.autocast(x.device.type, dtype=low, enabled=low != torch.float32 and not x.is_cuda):
             h = self._body(h.to(low), embedding.to(low))
         return self.head(h.float())
 
@@ -169,27 +176,34 @@ class UNet(nn.Module):
     def prepare_for_inference(self) -> UNet:
         """Cast the weights of the body once, freeze them and set eval mode; return self.
 
-        Autocast would cast the same weights, of convolutions and linear layers, on every call; the results are equal.
+        They would be cast on every call; the results are equal. On a CPU the norms' stay float32, as under autocast.
         """
+        cast: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+        if self.head.weight.is_cuda:
+            cast += (nn.GroupNorm, ChannelNorm)
         for layers in (self.down, self.shrink, self.middle, self.up, self.grow, self.head_block):
             for module in layers.modules():
-                if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                if isinstance(module, cast):
                     module.to(self.body_dtype)
         return self.eval().requires_grad_(False)
 
     def _body(self, h: Tensor, embedding: Tensor) -> Tensor:
         skips = []
         for index, level in enumerate(self.down):
-            h = level(h, embedding)
+            h = self._run(level, h, embedding)
             skips.append(h)
             if index < len(self.shrink):
-                h = self.shrink[index](h)
-        h = self.middle(h, embedding)
+                h = self._run(self.shrink[index], h)
+        h = self._run(self.middle, h, embedding)
         for level, grow in zip(self.up, self.grow, strict=True):
-            h = grow(level(torch.cat([h, skips.pop()], dim=1), embedding))
+            h = self._run(grow, self._run(level, torch.cat([h, skips.pop()], dim=1), embedding))
         if self.is_full_width:
             h = torch.cat([h, skips.pop()], dim=1)
-        return self.head_block(h, embedding)
+        return self._run(self.head_block, h, embedding)
+
+    def _run(self, layers: nn.Module, *inputs: Tensor) -> Tensor:
+        """Call a part of the body; on a GPU with its weights in the body's dtype."""
+        return low_weights.call(layers, self.body_dtype, *inputs) if inputs[0].is_cuda else layers(*inputs)
 
 
 class UNetLevel(nn.Module):
