@@ -56,14 +56,14 @@ def convolve(layer: nn.Conv2d, x: Tensor, kind: str) -> Tensor:
     return (rounded(sums, kind) if kind == "bf16" else sums) + layer.bias[:, None, None]
 
 
-def measure(built: experiment.Experiment, x0: Tensor, sampler: str) -> Tensor:
-    """Return the squared error and the SSIM of each restored image, (N, 2) float64."""
+def measure(built: experiment.Experiment, x0: Tensor, sampler: str, t: int) -> Tensor:
+    """Return the squared error and the SSIM of each image restored from severity t, (N, 2) float64."""
     rows = []
     for first in range(0, len(x0), AT_ONCE):
         originals = x0[first : first + AT_ONCE]
         generators = seeds.image_generators(0, range(first, first + len(originals)))
-        x_t, frozen = built.degrade(originals, built.operator.steps, generators)
-        images = DegradedImages(x_t, built.operator.steps, frozen)
+        x_t, frozen = built.degrade(originals, t, generators)
+        images = DegradedImages(x_t, t, frozen)
         restored = final(built.restore(images, Sampling(sampler)))
         rows.append(Fidelity().measure(restored, originals)[:, [0, 2]])
     return torch.cat(rows)
@@ -108,6 +108,7 @@ def main() -> None:
     options.add_argument("data", type=Path)
     options.add_argument("run", help="a run, or with --train a preset")
     options.add_argument("--n", type=int, default=1000)
+    options.add_argument("--t", type=int, default=0, help="severity; the most severe if 0")
     options.add_argument("--train", type=int, default=0, help="steps")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--kinds", default=",".join(KINDS))
@@ -130,7 +131,7 @@ def main() -> None:
                 x0 = datasets.load(data.dataset, request).images(slice(chosen.n))
                 for sampler in chosen.samplers.split(","):
                     with torch.no_grad():
-                        rows = measure(built, x0, sampler)
+                        rows = measure(built, x0, sampler, chosen.t or built.operator.steps)
                     cells = differences(rows, reference.setdefault(sampler, rows))
                     print(f"| {seed} | {sampler} | {kind} | {cells} |", flush=True)
 

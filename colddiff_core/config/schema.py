@@ -91,8 +91,7 @@ class ModelConfig:
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
     stem: Literal["float32", "tf32", "split"] = setting(
         "float32",
-        "how the first layers compute: exactly, or faster on a GPU with TF32, or with bf16 in two parts (needs precision "
-        "bf16)",
+        "precision of the first layers on a GPU: tf32 and split, bf16 in two parts, are faster",
     )
     classes: int = setting(
         0,
@@ -201,6 +200,12 @@ SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "sample": SampleConfig,
 }
+
+
+def default(key: str) -> Any:
+    """Return the default of a setting, such as "train.lr"; None for an operator's parameter."""
+    section, _, name = key.partition(".")
+    return next((field.default for field in settings_of(SECTIONS[section]) if field.name == name), None)
 
 
 @dataclasses.dataclass(frozen=True)

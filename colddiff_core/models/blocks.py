@@ -73,7 +73,12 @@ class ConvNextBlock(nn.Module):
         h = self.norm(h)
         if self.expand.weight.is_contiguous():  # set by UNet.lay_out for the smallest pictures; the norm permuted h
             h = h.contiguous()
-        return self.project(F.gelu(self.expand(h))).add_(self.skip(x))
+        h = F.gelu(self._convolve(self.expand, h))
+        return self._convolve(self.project, h).add_(self._convolve(self.skip, x))
+
+    def _convolve(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return layer(x); the stem can compute it in another precision."""
+        return layer(x)
 
 
 class ResnetBlock(nn.Module):

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 
 
+def suits(device: torch.device) -> bool:
+    """Return whether the body of a network runs this way on a device, instead of under autocast.
+
+    Only a GPU gains: its norms would be float32 under autocast. On a CPU they take bfloat16 with float32 weights.
+    """
+    return device.type == "cuda"
+
+
 def call(layers: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
     """Call `layers` on inputs of any shape in `dtype`, with all weights in `dtype`; gradients reach the weights.
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colddiff_core.models.blocks import ConvNextBlock
-from colddiff_core.models.depthwise import depthwise
 
 
 class ConvStem(nn.Module):
@@ -46,23 +45,22 @@ class ConvNextStem(ConvNextBlock):
         super().__init__(channels_in, channels_out, width_t)
         self.precision = precision
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Return the features (B, channels_out, H, W) float32 for x (B, channels_in, H, W) and the embedding of t."""
-        assert self.spatial.bias is not None
-        first = "float32" if self.precision == "split" else self.precision
-        h = depthwise(x, self.spatial.weight, self.spatial.bias).add_(self.time(F.gelu(embedding))[:, :, None, None])
-        h = F.gelu(convolve(self.expand, self.norm(h), first))
-        skip = convolve(self.skip, x, first) if isinstance(self.skip, nn.Conv2d) else x
-        return convolve(self.project, h, self.precision).add_(skip)
+    def _convolve(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if self.precision == "float32" or not isinstance(layer, nn.Conv2d):
+            return layer(x)
+        is_exact = self.precision == "split" and layer is not self.project
+        return convolve(layer, x, "float32" if is_exact else self.precision)
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, precision: str) -> Tensor:
-    """Return the convolution of x (B, C_in, H, W) float32 by a layer with zero padding: (B, C_out, H', W') float32.
+    """Return the convolution of x by a layer with zero padding, in a precision of `model.stem`.
+
+    Shapes: x (B, C_in, H, W) float32; the result (B, C_out, H, W) float32. The layer has a bias and an odd kernel.
 
     "float32" is `layer(x)`. "tf32" lets a GPU round pictures and weights to ten bits of mantissa, for this convolution
     and its gradients; elsewhere it is the same as "float32". "split" computes in bfloat16, with x and weights as sums
-    of a high and a low part: 16 bits of them count, and the sum over pixels and channels is float32, but the result is
-    rounded to bfloat16 before the bias is added.
+    of a high and a low part: 16 bits of them count, and the sum over pixels and channels is float32, but its result is
+    rounded to bfloat16, as the body does next.
 
     Source: for "split", Henry et al. 2019, "Leveraging the bfloat16 artificial intelligence datatype for
     higher-precision computations".
@@ -75,13 +73,18 @@ def convolve(layer: nn.Conv2d, x: Tensor, precision: str) -> Tensor:
 
 
 def _split(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    assert layer.bias is not None
+    assert isinstance(layer.padding, tuple)
     x_high, x_low = _halves(x)
     weight_high, weight_low = _halves(layer.weight)
+    # A bias added afterwards would round the result twice: here it is the weight of two channels of ones.
+    ones = x_high.new_ones(1).expand(len(x), 2, *x.shape[2:])
+    height, width = layer.padding
+    bias = F.pad(torch.stack(_halves(layer.bias), 1)[..., None, None], (width, width, height, height))
     # One convolution over three times the channels: its sums are float32, those of three would each be rounded.
-    inputs = torch.cat([x_high, x_high, x_low], dim=1)
-    weights = torch.cat([weight_high, weight_low, weight_high], dim=1)
-    assert layer.bias is not None
-    return F.conv2d(inputs, weights, padding=layer.padding) + layer.bias[:, None, None]
+    inputs = torch.cat([x_high, x_high, x_low, ones], dim=1)
+    weights = torch.cat([weight_high, weight_low, weight_high, bias], dim=1)
+    return F.conv2d(inputs, weights, padding=layer.padding).float()
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

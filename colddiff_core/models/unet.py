@@ -139,8 +139,8 @@ class UNet(nn.Module):
             embedding = embedding + self.label(torch.full_like(t, self.classes) if labels is None else labels)
         h = self.stem(x, embedding)
         low = self.body_dtype
-        # On a GPU autocast would run the norms in float32 and cast weight by weight; see `_run`.
-        with torch.autocast(x.device.type, dtype=low, enabled=low != torch.float32 and not x.is_cuda):
+        is_autocast = low != torch.float32 and not low_weights.suits(x.device)
+        with torch.autocast(x.device.type, dtype=low, enabled=is_autocast):
             h = self._body(h.to(low), embedding.to(low))
         return self.head(h.float())
 
@@ -179,7 +179,7 @@ class UNet(nn.Module):
         They would be cast on every call; the results are equal. On a CPU the norms' stay float32, as under autocast.
         """
         cast: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-        if self.head.weight.is_cuda:
+        if low_weights.suits(self.head.weight.device):
             cast += (nn.GroupNorm, ChannelNorm)
         for layers in (self.down, self.shrink, self.middle, self.up, self.grow, self.head_block):
             for module in layers.modules():
@@ -202,8 +202,10 @@ class UNet(nn.Module):
         return self._run(self.head_block, h, embedding)
 
     def _run(self, layers: nn.Module, *inputs: Tensor) -> Tensor:
-        """Call a part of the body; on a GPU with its weights in the body's dtype."""
-        return low_weights.call(layers, self.body_dtype, *inputs) if inputs[0].is_cuda else layers(*inputs)
+        """Call a part of the body, on a GPU with its weights in the body's dtype."""
+        if low_weights.suits(inputs[0].device):
+            return low_weights.call(layers, self.body_dtype, *inputs)
+        return layers(*inputs)
 
 
 class UNetLevel(nn.Module):

@@ -60,6 +60,7 @@ EDITS = [
     ("flip = false", "flip = true", "data.flip was False and is True"),
     ('name = "blur"', 'name = "pixelate" #', "degradation.name was blur and is pixelate"),
     ("width = 8", "width = 12", "model.width was 8 and is 12"),
+    ('stem = "float32"', 'stem = "tf32"', "model.stem was float32 and is tf32"),
 ]
 
 
@@ -81,6 +82,18 @@ def test_a_changed_configuration_needs_permission(own, capsys, old, new, words):
     assert "--allow-change" in message
     assert len(message.splitlines()) == 2
     assert trace(own) == before
+
+
+@pytest.mark.parametrize("stem", ["float32", "split"])
+def test_a_checkpoint_without_a_setting_was_trained_with_its_default(own, stem):
+    config = runs.Run(own).config()
+    built = experiment.build(config, 1, torch.device("cpu"))
+    now = provenance.of(built, ImageSet(torch.zeros((4, 1, 32, 32), dtype=torch.uint8)))
+    saved = json.loads(json.dumps(now))
+    del saved["settings"]["model"]["stem"]
+    now["settings"]["model"]["stem"] = stem
+    expected = [] if stem == "float32" else ["model.stem was unset and is split"]
+    assert provenance.changes(saved, now) == expected
 
 
 def trace(path):
