@@ -26,7 +26,8 @@ def call(layers: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
     if not weights:
         return layers(*inputs)
     low = _Cast.apply(dtype, *weights.values())
-    return torch.func.functional_call(layers, dict(zip(weights, low, strict=True)), inputs)
+    # No weights are tied here, and on every call the search for some would take a third of the overhead.
+    return torch.func.functional_call(layers, dict(zip(weights, low, strict=True)), inputs, tie_weights=False)
 
 
 class _Cast(torch.autograd.Function):
