@@ -21,6 +21,7 @@ NAMES = ("auto", "cpu", "cuda")
 # mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
 TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES = -1, -3, 2**25
 CPU_INFO = Path("/proc/cpuinfo")
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that pixels may take: activations need the rest
 # What torch's CPU kernels can be limited to by ONEDNN_MAX_CPU_ISA, and is slow with bfloat16.
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
@@ -89,8 +90,8 @@ def _is_bf16_fast(device: torch.device) -> bool:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a CPU tensor of any shape and dtype on `device`, without waiting for a GPU's pending work."""
-    if device.type != "cuda":
+    """Return a tensor of any shape and dtype on `device`; from the CPU, without waiting for a GPU's pending work."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
@@ -106,6 +107,19 @@ def on_device(table: Tensor, device: torch.device) -> Tensor:
     if device not in copies:
         copies[device] = table.to(device)
     return copies[device]
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Return whether the CPU can read the values of a tensor without waiting for a GPU's pending work."""
+    return tensor.device.type != "cuda"
+
+
+def fits(pixels: Tensor, device: torch.device) -> bool:
+    """Return whether the pixels of a data set can be kept on a device; on the CPU they always can."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return pixels.nbytes <= RESIDENT_SHARE * free
 
 
 def describe(device: torch.device) -> str:

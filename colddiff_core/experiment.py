@@ -17,7 +17,7 @@ from colddiff_core.config.sizes import sides, simplest, typed
 from colddiff_core.config.version import __version__
 from colddiff_core.datasets.from_config import load_second
 from colddiff_core.degradations import Degradation, Frozen
-from colddiff_core.degradations.base import Generators, draw_integers, draw_normal
+from colddiff_core.degradations.draws import Generators, draw_choices, draw_integers, draw_normal
 from colddiff_core.errors import UsageError
 from colddiff_core.images import jpeg_round_trip, quantize
 from colddiff_core.models import Restorer, UNet, compiling, guidance, memory
@@ -96,11 +96,12 @@ class Experiment:
         """Return D(x0, t), (B, C, H, W) float32, by a random variant of the operator per image; t is (B,) int64."""
         if len(self.variants) == 1:
             return self.operator(x0, t, frozen)
-        choices = draw_integers(x0, generator, len(self.variants))
+        choices = draw_choices(x0, generator, len(self.variants))
         x_t = torch.empty_like(x0)
         for number, variant in enumerate(self.variants):
             rows = (choices == number).nonzero()[:, 0]
             if len(rows):  # an FFT of no images is an error
+                rows = devices.upload(rows, x0.device)
                 x_t[rows] = variant(x0[rows], t[rows], frozen[rows])
         return x_t
 
@@ -108,8 +109,8 @@ class Experiment:
         """Draw everything random about images x0 (B, C, H, W), images of the second data set included."""
         if self.second is None:
             return self.operator.freeze(x0, generator=generator)
-        picked = draw_integers(x0, generator, len(self.second))
-        fields = {self.operator.second_field: self.second.images(picked).to(x0.device)}
+        picked = draw_choices(x0, generator, len(self.second))
+        fields = {self.operator.second_field: self.second.images(picked, x0.device)}
         return self.operator.freeze(x0, generator=generator, **fields)
 
     def restore(
@@ -152,6 +153,10 @@ class Experiment:
     def with_network(self, unet: nn.Module) -> Experiment:
         """Return the same experiment with another network, such as the averaged one."""
         return dataclasses.replace(self, restorer=self.restorer.with_network(unet))
+
+    def with_second_kept(self) -> Experiment:
+        """Return the same experiment with the second data set on the device, if there is one and it fits."""
+        return dataclasses.replace(self, second=self.second.kept_on(self.device)) if self.second else self
 
     def try_out(self, images: datasets.TrainingSet) -> None:
         """Run one image through operator and network, to fail before anything is written.

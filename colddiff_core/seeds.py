@@ -59,6 +59,11 @@ class SlotGenerators:
         grains = range(self._slots.start // GRAIN_IMAGES, -(-self._slots.stop // GRAIN_IMAGES))
         return [generator(*self._key, grain, device=self._device) for grain in grains]
 
+    @functools.cached_property
+    def on_cpu(self) -> SlotGenerators:
+        """The generators for draws that the CPU reads: these if they are on the CPU, else others with their key."""
+        return self if torch.device(self._device).type == "cpu" else SlotGenerators(self._key, self._slots)
+
     def __len__(self) -> int:
         return len(self._slots)
 

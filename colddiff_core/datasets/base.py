@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core import seeds
+from colddiff_core import devices, seeds
 from colddiff_core.config.sizes import Size, sides
 from colddiff_core.datasets import epoch_order
 from colddiff_core.errors import ColddiffWarning, UsageError
@@ -226,11 +226,20 @@ class ImageSet:
             pixel_hash.update(chunk.cpu().contiguous().numpy())  # in chunks: the set may be as large as memory
         return pixel_hash.hexdigest()
 
-    def images(self, indices: Tensor | slice) -> Tensor:
-        """Return the images at the indices as (B, C, H, W) float32 in [-1, 1], on the device of the pixels."""
+    def images(self, indices: Tensor | slice, device: torch.device | None = None) -> Tensor:
+        """Return the images at the indices as (B, C, H, W) float32 in [-1, 1], on `device` or else that of the pixels.
+
+        For indices on the CPU, the CPU does not wait for a GPU.
+        """
         if isinstance(indices, Tensor):
-            indices = indices.to(self.pixels.device)
-        return to_floats(self.pixels[indices])
+            indices = devices.upload(indices, self.pixels.device)
+        return to_floats(devices.upload(self.pixels[indices], device or self.pixels.device))
+
+    def kept_on(self, device: torch.device) -> ImageSet:
+        """Return the set with its pixels on a device if they fit there, else as it is."""
+        if not devices.fits(self.pixels, device):
+            return self
+        return dataclasses.replace(self, pixels=self.pixels.to(device))
 
 
 Loader = Callable[[DatasetRequest], ImageSet]

@@ -7,9 +7,7 @@ the operator is deterministic.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +15,11 @@ from torch import Tensor
 
 from colddiff_core import devices
 from colddiff_core.config.fields import setting, settings_of, validate
+from colddiff_core.degradations.draws import Generators
 from colddiff_core.distributed import threads
 from colddiff_core.errors import UsageError
-from colddiff_core.seeds import SlotGenerators
 from colddiff_core.text import counted, nearest
 
-Generators = torch.Generator | SlotGenerators | Sequence[torch.Generator] | None
 Severity = int | Tensor
 MOST_STEPS = 10_000
 VARIANTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # where an operator's variants lie, in units of the jitter
@@ -143,7 +140,7 @@ class Degradation:
         for name, value in fields.items():
             if name not in names:
                 raise UsageError(f"{self.name} has no random field '{name}'.", nearest(name, names))
-            tensors[name] = torch.as_tensor(value).to(x0.device)
+            tensors[name] = devices.upload(torch.as_tensor(value), x0.device)
             if tensors[name].shape[:1] != x0.shape[:1]:
                 shape = tuple(tensors[name].shape)
                 raise UsageError(
@@ -270,7 +267,7 @@ class Degradation:
                 )
             if t.device.type == "cpu" and len(t):
                 self._check_range(int(t.min()), int(t.max()))
-            return t.to(images.device, torch.int64)
+            return devices.upload(t.to(torch.int64), images.device)
         try:
             if isinstance(t, bool):
                 raise TypeError
@@ -297,40 +294,3 @@ def entry_at(table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
     """Return table[t], a scalar or (B, 1, 1, 1), on the device of the images `like` (B, C, H, W)."""
     entries = devices.on_device(table, like.device)[t]
     return entries if isinstance(t, int) else entries.view(-1, 1, 1, 1)
-
-
-def draw_normal(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
-    """Draw standard normal numbers for each image: (B, *shape) float32."""
-    one = functools.partial(torch.randn, dtype=torch.float32)  # float64 would draw other numbers
-    return _draw_batch(x0, generator, lambda g, device, lead: one(lead + shape, generator=g, device=device))
-
-
-def draw_uniform(x0: Tensor, generator: Generators, shape: tuple[int, ...]) -> Tensor:
-    """Draw uniform numbers in [0, 1) for each image: (B, *shape) float32."""
-    one = functools.partial(torch.rand, dtype=torch.float32)  # float64 would draw other numbers
-    return _draw_batch(x0, generator, lambda g, device, lead: one(lead + shape, generator=g, device=device))
-
-
-def draw_integers(x0: Tensor, generator: Generators, below: int) -> Tensor:
-    """Draw a whole number in 0..below - 1 for each image: (B,) int64."""
-    return _draw_batch(x0, generator, lambda g, device, lead: torch.randint(below, lead, generator=g, device=device))
-
-
-Draw = Callable[[torch.Generator | None, torch.device, tuple[int, ...]], Tensor]
-
-
-def _draw_batch(x0: Tensor, generator: Generators, draw: Draw) -> Tensor:
-    """Draw for a batch from one generator, slot by slot, or image by image from one generator each."""
-    if generator is None or isinstance(generator, torch.Generator):
-        # On the generator's own device: a CPU generator must give the same numbers everywhere.
-        device = generator.device if generator is not None else x0.device
-        return draw(generator, device, (len(x0),)).to(x0.device)
-    if len(generator) != len(x0):
-        raise UsageError(
-            f"{counted(len(generator), 'generator')} for {counted(len(x0), 'image')}.", "Give one, or one per image."
-        )
-    if not len(generator):
-        return draw(None, x0.device, (0,))
-    if isinstance(generator, SlotGenerators):
-        return generator.draw(lambda g, count: draw(g, g.device, (count,))).to(x0.device)
-    return torch.cat([draw(g, g.device, (1,)) for g in generator]).to(x0.device)

@@ -77,8 +77,9 @@ class Blur(Degradation):
         x_t = self.stack.apply(x0, t)
         if not self.final_mean:
             return x_t
-        is_final = torch.as_tensor(t, device=x0.device).view(-1, 1, 1, 1) == self.steps
-        return torch.where(is_final, x_t.mean((-2, -1), keepdim=True), x_t)
+        if isinstance(t, int):
+            return x_t.mean((-2, -1), keepdim=True).expand_as(x_t).clone() if t == self.steps else x_t
+        return torch.where((t == self.steps).view(-1, 1, 1, 1), x_t.mean((-2, -1), keepdim=True), x_t)
 
     def _pair(self, x0: Tensor, s: int, r: int, frozen: Frozen) -> tuple[Tensor, Tensor]:
         if self.final_mean and self.steps in (s, r):
@@ -86,12 +87,13 @@ class Blur(Degradation):
         return self.stack.apply_both(x0, s, r)
 
     def _invert(self, x_t: Tensor, t: int | Tensor, frozen: Frozen, floor: float) -> Tensor:
-        inverse = self.stack.invert(x_t, t, floor)
-        if not self.final_mean:
-            return inverse
         # A mean has no detail to recover; only its rounding errors would be amplified.
-        is_final = torch.as_tensor(t, device=x_t.device).view(-1, 1, 1, 1) == self.steps
-        return torch.where(is_final, x_t, inverse)
+        if self.final_mean and isinstance(t, int) and t == self.steps:
+            return x_t.clone()
+        inverse = self.stack.invert(x_t, t, floor)
+        if not self.final_mean or isinstance(t, int):
+            return inverse
+        return torch.where((t == self.steps).view(-1, 1, 1, 1), x_t, inverse)
 
     def _estimate(self, x_t: Tensor) -> Estimate:
         """Find the width from the frequency where the picture's spectrum sinks into that of rounding."""

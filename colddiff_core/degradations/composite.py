@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from colddiff_core.config.fields import setting, settings_of, validate
-from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen
+from colddiff_core.degradations.draws import Generators
 from colddiff_core.errors import UsageError
 from colddiff_core.text import nearest, shown
 

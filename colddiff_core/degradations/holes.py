@@ -8,17 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colddiff_core import devices
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import (
     MOST_STEPS,
     Degradation,
     Estimate,
     Frozen,
-    Generators,
-    draw_normal,
-    draw_uniform,
     entry_at,
 )
+from colddiff_core.degradations.draws import Generators, draw_normal, draw_uniform
 from colddiff_core.degradations.estimation.flat_gray import find_gray
 from colddiff_core.degradations.registry import register
 from colddiff_core.errors import UsageError
@@ -159,7 +158,8 @@ def _fill(x: Tensor, visible: Tensor) -> Tensor:
     size = x.shape[-2:]
     value, weight = (F.avg_pool2d(v, 2, ceil_mode=True, count_include_pad=False) for v in (x * visible, visible))
     coarse = value / weight.clamp(min=torch.finfo(x.dtype).tiny)
-    if bool((weight == 0).any()):
+    # Where none is missing, the coarser scales have no effect: a GPU computes them, so that nobody waits for it.
+    if not devices.can_read(weight) or bool((weight == 0).any()):
         coarse = _fill(coarse, (weight > 0).to(x.dtype))
     return torch.where(visible > 0, x, F.interpolate(coarse, size=size, mode="bilinear"))
 

@@ -17,10 +17,8 @@ from colddiff_core.degradations.base import (
     Degradation,
     Estimate,
     Frozen,
-    Generators,
-    draw_integers,
-    draw_uniform,
 )
+from colddiff_core.degradations.draws import Generators, draw_integers, draw_uniform
 from colddiff_core.degradations.estimation.hole_search import RADIAL_NODES, HoleMasks, find_hole
 from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
 from colddiff_core.degradations.registry import register

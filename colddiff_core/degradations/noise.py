@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from colddiff_core.config.fields import setting
-from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, Generators, draw_normal, entry_at
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Frozen, entry_at
+from colddiff_core.degradations.draws import Generators, draw_normal
 from colddiff_core.degradations.registry import register
 from colddiff_core.degradations.schedules import cosine_alphas_cumprod
 from colddiff_core.errors import UsageError

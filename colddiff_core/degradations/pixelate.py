@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colddiff_core import devices
 from colddiff_core.config.fields import setting
 from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen
 from colddiff_core.degradations.estimation.posterior import levels, to_estimate
@@ -168,7 +169,8 @@ class Pixelate(Degradation):
             solution.addcmul_(length, direction)
             residual.addcmul_(length, image, value=-1)
             before, energy = energy, _squared_norm(residual)
-            if bool((energy <= TOLERANCE**2 * first).all()):
+            # Further iterations change nothing, so on a GPU they cost less than a wait for it.
+            if devices.can_read(energy) and bool((energy <= TOLERANCE**2 * first).all()):
                 break
             direction.mul_(energy / before.clamp_min(torch.finfo(x_t.dtype).tiny)).add_(residual)
         return solution

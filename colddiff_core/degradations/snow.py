@@ -19,11 +19,9 @@ from colddiff_core.degradations.base import (
     Degradation,
     Estimate,
     Frozen,
-    Generators,
-    draw_normal,
-    draw_uniform,
     entry_at,
 )
+from colddiff_core.degradations.draws import Generators, draw_normal, draw_uniform
 from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
 from colddiff_core.degradations.estimation.snow_symmetry import shows_no_shades, snow_evidence
 from colddiff_core.degradations.registry import register
@@ -166,7 +164,7 @@ class Snow(Degradation):
         blown = torch.zeros_like(flakes)
         for is_down, axis in ((True, -2), (False, -1)):
             weights = torch.where(vertical.view(-1, 1) == is_down, kernel, 0.0)
-            if weights.any():
+            if not devices.can_read(weights) or weights.any():  # weights of 0 have no effect
                 _add_shifted(blown, flakes, weights, axis)
         return blown
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations import Degradation, Frozen
-from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
+from colddiff_core.degradations.draws import draw_integers, draw_normal, draw_uniform
 from colddiff_core.errors import UsageError
 from colddiff_core.text import nearest
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from colddiff_core import seeds
 from colddiff_core.config.schema import Config
 from colddiff_core.degradations import Degradation, Frozen
-from colddiff_core.degradations.base import Generators, draw_normal
+from colddiff_core.degradations.draws import Generators, draw_normal
 from colddiff_core.degradations.noise import FrozenMixture, Mixture, Noise
 from colddiff_core.errors import UsageError
 from colddiff_core.images import dequantize

@@ -14,8 +14,6 @@ from colddiff_core.config.sizes import Size, sides, simplest, typed
 from colddiff_core.datasets import ImageSet, TrainingSet
 from colddiff_core.images import to_floats
 
-SHARE = 0.5  # of a GPU's free memory that pixels may take: activations need the rest
-
 
 class BatchLoader:
     """Loads images by index, cropped and mirrored on the device.
@@ -44,7 +42,7 @@ class BatchLoader:
         self._images = images
         held = images.pixels if isinstance(images, ImageSet) else None
         self.pixel_bytes = held.nbytes if held is not None else 0
-        self.is_resident = held is not None and _fits(held, device)
+        self.is_resident = held is not None and devices.fits(held, device)
         self._pixels = held.to(device) if held is not None and self.is_resident else held
         self._thread = None if self.is_resident else ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._stream = torch.cuda.Stream(device) if self._thread and device.type == "cuda" else None
@@ -131,14 +129,6 @@ class _Sent:
 
     pixels: Tensor
     arrival: torch.cuda.Event | None = None
-
-
-def _fits(pixels: Tensor, device: torch.device) -> bool:
-    """Return whether pixels fit on a device; on the CPU they always do."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return pixels.nbytes <= SHARE * free
 
 
 def _windows(pixels: Tensor, corners: Tensor, window: tuple[int, int]) -> Tensor:

@@ -6,12 +6,12 @@ import math
 
 import torch
 
+from colddiff_core import devices
 from colddiff_core.config.sizes import sides
 from colddiff_core.errors import MachineError
 from colddiff_core.experiment import Experiment
 from colddiff_core.models import memory
 from colddiff_core.text import counted
-from colddiff_core.training.loader import SHARE
 
 # Weights, average, the optimizer's two moments, gradient; the sixth is for casts of the weights and operator tables.
 WEIGHT_COPIES = 6
@@ -39,7 +39,10 @@ def most_images(experiment: Experiment, pixel_bytes: int) -> int:
         return config.train.batch_size
     total = memory.total_bytes(device)
     weights = sum(weight.numel() for weight in experiment.restorer.parameters())
-    taken = WEIGHT_COPIES * FLOAT_BYTES * weights + (pixel_bytes if pixel_bytes <= SHARE * total else 0)
+    held = 0  # pixels
+    for size in (pixel_bytes, experiment.second.pixels.nbytes if experiment.second else 0):
+        held += size if size <= devices.RESIDENT_SHARE * (total - held) else 0
+    taken = WEIGHT_COPIES * FLOAT_BYTES * weights + held
     return memory.training_batch_size(config.model, config.data.size, experiment.body_dtype, total - taken)
 
 

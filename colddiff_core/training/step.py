@@ -94,7 +94,8 @@ class Stepper:
         Raises:
             UsageError: There are more processes than images in a step.
         """
-        self.experiment, self.train_set, self._note = experiment, train, note
+        self.experiment = experiment = experiment.with_second_kept()
+        self.train_set, self._note = train, note
         self.settings: TrainConfig = experiment.config.train
         self.size = self.settings.batch_size * self.settings.accumulate  # images per step
         self.ranks = ranks.current()
@@ -128,7 +129,6 @@ class Stepper:
         """Take a step. If its loss or gradient is not finite, no weight changes and `watch` records it.
 
         The CPU does not wait for a GPU here: draws are uploaded from pinned memory, and the loss stays on the device.
-        Exceptions are a second data set, which is on the CPU, and tables of masks and snow too large to keep.
 
         Raises:
             LostError: Another process ended.

@@ -15,7 +15,7 @@ from conftest import make_trainer
 from safetensors.torch import load_file
 
 from colddiff_core import runs, seeds
-from colddiff_core.degradations.base import draw_integers, draw_normal, draw_uniform
+from colddiff_core.degradations.draws import draw_integers, draw_normal, draw_uniform
 from colddiff_core.distributed import environment, group, rendezvous
 from colddiff_core.errors import LostError, MachineError, UsageError
 from colddiff_core.runs import checkpoint

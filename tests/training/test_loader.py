@@ -7,10 +7,9 @@ import threading
 import pytest
 import torch
 
-from colddiff_core import experiment, seeds
+from colddiff_core import devices, experiment, seeds
 from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet, from_config
-from colddiff_core.training import loader
 from colddiff_core.training.loader import BatchLoader
 
 CPU = torch.device("cpu")
@@ -21,7 +20,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 def path(request, monkeypatch) -> str:
     """Which of its paths a feed takes; the background thread is the same without a GPU."""
     if request.param != "resident":
-        monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
+        monkeypatch.setattr(devices, "fits", lambda pixels, device: False)
     return request.param
 
 
@@ -98,7 +97,7 @@ def test_a_batch_in_parts_is_the_batch(images, path, size, flip):
 
 
 def test_images_announced_but_not_taken_are_skipped(images, monkeypatch):
-    monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
+    monkeypatch.setattr(devices, "fits", lambda pixels, device: False)
     made = BatchLoader(images, CPU, size=11, flip=False)
     wanted = [torch.tensor([1, 2]), torch.tensor([3, 4, 5])]
     for announced in (torch.tensor([9]), wanted[0], torch.tensor([8, 8]), wanted[1]):
@@ -108,7 +107,7 @@ def test_images_announced_but_not_taken_are_skipped(images, monkeypatch):
 
 
 def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
-    monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
+    monkeypatch.setattr(devices, "fits", lambda pixels, device: False)
     made = BatchLoader(images, CPU, size=11, flip=False)
     sent, gathered = made._send, threading.Event()
 
@@ -125,7 +124,7 @@ def test_gathering_goes_on_beside_the_loop(images, monkeypatch):
 
 @pytest.mark.parametrize("is_told", [True, False])
 def test_an_error_in_the_thread_is_raised_when_images_are_taken(images, monkeypatch, is_told):
-    monkeypatch.setattr(loader, "_fits", lambda pixels, device: False)
+    monkeypatch.setattr(devices, "fits", lambda pixels, device: False)
     made = BatchLoader(images, CPU, size=11, flip=False)
     absent, there = torch.tensor([40]), torch.tensor([0])
     if is_told:
@@ -145,7 +144,7 @@ def test_images_that_are_too_small_are_refused(images):
 def test_pixels_beyond_the_share_of_a_gpu_stay_off_it(images, monkeypatch):
     device = torch.device("cuda")
     assert BatchLoader(images, device, size=11, flip=False).is_resident
-    monkeypatch.setattr(loader, "SHARE", 0.0)
+    monkeypatch.setattr(devices, "RESIDENT_SHARE", 0.0)
     assert not BatchLoader(images, device, size=11, flip=False).is_resident
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import finish, make_trainer
 
-from colddiff_core import runs
+from colddiff_core import devices, runs
 from colddiff_core.config import presets
 from colddiff_core.config.schema import ModelConfig
 from colddiff_core.distributed import group
 from colddiff_core.distributed.environment import ProcessInfo
 from colddiff_core.errors import ColddiffWarning, MachineError
 from colddiff_core.models import UNet, compiling, memory
-from colddiff_core.training import loader, passes
+from colddiff_core.training import passes
 from colddiff_core.training.log_meter import TrainingLog
 from colddiff_core.training.step import UNTRIED
 
@@ -203,7 +203,7 @@ def limit(monkeypatch, room: int, calls: list[int], when=lambda: True, fails_lat
 @pytest.mark.parametrize("is_resident", [True, False])
 @pytest.mark.parametrize("fails_late", [True, False])
 def test_passes_are_halved_when_memory_runs_out_and_stay_so(tmp_path, monkeypatch, like_a_gpu, is_resident, fails_late):
-    monkeypatch.setattr(loader, "_fits", lambda pixels, device: is_resident)
+    monkeypatch.setattr(devices, "fits", lambda pixels, device: is_resident)
     overrides = ("train.batch_size=5", "train.accumulate=4", "train.steps=4", *PLAIN)
     whole = finish(make_trainer(tmp_path / "whole", *overrides))
     calls: list[int] = []

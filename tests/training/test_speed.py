@@ -23,7 +23,6 @@ from colddiff_core.inference import generate, open_run
 from colddiff_core.models import UNet, compiling
 from colddiff_core.models.blocks import LinearAttention
 from colddiff_core.models.depthwise import depthwise, weight_gradient
-from colddiff_core.training import loader
 from colddiff_core.training.loader import BatchLoader
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -169,7 +168,7 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(
     send = BatchLoader._send
     monkeypatch.setattr(BatchLoader, "_send", lambda feed, indices: gathered.append(indices) or send(feed, indices))
     monkeypatch.setattr(compiling, "compile_network", compile_network)
-    monkeypatch.setattr(loader, "_fits", lambda pixels, device: is_resident)
+    monkeypatch.setattr(devices, "fits", lambda pixels, device: is_resident)
     with pytest.warns(ColddiffWarning, match="^the network is not compiled: RuntimeError: no compiler$"):
         trainer = finish(make_trainer(tmp_path / "run", *ACCUMULATED, "train.compile='default'"))
     assert trainer.stepper.compile_mode == ""
