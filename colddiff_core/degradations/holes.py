@@ -10,13 +10,7 @@ from torch import Tensor
 
 from colddiff_core import devices
 from colddiff_core.config.fields import setting
-from colddiff_core.degradations.base import (
-    MOST_STEPS,
-    Degradation,
-    Estimate,
-    Frozen,
-    entry_at,
-)
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen, entry_at
 from colddiff_core.degradations.draws import Generators, draw_normal, draw_uniform
 from colddiff_core.degradations.estimation.flat_gray import find_gray
 from colddiff_core.degradations.registry import register

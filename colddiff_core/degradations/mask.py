@@ -10,14 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from colddiff_core import devices
 from colddiff_core.config.fields import setting
-from colddiff_core.degradations.base import (
-    MOST_STEPS,
-    VARIANTS,
-    Degradation,
-    Estimate,
-    Frozen,
-)
+from colddiff_core.degradations.base import MOST_STEPS, VARIANTS, Degradation, Estimate, Frozen
 from colddiff_core.degradations.draws import Generators, draw_integers, draw_uniform
 from colddiff_core.degradations.estimation.hole_search import RADIAL_NODES, HoleMasks, find_hole
 from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
@@ -71,10 +66,12 @@ class Mask(Degradation):
     location: Literal["random", "center"] = setting("random", "place of the hole")
     fill: Literal["gray", "color"] = setting("gray", "color of the hole: gray, or random for each image")
     tables: dict[tuple[int, torch.device], Tensor] = dataclasses.field(init=False, repr=False, compare=False)
+    widths: Tensor = dataclasses.field(init=False, repr=False, compare=False)  # (T,) float64, in pixels
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "tables", {})
+        object.__setattr__(self, "widths", blur_widths("linear", self.steps, self.std, self.growth))
 
     @property
     def priors(self) -> tuple[str, ...]:
@@ -123,8 +120,7 @@ class Mask(Degradation):
         row, col = (weight.sum(-1) * rows).sum(-1).round(), (weight.sum(-2) * cols).sum(-1).round()
         squared = (rows - row[:, None]).square()[:, :, None] + (cols - col[:, None]).square()[:, None, :]
         farthest = squared[hidden].max().cpu()
-        widths = blur_widths("linear", self.steps, self.std, self.growth)
-        kept = torch.cumprod(torch.expm1(farthest / (-2 * widths**2)).neg(), 0)
+        kept = torch.cumprod(torch.expm1(farthest / (-2 * self.widths**2)).neg(), 0)
         hiding = (kept <= INVISIBLE_SHARE).nonzero()
         if not len(hiding):
             what = (
@@ -176,36 +172,60 @@ class Mask(Degradation):
         exact = math.ceil(reach**2) + 1
         radial = reach / self.std * NODES_PER_WIDTH
         if exact <= max(radial, MAX_TABLE_ENTRIES // (self.steps + 1)):
-            table, row = self._table_rows(exact, t, like.device, is_radial=False)
-            return _look_up(table, row, squared.clamp_(max=exact - 1)).unsqueeze(1)
+            table, row, every = self._table_rows(exact, t, like, is_radial=False)
+            mask = _look_up(table, row, squared.clamp_(max=exact - 1))
+            return self._completed(mask, squared, t, every).unsqueeze(1)
         nodes = math.ceil(radial) + 2
-        table, row = self._table_rows(nodes, t, like.device, is_radial=True)
+        table, row, every = self._table_rows(nodes, t, like, is_radial=True)
         place = squared.to(torch.float32).sqrt_().mul_(NODES_PER_WIDTH / self.std).clamp_(max=nodes - 2)
         below = place.long()
         low = _look_up(table, row, below)
-        return torch.lerp(low, _look_up(table, row, below.add_(1)), place.frac_()).unsqueeze(1)
+        mask = torch.lerp(low, _look_up(table, row, below.add_(1)), place.frac_())
+        return self._completed(mask, squared, t, every).unsqueeze(1)
+
+    def _completed(self, mask: Tensor, squared: Tensor, t: int | Tensor, every: int) -> Tensor:
+        """Multiply M_s (B, H, W), s = t rounded down to a multiple of `every`, by the factors of steps s..t - 1.
+
+        Shapes: squared (B, H, W) int64, distances from the center. In float64, as the tables are built.
+        """
+        if every == 1:
+            return mask
+        exponent, product = squared.double().div_(-2), mask.double()
+        if isinstance(t, int):
+            for width in self.widths[t - t % every : t].tolist():
+                product.mul_(torch.expm1(exponent / width**2).neg_())
+            return product.float()
+        first, widths = t - t % every, devices.on_device(self.widths, t.device)
+        for offset in range(every - 1):
+            step = (first + offset).view(-1, 1, 1)
+            factor = torch.expm1(exponent / widths[step.clamp(max=self.steps - 1)].square()).neg_()
+            product = torch.where(step < t.view(-1, 1, 1), product * factor, product)
+        return product.float()
 
     @property
     def _largest_width(self) -> float:
         return self.std + self.growth * (self.steps - 1)
 
     def _table_rows(
-        self, count: int, t: int | Tensor, device: torch.device, *, is_radial: bool
-    ) -> tuple[Tensor, int | Tensor]:
-        """Return a table of M by distance, one row per severity, and the row or rows of t.
+        self, count: int, t: int | Tensor, like: Tensor, *, is_radial: bool
+    ) -> tuple[Tensor, int | Tensor, int]:
+        """Return a table of M by distance on the device of `like`, the row or rows to use for t, and `every`.
 
-        The table is cached if it holds all severities within MAX_TABLE_ENTRIES; else only the rows of t are built.
+        A table of all severities is cached if it has at most MAX_TABLE_ENTRIES, and `every` is 1. Else only the rows of
+        t are built. On a GPU, where the CPU cannot see t without waiting, only one severity of so many has a row, and
+        that of t is rounded down.
         """
-        if (self.steps + 1) * count <= MAX_TABLE_ENTRIES:
-            key = (count, device)
+        every = min(-(-(self.steps + 1) * count // max(MAX_TABLE_ENTRIES, 1)), self.steps + 1)
+        if every == 1 or not devices.can_read(like):
+            key = (count, like.device)
             if key not in self.tables:
                 self.tables.clear()
-                self.tables[key] = self._build_rows(count, range(self.steps + 1), is_radial).to(device)
-            return self.tables[key], t
+                self.tables[key] = self._build_rows(count, range(0, self.steps + 1, every), is_radial).to(like.device)
+            return self.tables[key], t if every == 1 else t // every, every
         if isinstance(t, int):
-            return self._build_rows(count, [t], is_radial).to(device), 0
+            return self._build_rows(count, [t], is_radial).to(like.device), 0, 1
         severities, row = t.unique(return_inverse=True)
-        return self._build_rows(count, severities.tolist(), is_radial).to(device), row
+        return self._build_rows(count, severities.tolist(), is_radial).to(like.device), row, 1
 
     def _build_rows(self, count: int, severities: Sequence[int], is_radial: bool) -> Tensor:
         """Return M_t at `count` distances for rising severities: (S, D) float32."""
@@ -216,7 +236,7 @@ class Mask(Degradation):
 
     def _cumulative_products(self, squared: Tensor, severities: Sequence[int]) -> Tensor:
         """Return M_t at squared distances (D,) float64 for rising severities: (S, D) float32."""
-        widths = blur_widths("linear", self.steps, self.std, self.growth).tolist()
+        widths = self.widths.tolist()
         product, done = torch.ones_like(squared), 0
         rows = torch.empty(len(severities), len(squared), dtype=torch.float32)
         for row, t in enumerate(severities):

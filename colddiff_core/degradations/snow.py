@@ -14,13 +14,7 @@ from torch import Tensor
 
 from colddiff_core import devices
 from colddiff_core.config.fields import setting
-from colddiff_core.degradations.base import (
-    MOST_STEPS,
-    Degradation,
-    Estimate,
-    Frozen,
-    entry_at,
-)
+from colddiff_core.degradations.base import MOST_STEPS, Degradation, Estimate, Frozen, entry_at
 from colddiff_core.degradations.draws import Generators, draw_normal, draw_uniform
 from colddiff_core.degradations.estimation.posterior import is_flat, to_estimate
 from colddiff_core.degradations.estimation.snow_symmetry import shows_no_shades, snow_evidence
