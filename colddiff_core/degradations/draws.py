@@ -34,9 +34,9 @@ def draw_integers(x0: Tensor, generator: Generators, below: int) -> Tensor:
 
 
 def draw_choices(x0: Tensor, generator: Generators, below: int) -> Tensor:
-    """Draw a whole number in 0..below - 1 for each image, which the CPU reads: (B,) int64 on the CPU.
+    """Draw a whole number in 0..below - 1 for each image, for the CPU to read: (B,) int64 on the CPU.
 
-    Drawn on the CPU too, so that it need not wait for a GPU, except from a single generator that is on one.
+    The CPU does not wait for a GPU, except for a single generator that is on one.
     """
     generator = generator.on_cpu if isinstance(generator, SlotGenerators) else generator
     return draw_integers(torch.empty(len(x0), 0), generator, below)

@@ -94,7 +94,6 @@ class Stepper:
         Raises:
             UsageError: There are more processes than images in a step.
         """
-        self.experiment = experiment = experiment.with_second_kept()
         self.train_set, self._note = train, note
         self.settings: TrainConfig = experiment.config.train
         self.size = self.settings.batch_size * self.settings.accumulate  # images per step
@@ -102,6 +101,7 @@ class Stepper:
         check_processes(self.settings, self.ranks.count)
         data = experiment.config.data
         self.feed = BatchLoader(train, experiment.device, size=data.size, flip=data.flip)
+        self.experiment = experiment = experiment.with_second_kept()  # in what memory the training images leave
         network = experiment.restorer.unet
         average = AveragedModel(network) if self.ranks.is_first else None
         # Listed once: walking through a small network's modules takes a tenth of a step.

@@ -10,7 +10,9 @@ import torch
 from colddiff_core import devices, experiment, seeds
 from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet, from_config
+from colddiff_core.images import to_floats
 from colddiff_core.training.loader import BatchLoader
+from colddiff_core.training.step import Stepper
 
 CPU = torch.device("cpu")
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
@@ -170,6 +172,23 @@ def test_a_margin_is_loaded_and_only_training_sees_it():
         assert found.pixels.shape[1:] == (1, 12, 12)
         assert torch.equal(found.pixels, from_config.load_images(plain, split).pixels[..., 1:13, 1:13])
     assert presets.load("digits-blur").data.margin == 0
+
+
+def test_a_set_is_kept_on_a_device_that_has_room_and_picked_from_wherever_it_is(images, monkeypatch):
+    elsewhere, picked = torch.device("meta"), torch.tensor([3, 39, 3, 0])
+    assert images.kept_on(elsewhere).pixels.device == elsewhere
+    assert images.images(picked, elsewhere).device == elsewhere
+    assert torch.equal(images.images(picked, CPU), to_floats(images.pixels[picked]))
+    monkeypatch.setattr(devices, "fits", lambda pixels, device: False)
+    assert images.kept_on(elsewhere) is images
+
+
+def test_training_keeps_the_second_data_set_on_the_device(monkeypatch):
+    built = experiment.build(presets.load("digits-animorph"), 1, CPU)
+    kept = ImageSet(torch.zeros(5, 1, 16, 16, dtype=torch.uint8))
+    monkeypatch.setattr(ImageSet, "kept_on", lambda images, device: kept if device == built.device else images)
+    assert Stepper(built, kept, pytest.fail).experiment.second is kept
+    assert built.second is not kept  # in sampling it stays where it is
 
 
 def test_a_second_data_set_has_no_margin():
