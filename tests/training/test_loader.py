@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
@@ -11,6 +12,8 @@ from colddiff_core import devices, experiment, seeds
 from colddiff_core.config import presets
 from colddiff_core.datasets import ImageSet, from_config
 from colddiff_core.images import to_floats
+from colddiff_core.models import memory
+from colddiff_core.training import passes
 from colddiff_core.training.loader import BatchLoader
 from colddiff_core.training.step import Stepper
 
@@ -189,6 +192,29 @@ def test_training_keeps_the_second_data_set_on_the_device(monkeypatch):
     monkeypatch.setattr(ImageSet, "kept_on", lambda images, device: kept if device == built.device else images)
     assert Stepper(built, kept, pytest.fail).experiment.second is kept
     assert built.second is not kept  # in sampling it stays where it is
+
+
+def test_a_second_data_set_takes_its_room_if_the_gpu_holds_it_too(monkeypatch):
+    built = experiment.build(presets.load("digits-animorph"), 1, CPU)
+    monkeypatch.setattr(passes, "follow_memory", lambda device: True)
+    pixels, gib = 3 << 28, 1 << 30
+
+    def taken(first: int, second: int) -> int:
+        """Return the bytes that pixels take from the passes of a GPU of 2 GiB."""
+        kept = ImageSet(torch.empty(second, 1, 1, 1, dtype=torch.uint8))
+        rooms = []
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "total_bytes", lambda device: 2 * gib)
+            patch.setattr(memory, "training_batch_size", lambda *given: rooms.append(given[-1]) or 1)
+            passes.most_images(dataclasses.replace(built, second=kept), first)
+            passes.most_images(dataclasses.replace(built, second=None), 0)
+        return rooms[1] - rooms[0]
+
+    assert taken(0, 1000) == 1000
+    assert taken(1 << 20, 1000) == (1 << 20) + 1000
+    assert taken(pixels, gib // 2) == pixels + gib // 2
+    assert taken(pixels, pixels) == pixels  # more than half of what the first leaves
+    assert taken(2 * gib, gib) == gib
 
 
 def test_a_second_data_set_has_no_margin():
