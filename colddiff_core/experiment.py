@@ -132,8 +132,9 @@ class Experiment:
             MachineError: Memory has no room for a single image; raised while iterating.
         """
         restorer: Callable[..., Tensor] = self.restorer
-        if compiling.is_compiled(self.restorer.unet):
-            is_optional = self.config.sample.compile == compiling.AUTO
+        compiled = self.config.sample.compile
+        if compiled != compiling.OFF:
+            is_optional = compiled == compiling.AUTO
             restorer = compiling.CompiledRestorer(self.restorer, self.restorer.unet, is_optional=is_optional)
         if guided_by == 0:
             labels = None

@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 
 import calls
+import cuda_operators
 import torch
 
 from colddiff_cli import __main__ as command_line
@@ -63,7 +64,12 @@ def command(*words: str) -> dict[str, Any]:
     return seen.summary() | {"status": status, "said": out.getvalue()}
 
 
-WORK = {"train": train, "command": command}
+WORK = {
+    "train": train,
+    "command": command,
+    "operators": cuda_operators.operators,
+    "samplers": cuda_operators.samplers,
+}
 
 
 def main() -> None:

@@ -83,6 +83,15 @@ def test_every_command_works_on_cuda(null_gpu, tmp_path):
     assert not failed, json.dumps(failed, indent=1)
 
 
+@pytest.mark.parametrize("kind", ["operators", "samplers"])
+def test_no_operator_or_sampler_waits_after_its_first_use(null_gpu, tmp_path, kind):
+    found = work(null_gpu, tmp_path, kind)[kind]
+    assert "failed" not in found, found
+    counts = {name: each["where"] for name, each in found.items() if name != "case"}
+    assert len(counts) > 15
+    assert counts == dict.fromkeys(counts, [])
+
+
 @pytest.mark.slow  # compiling takes a minute
 def test_a_compiled_step_replays_graphs_and_does_not_wait(null_gpu, tmp_path):
     case = f"train digits-blur {TINY} train.compile=reduce-overhead"
