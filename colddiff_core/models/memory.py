@@ -27,7 +27,7 @@ MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.5}  # the rest is for weights, workspaces
 # at the coarser ones, which hold both sides on the way up; per inner channel of attention, and per input channel of it.
 FINEST_VALUES, COARSER_VALUES = 10, 14
 ATTENTION_VALUES, ATTENTION_INPUT_VALUES = 8, 2
-BYTES_PER_VALUE = {torch.float32: 4, torch.bfloat16: 3}  # 3, because stem, norms and softmax stay float32
+BYTES_PER_VALUE = {torch.float32: 4, torch.bfloat16: 3}  # 3, because the stem and the softmax stay float32
 # Of what a GPU has beside weights, optimizer and training images; the rest is for workspaces, sheets, other programs.
 TRAINING_SHARE = 0.7
 CGROUP_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -50,7 +50,7 @@ class TrainingBytes:
     finest: int
 
 
-TRAINING_BYTES = {torch.float32: TrainingBytes(16, 16, 6, 24), torch.bfloat16: TrainingBytes(12, 7, 11, 20)}
+TRAINING_BYTES = {torch.float32: TrainingBytes(16, 16, 6, 24), torch.bfloat16: TrainingBytes(8, 5, 11, 24)}
 
 
 def batch_size(model: ModelConfig, size: Size, dtype: torch.dtype, device: torch.device, most: int) -> int:

@@ -1,0 +1,81 @@
+"""GPU memory of a training pass per image, against the estimate: python benchmarks/pass_memory.py [--all]
+
+Prints a Markdown table of what torch's allocator holds at most for an image more, between 32 and 64 images, on the null
+CUDA runtime of tests/cuda, and `memory.training_image_bytes`; kernel workspaces are not in it. With --all, 144 more
+networks, as the range of the ratio. See docs/decisions/012-memory.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cuda"))
+import null_cuda
+
+from colddiff_core.config import presets
+from colddiff_core.models import memory
+
+PRESETS = ("mnist-blur", "celeba-blur", "mnist-blur-small", "celeba-blur-small", "photos-blur")
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+COUNTS = (32, 64)  # images
+
+
+def others() -> Iterator[str]:
+    """Return more networks, as a preset with settings."""
+    blocks, attentions = ("convnext", "resnet", "local"), ("all", "middle", "none")
+    for block, attention, width, levels, side, inputs in itertools.product(
+        blocks, attentions, (16, 64), ("[1,2]", "[1,2,4,8]"), (16, 64), ("plain", "inverse")
+    ):
+        model = f"model.block={block} model.attention={attention} model.width={width} model.multipliers={levels}"
+        yield f"mnist-blur {model} model.inputs={inputs} data.size={side}"
+
+
+def measured(variables: dict[str, str], cases: Sequence[str]) -> list[tuple[float, int]]:
+    """Return the bytes per image of each case, measured and estimated."""
+    steps = [f"train {case} train.batch_size={n} train.accumulate=1" for case in cases for n in COUNTS]
+    command = [sys.executable, str(null_cuda.ROOT / "tests" / "cuda" / "cuda_worker.py"), *steps]
+    done = subprocess.run(command, env=null_cuda.environment(variables), stdout=subprocess.PIPE, text=True, check=True)
+    peaks = [json.loads(line)["peak_gib"] * 2**30 for line in done.stdout.splitlines()]
+    pairs = []
+    for case, few, many in zip(cases, peaks[::2], peaks[1::2], strict=True):
+        name, *overrides = case.split()
+        config = presets.load(name, overrides)
+        estimate = memory.training_image_bytes(config.model, config.data.size, DTYPES[config.train.precision])
+        pairs.append(((many - few) / (COUNTS[1] - COUNTS[0]), estimate))
+    return pairs
+
+
+def main() -> int:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            variables = null_cuda.build(Path(folder))
+        except null_cuda.UnavailableError as error:
+            print(f"pass_memory.py: {error}", file=sys.stderr)
+            return 1
+        columns = {name: measured(variables, [f"{p} train.precision={name}" for p in PRESETS]) for name in DTYPES}
+        print("| preset, side |", *(f"{name}: measured, estimate |" for name in columns))
+        print("|---|", *("---|" for _ in columns))
+        for preset, *cells in zip(PRESETS, *columns.values(), strict=True):
+            texts = [f"{m / 1e6:.3g} MB, {e / 1e6:.3g} ({e / m - 1:+.0%})" for m, e in cells]
+            print(f"| `{preset}`, {presets.load(preset).data.size} | {' | '.join(texts)} |")
+        if "--all" in sys.argv:
+            for name in DTYPES:
+                cases = [f"{case} train.precision={name}" for case in others()]
+                ratios = [estimate / found for found, estimate in measured(variables, cases)]
+                print(
+                    f"{len(ratios)} networks, {name}: the estimate is {min(ratios):.2f} to {max(ratios):.2f} times that"
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
