@@ -3,23 +3,68 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import safetensors
-import safetensors.torch
+import torch
 from torch import Tensor
 
 from colddiff_core.files import flush
 
+# By their names in the format, and in the order in which the safetensors package stores them.
+KINDS = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 8  # of the data in a file
+_PLACES = {dtype: place for place, dtype in enumerate(KINDS)}
+
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """Write tensors of any shape and dtype, flush them to the disk and return the file's SHA-256; raises OSError.
+    """Write tensors of any shape and a dtype of KINDS, flush them to the disk and return the file's SHA-256.
 
-    safetensors' own `save_file` reports a full disk as another error, and makes files that other users cannot read.
+    The bytes are those of `safetensors.torch.save`, which holds Python's lock for as long as it copies them all into
+    one piece: in a thread, that would stop the training. Here each tensor goes to the file from where it lies.
+    `save_file` reports a full disk as another error, and makes files that other users cannot read.
+
+    Source: the format, https://github.com/huggingface/safetensors#format.
+
+    Raises:
+        OSError: The disk refuses.
     """
-    # safetensors only stores the contiguous layout, not channels-last.
-    content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    path.write_bytes(content)
+    ordered = sorted(tensors.items(), key=lambda item: (_PLACES[item[1].dtype], item[0]))
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        header = _header(ordered)
+        digest.update(header)
+        file.write(header)
+        for _, tensor in ordered:
+            content = _bytes(tensor)
+            digest.update(content)
+            file.write(content)
     flush(path)
-    return hashlib.sha256(content).hexdigest()
+    return digest.hexdigest()
+
+
+def _header(ordered: list[tuple[str, Tensor]]) -> bytes:
+    """Return the length of a file's header and the header, which says where each tensor's bytes are."""
+    entries, end = {}, 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """Return a tensor's bytes in the contiguous layout, the only one that the format has: its own memory if it can."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

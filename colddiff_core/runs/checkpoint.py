@@ -32,7 +32,6 @@ State = dict[str, Any]
 T = TypeVar("T")
 REMEDY = "Delete that checkpoint, and the one before it is used."
 MOST_CHANNELS = 64
-KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, each of the same shape as its weight
 
 
@@ -48,11 +47,14 @@ class TrainingState:
     average: torch.optim.swa_utils.AveragedModel | None
     optimizer: torch.optim.Optimizer
 
+    def tensors(self) -> dict[str, Weights]:
+        """Return the tensors that a checkpoint holds, by file and name: these themselves, on their device."""
+        average = {AVERAGE: self.average.module.state_dict()} if self.average else {}
+        return {MODEL: self.network.state_dict(), **average, OPTIMIZER: _optimizer_tensors(self)}
+
     def is_finite(self) -> bool:
         """Return whether every number of a checkpoint would be finite; waits for a GPU."""
-        tensors = [*self.network.state_dict().values(), *_optimizer_tensors(self).values()]
-        tensors += self.average.module.state_dict().values() if self.average else []
-        return _are_finite(tensors)
+        return _are_finite(tensor for weights in self.tensors().values() for tensor in weights.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,28 +95,37 @@ def newest(run: Run, read: Callable[[Path], T], *, before: int | None = None) ->
 
 
 def save(
-    folder: Path, step: int, training: TrainingState, state: State, keep: int | None, *, best: int | None = None
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Weights],
+    state: State,
+    keep: int | None,
+    *,
+    best: int | None = None,
 ) -> Path:
     """Write checkpoints/step-NNNNNN, delete all but the `keep` newest, if given, and return the new one.
 
     The checkpoint of step `best` is not deleted. The folder gets its name once every file is on the disk, so readers
     never see half a checkpoint.
 
+    Args:
+        folder: the run's checkpoints/.
+        step: the step of the checkpoint.
+        tensors: those of each file, as from `TrainingState.tensors`.
+        state: the rest of state.json, with the keys that `read_state` asks for.
+        keep: how many of the newest checkpoints stay; None for all.
+        best: a step whose checkpoint stays.
+
     Raises:
         MachineError: the disk refused; older checkpoints stay.
     """
-    assert training.average is not None
     target = folder / f"step-{step:06d}"
     draft = folder / f".draft-{uuid.uuid4().hex[:8]}"
     try:
         with refusals(target):
             draft.mkdir(parents=True)
-            digests = {
-                MODEL: tensor_files.write(training.network.state_dict(), draft / MODEL),
-                AVERAGE: tensor_files.write(training.average.module.state_dict(), draft / AVERAGE),
-                OPTIMIZER: tensor_files.write(_optimizer_tensors(training), draft / OPTIMIZER),
-            }
-            saved = state | {"step": step, "averaged": int(training.average.n_averaged), "sha256": digests}
+            digests = {name: tensor_files.write(tensors[name], draft / name) for name in TENSOR_FILES}
+            saved = state | {"step": step, "sha256": digests}
             saved["digest"] = digest(saved)
             (draft / "state.json").write_text(json.dumps(saved, indent=1), encoding="utf-8")
             flush(draft / "state.json")
@@ -230,7 +241,7 @@ def _read(path: Path, sha256: object) -> Weights:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise DamagedError(f"{path} is damaged ({error}).", REMEDY) from None
-    if not all(tensor.dtype in KINDS for tensor in tensors.values()):
+    if not all(tensor.dtype in tensor_files.KINDS for tensor in tensors.values()):
         raise DamagedError(f"{path} is damaged (unexpected dtype).", REMEDY)
     if not _are_finite(tensors.values()):
         raise DamagedError(f"{path} is damaged (numbers that are not finite).", REMEDY)

@@ -85,11 +85,15 @@ class RunWriter(Run):
             draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._unwritten["metrics.jsonl"] = []
 
-    def flush(self) -> None:
-        """Flush the logs to the disk; lines it refuses are tried again later."""
+    def retry(self) -> None:
+        """Try again to write the lines that the disk refused; those it still refuses are tried again later."""
         for name in LOGS:
             if self._unwritten.get(name):
                 self._write(name)
+
+    def flush(self) -> None:
+        """Flush the logs to the disk, as far as it lets; the only method that another thread may call."""
+        for name in LOGS:
             with contextlib.suppress(OSError):
                 flush(self.path / name)
 
@@ -148,6 +152,9 @@ class FollowerRun(Run):
 
     def forget_after(self, step: int) -> None:
         """No-op: rank 0 rewrites the metrics."""
+
+    def retry(self) -> None:
+        """No-op: rank 0 writes the logs."""
 
     def flush(self) -> None:
         """No-op: rank 0 flushes the logs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class TrainingCheckpoints:
     """Saves and restores the state of one training. Only rank 0 touches files; the other ranks receive what it read.
 
     Attributes:
-        saved_step: Step of the newest checkpoint, 0 for none.
+        saved_step: Step of the newest checkpoint on the disk, 0 for none.
         provenance: What the weights come from: settings, images, operator.
         validation: What validation has found so far.
     """
@@ -85,10 +86,21 @@ class TrainingCheckpoints:
             raise self.diverged(step, "a weight is not finite")
         if step == self.saved_step:
             return
-        in_a_row = self.stepper.watch.in_a_row
+        self.run.retry()
+        self.writing(step)(self.parts.tensors())
+        self.saved_step = step
+
+    def writing(self, step: int) -> Callable[[Mapping[str, checkpoint.Weights]], None]:
+        """Return what writes this step's checkpoint from its tensors, in any thread; it may raise MachineError.
+
+        All but the tensors is as it was when this was called.
+        """
+        average, in_a_row = self.parts.average, self.stepper.watch.in_a_row
+        assert average is not None
         epoch, offset = divmod(step * self.stepper.size, len(self.stepper.train_set))
         state = {
             "channels": self.experiment.channels,
+            "averaged": int(average.n_averaged),
             "seed": self.stepper.settings.seed,
             "epoch": epoch,
             "epoch_position": offset,
@@ -98,12 +110,15 @@ class TrainingCheckpoints:
             "provenance": self.provenance,
             "validation": self.validation.to_state(),
         }
-        self.run.flush()
         # While steps are being skipped, delete nothing: the run may have to go back to an older checkpoint.
         keep = None if in_a_row else self.stepper.settings.keep
         best = self.validation.best_step if self.stepper.settings.keep_best else None
-        checkpoint.save(self.run.path / "checkpoints", step, self.parts, state, keep, best=best)
-        self.saved_step = step
+
+        def write(tensors: Mapping[str, checkpoint.Weights]) -> None:
+            self.run.flush()
+            checkpoint.save(self.run.path / "checkpoints", step, tensors, state, keep, best=best)
+
+        return write
 
     def diverged(self, step: int, why: str) -> MachineError:
         """Return the error that ends a diverged training, with the command that continues at a lower rate."""

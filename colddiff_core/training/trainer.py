@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from colddiff_core.training.log_meter import TrainingLog, UnreadableImages, elap
 from colddiff_core.training.recovery import TrainingCheckpoints
 from colddiff_core.training.requests import Action, RequestHandler
 from colddiff_core.training.sample_sheet import Sheet
+from colddiff_core.training.saving import CheckpointSaver
 from colddiff_core.training.step import Stepper
 from colddiff_core.training.tick import Tick
 from colddiff_core.training.validation import ValidationRecord, Validator
@@ -67,6 +69,7 @@ class Trainer:
         self._heartbeat = 0.0  # time of the last one to the other ranks
         self.checkpoints = TrainingCheckpoints(experiment, self.stepper, run)
         self.provenance = self.checkpoints.provenance
+        self.saving = CheckpointSaver(self.checkpoints, run, self._warn)
 
     def resume(self, *, may_change: bool = False) -> None:
         """Go back to the run's newest complete checkpoint and drop what was logged after it.
@@ -104,10 +107,11 @@ class Trainer:
         """
         try:
             yield from self._loop()
-        except GeneratorExit:
-            raise
         except BaseException as error:
-            self.run.event("failed", step=self.step, why=reason(error))
+            with contextlib.suppress(Exception):  # this error counts, not another one
+                self.saving.hear(wait=True)
+            if not isinstance(error, GeneratorExit):
+                self.run.event("failed", step=self.step, why=reason(error))
             raise
 
     def _loop(self) -> Iterator[Tick]:
@@ -138,8 +142,8 @@ class Trainer:
                     continue
             metrics = self._log(meter) if is_logged else None
             found = self._validate_due() if is_validated else None
-            if is_saved:
-                self._save_due(is_last)
+            if is_saved and self.ranks.is_first:
+                self.saving.due(self.step, is_last=is_last)
             if self._is_sampled(self.step) or self._is_over:
                 self._sample_due()
             self._is_to_stop = self._is_to_stop or self._is_over
@@ -148,6 +152,7 @@ class Trainer:
                 self._agree()
             else:
                 yield from self._serve(meter)
+        self.saving.hear(wait=True)
         if self.step > self.checkpoints.saved_step:
             self._trouble(False)
             self.save()
@@ -196,6 +201,7 @@ class Trainer:
     def _go_back(self, why: str, meter: TrainingLog) -> None:
         """Continue from the newest checkpoint with a lower rate; raise MachineError if that is impossible."""
         step = self.step
+        self.saving.hear(wait=True)
         factor = self.checkpoints.go_back(step, why)
         self.step = self.checkpoints.saved_step
         meter.keep(0)
@@ -217,24 +223,6 @@ class Trainer:
         self.run.log(**metrics)
         return metrics
 
-    def _save_due(self, is_last: bool) -> None:
-        """Save; if the disk refuses, warn and continue, unless this is the last step.
-
-        Nothing is saved right after a skipped step: these weights may be the cause, and saving them would delete an
-        older checkpoint that is still good.
-        """
-        if not self.ranks.is_first:
-            return
-        if self.stepper.watch.in_a_row and not is_last:
-            self._note(f"no checkpoint at step {self.step}: it was skipped")
-            return
-        try:
-            self.save()
-        except MachineError as error:
-            if is_last:
-                raise
-            self._warn(f"no checkpoint at step {self.step}: {error.what}")
-
     @property
     def _is_over(self) -> bool:
         """Whether validation, which only rank 0 knows, ends the training early."""
@@ -248,14 +236,13 @@ class Trainer:
         average = self.parts.average  # on rank 0
         if self.validator is None or average is None or self.stepper.watch.in_a_row:
             return None
+        self.saving.hear(wait=True)  # a best checkpoint that the disk refused would not count
         before = self.checkpoints.validation
         rmse = self.validator.rmse(average.module, self._beat_while_busy)
         found = self.checkpoints.validation = before.after(self.step, rmse)
         self.run.event("validated", step=self.step, rmse=rmse, best_step=found.best_step, failures=found.failures)
         if found.best_step == self.step and self.settings.keep_best:
-            self._save_due(is_last=False)
-            if self.checkpoints.saved_step != self.step:
-                self.checkpoints.validation = before  # the disk refused, so there is no such checkpoint to use
+            self.saving.begin(self.step, before)
         return found
 
     def _sample_due(self) -> None:
@@ -295,6 +282,7 @@ class Trainer:
         }
         requests = RequestHandler(self.run, self.step, actions)
         while True:
+            self.saving.hear()
             for is_paused in requests.answer(meter):
                 yield Tick(self.step, is_paused=is_paused)
             is_paused = self._agree(is_paused=requests.paused_at is not None)
@@ -315,8 +303,7 @@ class Trainer:
             MachineError: A weight is not finite, or the disk refuses.
         """
         if self.ranks.is_first:
-            self.checkpoints.save(self.step)
-            self.run.event("checkpoint", step=self.step, **details or {})
+            self.saving.save(self.step, details or {})
 
     def write_sheet(self, details: dict[str, Any] | None = None) -> None:
         """Restore some test images into samples/step-NNNNNN.png, with a JSON beside it.
@@ -345,6 +332,8 @@ class Trainer:
     def _beat_while_busy(self) -> None:
         """Send a heartbeat to the readers and, now and then, to the other ranks."""
         self.run.beat()
+        if self.saving.is_on_disk:
+            self.saving.hear()
         if self.ranks.is_alone or time.monotonic() - self._heartbeat >= RANK_HEARTBEAT_SECONDS:
             self._heartbeat = time.monotonic()
             self._agree(is_busy=True)

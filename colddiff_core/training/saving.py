@@ -1,0 +1,224 @@
+"""Save the checkpoints of a training while it goes on: a copy of the weights, and a thread that writes it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from colddiff_core import files
+from colddiff_core.errors import MachineError, is_out_of_memory
+from colddiff_core.runs import HEARTBEAT_SECONDS, FollowerRun, RunWriter
+from colddiff_core.runs.checkpoint import Weights
+from colddiff_core.training.recovery import TrainingCheckpoints
+from colddiff_core.training.validation import ValidationRecord
+
+# Of the memory for a copy: torch rounds each piece of pinned memory up to a power of two, and few are fast to allocate.
+PIECE_BYTES = 1 << 26
+ALIGNMENT = 64
+NO_ROOM = "memory has no room for a copy of the weights, so training stops while a checkpoint is written"
+
+
+class CheckpointSaver:
+    """Saves checkpoints and logs each as an event once it is on the disk.
+
+    Scheduled ones are written in a thread while training goes on, one at a time. All but the writing, events included,
+    happens in the thread of the training, when it calls `hear`.
+    """
+
+    def __init__(
+        self, checkpoints: TrainingCheckpoints, run: RunWriter | FollowerRun, warn: Callable[[str], None]
+    ) -> None:
+        """Create it; no thread starts before the first checkpoint. `warn` receives what the disk refused."""
+        self._checkpoints, self._run, self._warn = checkpoints, run, warn
+        self._memory = SnapshotMemory(checkpoints.experiment.device)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python ends only after its work
+        self._pending: _Pending | None = None
+        self._has_noted_memory = False
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the pending checkpoint is on the disk, so that `hear` would log it and raise nothing."""
+        future = self._pending.future if self._pending else None
+        return future is not None and future.done() and future.exception() is None
+
+    def save(self, step: int, details: Mapping[str, Any]) -> None:
+        """Save this step now and log it, with `details` in the event.
+
+        Raises:
+            MachineError: A weight is not finite, or the disk refuses.
+        """
+        self.hear(wait=True)
+        self._checkpoints.save(step)
+        self._run.event("checkpoint", step=step, **details)
+
+    def due(self, step: int, *, is_last: bool) -> None:
+        """Save this step, whose weights are finite, as scheduled: while training goes on, unless it is the last.
+
+        Nothing is saved right after a skipped step: these weights may be the cause, and saving them would delete an
+        older checkpoint that is still good.
+
+        Raises:
+            MachineError: The disk refuses the last step.
+        """
+        if is_last:
+            self.save(step, {})
+        elif self._checkpoints.stepper.watch.in_a_row:
+            self._run.event("warning", step=step, message=f"no checkpoint at step {step}: it was skipped")
+        else:
+            self.begin(step)
+
+    def begin(self, step: int, before: ValidationRecord | None = None) -> None:
+        """Copy the weights of this step, which are finite, and write them while training goes on.
+
+        Does nothing if the step is saved, or about to be. Waits for the checkpoint before this one, so that there is
+        never more than one copy. Without memory for a copy, the weights are written now.
+
+        Args:
+            step: The step just taken.
+            before: What validation counts as its best again if the disk refuses this one.
+        """
+        if self._pending and self._pending.step == step:
+            return
+        self.hear(wait=True)
+        if self._checkpoints.saved_step == step:
+            return
+        self._run.retry()
+        write, tensors = self._checkpoints.writing(step), self._checkpoints.parts.tensors()
+        snapshot = self._copied(tensors, step)
+        if snapshot is not None:
+            future = self._thread.submit(snapshot.write, write)
+        else:
+            future = Future()
+            try:
+                future.set_result(write(tensors))
+            except MachineError as error:
+                future.set_exception(error)
+        self._pending = _Pending(step, future, before)
+
+    def hear(self, *, wait: bool = False) -> None:
+        """Log the pending checkpoint if it is on the disk, or warn that the disk refused it; with `wait`, wait for it.
+
+        Errors of the thread other than a refusal are raised here.
+        """
+        pending = self._pending
+        if pending is None:
+            return
+        while wait and not pending.future.done():
+            concurrent.futures.wait([pending.future], timeout=HEARTBEAT_SECONDS)
+            self._run.beat()
+        if not pending.future.done():
+            return
+        self._pending = None
+        try:
+            pending.future.result()
+        except MachineError as error:
+            if pending.before is not None:
+                self._checkpoints.validation = pending.before  # there is no such checkpoint to use
+            self._warn(f"no checkpoint at step {pending.step}: {error.what}")
+        else:
+            self._checkpoints.saved_step = pending.step
+            self._run.event("checkpoint", step=pending.step)
+
+    def _copied(self, tensors: Mapping[str, Weights], step: int) -> Snapshot | None:
+        """Return a copy of the tensors, or None if memory has no room for it; the run's events say so once."""
+        try:
+            return self._memory.copy(tensors)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if not self._has_noted_memory:
+            self._has_noted_memory = True
+            self._run.event("warning", step=step, message=NO_ROOM)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A checkpoint on its way to the disk; `before` is the validation record to return to if it is refused."""
+
+    step: int
+    future: Future[None]
+    before: ValidationRecord | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A copy of a checkpoint's tensors on the CPU, by file and name, and the event that marks its arrival there."""
+
+    tensors: Mapping[str, Weights]
+    arrival: torch.cuda.Event | None = None
+
+    def write(self, write: Callable[[Mapping[str, Weights]], None]) -> None:
+        """Wait for the copy and write it; runs in the thread."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        write(self.tensors)
+
+
+class SnapshotMemory:
+    """Memory on the CPU for the newest copy of a checkpoint's tensors, kept for the next one.
+
+    That is as much as a checkpoint, four times the weights: network, average and two moments. For a GPU it is pinned:
+    that takes long to allocate, but the CPU need not wait for the copy.
+
+    Args:
+        device: Where the tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kinds: list[tuple[str, str, torch.Size, torch.dtype]] = []
+        self._copies: dict[str, Weights] = {}
+
+    def copy(self, tensors: Mapping[str, Weights]) -> Snapshot:
+        """Return a copy of tensors, by file and name, as they are after the work that a GPU has been given so far.
+
+        It replaces the last one. The CPU does not wait for a GPU.
+
+        Raises:
+            MemoryError: There is no room.
+            RuntimeError: There is no room, says torch.
+        """
+        kinds = [(file, name, t.shape, t.dtype) for file, some in tensors.items() for name, t in some.items()]
+        if kinds != self._kinds:
+            self._kinds, self._copies = [], {}
+            self._copies = _allocated(tensors, is_pinned=self._device.type == "cuda")
+            self._kinds = kinds
+        for file, some in tensors.items():
+            for name, tensor in some.items():
+                self._copies[file][name].copy_(tensor, non_blocking=True)
+        if self._device.type != "cuda":
+            return Snapshot(self._copies)
+        arrival = torch.cuda.Event(blocking=True)  # the thread sleeps until then
+        arrival.record(torch.cuda.current_stream(self._device))
+        return Snapshot(self._copies, arrival)
+
+
+def _allocated(tensors: Mapping[str, Weights], *, is_pinned: bool) -> dict[str, Weights]:
+    """Return contiguous tensors on the CPU like the given ones, cut from few pieces of memory."""
+    left = sum(_room(tensor) for some in tensors.values() for tensor in some.values())
+    if left > files.LARGE_BYTES and files.COPIES * left > files.free_bytes():
+        raise MemoryError  # the system would rather end a process than refuse
+    piece, start = torch.empty(0, dtype=torch.uint8), 0
+    copies: dict[str, Weights] = {}
+    for file, some in tensors.items():
+        copies[file] = {}
+        for name, tensor in some.items():
+            room = _room(tensor)
+            if start + room > len(piece):
+                size = max(room, min(left, PIECE_BYTES))
+                piece, start = torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned), 0
+            copies[file][name] = piece[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            start, left = start + room, left - room
+    return copies
+
+
+def _room(tensor: Tensor) -> int:
+    """Return how many bytes of memory a tensor takes there."""
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
