@@ -5,6 +5,7 @@ File operations are counted in one folder, the run. The faults:
 operation  SIGKILL before the NUMBERth file operation: open, create, rename, remove, truncate.
 line       SIGKILL halfway through the NUMBERth line of a log.
 tensors    SIGKILL halfway through the NUMBERth tensor file.
+slow       The NUMBERth tensor file and all later ones take LASTING milliseconds longer.
 picture    SIGKILL halfway through the NUMBERth picture.
 full       "No space left on device" from the NUMBERth operation on, for LASTING operations.
 readonly   "Read-only file system" likewise.
@@ -18,6 +19,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
@@ -106,6 +108,22 @@ def at_tensors(number: int) -> None:
     tensor_files.write = half
 
 
+def slow_tensors(number: int, lasting: int) -> None:
+    from colddiff_core import tensor_files
+
+    write, done = tensor_files.write, 0
+
+    def slowly(tensors: dict[str, object], path: Path) -> str:
+        nonlocal done
+        done += 1
+        digest = write(tensors, path)
+        if done >= number:
+            time.sleep(lasting / 1000)
+        return digest
+
+    tensor_files.write = slowly
+
+
 def at_picture(number: int) -> None:
     from PIL import Image
 
@@ -128,5 +146,7 @@ def arm(fault: str, number: int, folder: str, lasting: int) -> None:
         at_operation(fault, number, folder, lasting)
     elif fault in ("hold", "moment"):
         before_lines(fault, number, lasting)
+    elif fault == "slow":
+        slow_tensors(number, lasting)
     elif fault != "none":
         {"line": at_line, "tensors": at_tensors, "picture": at_picture}[fault](number)

@@ -115,6 +115,7 @@ def way_back(tmp_path_factory):
     with warnings.catch_warnings(action="ignore", category=ColddiffWarning):
         for number, _ in enumerate(spoil(trainer, **TROUBLE).steps(), start=1):
             if number in KILLED_AFTER:
+                trainer.saving.hear(wait=True)  # else a file could vanish while it is copied
                 shutil.copytree(folder / "whole", folder / f"killed-{number}")
     trainer.run.close()
     assert trainer.stepper.falls == 2
