@@ -35,7 +35,7 @@ class CheckpointSaver:
         self, checkpoints: TrainingCheckpoints, run: RunWriter | FollowerRun, warn: Callable[[str], None]
     ) -> None:
         """Create it; no thread starts before the first checkpoint. `warn` receives what the disk refused."""
-        self._checkpoints, self._run, self._warn = checkpoints, run, warn
+        self.checkpoints, self.run, self._warn = checkpoints, run, warn
         self._memory = SnapshotMemory(checkpoints.experiment.device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python ends only after its work
         self._pending: _Pending | None = None
@@ -54,8 +54,8 @@ class CheckpointSaver:
             MachineError: A weight is not finite, or the disk refuses.
         """
         self.hear(wait=True)
-        self._checkpoints.save(step)
-        self._run.event("checkpoint", step=step, **details)
+        self.checkpoints.save(step)
+        self.run.event("checkpoint", step=step, **details)
 
     def due(self, step: int, *, is_last: bool) -> None:
         """Save this step, whose weights are finite, as scheduled: while training goes on, unless it is the last.
@@ -68,8 +68,8 @@ class CheckpointSaver:
         """
         if is_last:
             self.save(step, {})
-        elif self._checkpoints.stepper.watch.in_a_row:
-            self._run.event("warning", step=step, message=f"no checkpoint at step {step}: it was skipped")
+        elif self.checkpoints.stepper.watch.in_a_row:
+            self.run.event("warning", step=step, message=f"no checkpoint at step {step}: it was skipped")
         else:
             self.begin(step)
 
@@ -86,10 +86,10 @@ class CheckpointSaver:
         if self._pending and self._pending.step == step:
             return
         self.hear(wait=True)
-        if self._checkpoints.saved_step == step:
+        if self.checkpoints.saved_step == step:
             return
-        self._run.retry()
-        write, tensors = self._checkpoints.writing(step), self._checkpoints.parts.tensors()
+        self.run.retry()
+        write, tensors = self.checkpoints.writing(step), self.checkpoints.parts.tensors()
         snapshot = self._copied(tensors, step)
         if snapshot is not None:
             future = self._thread.submit(snapshot.write, write)
@@ -111,7 +111,7 @@ class CheckpointSaver:
             return
         while wait and not pending.future.done():
             concurrent.futures.wait([pending.future], timeout=HEARTBEAT_SECONDS)
-            self._run.beat()
+            self.run.beat()
         if not pending.future.done():
             return
         self._pending = None
@@ -119,11 +119,11 @@ class CheckpointSaver:
             pending.future.result()
         except MachineError as error:
             if pending.before is not None:
-                self._checkpoints.validation = pending.before  # there is no such checkpoint to use
+                self.checkpoints.validation = pending.before  # there is no such checkpoint to use
             self._warn(f"no checkpoint at step {pending.step}: {error.what}")
         else:
-            self._checkpoints.saved_step = pending.step
-            self._run.event("checkpoint", step=pending.step)
+            self.checkpoints.saved_step = pending.step
+            self.run.event("checkpoint", step=pending.step)
 
     def _copied(self, tensors: Mapping[str, Weights], step: int) -> Snapshot | None:
         """Return a copy of the tensors, or None if memory has no room for it; the run's events say so once."""
@@ -134,7 +134,7 @@ class CheckpointSaver:
                 raise
         if not self._has_noted_memory:
             self._has_noted_memory = True
-            self._run.event("warning", step=step, message=NO_ROOM)
+            self.run.event("warning", step=step, message=NO_ROOM)
         return None
 
 
