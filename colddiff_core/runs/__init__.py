@@ -31,6 +31,7 @@ from colddiff_core.runs.writer import (
     check_free,
     create,
     keep_classes,
+    remove_abandoned,
     rewrite_config,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "list_checkpoints",
     "listed",
     "path_step",
+    "remove_abandoned",
     "rewrite_config",
     "taken",
 ]

@@ -24,7 +24,7 @@ from colddiff_core.config.fields import LARGEST
 from colddiff_core.distributed.group import Group
 from colddiff_core.errors import UsageError
 from colddiff_core.files import flush, parse_json, read_ordinary, refusals
-from colddiff_core.runs import MOST_HEADER_BYTES, TENSOR_FILES, Run, list_checkpoints, path_step
+from colddiff_core.runs import MOST_HEADER_BYTES, TENSOR_FILES, Run, list_checkpoints, path_step, remove_abandoned
 
 MODEL, AVERAGE, OPTIMIZER = TENSOR_FILES
 Weights = dict[str, Tensor]
@@ -142,8 +142,7 @@ def save(
         # Renamed first: a kill during the deletion must not leave half a checkpoint under its name.
         with contextlib.suppress(OSError):
             old.rename(folder / f".old-{old.name}-{uuid.uuid4().hex[:8]}")
-    for abandoned in [*folder.glob(".draft-*"), *folder.glob(".old-*")]:
-        shutil.rmtree(abandoned, ignore_errors=True)
+    remove_abandoned(folder)
     return target
 
 

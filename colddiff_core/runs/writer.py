@@ -53,6 +53,7 @@ class RunWriter(Run):
                 _drop_torn_line(path / name)
             for folder in (path, self.samples):
                 sweep(folder)
+            remove_abandoned(path / "checkpoints")
         except BaseException:
             self._lock.release()
             raise
@@ -229,6 +230,12 @@ def keep_classes(run: Run, names: Sequence[str]) -> None:
             return
     with whole(run.path / classes.FILE) as draft:
         draft.write_text(classes.as_json(names), encoding="utf-8")
+
+
+def remove_abandoned(checkpoints: Path) -> None:
+    """Remove what a killed trainer left of a checkpoint that it was writing or deleting."""
+    for abandoned in [*checkpoints.glob(".draft-*"), *checkpoints.glob(".old-*")]:
+        shutil.rmtree(abandoned, ignore_errors=True)
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -111,6 +111,20 @@ def test_old_checkpoints_go_and_drafts_do_not_stay(tmp_path):
     assert left_behind(tmp_path / "run" / "checkpoints") == ["step-000005", "step-000006"]
 
 
+def test_what_a_kill_left_after_the_last_checkpoint_is_removed(own_run):
+    """The next trainer has nothing to save, which would remove it too."""
+    events = own_run / "events.jsonl"
+    events.write_text("".join(events.read_text().splitlines(keepends=True)[:-1]))
+    for name in (".draft-dead", ".old-step-000000-dead"):
+        (own_run / "checkpoints" / name).mkdir()
+        (own_run / "checkpoints" / name / "model.safetensors").touch()
+    trainer = make_trainer(own_run)
+    trainer.resume()
+    finish(trainer)
+    assert trainer.run.events()[-1]["event"] == "finished"
+    assert left_behind(own_run / "checkpoints") == ["step-000003", "step-000006"]
+
+
 def test_a_draft_is_no_checkpoint(tmp_path):
     run = make_trainer(tmp_path / "run").run
     (tmp_path / "run" / "checkpoints" / ".draft-1234").mkdir()
