@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -261,6 +262,10 @@ def _are_finite(tensors: Iterable[Tensor]) -> bool:
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
             of_device.setdefault(tensor.device, []).append(tensor)
+    # On the CPU, where nothing waits, this takes a tenth of the time of the norm below.
+    for tensor in of_device.pop(torch.device("cpu"), []):
+        if not all(math.isfinite(end) for end in torch.aminmax(tensor)):  # nan if any number is
+            return False
     # The largest magnitude is nan or inf if any number is. One call for all tensors, one wait per device.
     return all(bool(get_total_norm(some, torch.inf).isfinite()) for some in of_device.values())
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from colddiff_core import runs
 from colddiff_core.errors import ColddiffWarning, MachineError
+from colddiff_core.runs import checkpoint
 from colddiff_core.training import divergence
 
 pytestmark = pytest.mark.usefixtures("small_sheets")
@@ -45,8 +46,8 @@ def spoil(trainer, steps, what, **options):
     return trainer
 
 
-def contents(checkpoint):
-    return {name: load((checkpoint / name).read_bytes()) for name in runs.TENSOR_FILES}
+def contents(path):
+    return {name: load((path / name).read_bytes()) for name in runs.TENSOR_FILES}
 
 
 def warned(run):
@@ -142,8 +143,8 @@ def test_repeated_divergence_ends_the_run_with_the_reason_and_the_checkpoint(tmp
     last = trainer.run.events()[-1]
     assert last["event"] == "failed"
     assert "the loss was inf" in last["why"]
-    for checkpoint in trainer.run.checkpoints():
-        assert all(t.isfinite().all() for tensors in contents(checkpoint).values() for t in tensors.values())
+    for path in trainer.run.checkpoints():
+        assert all(t.isfinite().all() for tensors in contents(path).values() for t in tensors.values())
 
 
 def test_before_the_first_checkpoint_there_is_nowhere_to_go_back_to(tmp_path):
@@ -181,6 +182,22 @@ def test_moments_that_are_not_finite_count_as_well(tmp_path):
     assert trainer.parts.is_finite()
     next(iter(trainer.parts.optimizer.state.values()))["exp_avg"].view(-1)[0] = math.inf
     assert not trainer.parts.is_finite()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_one_number_that_is_not_finite_is_found_anywhere(dtype, value):
+    network = nn.Conv2d(8, 5, 3).to(dtype).to(memory_format=torch.channels_last)
+    parts = checkpoint.TrainingState(network, None, torch.optim.SGD(network.parameters()))
+    assert parts.is_finite()
+    for weight in network.parameters():
+        for place in (0, weight.numel() // 2, -1):
+            sound, spoiled = weight.detach().clone(), weight.detach().flatten().clone()
+            spoiled[place] = value
+            weight.data.copy_(spoiled.view(weight.shape))
+            assert not parts.is_finite()
+            weight.data.copy_(sound)
+    assert parts.is_finite()
 
 
 def test_a_watch_counts_across_readings_and_in_between():
