@@ -16,7 +16,7 @@ from colddiff_core.models.unet import BLOCKS
 T = torch.tensor([1, 7])
 
 
-class Operations(TorchDispatchMode):
+class OperationCounts(TorchDispatchMode):
     """Counts operations by name."""
 
     def __init__(self):
@@ -79,7 +79,7 @@ def test_weights_are_cast_in_one_operation_and_their_gradients_back_in_another()
     expected.float().square().sum().backward()
     gradients = [parameter.grad for parameter in layers.parameters()]
     layers.zero_grad()
-    with Operations() as operations:
+    with OperationCounts() as operations:
         out = low_weights.call(layers, torch.bfloat16, x)
         out.float().square().sum().backward()
     assert out.dtype == torch.bfloat16
@@ -98,6 +98,6 @@ def test_inference_casts_all_weights_once(is_on_gpu, x, monkeypatch):
     unet.prepare_for_inference()
     norms = [module for module in unet.modules() if isinstance(module, ChannelNorm)]
     assert {norm.weight.dtype for norm in norms} == {torch.bfloat16 if is_on_gpu else torch.float32}
-    with Operations() as operations:
+    with OperationCounts() as operations:
         assert torch.equal(unet(x, T), expected)
     assert not operations.counts["aten._foreach_copy_"]

@@ -1,4 +1,4 @@
-"""What a training step asks of a GPU, counted without one: python benchmarks/launches.py [PRESET...]
+"""What a training step asks of a GPU, counted without one: python benchmarks/gpu_launches.py [PRESET...]
 
 Prints a Markdown table with the kernels that a step launches, how often the CPU waits for the GPU, and the most memory
 that torch allocates; with `--before CHECKOUT`, those of another checkout's code too. It uses the null CUDA runtime of
@@ -54,7 +54,7 @@ def main() -> int:
         try:
             variables = null_cuda.build(Path(folder))
         except null_cuda.UnavailableError as error:
-            print(f"launches.py: {error}", file=sys.stderr)
+            print(f"gpu_launches.py: {error}", file=sys.stderr)
             return 1
         sides = [counted(root, variables, cases) for root in roots]
     names = ("launches", "waits", "peak GiB")
