@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import calls
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from colddiff_core import degradations, devices, sampling, seeds
 from colddiff_core.degradations import Degradation, Frozen
-from colddiff_core.degradations.draws import Generators
 from colddiff_core.sampling import DegradedImages, Sampling
+
+if TYPE_CHECKING:
+    from colddiff_core.degradations.draws import Generators
 
 CUDA = torch.device("cuda")
 FLOOR = 1e-2

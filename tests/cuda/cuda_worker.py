@@ -14,10 +14,12 @@ import cuda_operators
 import torch
 
 from colddiff_cli import __main__ as command_line
-from colddiff_core import devices, experiment
+from colddiff_core import devices, experiment, seeds
 from colddiff_core.config import presets
+from colddiff_core.config.schema import Config
 from colddiff_core.config.sizes import sides
 from colddiff_core.datasets import ImageSet
+from colddiff_core.sampling import DegradedImages, Sampling
 from colddiff_core.training.log_meter import TrainingLog
 from colddiff_core.training.step import Stepper
 
@@ -32,15 +34,9 @@ for _name in (
 
 def train(preset: str, *overrides: str) -> dict[str, Any]:
     """Take three steps of a preset's training and count the last."""
-    base = presets.load(preset)
-    channels = base.data.channels or (1 if base.data.dataset in ("mnist", "digits") else 3)
-    second = ["data.second=digits"] if base.data.second else []
-    config = presets.load(
-        preset, ["data.dataset=digits", f"data.channels={channels}", "train.compile=off", *second, *overrides]
-    )
-    images = ImageSet(
-        torch.zeros((64, channels, *(side + config.data.crop for side in sides(config.data.size))), dtype=torch.uint8)
-    )
+    config, channels = _settings(preset, *overrides)
+    shape = (64, channels, *(side + config.data.crop for side in sides(config.data.size)))
+    images = ImageSet(torch.zeros(shape, dtype=torch.uint8), labels=torch.arange(64) % 10)
     built = experiment.build(config, channels, CUDA)
     said: list[str] = []
     stepper, log = Stepper(built, images, said.append), TrainingLog(CUDA, 0)
@@ -56,6 +52,31 @@ def train(preset: str, *overrides: str) -> dict[str, Any]:
     }
 
 
+def restore(preset: str, *overrides: str) -> dict[str, Any]:
+    """Restore 16 images by TACoS with a preset's network and count the third step."""
+    config, channels = _settings(preset, *overrides)
+    built = experiment.build(config, channels, CUDA, "test")
+    built.restorer.unet.prepare_for_inference()
+    x0, t = torch.zeros((16, *built.shape), device=CUDA), built.operator.steps
+    x_t, frozen = built.degrade(x0, t, seeds.image_generators(0, range(16)))
+    torch.cuda.reset_peak_memory_stats()
+    steps = built.restore(DegradedImages(x_t, t, frozen), Sampling("tacos"))
+    for _ in range(2):
+        next(steps)
+    with calls.watched() as seen:
+        next(steps)
+    return seen.summary() | {"images": 16, "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def _settings(preset: str, *overrides: str) -> tuple[Config, int]:
+    """Return a preset's configuration on data sets that need no download, and the channels of its own."""
+    base = presets.load(preset)
+    channels = base.data.channels or (1 if base.data.dataset in ("mnist", "digits") else 3)
+    second = ["data.second=digits"] if base.data.second else []
+    changes = ["data.dataset=digits", f"data.channels={channels}", "train.compile=off", *second, *overrides]
+    return presets.load(preset, changes), channels
+
+
 def command(*words: str) -> dict[str, Any]:
     """Run a command line in this process and count all of it."""
     out = io.StringIO()
@@ -66,6 +87,7 @@ def command(*words: str) -> dict[str, Any]:
 
 WORK = {
     "train": train,
+    "restore": restore,
     "command": command,
     "operators": cuda_operators.operators,
     "samplers": cuda_operators.samplers,

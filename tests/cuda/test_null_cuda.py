@@ -18,6 +18,14 @@ from colddiff_core.config import presets
 
 RECORDED = Path(__file__).with_name("launches.json")
 ROOM_OF_ANOTHER_TORCH = 1.1
+VARIATIONS = (
+    "mnist-blur train.precision=float32",
+    "mnist-blur model.stem=tf32",
+    "cifar10-blur-small model.stem=split",
+    "photos-blur-small degradation.jpeg=50",
+    "digits-blur model.classes=10 train.clip=0",
+    "digits-mask degradation.jitter=0.2 degradation.dither=0.02",
+)
 TINY = "model.width=8 model.multipliers=[1] model.attention=none"
 EVALUATED = "pretrained:digits-blur --n 4 --features none"
 COMMANDS = {
@@ -41,7 +49,7 @@ def work(null_gpu, folder, *cases):
 
 @pytest.fixture(scope="module")
 def trainings(null_gpu, tmp_path_factory):
-    names = presets.names()
+    names = [*presets.names(), *VARIATIONS]
     return work(null_gpu, tmp_path_factory.mktemp("trainings"), *(f"train {name}" for name in names))
 
 
