@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colddiff_core import seeds
+from colddiff_core import devices, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.errors import MachineError
 from colddiff_core.files import read_ordinary, whole
@@ -153,8 +153,8 @@ def _train(network: Classifier, train: ImageSet, device: torch.device, progress:
     for step in range(STEPS):
         picked = torch.randint(len(train), (BATCH,), generator=numbers)
         down, right = (int(torch.randint(-reach, reach + 1, (), generator=numbers)) for _ in range(2))
-        x = train.images(picked).to(device).roll((down, right), (-2, -1))
-        loss = F.cross_entropy(network(x), train.labels[picked].to(device), label_smoothing=0.05)
+        x = train.images(picked, device).roll((down, right), (-2, -1))
+        loss = F.cross_entropy(network(x), devices.upload(train.labels[picked], device), label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -169,7 +169,7 @@ def _accuracy(network: Classifier, test: ImageSet, device: torch.device) -> floa
     correct = 0
     for first in range(0, len(test), BATCH):
         batch = slice(first, first + BATCH)
-        correct += int((network(test.images(batch).to(device)).argmax(1).cpu() == test.labels[batch]).sum())
+        correct += int((network(test.images(batch, device)).argmax(1).cpu() == test.labels[batch]).sum())
     return correct / len(test)
 
 

@@ -130,7 +130,7 @@ def restore_batches(
     for batch in batches:
         indices = torch.cat([batch, batch[:1].expand(size - len(batch))])
         numbers = indices.tolist()
-        x0 = reference.test.images(indices).to(experiment.device)
+        x0 = reference.test.images(indices, experiment.device)
         x_t, frozen = experiment.degrade(x0, settings.t, seeds.image_generators(settings.seed, numbers))
         x_t = quantize(x_t, PHOTOGRAPH_BITS) if settings.is_8bit else x_t
         x = x_t

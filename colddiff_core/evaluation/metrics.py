@@ -124,7 +124,7 @@ class MetricAccumulator:
         rows = predicted = judged = None
         if self.fidelity:
             assert numbers is not None
-            rows = self.fidelity.measure(images, reference.test.images(numbers).to(images.device))
+            rows = self.fidelity.measure(images, reference.test.images(numbers, images.device))
         features = reference.target.features if reference.target else reference.features
         network = reference.classifier
         if network is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from colddiff_core import devices
 from colddiff_core.models import UNet
 
 FEATHER_PIXELS = 16  # half the width over which one tile blends into the next
@@ -55,7 +56,8 @@ class TiledRestorer(nn.Module):
             tile = self._evaluate(x[..., row.pixels, column.pixels], t, labels)
             if blended is None:
                 blended = tile.new_zeros(*tile.shape[:2], height, width)
-            tile *= row.weights.to(tile.device)[:, None] * column.weights.to(tile.device)
+            down, across = (devices.upload(span.weights, tile.device) for span in (row, column))
+            tile *= down[:, None] * across
             blended[..., row.pixels, column.pixels] += tile
             self.at_tile(number / (len(rows) * len(columns)))
         assert blended is not None

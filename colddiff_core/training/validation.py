@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colddiff_core import seeds
+from colddiff_core import devices, seeds
 from colddiff_core.config.fields import LARGEST
 from colddiff_core.config.schema import TrainConfig
 from colddiff_core.datasets import ImageSet
@@ -91,7 +91,7 @@ class Validator:
             at_batch()
             numbers = range(first, min(first + settings.batch_size, len(self.images)))
             some = slice(numbers.start, numbers.stop)
-            x0, t = self.images.images(some).to(device), self.t[some].to(device)
+            x0, t = self.images.images(some, device), devices.upload(self.t[some], device)
             generators = seeds.image_generators(settings.seed, numbers, "validation")
             frozen = averaged.freeze(x0, generators)
             x_t = averaged.observe(operator(x0, t, frozen), generators)
@@ -103,4 +103,4 @@ class Validator:
         """Return the classes of some images for a conditional network; None for another."""
         if not self.experiment.config.model.classes or self.images.labels is None:
             return None
-        return self.images.labels[some].to(self.experiment.device)
+        return devices.upload(self.images.labels[some], self.experiment.device)
