@@ -55,13 +55,13 @@ def tables(work: WorkCost, rates: Rates) -> list[str]:
     sheet = weak[0].sheets * work.sample_every
     lines = [
         f"{work.name}, {work.side} px: {work.parameters:,} parameters, {work.flops / 1e9:,.0f} GFLOP an image "
-        f"(3 x forward), {work.launches:,} kernels a pass",
+        f"(3 x forward), {work.launches:,} kernels a pass of at most {work.passed:,}",
         f"assumed: {rates.peak / 1e12:,.0f} TFLOP/s of which {100 * rates.share:.0f} %, {rates.launch * 1e6:.0f} µs a "
         f"kernel, {rates.inside / 1e9:.0f} GB/s within {rates.node}, {rates.between / 1e9:.0f} GB/s between, "
         f"{rates.hop * 1e6:.0f} µs a hop",
         f"gradients {work.gradient / 1e6:,.0f} MB; sent a step and GPU: "
         + ", ".join(f"{at.sent / 1e6:,.0f} MB by {at.count}" for at in weak),
-        f"checkpoint {work.checkpoint / 1e6:,.0f} MB, {work.checkpoint / rates.disk:.2g} s, every "
+        f"checkpoint {work.checkpoint / 1e6:,.0f} MB, {work.checkpoint / rates.bus:.2g} s, every "
         f"{work.checkpoint_every:,} steps; sheet {sheet:.2g} s, every {work.sample_every:,}",
     ]
     for title, rows in ((f"{STRONG:,} images a step, times in ms", strong), (f"{WEAK} images a step and GPU", weak)):
@@ -101,7 +101,8 @@ def main(words: list[str] | None = None) -> int:
         import cost_check
 
         return cost_check.report([int(rate) for rate in options.rates.split(",")], options.rounds, options.json)
-    work, rates = count_work(options.preset), chosen_rates(options)
+    rates = chosen_rates(options)
+    work = count_work(options.preset, rates.room)
     print("\n".join(tables(work, rates)))
     if options.json:
         steps = [step(work, rates, count, images) for count in GPU_COUNTS for images in (STRONG, WEAK * count)]

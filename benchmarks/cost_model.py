@@ -26,7 +26,7 @@ class WorkCost:
     """The work of a preset.
 
     flops: floating-point operations per image and training step, three forward passes; launches: kernels per pass,
-    forward and backward; passed: most images per pass.
+    forward and backward; passed: most images per pass, for which a GPU has memory.
     """
 
     name: str
@@ -62,7 +62,8 @@ class Rates:
     inside: float = 450e9  # bytes/s per GPU and direction, within a machine
     between: float = 50e9  # bytes/s per GPU and direction, between machines
     hop: float = 30e-6  # seconds of a small message between CPUs
-    disk: float = 1e9  # bytes/s to hash and write a checkpoint
+    room: float = 80e9  # bytes of GPU memory
+    bus: float = 25e9  # bytes/s from a GPU to pinned memory, where a thread takes a checkpoint from
     file: float = 11_165.0  # bytes of a JPEG of 128 pixels, the mean of AFHQ's cats
     decode: float = 3100.0  # JPEGs per second and core
     critical: float = 4096.0  # images per step beyond which gains fall
@@ -160,7 +161,7 @@ def step(work: WorkCost, rates: Rates, count: int, images: int) -> StepCost:
         sending=ring_bytes(count, work.gradient) / bandwidth,
         waiting=exposed(count, work.gradient, bandwidth, BACKWARD * last * work.flops / speed),
         agreeing=agreement(count, rates.hop),
-        saving=work.checkpoint / rates.disk / work.checkpoint_every,
+        saving=work.checkpoint / rates.bus / work.checkpoint_every,
         sheets=max(sample / speed, floor) / work.sample_every if work.sample_every else 0.0,
     )
 
@@ -172,15 +173,21 @@ def why(at: StepCost) -> str:
     return "gradients" if at.waiting > at.compute else "computing"
 
 
-def count_work(name: str) -> WorkCost:
-    """Count a preset's parameters, operations and kernels in a forward and backward pass of one image."""
+def count_work(name: str, room: float = Rates.room) -> WorkCost:
+    """Count a preset's parameters, operations and kernels in a forward and backward pass of one image on a GPU.
+
+    `room` is the GPU's memory in bytes.
+    """
+    from unittest import mock
+
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_map_only
     from torch.utils.flop_counter import FlopCounterMode
 
     from colddiff_core.config import presets
-    from colddiff_core.models import UNet
+    from colddiff_core.models import UNet, low_weights, memory
+    from colddiff_core.training.passes import WEIGHT_COPIES
 
     config = presets.load(name)
     model, train = config.model, config.train
@@ -188,12 +195,13 @@ def count_work(name: str) -> WorkCost:
     settings: dict[str, Any] = {key: getattr(model, key) for key in ("width", "multipliers", "block", "attention")}
     shown = channels * (2 if model.inputs == "inverse" else 1)
     launched, aten = 0, torch.ops.aten
+    allocations = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
     products = (aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm)
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, call: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
             nonlocal launched
-            launched += call.namespace == "aten" and not call.is_view
+            launched += call.namespace == "aten" and not call.is_view and call.overloadpacket not in allocations
             if call.overloadpacket not in products:
                 return call(*arguments, **(options or {}))
             # Count them without computing them, which takes minutes without bfloat16 instructions.
@@ -205,7 +213,7 @@ def count_work(name: str) -> WorkCost:
     network.to_empty(device="cpu")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     x, t = torch.zeros(1, shown, config.data.size, config.data.size), torch.zeros(1, dtype=torch.int64)
-    with Counting():
+    with Counting(), mock.patch.object(low_weights, "suits", return_value=True):  # as on a GPU
         with FlopCounterMode(display=False) as counter:
             found = network(x, t)
         found.abs().mean().backward()
@@ -215,7 +223,9 @@ def count_work(name: str) -> WorkCost:
         parameters=parameters,
         flops=3.0 * counter.get_total_flops(),
         launches=launched,
-        passed=train.batch_size,
+        passed=memory.training_batch_size(
+            model, config.data.size, torch.bfloat16, int(room - WEIGHT_COPIES * FLOAT_BYTES * parameters)
+        ),
         severities=int(config.degradation.parameters["steps"]),
         checkpoint_every=train.checkpoint_every,
         sample_every=train.sample_every,
