@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from colddiff_core import degradations, devices, sampling, seeds
 from colddiff_core.datasets import ImageSet
 from colddiff_core.degradations import Degradation, Frozen
-from colddiff_core.models import UNet
+from colddiff_core.models import UNet, stem
 from colddiff_core.sampling import fitting, priors
 from gpu_stages.bench import GpuBench, Result, apart
 
@@ -46,10 +46,9 @@ NETWORKS: tuple[tuple[str, int, tuple[int, ...], dict[str, Any]], ...] = (
     ("local", 3, (2, 64), {"width": 32, "multipliers": (1, 2, 4), "block": "local", "attention": "none"}),
 )
 NARROW = {"width": 8, "multipliers": (1, 2)}
-MOST_APART = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.1,
-}  # of a network's outputs, relative L2; its gradients three times
+# Of a network's outputs, relative L2; its gradients three times.
+MOST_APART = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+STEMS_APART = {"float32": 1e-5, "tf32": 1e-3, "split": 4e-3}  # likewise; ten bits of mantissa, and bfloat16's rounding
 PRIORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("blur", {"steps": 10}),
     ("pixelate", {"steps": 2}),
@@ -64,6 +63,8 @@ def run(bench: GpuBench) -> None:
         x = torch.rand(count, channels, size, size, generator=seeds.generator(0)) * 2 - 1
         narrowed = kind | NARROW if bench.is_quick else kind
         bench.attempt("equal", f"network {name}", lambda n=name, x=x, k=narrowed: networks(bench, n, x, k))
+    for precision in STEMS_APART:
+        bench.attempt("equal", f"stem {precision}", lambda p=precision: stems(bench, p))
     for name, values in PRIORS:
         for prior in degradations.build(name, **values).priors:
             bench.attempt("equal", f"prior {name} {prior}", lambda n=name, v=values, p=prior: starts(bench, n, v, p))
@@ -172,6 +173,22 @@ def networks(bench: GpuBench, name: str, x: Tensor, kind: dict[str, Any]) -> Non
         label = f"network {name}, {str(dtype).removeprefix('torch.')}"
         is_ok = output < most and gradient < 3 * most
         bench.record("equal", label, ok=is_ok, most=output, output=output, gradient=gradient)
+
+
+def stems(bench: GpuBench, precision: str) -> Result:
+    """Compare a stem's convolution, and the gradient of its weights, in a precision of `model.stem`."""
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(128, 64, 3, padding=1), torch.rand(4, 128, 32, 32) * 2 - 1
+    seen = []
+    for device, kind in (("cpu", "float32"), (bench.device, precision)):
+        moved = copy.deepcopy(layer).to(device)
+        y = stem.convolve(moved, x.to(device), kind)
+        y.square().mean().backward()
+        assert moved.weight.grad is not None
+        seen.append((y.detach().cpu(), moved.weight.grad.cpu()))
+    output, gradient = (float((b - a).norm() / a.norm()) for a, b in zip(*seen, strict=True))
+    most = STEMS_APART[precision]
+    return {"ok": output < most and gradient < 3 * most, "most": output, "gradient": gradient}
 
 
 def outputs(network: UNet, x: Tensor, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
