@@ -26,7 +26,7 @@ class WorkCost:
     """The work of a preset.
 
     flops: floating-point operations per image and training step, three forward passes; launches: kernels per pass,
-    forward and backward; passed: most images per pass, for which a GPU has memory.
+    forward and backward; passed: the most images per pass that fit in GPU memory.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Rates:
     between: float = 50e9  # bytes/s per GPU and direction, between machines
     hop: float = 30e-6  # seconds of a small message between CPUs
     room: float = 80e9  # bytes of GPU memory
-    bus: float = 25e9  # bytes/s from a GPU to pinned memory, where a thread takes a checkpoint from
+    bus: float = 25e9  # bytes/s from a GPU to pinned memory, from which a thread writes a checkpoint
     file: float = 11_165.0  # bytes of a JPEG of 128 pixels, the mean of AFHQ's cats
     decode: float = 3100.0  # JPEGs per second and core
     critical: float = 4096.0  # images per step beyond which gains fall
@@ -176,7 +176,8 @@ def why(at: StepCost) -> str:
 def count_work(name: str, room: float = Rates.room) -> WorkCost:
     """Count a preset's parameters, operations and kernels in a forward and backward pass of one image on a GPU.
 
-    `room` is the GPU's memory in bytes.
+    `room` is the GPU's memory in bytes. Kernels are counted as torch operations on the CPU, close to the launches
+    of torch's CUDA build.
     """
     from unittest import mock
 

@@ -1,19 +1,19 @@
-"""Measure everything on a GPU in one command: is it right, how fast is it, and what does it learn in minutes?
+"""Measure everything on a GPU in one command: correctness, speed, and what a model learns in five minutes.
 
 Usage: python benchmarks/gpu.py [--device cuda|cpu] [--data-dir DIR] [--stages NAME,...] [--budget SECONDS]
                                 [--json FILE] [--out DIR] [--packed FOLDER] [--quick]
        python benchmarks/gpu.py --pack FOLDER --data-dir DIR    for a machine without network: MNIST and packages
        python benchmarks/gpu.py --table FILE...                 write results into docs/performance.md
-setup     versions, the device, what matrix products and copies reach, imports
+setup     versions, the device, the rates of matrix products and copies, imports
 equal     operators, samplers, priors and networks (float32, bfloat16, with gradients) against the CPU
-curves    40 losses on the CPU and on the device (float32, bfloat16, compiled), and the same bits twice
+curves    40 losses on the CPU and on the device (float32, bfloat16, compiled), and whether a repeat is bit-identical
 speed     images/s of training, eager and with CUDA graphs, against benchmarks/plain.py, at 32 and 128 pixels
 train     the paper's MNIST model for five minutes, then RMSE and SSIM of 2,000 test images
 micro     single kernels in several dtypes and layouts
 generate  64 images of 128 pixels from T = 300, eager, compiled and with CUDA graphs
 table     benchmarks/speed.py
-Each stage is a process with its own deadline. Results are lines of results.jsonl in --out, written as they come;
-a stage that fails or runs out of time is a result too. The exit status is 1 if anything failed.
+Each stage is a process with its own deadline. Results are appended to results.jsonl in --out as they come; a stage
+that fails or runs out of time is recorded too. The exit status is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ QUICK_SECONDS = 600.0  # of each stage of a quick run
 
 @dataclasses.dataclass(frozen=True)
 class GpuStage:
-    """A stage: its function, the most seconds it may take, and how many it needs to be worth beginning."""
+    """A stage: its function, the most seconds it may take, and the fewest that make it worth starting."""
 
     function: str
     most: float
@@ -70,7 +70,7 @@ def supervised(command: Sequence[str], environment: dict[str, str], deadline: fl
         return "out of time"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the stage and the processes that it started
+            os.killpg(process.pid, signal.SIGKILL)  # the stage and its child processes
         process.wait()
 
 
@@ -83,7 +83,7 @@ def stage_words(name: str, bench: GpuBench, deadline: float) -> list[str]:
 
 
 def seconds_for(name: str, later: Sequence[str], left: float) -> float:
-    """Return how long a stage may take, so that each of those after it has what it needs; 0 if it cannot begin."""
+    """Return the seconds for a stage that leave each later one its minimum; 0 if there are too few to start it."""
     stage, reserved = STAGES[name], sum(STAGES[other].least for other in later)
     return min(left, stage.most, max(stage.least, left - reserved)) if left >= stage.least else 0.0
 
@@ -102,7 +102,7 @@ def measure(names: Sequence[str], bench: GpuBench, environment: dict[str, str]) 
 
 
 def stage_environment(work: Path, site: Path | None) -> dict[str, str]:
-    """Return the environment of the stages: what they may import, and where compiled code stays for the next call."""
+    """Return the environment of the stages: import paths, and cache folders that keep compiled code between calls."""
     paths = [str(site) if site else "", str(ROOT), os.environ.get("PYTHONPATH", "")]
     changes = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     folders = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "cache"}
@@ -161,9 +161,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", WORK / "out")), help="folder of results")
     parser.add_argument("--packed", type=Path, help="folder that --pack made")
     parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers mean nothing"
+        "--quick", action="store_true", help="tiny sizes, to check that it runs; the numbers mean nothing"
     )
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="make that folder and measure nothing")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="fill this folder and measure nothing")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="results to write into the docs")
     parser.add_argument("--work", type=Path, default=WORK, help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
-"""What a step asks of a GPU, counted without one: python benchmarks/gpu_launches.py [CASE...]
+"""Count the kernel launches and waits of a step, without a GPU: python benchmarks/gpu_launches.py [CASE...]
 
-Prints a Markdown table with the kernels that a step of training, or of restoring by TACoS, launches, how often the CPU
-waits for the GPU in it, and the most memory that torch allocates; with `--before CHECKOUT`, those of another checkout's
-code too. It uses the null CUDA runtime of tests/cuda, so it needs Linux, gcc and torch's CUDA build. Launches follow
-from the code and torch's version, not from the machine.
+Prints a Markdown table. For a training step, or a TACoS step of restoring, it has the kernel launches, how often the
+CPU waits for the GPU, and torch's peak memory; with `--before CHECKOUT`, also those of another checkout's code. It uses
+the null CUDA runtime of tests/cuda, so it needs Linux, gcc and torch's CUDA build. The counts depend on the code and
+torch's version, not on the machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = (
 
 
 def counted(root: Path, variables: dict[str, str], cases: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the counts of the third step of each case, by the code of a checkout."""
+    """Return the counts of the third step of each case, with the code of a checkout."""
     command = [sys.executable, str(null_cuda.ROOT / "tests" / "cuda" / "cuda_worker.py"), *cases]
     environment = null_cuda.environment(variables, root)
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -47,7 +47,7 @@ def counted(root: Path, variables: dict[str, str], cases: Sequence[str]) -> list
 
 
 def cells(found: dict[str, Any]) -> list[str]:
-    """Return a table's cells for the counts of one case."""
+    """Return the table cells of one case."""
     if "failed" in found:
         return ["fails", "", ""]
     return [f"{found['launches']:,}", str(found["waits"]), f"{found['peak_gib']:.2f}"]
@@ -56,7 +56,7 @@ def cells(found: dict[str, Any]) -> list[str]:
 def main() -> int:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", help="'train PRESET' or 'restore PRESET', with KEY=VALUE behind it")
+    parser.add_argument("cases", nargs="*", help="'train PRESET' or 'restore PRESET', then any KEY=VALUE")
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another checkout to compare with")
     arguments = parser.parse_args()
     cases = arguments.cases or CASES

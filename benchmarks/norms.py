@@ -1,10 +1,10 @@
-"""Measure on the CPU how much the body's rounding changes a run's restored images, for three ways to compute norms.
+"""Measure on the CPU how much a bfloat16 body changes a run's restored images, for three ways to compute norms.
 
 python benchmarks/norms.py DATA_DIR RUN [--n 200]
 
-Each line: the relative distance of R(x_t, t) from that of a float32 body, at three severities, and the RMSE against the
-originals. "float32" norms are those of autocast on a GPU, "bf16" those of the program on a GPU (statistics are float32
-in every case).
+Each row has, at three severities, the relative distance of R(x_t, t) from that of a float32 body, and the RMSE against
+the originals. "Norms in float32" is what autocast does on a GPU, "norms in bf16" what the program does there.
+Statistics are float32 in every case.
 """
 
 from __future__ import annotations

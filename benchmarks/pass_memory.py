@@ -1,8 +1,8 @@
-"""GPU memory of a training pass per image, against the estimate: python benchmarks/pass_memory.py [--all]
+"""Compare the GPU memory of a training pass with its estimate: python benchmarks/pass_memory.py [--all]
 
-Prints a Markdown table of what torch's allocator holds at most for an image more, between 32 and 64 images, on the null
-CUDA runtime of tests/cuda, and `memory.training_image_bytes`; kernel workspaces are not in it. With --all, 144 more
-networks, as the range of the ratio. See docs/decisions/012-memory.md.
+Prints a Markdown table of the peak memory per image of torch's allocator (the peak with 64 images minus that with 32)
+on the null CUDA runtime of tests/cuda, and of `memory.training_image_bytes`. Kernel workspaces are not included. With
+--all, also prints the range of the ratio over 144 more networks. See docs/decisions/012-memory.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COUNTS = (32, 64)  # images
 
 
 def others() -> Iterator[str]:
-    """Return more networks, as a preset with settings."""
+    """Yield more networks, each as a preset with settings."""
     blocks, attentions = ("convnext", "resnet", "local"), ("all", "middle", "none")
     for block, attention, width, levels, side, inputs in itertools.product(
         blocks, attentions, (16, 64), ("[1,2]", "[1,2,4,8]"), (16, 64), ("plain", "inverse")
@@ -39,7 +39,7 @@ def others() -> Iterator[str]:
 
 
 def measured(variables: dict[str, str], cases: Sequence[str]) -> list[tuple[float, int]]:
-    """Return the bytes per image of each case, measured and estimated."""
+    """Return the measured and the estimated bytes per image of each case."""
     steps = [f"train {case} train.batch_size={n} train.accumulate=1" for case in cases for n in COUNTS]
     command = [sys.executable, str(null_cuda.ROOT / "tests" / "cuda" / "cuda_worker.py"), *steps]
     done = subprocess.run(command, env=null_cuda.environment(variables), stdout=subprocess.PIPE, text=True, check=True)
@@ -71,9 +71,7 @@ def main() -> int:
             for name in DTYPES:
                 cases = [f"{case} train.precision={name}" for case in others()]
                 ratios = [estimate / found for found, estimate in measured(variables, cases)]
-                print(
-                    f"{len(ratios)} networks, {name}: the estimate is {min(ratios):.2f} to {max(ratios):.2f} times that"
-                )
+                print(f"{len(ratios)} networks, {name}: {min(ratios):.2f} to {max(ratios):.2f} times the measurement")
     return 0
 
 

@@ -3,9 +3,9 @@
 python benchmarks/stem.py DATA_DIR RUN [--n 1000]
 python benchmarks/stem.py DATA_DIR PRESET --train STEPS [--seeds 2] [--set section.key=value]
 
-The first restores test images with a run's weights, the second trains a preset with each precision. "tf32" rounds
-pictures and weights of the stem's convolutions to ten bits of mantissa, "tf32 cut" cuts them, "bf16" rounds pictures,
-weights and results to bfloat16, and "split" is the program's own. Intervals: 95 %, paired over the images.
+The first restores test images with a run's weights; the second trains a preset with each precision. "tf32" rounds the
+inputs and weights of the stem's convolutions to ten bits of mantissa, "tf32 cut" truncates them, "bf16" rounds inputs,
+weights and results to bfloat16, and "split" is the program's own. Intervals are 95 %, paired over the images.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from colddiff_core.training.log_meter import TrainingLog
 from colddiff_core.training.step import Stepper
 
 KINDS = ("float32", "tf32", "tf32 cut", "split", "bf16")
-MANTISSA_BITS_LEFT_OUT = 13  # of 23 in TF32
+MANTISSA_BITS_LEFT_OUT = 13  # of float32's 23: TF32 keeps ten
 AT_ONCE = 250
 BODY = "train.precision=bf16"  # as on a GPU
 exact = stem.convolve
 
 
 def rounded(x: Tensor, kind: str) -> Tensor:
-    """Return x (any shape, float32) rounded as a kind of stem does it; the gradient is that of x."""
+    """Return x (any shape, float32) rounded as by a kind of stem; the gradient passes straight through."""
     if kind == "bf16":
         low = x.detach().to(torch.bfloat16).float()
     else:
@@ -48,7 +48,7 @@ def rounded(x: Tensor, kind: str) -> Tensor:
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, kind: str) -> Tensor:
-    """Take the place of `stem.convolve`, with the kinds of this file."""
+    """Replacement of `stem.convolve` that knows the kinds of this file."""
     if kind in ("float32", "split"):
         return exact(layer, x, kind)
     assert layer.bias is not None
@@ -70,7 +70,7 @@ def measure(built: experiment.Experiment, x0: Tensor, sampler: str, t: int) -> T
 
 
 def differences(rows: Tensor, reference: Tensor) -> str:
-    """Return RMSE and SSIM, and their differences from a reference with intervals, as cells of a table."""
+    """Return RMSE and SSIM, and their differences from a reference with intervals, as table cells."""
 
     def finish(means: Tensor) -> Tensor:
         return torch.stack([means[..., 0].sqrt() - means[..., 2].sqrt(), means[..., 1] - means[..., 3]], -1)
@@ -84,7 +84,7 @@ def differences(rows: Tensor, reference: Tensor) -> str:
 
 
 def set_kind(built: experiment.Experiment, kind: str) -> None:
-    """Give the network's stem a precision of this file."""
+    """Set the precision of the network's stem to one of this file's kinds."""
     unet: Any = built.restorer.unet
     unet.stem.precision = kind
 

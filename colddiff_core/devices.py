@@ -21,7 +21,7 @@ NAMES = ("auto", "cpu", "cuda")
 # mallopt's parameters and the largest MMAP_THRESHOLD it takes (glibc's malloc.h)
 TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES = -1, -3, 2**25
 CPU_INFO = Path("/proc/cpuinfo")
-RESIDENT_SHARE = 0.5  # of a GPU's free memory that pixels may take: activations need the rest
+RESIDENT_SHARE = 0.5  # the part of a GPU's free memory that pixels may take; activations need the rest
 # What torch's CPU kernels can be limited to by ONEDNN_MAX_CPU_ISA, and is slow with bfloat16.
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
@@ -90,7 +90,7 @@ def _is_bf16_fast(device: torch.device) -> bool:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of any shape and dtype on `device`; from the CPU, without waiting for a GPU's pending work."""
+    """Return a tensor of any shape and dtype on `device`; uploads do not wait for a GPU's pending work."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -100,7 +100,7 @@ _COPIES: MutableMapping[Tensor, dict[torch.device, Tensor]] = WeakTensorKeyDicti
 
 
 def on_device(table: Tensor, device: torch.device) -> Tensor:
-    """Return a constant table on a device; it is copied once, because each copy stalls the device."""
+    """Return a constant table on a device; it is copied once, because each copy makes the CPU wait for a GPU."""
     if table.device == device:
         return table
     copies = _COPIES.setdefault(table, {})

@@ -144,7 +144,7 @@ class Experiment:
         return _without_dither(steps) if self.config.degradation.dither else steps
 
     def compile_for(self, evaluations: int) -> None:
-        """With `sample.compile` = "auto", compile the network if it pays for so many evaluations on this device."""
+        """With `sample.compile` = "auto", compile the network if that pays off for so many evaluations."""
         if self.config.sample.compile == compiling.AUTO and not compiling.is_compiled(self.restorer.unet):
             side = max(sides(self.config.data.size))
             compiling.compile_network(

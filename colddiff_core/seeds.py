@@ -61,7 +61,7 @@ class SlotGenerators:
 
     @functools.cached_property
     def on_cpu(self) -> SlotGenerators:
-        """The generators for draws that the CPU reads: these if they are on the CPU, else others with their key."""
+        """Generators for draws that the CPU reads: these if they are on the CPU, else new ones with the same key."""
         return self if torch.device(self._device).type == "cpu" else SlotGenerators(self._key, self._slots)
 
     def __len__(self) -> int:

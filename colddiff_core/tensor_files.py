@@ -13,7 +13,7 @@ from torch import Tensor
 
 from colddiff_core.files import flush
 
-# By their names in the format, and in the order in which the safetensors package stores them.
+# dtypes and their names in the format, in the order in which the safetensors package stores tensors.
 KINDS = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -29,11 +29,11 @@ _PLACES = {dtype: place for place, dtype in enumerate(KINDS)}
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """Write tensors of any shape and a dtype of KINDS, flush them to the disk and return the file's SHA-256.
+    """Write tensors of any shape, with dtypes of KINDS, flush the file to disk and return its SHA-256.
 
-    The bytes are those of `safetensors.torch.save`, which holds Python's lock for as long as it copies them all into
-    one piece: in a thread, that would stop the training. Here each tensor goes to the file from where it lies.
-    `save_file` reports a full disk as another error, and makes files that other users cannot read.
+    The bytes equal those of `safetensors.torch.save`, which holds the GIL while it copies all tensors into one buffer:
+    even in a thread, that would stop training. Here each tensor is written from its own memory. `save_file` reports a
+    full disk as a different error and creates files that other users cannot read.
 
     Source: the format, https://github.com/huggingface/safetensors#format.
 
@@ -55,7 +55,7 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _header(ordered: list[tuple[str, Tensor]]) -> bytes:
-    """Return the length of a file's header and the header, which says where each tensor's bytes are."""
+    """Return a file's header, which says where each tensor's bytes are, with its length in front."""
     entries, end = {}, 0
     for name, tensor in ordered:
         start, end = end, end + tensor.nbytes
@@ -66,5 +66,5 @@ def _header(ordered: list[tuple[str, Tensor]]) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """Return a tensor's bytes in the contiguous layout, the only one that the format has: its own memory if it can."""
+    """Return a tensor's bytes in contiguous layout, the only one in the format; without a copy where possible."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -242,7 +242,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def null_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process whose GPU does nothing, see cuda/null_cuda.py."""
+    """Environment variables that give a process a GPU that executes nothing; see cuda/null_cuda.py."""
     import null_cuda
 
     try:

@@ -28,7 +28,7 @@ CASES = {
     "mask": ("digits-mask", ()),
     "uneven": ("digits-blur", ("train.batch_size=7", "train.lr=1e-3", "data.margin=2", "data.flip=true", *PLAIN)),
     "passes": ("digits-mask", ("train.batch_size=4", "train.accumulate=2")),
-    "own passes": ("digits-mask", ("train.batch_size=8",)),  # each process has its own, see divide_unequally
+    "own passes": ("digits-mask", ("train.batch_size=8",)),  # different in each process, see divide_unequally
     "noise": ("digits-noise", ("train.batch_size=40",)),
     "classes": ("digits-mask", ("model.classes=10", "train.clip=0")),
 }
@@ -69,7 +69,7 @@ def finish(trainer: Trainer) -> Trainer:
 
 
 def divide_unequally(trainer: Trainer) -> None:
-    """Let the first process of two take four passes of one image, and the second one of three and one of one."""
+    """Give the first of two processes four passes of one image, and the second a pass of three and one of one."""
     trainer.stepper.most = 1 + 2 * trainer.ranks.index
 
 

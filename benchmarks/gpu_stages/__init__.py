@@ -1,1 +1,1 @@
-"""The stages of benchmarks/gpu.py: each measures one thing on a GPU, in a process of its own."""
+"""The stages of benchmarks/gpu.py: each measures one thing on a GPU, in its own process."""

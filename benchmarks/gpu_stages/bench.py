@@ -1,4 +1,4 @@
-"""Where a stage of benchmarks/gpu.py measures, how long it may take, and where its results go."""
+"""What the stages of benchmarks/gpu.py share: device, deadline, timing, and where results go."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "benchmarks" / "gpu.py"
 RESULTS = "results.jsonl"
-SLEEP_CYCLES = 10_000_000  # some 5 ms of a GPU, in which the CPU launches what is timed
+SLEEP_CYCLES = 10_000_000  # keeps a GPU busy for some 5 ms while the CPU launches what is timed
 Result = dict[str, Any]
 
 
@@ -49,7 +49,7 @@ class GpuBench:
         return self.deadline - time.time()
 
     def record(self, stage: str, name: str, **values: Any) -> None:
-        """Append a line to the results, so that it is there whatever happens next."""
+        """Append a line to the results and flush it to disk, in case the stage is killed."""
         line = json.dumps(
             {"stage": stage, "name": name, "at": round(time.time() - self.began, 1)} | values, default=str
         )
@@ -60,9 +60,9 @@ class GpuBench:
         print(line, flush=True)
 
     def attempt(self, stage: str, name: str, work: Callable[[], Result | None], needs: float = 2.0) -> bool:
-        """Record what a piece of work returns, or why it failed; skip it if fewer than `needs` seconds are left.
+        """Run `work` and record what it returns or why it failed; skip it if fewer than `needs` seconds are left.
 
-        Return whether it ran to its end.
+        Return whether it completed.
         """
         if self.left < needs:
             self.record(stage, name, skipped=f"{max(self.left, 0):.0f} s are left")
@@ -83,14 +83,14 @@ class GpuBench:
         return values[:1] if self.is_quick else values
 
     def pictures(self, channels: int) -> list[str]:
-        """Return the overrides of a preset that name the available pictures."""
+        """Return overrides that make a preset use the available data set."""
         if self.data is None:
             return ["data.dataset=digits", f"data.channels={channels}"]
         where = f"data.directory={json.dumps(str(self.data))}"
         return ["data.dataset=mnist", f"data.channels={channels}", where, "data.download=false"]
 
     def kernel_ms(self, work: Callable[[], object], repeats: int = 20) -> float:
-        """Return the milliseconds of a call on the device, without the CPU's time to launch it."""
+        """Return the milliseconds that a call takes on the device, without the CPU's launch time."""
         import torch
 
         if not self.is_cuda:
@@ -113,7 +113,7 @@ class GpuBench:
         return statistics.median(times)
 
     def product_flops(self, dtype: torch.dtype) -> float:
-        """Return the FLOP/s of a matrix product: what the device reaches, where a data sheet says what it could."""
+        """Return the FLOP/s of a large matrix product: the rate that the device reaches, not that of its data sheet."""
         import torch
 
         side = 8192 if self.is_cuda and not self.is_quick else 64
@@ -122,7 +122,7 @@ class GpuBench:
 
 
 def apart(expected: torch.Tensor, found: torch.Tensor) -> Result:
-    """Return the largest difference relative to the largest value, and the share of values off by more than 1e-4."""
+    """Return the largest difference relative to the largest value or 1, and the share of differences above 1e-4."""
     import torch
 
     a, b = expected.double(), found.detach().cpu().double()
@@ -135,7 +135,7 @@ def apart(expected: torch.Tensor, found: torch.Tensor) -> Result:
 
 
 def read(paths: Iterable[Path]) -> list[Result]:
-    """Return the results of `results.jsonl` files and of those that `--json` wrote, in order."""
+    """Return the results in `results.jsonl` files and in files written by `--json`, in order."""
     lines: list[Result] = []
     for path in paths:
         text = path.read_text(encoding="utf-8")
@@ -147,5 +147,5 @@ def read(paths: Iterable[Path]) -> list[Result]:
 
 
 def is_bad(line: Result) -> bool:
-    """Return whether a result is a failure, a comparison that does not hold, or a process that did not end well."""
+    """Return whether a result is an exception, a failed comparison, or a process with a bad exit code."""
     return "failed" in line or line.get("ok") is False or line.get("code", 0) not in (0, 130)  # 130: stopped on request

@@ -1,4 +1,4 @@
-"""Stage `curves`: the losses of the same steps on the CPU and on the device, in both precisions, and compiled."""
+"""Stage `curves`: losses of the same steps on the CPU and on the device, in float32 and bfloat16, and compiled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from colddiff_core.training.step import Stepper
 from gpu_stages.bench import COMMAND, GpuBench, Result
 
 PRESET = "mnist-blur-small"
-LOOKS = {  # the paper's kind of network, and a consistent one with an inverse
+LOOKS = {  # networks: the paper's kind, and a consistent one with an inverse
     "convnext": (
         "model.inputs=plain", "model.consistent=false", "model.block=convnext", "model.attention=all",
         "train.batch_size=32", "train.accumulate=2",
@@ -28,14 +28,14 @@ LOOKS = {  # the paper's kind of network, and a consistent one with an inverse
 }  # fmt: skip
 TINY = ("model.width=8", "model.multipliers=[1,2]", "train.batch_size=8", "data.size=16")
 COMPILED = (("convnext", "reduce-overhead"), ("resnet", "default"))
-COMPILE_SECONDS = 45.0  # that must be left
+COMPILE_SECONDS = 45.0  # needed to start a compiled training
 EARLY_STEPS, LATE_STEPS = 5, 15
-MOST_EARLY = {"float32": 0.02, "bf16": 0.05}  # apart, relative: before rounding has grown
+MOST_EARLY = {"float32": 0.02, "bf16": 0.05}  # relative difference, before rounding errors grow
 MOST_LATE = 0.05
 
 
 def run(bench: GpuBench) -> None:
-    on_cpu = {look: started(bench, look) for look in LOOKS}  # meanwhile, on the processors that the GPU leaves free
+    on_cpu = {look: started(bench, look) for look in LOOKS}  # in parallel, on CPU cores that the GPU stages leave idle
     found: dict[str, list[float]] = {}
 
     def on_device(look: str, precision: str, mode: str = "off") -> Result:
@@ -70,7 +70,7 @@ def run(bench: GpuBench) -> None:
 def curve(
     bench: GpuBench, device: str, look: str, precision: str, mode: str
 ) -> tuple[list[float], list[torch.Tensor], list[str]]:
-    """Train a few steps; return the loss of each, the weights, and messages about problems."""
+    """Train a few steps; return their losses, the weights, and messages about problems."""
     place = devices.choose(device)
     overrides = [*bench.pictures(1), *LOOKS[look], *(TINY if bench.is_quick else ())]
     config = presets.load(PRESET, [*overrides, f"train.precision={precision}", f"train.compile={mode}"])
@@ -111,7 +111,7 @@ def ended(bench: GpuBench, look: str, process: subprocess.Popen[str], found: dic
 
 
 def compare(bench: GpuBench, found: dict[str, list[float]], look: str, precision: str, mode: str) -> None:
-    """Record how far a loss curve is from the CPU's in float32, if both are there."""
+    """Record how far a loss curve is from the CPU's in float32, if both exist."""
     expected, own = found.get(f"{look} cpu"), found.get(f"{look} {precision} {mode}")
     if expected is None or own is None:
         return

@@ -37,8 +37,8 @@ OPERATORS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
     ("blur+snow", {"steps": 20}, SMALL),
 )
 QUICK_OPERATORS = 3
-MOST_SHARE = 2e-3  # of pixels apart: on the rim of a hole or at a flake's threshold some fall to the other side
-SAMPLED_SIDE_PIXELS, SAMPLED_STEPS = 128, 300  # up to these, the samplers are compared too
+MOST_SHARE = 2e-3  # of pixels that differ: at a hole's rim or a flake's threshold rounding flips some
+SAMPLED_SIDE_PIXELS, SAMPLED_STEPS = 128, 300  # up to these, samplers are compared too
 MOST_STEPS = 100  # of a sampler
 NETWORKS: tuple[tuple[str, int, tuple[int, ...], dict[str, Any]], ...] = (
     ("convnext, the paper's", 1, (4, 32), {}),
@@ -46,9 +46,9 @@ NETWORKS: tuple[tuple[str, int, tuple[int, ...], dict[str, Any]], ...] = (
     ("local", 3, (2, 64), {"width": 32, "multipliers": (1, 2, 4), "block": "local", "attention": "none"}),
 )
 NARROW = {"width": 8, "multipliers": (1, 2)}
-# Of a network's outputs, relative L2; its gradients three times.
+# Relative L2 distance of a network's outputs; gradients may differ by three times as much.
 MOST_APART = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-STEMS_APART = {"float32": 1e-5, "tf32": 1e-3, "split": 4e-3}  # likewise; ten bits of mantissa, and bfloat16's rounding
+STEMS_APART = {"float32": 1e-5, "tf32": 1e-3, "split": 4e-3}  # likewise: tf32 has ten bits, split rounds to bfloat16
 PRIORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("blur", {"steps": 10}),
     ("pixelate", {"steps": 2}),
@@ -80,7 +80,7 @@ def run(bench: GpuBench) -> None:
 
 
 def cases(bench: GpuBench) -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
-    """Return the cases above, and the defaults of every operator that is in none of them."""
+    """Return the cases above, and every other operator with its defaults."""
     if bench.is_quick:
         return list(OPERATORS[:QUICK_OPERATORS])
     others = sorted(set(degradations.names()) - {name for name, _, _ in OPERATORS})
@@ -88,7 +88,7 @@ def cases(bench: GpuBench) -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
 
 
 def frozen_pair(op: Degradation, x: Tensor, there: Tensor) -> tuple[Frozen, Frozen]:
-    """Return what is random about images on the CPU and about the same images on the device."""
+    """Return the frozen randomness of images on the CPU, and of the same images on the device."""
     fields = {op.second_field: x.flip(-1)} if op.second_field else {}
     one, other = (op.freeze(y, generator=seeds.image_generators(0, range(len(x))), **fields) for y in (x, there))
     return one, other
@@ -102,7 +102,7 @@ def fields_apart(one: Frozen, other: Frozen) -> Result:
 
 
 def operators(bench: GpuBench, op: Degradation, shape: tuple[int, ...]) -> Result:
-    """Compare D with one severity and several, both terms of a TACoS step, the inverse and what is solved for."""
+    """Compare D at one severity and at several, both terms of a TACoS step, the inverse and the re-estimate."""
     x = torch.rand(shape, generator=seeds.generator(0)) * 2 - 1
     there = x.to(bench.device)
     frozen, moved = frozen_pair(op, x, there)
@@ -126,7 +126,7 @@ def operators(bench: GpuBench, op: Degradation, shape: tuple[int, ...]) -> Resul
 
 
 def samplers(bench: GpuBench, op: Degradation, shape: tuple[int, ...], sampler: str) -> Result:
-    """Compare the ends of a sampler that starts from an 8-bit x_T, with a linear restorer."""
+    """Compare the final images of a sampler that starts from an 8-bit x_T, with a linear restorer."""
     x = torch.rand(shape, generator=seeds.generator(0)) * 2 - 1
     there = x.to(bench.device)
     ends = []
@@ -140,12 +140,12 @@ def samplers(bench: GpuBench, op: Degradation, shape: tuple[int, ...], sampler: 
 
 
 def mixing(x_t: Tensor, t: int, frozen: Frozen) -> Tensor:
-    """Stand in for a restorer: the same on every device up to rounding."""
+    """A stand-in for a restorer: equal on every device up to rounding."""
     return 0.7 * x_t + 0.1 * x_t.roll(1, -1)
 
 
 def starts(bench: GpuBench, name: str, values: dict[str, Any], kind: str) -> Result:
-    """Draw where generation starts and take it to the device and back."""
+    """Draw the start of generation and compare it, and D of it, on the CPU and on the device."""
     op = degradations.build(name, **values)
     pixels = torch.randint(0, 256, (200, 3, 16, 16), generator=seeds.generator(0)).to(torch.uint8)
     source = priors.PriorSource(
@@ -162,10 +162,10 @@ def starts(bench: GpuBench, name: str, values: dict[str, Any], kind: str) -> Res
 
 
 def networks(bench: GpuBench, name: str, x: Tensor, kind: dict[str, Any]) -> None:
-    """Record how far outputs and gradients are from those of the CPU in float32."""
+    """Record how far outputs and gradients are from the CPU's in float32."""
     torch.manual_seed(0)
     network = UNet(x.shape[1], x.shape[1], **kind)
-    torch.nn.init.normal_(network.head.weight, std=0.1)  # zero for local blocks: nothing to compare
+    torch.nn.init.normal_(network.head.weight, std=0.1)  # it starts at zero for local blocks, with nothing to compare
     expected = outputs(network, x, "cpu", torch.float32)
     for dtype, most in MOST_APART.items():
         found = outputs(network, x, bench.device, dtype)

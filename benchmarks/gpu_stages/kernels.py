@@ -1,4 +1,4 @@
-"""Stage `micro`: single kernels in the dtypes and layouts between which the network can choose."""
+"""Stage `micro`: single kernels in the dtypes and memory layouts that the network could use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pixels(bench: GpuBench, channels: int, side: int, dtype: torch.dtype) -> Ten
 
 
 def timed_norm(bench: GpuBench, x: Tensor, norm: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Result:
-    """Time a norm as autocast computes it, in float32 from and to bfloat16, and one in bfloat16, forward and backward.
+    """Time a norm forward and backward, as under autocast (cast to float32 and back) and in bfloat16.
 
     `off` is the largest relative difference between the two.
     """
@@ -66,7 +66,7 @@ def group_norm(bench: GpuBench, side: int) -> Result:
 
 
 def stem(bench: GpuBench, side: int) -> Result:
-    """Time the float32 convolution of the stem, with TF32 and without; `off` is TF32's largest relative difference."""
+    """Time the stem's convolution in float32 and in TF32; `off` is their largest relative difference."""
     found: Result = {}
     for layout, form in LAYOUTS.items():
         outputs = []
@@ -88,7 +88,7 @@ def stem(bench: GpuBench, side: int) -> Result:
 
 
 def depthwise(bench: GpuBench, channels: int, side: int) -> Result:
-    """Time a 7x7 depthwise convolution in bfloat16, its gradients, and the CPU's way to that of the weights."""
+    """Time a 7x7 depthwise convolution in bfloat16, its gradients, and the weight gradient as the CPU computes it."""
     found: Result = {}
     for layout, form in LAYOUTS.items():
         for is_deterministic in (True, False):

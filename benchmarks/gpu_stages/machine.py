@@ -1,4 +1,4 @@
-"""Stage `setup`: the machine, its packages, what it reaches at most, and whether everything can be imported."""
+"""Stage `setup`: the machine, its packages, its peak rates, and whether everything can be imported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def device() -> Result:
 
 
 def at_most(bench: GpuBench) -> Result:
-    """Return what matrix products and a copy reach."""
+    """Return the rates of matrix products, in TFLOP/s, and of a copy, in TB/s."""
     found = {"bf16_tflops": bench.product_flops(torch.bfloat16) / 1e12}
     found["float32_tflops"] = bench.product_flops(torch.float32) / 1e12
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -82,7 +82,7 @@ def imported(name: str) -> Result:
 
 
 def chosen(bench: GpuBench) -> Result:
-    """Return what the commands choose here."""
+    """Return the device and dtype that the commands choose here."""
     from colddiff_core import devices
 
     place = devices.choose("auto")

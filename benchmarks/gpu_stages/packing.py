@@ -1,4 +1,4 @@
-"""A folder for a GPU machine without network: MNIST, and the packages that it may lack."""
+"""A folder for a GPU machine without a network: MNIST, and packages that it may lack."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-MOST_BYTES = 64 * 2**20  # what such a machine takes
+MOST_BYTES = 64 * 2**20  # what such a machine accepts
 PYTHON = "3.12"
 PLATFORMS = ("any", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux2010_x86_64")
-# What `colddiff` imports besides torch, torchvision, numpy, Pillow and scikit-learn, which are too large to pack, with
-# what these need themselves. Later releases of typer need pydantic.
+# What `colddiff` imports, with dependencies, except torch, torchvision, numpy, Pillow and scikit-learn, which are too
+# large to pack. Later releases of typer need pydantic.
 PACKAGES = (
     "platformdirs", "tomli-w", "safetensors", "psutil", "nvidia-ml-py",
     "typer==0.28.0", "annotated-doc", "shellingham", "click<9", "typing-extensions",
@@ -25,7 +25,7 @@ WHEELS, PICTURES = "wheels", "mnist.tar.gz"
 
 
 def pack(folder: Path, data: Path | None) -> str:
-    """Fill a folder and return what it holds, in words.
+    """Fill a folder and return a description of its contents.
 
     Raises:
         RuntimeError: A package cannot be downloaded, or the folder is larger than MOST_BYTES.
@@ -53,14 +53,14 @@ def pack(folder: Path, data: Path | None) -> str:
 def unpack(folder: Path, work: Path) -> tuple[Path | None, Path]:
     """Unpack into `work`; return the folder above MNIST/raw, None if it was not packed, and that of the packages.
 
-    A package that is already there stays if its wheel is for certain machines; pure Python is replaced, so that the
-    versions fit together.
+    Pure Python packages take precedence over installed ones, so that their versions fit together. Platform wheels are
+    only unpacked if the package is not installed.
     """
     site = work / "site"
     site.mkdir(parents=True, exist_ok=True)
     for wheel in sorted((folder / WHEELS).glob("*.whl")):
         if wheel.stem.endswith("-none-any") or not is_installed(wheel.name.split("-")[0]):
-            with zipfile.ZipFile(wheel) as archive:  # a wheel holds what goes into site-packages
+            with zipfile.ZipFile(wheel) as archive:  # a wheel's contents belong in site-packages
                 archive.extractall(site)
     if not (folder / PICTURES).exists():
         return None, site

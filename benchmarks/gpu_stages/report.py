@@ -1,4 +1,4 @@
-"""What the results of benchmarks/gpu.py say: a summary, and the section of docs/performance.md."""
+"""Turn the results of benchmarks/gpu.py into a summary and the section of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from gpu_stages.bench import ROOT, Result, is_bad
 
 PAGE, TABLE = ROOT / "docs" / "performance.md", ROOT / "docs" / "tables" / "gpu.json"
 BEGIN, END = "<!-- gpu -->\n", "<!-- /gpu -->"
-NOTHING = "No GPU has been measured yet.\n"
+NOTHING = "Nothing has been measured on a GPU yet.\n"
 PLAIN = "plain"
 NUMBERS_SHOWN = ("speed", "generate", "train", "micro", "table")
 
 
 def summary(results: Sequence[Result]) -> tuple[str, int]:
-    """Return a summary for people, and how many results are bad."""
+    """Return a readable summary, and how many results failed."""
     bad = [line for line in results if is_bad(line)]
     good = sum(line.get("ok") is True for line in results)
     skipped = [f"{line['stage']} {line['name']}" for line in results if "skipped" in line]
-    shown = [f"{good} comparisons hold, {len(bad)} results are bad"]
+    shown = [f"{good} comparisons passed, {len(bad)} results failed"]
     shown += [json.dumps(line)[:700] for line in bad]
-    shown += [f"no time: {', '.join(skipped)}"] if skipped else []
+    shown += [f"skipped for lack of time: {', '.join(skipped)}"] if skipped else []
     numbers = [line for line in results if line["stage"] in NUMBERS_SHOWN and line["name"] != "stage"]
     shown += [json.dumps(line)[:400] for line in numbers if not is_bad(line)]
     return "\n".join(shown) + "\n", len(bad)
 
 
 def write(results: Sequence[Result]) -> str:
-    """Write results into the section of the page, and as JSON beside it; return what was written, in words.
+    """Write results into the section of the page and to a JSON file; return the paths of both, as text.
 
     Raises:
-        SystemExit: They are those of a quick run, or not of a GPU.
+        SystemExit: The results are from a quick run or not from a GPU.
     """
     for line in results:
         if line["name"] == "options" and (line["quick"] or not line["device"].startswith("cuda")):
-            raise SystemExit("a table needs results of a GPU that are not --quick")
+            raise SystemExit("a table needs results from a GPU, and not from --quick")
     TABLE.write_text(json.dumps({"results": results}, indent=1) + "\n", encoding="utf-8")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
@@ -88,13 +88,13 @@ def machine(results: Sequence[Result]) -> str:
 
 
 def comparisons(results: Sequence[Result]) -> str:
-    """Say how many comparisons with the CPU hold; which do not is in `failures`."""
+    """Say how many comparisons with the CPU passed; `failures` lists the others."""
     text = []
     for stage, what in (("equal", "operators, samplers, priors and networks"), ("curves", "loss curves")):
         found = of(results, stage, "ok")
         if found:
             held = sum(line["ok"] for line in found)
-            text.append(f"- {held} of {len(found)} comparisons of {what} hold.\n")
+            text.append(f"- {held} of {len(found)} comparisons of {what} passed.\n")
     late = [line for line in of(results, "curves", "late") if "early" in line]
     for line in late:
         text.append(
@@ -114,7 +114,7 @@ def trainings(results: Sequence[Result]) -> str:
         row = [f"`{preset}`", way, figure(line["images_per_second"]), ratio, f"{line['share_of_peak']:.1%}"]
         row += [figure(line[key]) if key in line else "" for key in ("step_ms", "cpu_ms", "peak_gib", "ready_s")]
         rows.append(row)
-    head = ("training", "", "images/s", "plain", "of the peak", "step, ms", "of it the CPU's", "GiB", "to begin, s")
+    head = ("training", "", "images/s", "vs plain", "of bf16 peak", "step, ms", "CPU, ms", "peak GiB", "warm-up, s")
     return table(head, sorted(rows, key=lambda row: row[0]))
 
 
@@ -124,7 +124,7 @@ def generations(results: Sequence[Result]) -> str:
         what = f"{line['images']} images, T = {line['severities']}"
         keys = ("whole_s", "images_per_second", "step_ms", "peak_gib", "ready_s")
         rows.append([line["name"], what, *(figure(line[key]) for key in keys)])
-    return table(("sampling", "", "s", "images/s", "step, ms", "GiB", "to begin, s"), rows)
+    return table(("sampling", "", "s", "images/s", "step, ms", "peak GiB", "warm-up, s"), rows)
 
 
 def learned(results: Sequence[Result]) -> str:
@@ -162,7 +162,7 @@ def literal(results: Sequence[Result]) -> str:
 
 
 def failures(results: Sequence[Result]) -> str:
-    """Name what does not hold, what failed and what there was no time for."""
+    """List failed comparisons, errors and what was skipped for lack of time."""
     lines = []
     for line in results:
         name = f"{line['stage']}, {line['name']}"
@@ -170,12 +170,12 @@ def failures(results: Sequence[Result]) -> str:
             why = line.get("failed") or line.get("said") or line.get("bad") or {
                 key: line[key] for key in ("most", "early", "late", "code") if key in line
             }  # fmt: skip
-            lines.append(f"- Not right: {name}: {why if isinstance(why, str) else json.dumps(why)}\n")
+            lines.append(f"- Failed: {name}: {why if isinstance(why, str) else json.dumps(why)}\n")
         elif "skipped" in line:
-            lines.append(f"- No time for: {name}\n")
+            lines.append(f"- Skipped for lack of time: {name}\n")
     return "".join(lines)
 
 
 def current() -> list[Result]:
-    """Return the results beside the page, none if no GPU has been measured."""
+    """Return the results in the JSON file; none if no GPU has been measured."""
     return json.loads(Path(TABLE).read_text(encoding="utf-8"))["results"] if TABLE.exists() else []

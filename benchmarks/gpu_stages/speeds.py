@@ -1,4 +1,4 @@
-"""Stages `speed` and `generate`: images per second of training steps, and of whole generations."""
+"""Stages `speed` and `generate`: images per second of training steps and of complete sampling runs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from gpu_stages.bench import COMMAND, GpuBench, Result
 
 PAPER, LARGE, SMALL = "mnist-blur", "celeba-blur-generate", "mnist-blur-small"
 CHANNELS = {PAPER: 1, LARGE: 3, SMALL: 1}
-MADE_UP_IMAGES = 512  # of random pixels, where decoding a data set would take longer than the measurement
-WARM_STEPS = 4  # a compiled network compiles in the first, records in the second and replays from the third on
+MADE_UP_IMAGES = 512  # of random pixels: decoding a real data set would take longer than the measurement
+WARM_STEPS = 4  # a compiled network compiles in the first, records CUDA graphs in the second, then replays them
 PLAIN = "plain"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSpeed:
-    """A training whose speed is measured; needs: seconds that must be left, many for one that compiles."""
+    """A training whose speed is measured; needs: seconds that must be left, more if it compiles."""
 
     preset: str
     way: str
@@ -87,7 +87,7 @@ def run_generations(bench: GpuBench) -> None:
 
 
 def forget(bench: GpuBench) -> None:
-    """Drop compiled code and cached memory, which the next row must not see."""
+    """Drop compiled code and cached memory, so that they do not affect the next row."""
     torch.compiler.reset()
     if bench.is_cuda:
         torch.cuda.empty_cache()
@@ -98,7 +98,7 @@ def configured(bench: GpuBench, preset: str, overrides: tuple[str, ...]) -> Conf
 
 
 def images_for(config: Config, channels: int) -> ImageSet:
-    """Return the data set for gray pictures, and random pixels for color ones."""
+    """Return the data set for one channel, and random pixels for three."""
     if channels == 1:
         return load_images(config, "train", has_margin=True)
     shape = (MADE_UP_IMAGES, channels, config.data.size, config.data.size)
@@ -106,7 +106,7 @@ def images_for(config: Config, channels: int) -> ImageSet:
 
 
 def figures(job: BenchmarkJob, times: list[float], images: int, peak: float) -> Result:
-    """Return the rates of steps that took these seconds."""
+    """Return the rates of steps with these durations, in seconds."""
     seconds = statistics.median(times)
     return {
         "images_per_second": images / seconds,
@@ -118,7 +118,7 @@ def figures(job: BenchmarkJob, times: list[float], images: int, peak: float) -> 
 
 
 def training(bench: GpuBench, row: TrainingSpeed, peak: float) -> Result:
-    """Time optimizer steps in blocks; the device works asynchronously."""
+    """Time optimizer steps in blocks, because the device works asynchronously."""
     device = devices.choose(bench.device)
     config = configured(bench, row.preset, row.overrides)
     job = BenchmarkJob(config.to_table(), device, bench.is_quick)
@@ -137,7 +137,7 @@ def training(bench: GpuBench, row: TrainingSpeed, peak: float) -> Result:
         start = job.now()
         for _ in range(block):
             stepper.take(next(numbers), log)
-        issued.append((time.perf_counter() - start) / block)  # what the CPU takes to ask for a step
+        issued.append((time.perf_counter() - start) / block)  # CPU time to launch a step, without waiting for it
         times.append((job.now() - start) / block)
     found = figures(job, times, stepper.size, peak)
     found |= {"passes": len(stepper.draw(0)), "cpu_ms": 1e3 * statistics.median(issued)}
@@ -145,7 +145,7 @@ def training(bench: GpuBench, row: TrainingSpeed, peak: float) -> Result:
 
 
 def plain_training(bench: GpuBench, row: TrainingSpeed, peak: float) -> Result:
-    """Time the optimizer steps of benchmarks/plain.py, which prints every loss, in its own process."""
+    """Time the optimizer steps of benchmarks/plain.py in its own process, from the losses that it prints."""
     config = configured(bench, row.preset, row.overrides)
     job = BenchmarkJob(config.to_table(), torch.device(bench.device), bench.is_quick)
     script = str(COMMAND.with_name("plain.py"))
@@ -175,7 +175,7 @@ def plain_training(bench: GpuBench, row: TrainingSpeed, peak: float) -> Result:
 
 
 def whole(bench: GpuBench, preset: str, count: int, way: str) -> Result:
-    """Take images from x_T to x_0 by TACoS at stride 1, as `generate` does, and time all steps after the second."""
+    """Sample from x_T to x_0 by TACoS at stride 1, as `generate` does, and time the steps after the second."""
     device = devices.choose(bench.device)
     mode = compiling.OFF if way == "eager" else way
     config = configured(bench, preset, (f"sample.compile={mode}",))
@@ -204,5 +204,5 @@ def whole(bench: GpuBench, preset: str, count: int, way: str) -> Result:
         "images_per_second": len(numbers) / (each * t),
         "ready_s": ready,
         "peak_gib": job.memory() / 2**30,
-        "finite": bool(x.isfinite().all()),  # an untrained network may drift away over hundreds of steps
+        "finite": bool(x.isfinite().all()),  # not a failure: an untrained network may diverge
     }

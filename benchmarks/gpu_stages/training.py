@@ -1,4 +1,4 @@
-"""Stages `train` and `table`: the paper's MNIST model trained for minutes and measured, and benchmarks/speed.py."""
+"""Stages `train` and `table`: train and evaluate the paper's MNIST model for minutes, and run benchmarks/speed.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHANGES = (  # minutes instead of days
 )  # fmt: skip
 QUICKER = ("train.log_every=1", "train.compile=off")
 TRAIN_SECONDS, TEST_IMAGES = 300.0, 2000
-EVAL_SECONDS = 45.0  # left for the measurement
+EVAL_SECONDS = 45.0  # reserved for the evaluation
 STOP_SECONDS = 30.0  # for the last checkpoint
 START_SECONDS = 60.0  # until the first logged line, while it compiles
 CASES = ("sample-paper", "degradations", "train-small", "sample-128", "train-paper")
@@ -43,7 +43,7 @@ def colddiff(bench: GpuBench, *words: str) -> list[str]:
 
 
 def train(bench: GpuBench, run: Path) -> Result:
-    """Train until the time is up, then stop the training as a user would; it saves a checkpoint."""
+    """Train until the time is up, then stop with SIGTERM, on which training saves a checkpoint."""
     shutil.rmtree(run, ignore_errors=True)
     changes = [*CHANGES, *bench.pictures(1), *((*QUICK, *QUICKER) if bench.is_quick else ())]
     settings = [word for change in changes for word in ("--set", change)]
@@ -79,7 +79,7 @@ def train(bench: GpuBench, run: Path) -> Result:
 
 
 def lines(run: Path, name: str) -> list[Result]:
-    """Return the complete lines of a run's log, none if there is no log yet."""
+    """Return the complete lines of a run's log; none if there is no log yet."""
     path = run / f"{name}.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -104,7 +104,7 @@ def run_table(bench: GpuBench) -> None:
 
 
 def measured(bench: GpuBench, case: str) -> Result:
-    """Measure a case of benchmarks/speed.py, both sides once."""
+    """Run a case of benchmarks/speed.py with one round."""
     answer = bench.work / "speed.json"
     answer.unlink(missing_ok=True)
     command = [sys.executable, str(COMMAND.with_name("speed.py")), "--device", bench.device, "--cases", case]

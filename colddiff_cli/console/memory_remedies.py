@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 REMEDIES = {
     "train": (
-        "Use a smaller --set train.batch_size=N, model.width or data.size. With another batch size, --resume also "
-        "needs --allow-change."
+        "Use a smaller train.batch_size, model.width or data.size (--set train.batch_size=N). With another batch size, "
+        "--resume also needs --allow-change."
     ),
     "eval": "Use a smaller --batch-size.",
     "compare": "Use a smaller --batch-size or --n.",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LINE_EVERY_SECONDS = 10.0  # without a terminal
-# The first estimate is made from this many steps, or fewer if they are slow; later ones from the newest measurements.
+# The first estimate needs this many steps, or this many seconds if they are slow; later ones use the newest steps.
 MEASURED_STEPS, MEASURED_SECONDS = 5, 20.0
 MOST_MEASURED = 100
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # seconds
@@ -35,7 +35,7 @@ BUSY_SHARE = 0.3  # of the processors, used by other programs: worth a remark
 COMPILED = {  # by mode of torch.compile
     "default": "fused kernels",
     "reduce-overhead": "fused kernels, launched together as CUDA graphs",
-    "max-autotune": "the fastest of several kernels each, found by trial",
+    "max-autotune": "the fastest kernels, found by trial",
 }
 FIRST_STEPS = {"max-autotune": "several minutes"}
 
@@ -59,7 +59,7 @@ def introduce(screen: Screen, trainer: Trainer) -> None:
 
 
 def _compilation(trainer: Trainer) -> str:
-    """Return whether the network is compiled, and what that means or why it is not."""
+    """Return a line that says whether the network is compiled, and in which mode or why not."""
     from colddiff_core.models import compiling
 
     mode, requested = trainer.stepper.compile_mode, trainer.settings.compile
@@ -69,8 +69,8 @@ def _compilation(trainer: Trainer) -> str:
     if requested == compiling.OFF:
         return "the network is not compiled: train.compile=off"
     if environment.process_info().is_alone:
-        return f"the network is not compiled: that pays off from {compiling.MIN_EVALUATIONS:,} steps on"
-    return "the network is not compiled: with several processes only if train.compile names a mode"
+        return f"the network is not compiled: compiling pays off from {compiling.MIN_EVALUATIONS:,} steps"
+    return "the network is not compiled: with several processes, set train.compile to a mode"
 
 
 def _shape(shape: tuple[int, int, int]) -> str:
@@ -148,8 +148,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
     with progress:
         task = progress.add_task("", total=steps, completed=trainer.step, note="")
         for tick in trainer.steps():
-            # A GPU works on while this process goes ahead, until metrics are read: between other steps, time says
-            # nothing there.
+            # On a GPU steps are asynchronous: only reading metrics waits for them, so only those ticks can be timed.
             seconds = forecast.add(tick, steps, is_measured=has_cpu or tick.metrics is not None)
             if tick.metrics is not None:
                 note = f"loss {tick.metrics['loss']:.4f}  {tick.metrics['images_per_second']:,.0f} images/s"
@@ -172,7 +171,7 @@ def _watch(screen: Screen, trainer: Trainer) -> None:
 
 
 def _left(seconds: float | None) -> str:
-    """Return how long the training will take, to append to a line; empty if that is not known, or at the end."""
+    """Return the time left, to append to a line; empty if it is not known, or at the end."""
     return f"  {about(seconds)} left" if seconds else ""
 
 
@@ -187,24 +186,25 @@ def _report(screen: Screen, found: ValidationRecord, step: int) -> None:
 
 
 class Forecast:
-    """Estimates how long the rest of a training will take: the median time of a step, for the steps that are left.
+    """Estimates how long the rest of a training takes: the steps left times the median duration of recent steps.
 
-    The first steps do not count: they also build tables, fill caches and compile the network. Pauses do not count.
+    The first steps do not count, because they also build tables, fill caches and compile the network. Pauses do not
+    count either.
     """
 
     def __init__(self, step: int, warm_up: int = 1) -> None:
-        """Start the clock at the step that the training starts from; the first `warm_up` steps do not count."""
-        self._began = self._seen = time.monotonic()  # of the steps being measured; of the newest tick
+        """Start timing at `step`, where this training starts; its first `warm_up` steps do not count."""
+        self._began = self._seen = time.monotonic()  # start of the steps being timed; time of the newest tick
         self._step = step
         self._to_warm_up = warm_up
         self._taken = 0  # steps since `_began`
         self._measured_steps, self._measured_seconds = 0, 0.0
-        self._durations: collections.deque[float] = collections.deque(maxlen=MOST_MEASURED)  # of a step
+        self._durations: collections.deque[float] = collections.deque(maxlen=MOST_MEASURED)  # seconds per step
 
     def add(self, tick: Tick, steps: int, *, is_measured: bool = True) -> float | None:
-        """Return the seconds that the training up to `steps` still takes, once enough steps are measured.
+        """Return the seconds left until step `steps`; None until enough steps are timed.
 
-        `is_measured`: whether all steps up to this one are done now: the time since the last such tick is theirs.
+        `is_measured`: whether all steps so far are complete, so that they took the time since the last such tick.
         """
         now = time.monotonic()
         if tick.step == self._step:  # a pause and its end are ticks without a step
@@ -220,7 +220,7 @@ class Forecast:
         return statistics.median(self._durations) * (steps - tick.step)
 
     def _measure(self, seconds: float) -> None:
-        """Record how long the steps since the last measurement took."""
+        """Record the duration of the steps since the last measurement."""
         if self._to_warm_up <= 0:
             self._durations.append(seconds / self._taken)
             self._measured_steps += self._taken
@@ -252,7 +252,7 @@ class MachineUse:
 
 
 def _announce(screen: Screen, trainer: Trainer, seconds: float, others: float) -> None:
-    """Say how long the training will take, and where that is days on a CPU, which preset is made for it.
+    """Say how long the training will take, and if that is days on a CPU, name the preset made for CPUs.
 
     Args:
         screen: Where to say it.

@@ -91,7 +91,7 @@ class ModelConfig:
     attention: Literal["all", "middle", "none"] = setting("all", "levels with attention")
     stem: Literal["float32", "tf32", "split"] = setting(
         "float32",
-        "precision of the first layers on a GPU: tf32 and split, bf16 in two parts, are faster",
+        "precision of the first layers on a GPU: float32, or faster: tf32, or split (bf16 in two parts)",
     )
     classes: int = setting(
         0,
@@ -109,13 +109,13 @@ class TrainConfig:
     steps: int = setting(700_000, "optimizer steps", minimum=1)
     batch_size: int = setting(
         32,
-        "a step has this many images times accumulate; on a CPU also the images per forward pass",
+        "images per step, before multiplying by accumulate; on a CPU also the images per forward pass",
         minimum=1,
         maximum=1_000_000,
     )
     accumulate: int = setting(
         2,
-        "batches per optimizer step; a GPU computes them together as far as memory allows",
+        "batches per optimizer step; a GPU computes as many together as fit in memory",
         minimum=1,
         maximum=1_000_000,
     )
@@ -168,7 +168,7 @@ class SampleConfig:
     compile: Literal["off", "auto", "default", "reduce-overhead", "max-autotune"] = setting(
         "off",
         "torch.compile's mode for the network: takes a minute or two, pays off over thousands of evaluations on a GPU; "
-        "auto does it if a command has so many",
+        "auto compiles only for a command with that many",
     )
 
 
@@ -203,7 +203,7 @@ SECTIONS: dict[str, type] = {
 
 
 def default(key: str) -> Any:
-    """Return the default of a setting, such as "train.lr"; None for an operator's parameter."""
+    """Return the default of a setting named like "train.lr"; None for an operator's parameter."""
     section, _, name = key.partition(".")
     return next((field.default for field in settings_of(SECTIONS[section]) if field.name == name), None)
 

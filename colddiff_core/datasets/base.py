@@ -227,16 +227,16 @@ class ImageSet:
         return pixel_hash.hexdigest()
 
     def images(self, indices: Tensor | slice, device: torch.device | None = None) -> Tensor:
-        """Return the images at the indices as (B, C, H, W) float32 in [-1, 1], on `device` or else that of the pixels.
+        """Return the images at the indices as (B, C, H, W) float32 in [-1, 1], on `device` or the pixels' own.
 
-        For indices on the CPU, the CPU does not wait for a GPU.
+        If the indices are on the CPU, the CPU does not wait for a GPU.
         """
         if isinstance(indices, Tensor):
             indices = devices.upload(indices, self.pixels.device)
         return to_floats(devices.upload(self.pixels[indices], device or self.pixels.device))
 
     def kept_on(self, device: torch.device) -> ImageSet:
-        """Return the set with its pixels on a device if they fit there, else as it is."""
+        """Return the set with its pixels on `device` if they fit there, otherwise unchanged."""
         if not devices.fits(self.pixels, device):
             return self
         return dataclasses.replace(self, pixels=self.pixels.to(device))

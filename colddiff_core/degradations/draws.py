@@ -1,4 +1,4 @@
-"""Draw random numbers for the images of a batch, from whichever generators the caller has."""
+"""Draw random numbers for the images of a batch, from one generator or one per image."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def draw_integers(x0: Tensor, generator: Generators, below: int) -> Tensor:
 
 
 def draw_choices(x0: Tensor, generator: Generators, below: int) -> Tensor:
-    """Draw a whole number in 0..below - 1 for each image, for the CPU to read: (B,) int64 on the CPU.
+    """Draw a whole number in 0..below - 1 for each image, on the CPU: (B,) int64.
 
-    The CPU does not wait for a GPU, except for a single generator that is on one.
+    The CPU does not wait for a GPU, unless `generator` is a single generator on a GPU.
     """
     generator = generator.on_cpu if isinstance(generator, SlotGenerators) else generator
     return draw_integers(torch.empty(len(x0), 0), generator, below)

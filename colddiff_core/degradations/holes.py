@@ -152,7 +152,7 @@ def _fill(x: Tensor, visible: Tensor) -> Tensor:
     size = x.shape[-2:]
     value, weight = (F.avg_pool2d(v, 2, ceil_mode=True, count_include_pad=False) for v in (x * visible, visible))
     coarse = value / weight.clamp(min=torch.finfo(x.dtype).tiny)
-    # Where none is missing, the coarser scales have no effect: a GPU computes them, so that nobody waits for it.
+    # If no weight is 0, the coarser scales have no effect. Computing them anyway saves waiting for a GPU.
     if not devices.can_read(weight) or bool((weight == 0).any()):
         coarse = _fill(coarse, (weight > 0).to(x.dtype))
     return torch.where(visible > 0, x, F.interpolate(coarse, size=size, mode="bilinear"))

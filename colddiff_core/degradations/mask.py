@@ -184,9 +184,10 @@ class Mask(Degradation):
         return self._completed(mask, squared, t, every).unsqueeze(1)
 
     def _completed(self, mask: Tensor, squared: Tensor, t: int | Tensor, every: int) -> Tensor:
-        """Multiply M_s (B, H, W), s = t rounded down to a multiple of `every`, by the factors of steps s..t - 1.
+        """Return M_t (B, H, W) float32 from `mask` = M_s, where s is t rounded down to a multiple of `every`.
 
-        Shapes: squared (B, H, W) int64, distances from the center. In float64, as the tables are built.
+        Multiplies by the factors of steps s..t - 1 in float64, like the tables. `squared`: squared distances from the
+        center, (B, H, W) int64.
         """
         if every == 1:
             return mask
@@ -211,9 +212,9 @@ class Mask(Degradation):
     ) -> tuple[Tensor, int | Tensor, int]:
         """Return a table of M by distance on the device of `like`, the row or rows to use for t, and `every`.
 
-        A table of all severities is cached if it has at most MAX_TABLE_ENTRIES, and `every` is 1. Else only the rows of
-        t are built. On a GPU, where the CPU cannot see t without waiting, only one severity of so many has a row, and
-        that of t is rounded down.
+        A table of all severities is cached if it has at most MAX_TABLE_ENTRIES; `every` is then 1. Otherwise only the
+        rows of t are built. On a GPU the CPU would have to wait to read t, so the cached table has a row for each
+        multiple of `every` only, and the row is that of t rounded down.
         """
         every = min(-(-(self.steps + 1) * count // max(MAX_TABLE_ENTRIES, 1)), self.steps + 1)
         if every == 1 or not devices.can_read(like):

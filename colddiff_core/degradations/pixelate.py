@@ -22,7 +22,7 @@ from colddiff_core.text import counted
 
 MATRIX_SIDE_PIXELS = 192  # beyond, the chain of a few steps is cheaper than a matrix of the side
 MAX_ITERATIONS = 50  # a dozen usually reach TOLERANCE
-JOINT_VALUES = 2**24  # of all channels of a batch, 64 MB in float32, that a GPU solves together
+JOINT_VALUES = 2**24  # up to this many values (64 MB in float32) a GPU solves all channels of a batch together
 TOLERANCE = 1e-5  # of the initial residual, below what 8 bits or the network resolve
 SAMPLE_LINES = 512  # rows, and columns, of a large picture that are used
 # Pixels form blocks if they vary within a block less than this share of the variation across borders. A photograph's
@@ -149,13 +149,13 @@ class Pixelate(Degradation):
         """Return (A^T A + floor^2)^-1 A^T x_t by conjugate gradients, equal to the inverse by matrices.
 
         On the row space of A its singular values are alike, so a few iterations suffice. Channels are solved one at a
-        time to save memory, except that a GPU solves those of small pictures together, in a third of the launches.
+        time to save memory, but on a GPU together if the batch is small: a third of the kernel launches for RGB.
         """
         inverse = torch.empty_like(x_t)
         is_small = not devices.can_read(x_t) and x_t.numel() <= JOINT_VALUES
         channels = x_t.shape[1] if is_small else 1
         for before, after in zip(x_t.split(channels, 1), inverse.split(channels, 1), strict=True):
-            planes = before.reshape(-1, 1, *before.shape[-2:])  # each is solved on its own
+            planes = before.reshape(-1, 1, *before.shape[-2:])  # solved independently
             after.copy_(self._conjugate_gradients(planes, t, floor).view(before.shape))
         return inverse
 
@@ -173,7 +173,7 @@ class Pixelate(Degradation):
             solution.addcmul_(length, direction)
             residual.addcmul_(length, image, value=-1)
             before, energy = energy, _squared_norm(residual)
-            # Further iterations change nothing, so on a GPU they cost less than a wait for it.
+            # Solved planes no longer change, so a GPU does all iterations instead of making the CPU wait for a check.
             if devices.can_read(energy) and bool((energy <= TOLERANCE**2 * first).all()):
                 break
             direction.mul_(energy / before.clamp_min(torch.finfo(x_t.dtype).tiny)).add_(residual)

@@ -158,7 +158,7 @@ class Snow(Degradation):
         blown = torch.zeros_like(flakes)
         for is_down, axis in ((True, -2), (False, -1)):
             weights = torch.where(vertical.view(-1, 1) == is_down, kernel, 0.0)
-            if not devices.can_read(weights) or weights.any():  # weights of 0 have no effect
+            if not devices.can_read(weights) or weights.any():  # zero weights have no effect
                 _add_shifted(blown, flakes, weights, axis)
         return blown
 

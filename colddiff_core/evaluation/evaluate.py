@@ -99,7 +99,7 @@ def padded_size(count: int, batch_size: int) -> int:
 def compile_for(
     experiment: Experiment, settings: EvaluationSettings, samplers: Iterable[str | None], batch_count: int
 ) -> None:
-    """With `sample.compile` = "auto", compile the network if it pays for so many batches with each of the samplers."""
+    """With `sample.compile` = "auto", compile the network if restoring the batches with each sampler is long enough."""
     steps = [settings.sampling(experiment, sampler).count(settings.t) for sampler in samplers if sampler is not None]
     experiment.compile_for(batch_count * sum(steps))
 

@@ -1,11 +1,11 @@
 """JPEG compression and decompression of a batch of images, on the device that holds them.
 
-Products and sums are of whole numbers and powers of two in float64 and need far fewer than 53 bits, so they are exact.
-The result depends neither on the device nor on the order of a sum, and equals Pillow's with libjpeg-turbo bit for bit.
-Nothing is read back from the device.
+All products and sums are of integers and multiples of powers of two that need far fewer than float64's 53 bits, so they
+are exact: the result does not depend on the device or the order of summation, and equals Pillow's with libjpeg-turbo
+bit for bit. Nothing is read back from the device.
 
 Sources: ITU-T T.81 (the transform, the tables and the quantization) and ITU-T T.871 (JFIF: the colors); libjpeg for
-what they leave open: the table for a quality, how values are rounded, and how color is subsampled.
+what they leave open: the table for a quality, how values are rounded, and how chroma is subsampled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from colddiff_core.devices import on_device
 from colddiff_core.images.pixels import to_bytes, to_floats
 
 BLOCK = 8
-LOWEST, HIGHEST = -128.0, 127.0  # samples of a component, as they are transformed
+LOWEST, HIGHEST = -128.0, 127.0  # of a component's samples when transformed
 QUALITIES = (1, 100)
 
 # Tables K.1 and K.2 of T.81, annex K: steps for luminance and chrominance, at quality 50.
@@ -62,23 +62,23 @@ DCT = torch.tensor(
     ],
     dtype=torch.float64,
 )
-# Each direction has two passes. The first keeps two more bits; the second drops them, and the inverse its factor of 8.
+# Each direction has two passes. The first keeps two extra bits; the second drops them, and in the inverse a factor 8.
 FIRST_PASS, FORWARD, INVERSE = DCT.T.contiguous() / 2**11, DCT / 2**15, DCT / 2**18
 
 # Red, green and blue to Y, Cb and Cr and back, in 16 bits. T.871, section 7.
 TO_YCC = torch.tensor([[19595, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]]).double() / 2**16
 FROM_YCC = torch.tensor([[65536, 0, 91881], [65536, -22554, -46802], [65536, 116130, 0]]).double() / 2**16
-# Y is shifted to be centered, and rounds a half up; Cb and Cr are centered, and round it down.
+# Y is shifted to be centered and rounds halves up; Cb and Cr are centered already and round halves down.
 YCC_SHIFT = torch.tensor([[0.5 + LOWEST], [0.5 - 2**-16], [0.5 - 2**-16]], dtype=torch.float64)
-PAST_HALF = 1 + 2**-30  # rounds a half step away from zero; no other coefficient is within 1/2040 of a half
-SMOOTHED_WIDTH = 3  # narrower color is repeated, not interpolated
+PAST_HALF = 1 + 2**-30  # rounds halves away from zero; no other quotient is within 1/2040 of a half
+SMOOTHED_WIDTH = 3  # narrower chroma is repeated, not interpolated
 
 
 def jpeg_round_trip(x: Tensor, qualities: Tensor) -> Tensor:
-    """Return images after JPEG compression, each at its own quality, with halved color resolution (4:2:0).
+    """Return images after JPEG compression, each at its own quality, with chroma at half resolution (4:2:0).
 
-    Equals what Pillow's `save(file, "JPEG", quality=...)` and `open` give with libjpeg-turbo. The CPU does not wait
-    for a GPU. No gradients.
+    Equals what Pillow's `save(file, "JPEG", quality=...)` and `open` return with libjpeg-turbo. The CPU does not wait
+    for a GPU. There are no gradients.
 
     Shapes: x and the result (B, C, H, W) float32 in [-1, 1], C = 1 or 3, of any height and width. `qualities` is (B,)
     int64 on the device of x, from 1 to 100; others are clamped.
@@ -91,7 +91,7 @@ def jpeg_round_trip(x: Tensor, qualities: Tensor) -> Tensor:
     colors = (on_device(TO_YCC, x.device) @ pixels.flatten(2)).add_(on_device(YCC_SHIFT, x.device)).floor_()
     colors = colors.view_as(pixels)
     luminance = _through_blocks(_extended(colors[:, :1], BLOCK, BLOCK), steps[:, :1])
-    # libjpeg adds columns before it halves the image, but rows afterwards, except one to an odd height.
+    # libjpeg pads columns before it halves chroma, but rows afterwards, except for the one row of an odd height.
     halved = _halved(_extended(colors[:, 1:], 2, 2 * BLOCK))
     halved = _through_blocks(_extended(halved, BLOCK, BLOCK), steps[:, 1:])
     chrominance = _doubled(halved[..., : (height + 1) // 2, : (width + 1) // 2])
@@ -111,7 +111,7 @@ def quantization_steps(qualities: Tensor) -> Tensor:
 
 
 def _through_blocks(planes: Tensor, steps: Tensor) -> Tensor:
-    """Return components after transform, quantization and inverse transform of their blocks.
+    """Return components after DCT, quantization and inverse DCT of their blocks.
 
     Shapes: planes and the result (B, C, H, W) float64 whole numbers in -128..127, H and W multiples of 8; steps
     (B, 1, 8, 8).
@@ -128,7 +128,7 @@ def _through_blocks(planes: Tensor, steps: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Round in place; a half goes up."""
+    """Round in place; halves go up."""
     return x.add_(0.5).floor_()
 
 
@@ -139,7 +139,7 @@ def _extended(planes: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _halved(planes: Tensor) -> Tensor:
-    """Return the means of 2 x 2 samples; a half goes down in even columns, up in odd ones.
+    """Return the means of 2 x 2 samples; halves go down in even columns, up in odd ones.
 
     Shapes: (B, C, 2H, 2W) float64 whole numbers; the result (B, C, H, W).
     """
@@ -150,7 +150,7 @@ def _halved(planes: Tensor) -> Tensor:
 
 
 def _doubled(planes: Tensor) -> Tensor:
-    """Return twice as many rows and columns, interpolated; a half goes up in even columns, down in odd ones.
+    """Return twice as many rows and columns, interpolated; halves go up in even columns, down in odd ones.
 
     Shapes: (B, C, H, W) float64 whole numbers; the result (B, C, 2H, 2W).
     """

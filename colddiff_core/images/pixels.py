@@ -1,4 +1,4 @@
-"""Pixels: bytes and floats, and rounding."""
+"""Pixels as bytes and as floats, and rounding."""
 
 from __future__ import annotations
 

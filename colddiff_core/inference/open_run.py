@@ -76,7 +76,7 @@ def _load(run: Run, device: torch.device, overrides: tuple[str, ...]) -> Trained
     content.fill(checkpoint.AVERAGE, unet)
     assert isinstance(unet, UNet)
     unet.prepare_for_inference()
-    if config.sample.compile != compiling.AUTO:  # which waits for `Experiment.compile_for`
+    if config.sample.compile != compiling.AUTO:  # "auto" is decided in `Experiment.compile_for`
         compiling.compile_network(unet, config.sample.compile)
     return TrainedRun(run, experiment, step)
 

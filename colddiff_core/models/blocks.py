@@ -77,7 +77,7 @@ class ConvNextBlock(nn.Module):
         return self._convolve(self.project, h).add_(self._convolve(self.skip, x))
 
     def _convolve(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Return layer(x); the stem can compute it in another precision."""
+        """Return layer(x); `ConvNextStem` overrides it to compute in another precision."""
         return layer(x)
 
 

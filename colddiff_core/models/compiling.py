@@ -26,7 +26,7 @@ def mode(requested: str, device: torch.device, evaluations: int, side: int) -> s
     Args:
         requested: "off", "auto" or a mode of torch.compile.
         device: where the network runs.
-        evaluations: of the whole run or command, so that a resumed one gets the same mode.
+        evaluations: the total for the run or command, so that a resumed one gets the same mode.
         side: of the pictures, in pixels.
     """
     if requested == OFF:
@@ -61,7 +61,7 @@ def disable(network: nn.Module) -> None:
 
 
 def forget() -> None:
-    """Drop all compiled code, and the memory of its CUDA graphs; a compiled network compiles again when called."""
+    """Drop all compiled code and its CUDA graphs' memory; a compiled network is compiled again when called."""
     torch._dynamo.reset()
     torch.cuda.empty_cache()  # does nothing without a GPU
 
@@ -73,7 +73,7 @@ def begin_step() -> None:
 
 
 def failure(error: Exception) -> str:
-    """Return why compiling failed, on one line: the compiler's own reason, if torch wraps it."""
+    """Return why compiling failed, on one line: the compiler's own error if torch wraps it."""
     return " ".join(reason(getattr(error, "inner_exception", error)).split("\n")[0].split())
 
 
@@ -81,7 +81,7 @@ class CompiledRestorer:
     """Calls a restorer whose network is compiled, and copies the results, because CUDA graphs reuse the buffer."""
 
     def __init__(self, restorer: Callable[..., Tensor], network: nn.Module, *, is_optional: bool) -> None:
-        """If compiling fails although it was optional, the network runs uncompiled from then on, with a warning."""
+        """With `is_optional`, a network that cannot be compiled runs uncompiled from then on, with a warning."""
         self._restorer, self._network, self._is_optional = restorer, network, is_optional
 
     def __call__(self, x_t: Tensor, t: int | Tensor, frozen: Any, labels: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Run a part of a network with its weights in a lower precision, cast in one go."""
+"""Run a part of a network with its weights in a lower precision, all cast in one operation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 
 def suits(device: torch.device) -> bool:
-    """Return whether the body of a network runs this way on a device, instead of under autocast.
+    """Return whether the body of a network uses `call` on a device instead of autocast.
 
-    Only a GPU gains: its norms would be float32 under autocast. On a CPU they take bfloat16 with float32 weights.
+    Only a GPU gains: there autocast runs norms in float32. A CPU's norms accept bfloat16 inputs with float32 weights.
     """
     return device.type == "cuda"
 
 
 def call(layers: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
-    """Call `layers` on inputs of any shape in `dtype`, with all weights in `dtype`; gradients reach the weights.
+    """Call `layers` on inputs of any shape in `dtype` with all weights cast to `dtype`; return the output in `dtype`.
 
-    Autocast casts weight by weight, and every gradient back: on a GPU two small launches per weight, as many as all
-    convolutions and products together.
+    The weights keep their dtype and get gradients in it. Autocast casts each weight and each gradient separately: on a
+    GPU, two small kernel launches per weight, as many as all convolutions and matrix products together.
     """
     weights = {name: weight for name, weight in layers.named_parameters() if weight.dtype != dtype}
     if not weights:
         return layers(*inputs)
     low = _Cast.apply(dtype, *weights.values())
-    # No weights are tied here, and on every call the search for some would take a third of the overhead.
+    # There are no tied weights, and searching for them would be a third of this function's overhead.
     return torch.func.functional_call(layers, dict(zip(weights, low, strict=True)), inputs, tie_weights=False)
 
 

@@ -27,15 +27,16 @@ MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.5}  # the rest is for weights, workspaces
 # at the coarser ones, which hold both sides on the way up; per inner channel of attention, and per input channel of it.
 FINEST_VALUES, COARSER_VALUES = 10, 14
 ATTENTION_VALUES, ATTENTION_INPUT_VALUES = 8, 2
-BYTES_PER_VALUE = {torch.float32: 4, torch.bfloat16: 3}  # 3, because the stem and the softmax stay float32
-# Of what a GPU has beside weights, optimizer and training images; the rest is for workspaces, sheets, other programs.
+BYTES_PER_VALUE = {torch.float32: 4, torch.bfloat16: 3}  # 3 allows for stem and head, which stay float32
+# The part of the memory beside weights, optimizer and training images that passes may use; the rest is for kernel
+# workspaces, sheets and other programs.
 TRAINING_SHARE = 0.7
 CGROUP_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingBytes:
-    """Bytes that a pixel's features take from the forward to the backward pass (docs/decisions/012-memory.md).
+    """Bytes per pixel of the activations kept for the backward pass (docs/decisions/012-memory.md).
 
     Attributes:
         block: Per input and output channel of a block.
@@ -79,19 +80,19 @@ def image_bytes(model: ModelConfig, size: Size, dtype: torch.dtype) -> int:
 
 
 def training_batch_size(model: ModelConfig, size: Size, dtype: torch.dtype, room_bytes: int) -> int:
-    """Return how many images a training pass takes at most, at least 1, beside weights and data.
+    """Return the most images that fit in a training pass, at least 1.
 
     Args:
         model: The network.
         size: Of the images.
         dtype: Of the network's body.
-        room_bytes: What the device has beside weights, optimizer and training images.
+        room_bytes: The device's memory minus weights, optimizer and training images.
     """
     return max(1, int(TRAINING_SHARE * room_bytes) // training_image_bytes(model, size, dtype))
 
 
 def training_image_bytes(model: ModelConfig, size: Size, dtype: torch.dtype) -> int:
-    """Return the estimated bytes that one image takes in a forward and backward pass."""
+    """Return the estimated memory of one image in a forward and backward pass, in bytes."""
     height, width = sides(size)
     each = TRAINING_BYTES[dtype]
     widths = [model.width * multiplier for multiplier in model.multipliers]

@@ -53,14 +53,14 @@ class ConvNextStem(ConvNextBlock):
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, precision: str) -> Tensor:
-    """Return the convolution of x by a layer with zero padding, in a precision of `model.stem`.
+    """Return `layer(x)` for a convolution with zero padding, in a precision of `model.stem`.
 
     Shapes: x (B, C_in, H, W) float32; the result (B, C_out, H, W) float32. The layer has a bias and an odd kernel.
 
-    "float32" is `layer(x)`. "tf32" lets a GPU round pictures and weights to ten bits of mantissa, for this convolution
-    and its gradients; elsewhere it is the same as "float32". "split" computes in bfloat16, with x and weights as sums
-    of a high and a low part: 16 bits of them count, and the sum over pixels and channels is float32, but its result is
-    rounded to bfloat16, as the body does next.
+    "float32" is exact. "tf32" lets a GPU round inputs and weights to ten bits of mantissa, for this convolution and its
+    gradients; on other hardware it equals "float32". "split" computes in bfloat16 with x and the weights as sums of a
+    high and a low part, 16 bits in all. It accumulates in float32 and rounds its result to bfloat16, as the body would
+    do next.
 
     Source: for "split", Henry et al. 2019, "Leveraging the bfloat16 artificial intelligence datatype for
     higher-precision computations".
@@ -77,25 +77,25 @@ def _split(layer: nn.Conv2d, x: Tensor) -> Tensor:
     assert isinstance(layer.padding, tuple)
     x_high, x_low = _halves(x)
     weight_high, weight_low = _halves(layer.weight)
-    # A bias added afterwards would round the result twice: here it is the weight of two channels of ones.
+    # Adding the bias afterwards would round the result twice, so it is the weight of two channels of ones.
     ones = x_high.new_ones(1).expand(len(x), 2, *x.shape[2:])
     height, width = layer.padding
     bias = F.pad(torch.stack(_halves(layer.bias), 1)[..., None, None], (width, width, height, height))
-    # One convolution over three times the channels: its sums are float32, those of three would each be rounded.
+    # One convolution over three times the channels accumulates in float32; three would each round their result.
     inputs = torch.cat([x_high, x_high, x_low, ones], dim=1)
     weights = torch.cat([weight_high, weight_low, weight_high, bias], dim=1)
     return F.conv2d(inputs, weights, padding=layer.padding).float()
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two bfloat16 tensors that add up to x, to 16 bits; the gradient goes through the first."""
+    """Return two bfloat16 tensors whose sum is x to 16 bits; the gradient goes through the first."""
     high = x.to(torch.bfloat16)
     with torch.no_grad():
         low = (x - high).to(torch.bfloat16)
     return high, low
 
 
-# Operators of their own, because torch.compile would set `allow_tf32` once, while it compiles.
+# Custom operators, because torch.compile would apply `allow_tf32` only while tracing.
 @torch.library.custom_op(
     "colddiff::convolve_tf32",
     mutates_args=(),

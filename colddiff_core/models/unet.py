@@ -53,8 +53,8 @@ class UNet(nn.Module):
             `classes` means unknown; their embedding is added to that of the time, as in Dhariwal and Nichol 2021,
             section 3.1.
         body_dtype: dtype of the body.
-        stem: how the stem's convolutions are computed on a GPU: "float32", "tf32" or "split", see `stem.convolve`. With
-            a float32 body "split" is float32, because the body would not round the stem's result.
+        stem: precision of the stem's convolutions on a GPU: "float32", "tf32" or "split", see `stem.convolve`. With a
+            float32 body "split" means "float32", because that body does not round the stem's result.
 
     Attributes:
         divisor: height and width must be multiples of it.
@@ -176,7 +176,7 @@ class UNet(nn.Module):
     def prepare_for_inference(self) -> UNet:
         """Cast the weights of the body once, freeze them and set eval mode; return self.
 
-        They would be cast on every call; the results are equal. On a CPU the norms' stay float32, as under autocast.
+        Otherwise every call would cast them, with equal results. On a CPU norm weights stay float32, as under autocast.
         """
         cast: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
         if low_weights.suits(self.head.weight.device):

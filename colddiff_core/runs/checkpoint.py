@@ -49,7 +49,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
 
     def tensors(self) -> dict[str, Weights]:
-        """Return the tensors that a checkpoint holds, by file and name: these themselves, on their device."""
+        """Return the tensors of a checkpoint, by file and name, on their device; not copies."""
         average = {AVERAGE: self.average.module.state_dict()} if self.average else {}
         return {MODEL: self.network.state_dict(), **average, OPTIMIZER: _optimizer_tensors(self)}
 
@@ -112,10 +112,10 @@ def save(
     Args:
         folder: the run's checkpoints/.
         step: the step of the checkpoint.
-        tensors: those of each file, as from `TrainingState.tensors`.
-        state: the rest of state.json, with the keys that `read_state` asks for.
-        keep: how many of the newest checkpoints stay; None for all.
-        best: a step whose checkpoint stays.
+        tensors: by file and name, as from `TrainingState.tensors`.
+        state: the rest of state.json, with the keys that `read_state` requires.
+        keep: how many of the newest checkpoints to keep; None for all.
+        best: a step whose checkpoint to keep.
 
     Raises:
         MachineError: the disk refused; older checkpoints stay.
@@ -262,7 +262,7 @@ def _are_finite(tensors: Iterable[Tensor]) -> bool:
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
             of_device.setdefault(tensor.device, []).append(tensor)
-    # On the CPU, where nothing waits, this takes a tenth of the time of the norm below.
+    # On the CPU, one check per tensor takes a tenth of the time of the norm below.
     for tensor in of_device.pop(torch.device("cpu"), []):
         if not all(math.isfinite(end) for end in torch.aminmax(tensor)):  # nan if any number is
             return False

@@ -87,13 +87,13 @@ class RunWriter(Run):
         self._unwritten["metrics.jsonl"] = []
 
     def retry(self) -> None:
-        """Try again to write the lines that the disk refused; those it still refuses are tried again later."""
+        """Write the log lines that the disk refused before; those it refuses again wait for the next call."""
         for name in LOGS:
             if self._unwritten.get(name):
                 self._write(name)
 
     def flush(self) -> None:
-        """Flush the logs to the disk, as far as it lets; the only method that another thread may call."""
+        """Flush the logs to disk, ignoring refusals; the only method that another thread may call."""
         for name in LOGS:
             with contextlib.suppress(OSError):
                 flush(self.path / name)
@@ -233,7 +233,7 @@ def keep_classes(run: Run, names: Sequence[str]) -> None:
 
 
 def remove_abandoned(checkpoints: Path) -> None:
-    """Remove what a killed trainer left of a checkpoint that it was writing or deleting."""
+    """Remove what a killed trainer left of checkpoints that it was writing or deleting."""
     for abandoned in [*checkpoints.glob(".draft-*"), *checkpoints.glob(".old-*")]:
         shutil.rmtree(abandoned, ignore_errors=True)
 

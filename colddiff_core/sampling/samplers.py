@@ -58,7 +58,7 @@ class Sampling:
         )
 
     def count(self, t: int) -> int:
-        """Return how many steps the sampler takes from severity t, each with one evaluation of the network.
+        """Return how many steps the sampler takes from severity t; each evaluates the network once.
 
         Raises:
             UsageError: For an unknown sampler.
@@ -66,7 +66,7 @@ class Sampling:
         return len(self.severities(t)) - 1
 
     def severities(self, t: int) -> list[int]:
-        """Return the severities from t to 0 that the sampler visits; raises UsageError for an unknown sampler."""
+        """Return the severities that the sampler visits, from t to 0; raises UsageError for an unknown sampler."""
         if self.sampler not in SAMPLERS:
             raise self._unknown(list(SAMPLERS))
         return [t, 0] if SAMPLERS[self.sampler].is_single else [*range(t, 0, -self.stride), 0]

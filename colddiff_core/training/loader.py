@@ -24,7 +24,7 @@ class BatchLoader:
     waits for the GPU here.
 
     Attributes:
-        pixel_bytes: What the images take on a device that keeps them all; 0 for a set that is read as it trains.
+        pixel_bytes: Size of all images on a device that keeps them; 0 for a data set that is decoded during training.
         is_resident: Whether the device keeps them.
     """
 

@@ -117,7 +117,7 @@ def _counts(key: str, before: Any, after: Any, traces: bool | None) -> bool:
     if key.startswith("degradation.") and key.split(".")[1] not in schema.OWN:
         # Writing out a default, or leaving it out, changes nothing.
         return not traces or (before is not None and after is not None)
-    if before is None:  # saved by a version that did not know the key, and computed what is now its default
+    if before is None:  # saved by a version without this key, which did what is now the default
         return after is not None and after != schema.default(key)
     return after is not None
 

@@ -91,9 +91,9 @@ class TrainingCheckpoints:
         self.saved_step = step
 
     def writing(self, step: int) -> Callable[[Mapping[str, checkpoint.Weights]], None]:
-        """Return what writes this step's checkpoint from its tensors, in any thread; it may raise MachineError.
+        """Return a function that writes this step's checkpoint, given its tensors; it may raise MachineError.
 
-        All but the tensors is as it was when this was called.
+        It may run in any thread: everything but the tensors is recorded now.
         """
         average, in_a_row = self.parts.average, self.stepper.watch.in_a_row
         assert average is not None

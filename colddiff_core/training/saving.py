@@ -1,4 +1,4 @@
-"""Save the checkpoints of a training while it goes on: a copy of the weights, and a thread that writes it."""
+"""Save checkpoints while training goes on: copy the weights, and write the copy in a thread."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from colddiff_core.runs.checkpoint import Weights
 from colddiff_core.training.recovery import TrainingCheckpoints
 from colddiff_core.training.validation import ValidationRecord
 
-# Of the memory for a copy: torch rounds each piece of pinned memory up to a power of two, and few are fast to allocate.
+# The copy is cut from pieces of this size, a power of two because torch rounds pinned memory up to one; few pieces are
+# fast to allocate.
 PIECE_BYTES = 1 << 26
 ALIGNMENT = 64
-NO_ROOM = "memory has no room for a copy of the weights, so training stops while a checkpoint is written"
+NO_ROOM = "not enough memory for a copy of the weights, so training waits while a checkpoint is written"
 
 
 class CheckpointSaver:
     """Saves checkpoints and logs each as an event once it is on the disk.
 
-    Scheduled ones are written in a thread while training goes on, one at a time. All but the writing, events included,
-    happens in the thread of the training, when it calls `hear`.
+    Scheduled ones are written one at a time in a thread while training goes on. Everything but the writing, such as
+    logging events, happens in the training's own thread, when it calls `hear`.
     """
 
     def __init__(
         self, checkpoints: TrainingCheckpoints, run: RunWriter | FollowerRun, warn: Callable[[str], None]
     ) -> None:
-        """Create it; no thread starts before the first checkpoint. `warn` receives what the disk refused."""
+        """No thread starts before the first checkpoint; `warn` receives a message for each refused by the disk."""
         self.checkpoints, self.run, self._warn = checkpoints, run, warn
         self._memory = SnapshotMemory(checkpoints.experiment.device)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python ends only after its work
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python waits for it at exit
         self._pending: _Pending | None = None
         self._has_noted_memory = False
 
@@ -58,7 +59,7 @@ class CheckpointSaver:
         self.run.event("checkpoint", step=step, **details)
 
     def due(self, step: int, *, is_last: bool) -> None:
-        """Save this step, whose weights are finite, as scheduled: while training goes on, unless it is the last.
+        """Save a scheduled checkpoint, whose weights are finite, in the background; wait for it at the last step.
 
         Nothing is saved right after a skipped step: these weights may be the cause, and saving them would delete an
         older checkpoint that is still good.
@@ -74,14 +75,14 @@ class CheckpointSaver:
             self.begin(step)
 
     def begin(self, step: int, before: ValidationRecord | None = None) -> None:
-        """Copy the weights of this step, which are finite, and write them while training goes on.
+        """Copy this step's weights, which are finite, and write the copy while training goes on.
 
-        Does nothing if the step is saved, or about to be. Waits for the checkpoint before this one, so that there is
-        never more than one copy. Without memory for a copy, the weights are written now.
+        Does nothing if this step is saved or pending. First waits for the pending checkpoint, because there is only one
+        copy. Without memory for a copy, writes the weights now.
 
         Args:
             step: The step just taken.
-            before: What validation counts as its best again if the disk refuses this one.
+            before: The validation record to return to if the disk refuses this checkpoint.
         """
         if self._pending and self._pending.step == step:
             return
@@ -104,7 +105,7 @@ class CheckpointSaver:
     def hear(self, *, wait: bool = False) -> None:
         """Log the pending checkpoint if it is on the disk, or warn that the disk refused it; with `wait`, wait for it.
 
-        Errors of the thread other than a refusal are raised here.
+        Raises any other error of the thread.
         """
         pending = self._pending
         if pending is None:
@@ -126,7 +127,7 @@ class CheckpointSaver:
             self.run.event("checkpoint", step=pending.step)
 
     def _copied(self, tensors: Mapping[str, Weights], step: int) -> Snapshot | None:
-        """Return a copy of the tensors, or None if memory has no room for it; the run's events say so once."""
+        """Return a copy of the tensors; None, with an event the first time, if there is not enough memory."""
         try:
             return self._memory.copy(tensors)
         except (MemoryError, RuntimeError) as error:
@@ -149,7 +150,7 @@ class _Pending:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A copy of a checkpoint's tensors on the CPU, by file and name, and the event that marks its arrival there."""
+    """A copy of a checkpoint's tensors on the CPU, by file and name, and the CUDA event after which it is complete."""
 
     tensors: Mapping[str, Weights]
     arrival: torch.cuda.Event | None = None
@@ -162,10 +163,10 @@ class Snapshot:
 
 
 class SnapshotMemory:
-    """Memory on the CPU for the newest copy of a checkpoint's tensors, kept for the next one.
+    """CPU memory for a copy of a checkpoint's tensors, reused for the next one.
 
-    That is as much as a checkpoint, four times the weights: network, average and two moments. For a GPU it is pinned:
-    that takes long to allocate, but the CPU need not wait for the copy.
+    It has the size of a checkpoint, four times the weights: network, average and two moments. For tensors on a GPU it
+    is pinned, which is slow to allocate but lets the copy run asynchronously.
 
     Args:
         device: Where the tensors are.
@@ -177,13 +178,13 @@ class SnapshotMemory:
         self._copies: dict[str, Weights] = {}
 
     def copy(self, tensors: Mapping[str, Weights]) -> Snapshot:
-        """Return a copy of tensors, by file and name, as they are after the work that a GPU has been given so far.
+        """Return a copy of tensors, by file and name; on a GPU, as they are once the work queued so far is done.
 
-        It replaces the last one. The CPU does not wait for a GPU.
+        It overwrites the last copy. The CPU does not wait for a GPU.
 
         Raises:
-            MemoryError: There is no room.
-            RuntimeError: There is no room, says torch.
+            MemoryError: There is not enough memory.
+            RuntimeError: torch could not allocate memory.
         """
         kinds = [(file, name, t.shape, t.dtype) for file, some in tensors.items() for name, t in some.items()]
         if kinds != self._kinds:
@@ -195,16 +196,16 @@ class SnapshotMemory:
                 self._copies[file][name].copy_(tensor, non_blocking=True)
         if self._device.type != "cuda":
             return Snapshot(self._copies)
-        arrival = torch.cuda.Event(blocking=True)  # the thread sleeps until then
+        arrival = torch.cuda.Event(blocking=True)  # waiting for it sleeps instead of spinning
         arrival.record(torch.cuda.current_stream(self._device))
         return Snapshot(self._copies, arrival)
 
 
 def _allocated(tensors: Mapping[str, Weights], *, is_pinned: bool) -> dict[str, Weights]:
-    """Return contiguous tensors on the CPU like the given ones, cut from few pieces of memory."""
+    """Return contiguous, uninitialized CPU tensors like the given ones, cut from a few pieces of memory."""
     left = sum(_room(tensor) for some in tensors.values() for tensor in some.values())
     if left > files.LARGE_BYTES and files.COPIES * left > files.free_bytes():
-        raise MemoryError  # the system would rather end a process than refuse
+        raise MemoryError  # Linux would kill a process later instead of refusing now
     piece, start = torch.empty(0, dtype=torch.uint8), 0
     copies: dict[str, Weights] = {}
     for file, some in tensors.items():
@@ -220,5 +221,5 @@ def _allocated(tensors: Mapping[str, Weights], *, is_pinned: bool) -> dict[str, 
 
 
 def _room(tensor: Tensor) -> int:
-    """Return how many bytes of memory a tensor takes there."""
+    """Return the bytes that a tensor takes in a piece."""
     return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT

@@ -76,13 +76,13 @@ class Stepper:
     """Takes the optimizer steps of one experiment, numbered from 0.
 
     A step has `train.batch_size` x `train.accumulate` images, however many processes share them. Each process computes
-    the gradient of its share, and all take the same step with the mean. On the CPU a pass takes `batch_size` images,
-    on a GPU as many as memory takes (`passes`); up to rounding, the step does not depend on it.
+    the gradient of its share, and all take the same step with the mean. On a CPU a pass has `batch_size` images,
+    on a GPU as many as fit in memory (`passes`); up to rounding, the step does not depend on it.
 
     Attributes:
         parts: Network, average (on rank 0 only) and optimizer.
-        most: Images per pass, at most; halved whenever memory runs out.
-        compile_mode: Mode of torch.compile that the network is compiled with; empty if it is not compiled.
+        most: The most images of a pass; halved whenever a GPU's memory runs out.
+        compile_mode: torch.compile's mode for the network; empty if it is not compiled.
         watch: Skipped steps.
         falls: How often the run went back, each time to a lower learning rate.
         joint: How the learning rate joins the schedule, if the run was resumed with another length.
@@ -101,7 +101,7 @@ class Stepper:
         check_processes(self.settings, self.ranks.count)
         data = experiment.config.data
         self.feed = BatchLoader(train, experiment.device, size=data.size, flip=data.flip)
-        self.experiment = experiment = experiment.with_second_kept()  # in what memory the training images leave
+        self.experiment = experiment = experiment.with_second_kept()  # if it fits beside the training images
         network = experiment.restorer.unet
         average = AveragedModel(network) if self.ranks.is_first else None
         # Listed once: walking through a small network's modules takes a tenth of a step.
@@ -132,7 +132,7 @@ class Stepper:
 
         Raises:
             LostError: Another process ended.
-            MachineError: Memory ran out, and smaller passes do not help or are the user's choice.
+            MachineError: Memory ran out and passes are not halved: on a CPU, with several processes, or at one image.
         """
         with ranks.guarded():
             self._advance(step, self._try(step, meter), meter)
@@ -148,11 +148,11 @@ class Stepper:
                 self.feed.ahead(indices[slots.start : slots.stop])
 
     def _try(self, step: int, meter: TrainingLog) -> Tensor:
-        """Return the loss () float32 of a step, with its gradient in the weights.
+        """Return the loss () float32 of a step and leave its gradients in the weights.
 
-        If memory runs out on a GPU, the passes are repeated with half as many images; if one of the first steps of a
-        compiled network fails, without compilation. Every repetition issues a ColddiffWarning. A step's randomness
-        follows from its number, so the repeated step is the same.
+        If memory runs out on a GPU, the step is repeated with passes of half the size. If one of the first steps of a
+        compiled network fails, it is repeated without compilation. Each repetition issues a ColddiffWarning. A step's
+        randomness follows from its number, so the repeated step is the same.
         """
         while True:
             logged = len(meter.losses)
@@ -162,7 +162,7 @@ class Stepper:
                 raise
             except Exception as error:
                 largest = max(map(len, self._passes()))
-                is_short = is_out_of_memory(error)  # of memory
+                is_short = is_out_of_memory(error)
                 is_halved = is_short and largest > 1 and self._can_halve
                 if is_short and not (is_halved or self._untried):
                     raise passes.no_room(self.experiment, largest) from error
@@ -185,10 +185,10 @@ class Stepper:
         return self.ranks.is_alone and passes.follow_memory(self.experiment.device)
 
     def _halve(self, largest: int) -> str:
-        """Halve the passes, of which the largest had so many images, and free memory; return what happened."""
+        """Halve the pass size, given that of the largest pass, and free memory; return a message."""
         self.most = largest // 2
         if compiling.is_compiled(self.parts.network):
-            self._untried = UNTRIED  # it is compiled again, for passes of another size
+            self._untried = UNTRIED  # it compiles again, for the new size
             compiling.forget()
         else:
             torch.cuda.empty_cache()
@@ -196,14 +196,15 @@ class Stepper:
         return f"memory ran out on {self.experiment.device} with {largest} images in a pass; continuing with {smaller}"
 
     def _stop_compiling(self, why: str) -> str:
-        """Continue without compilation; return what happened."""
+        """Continue without compilation; return a message."""
         self._untried, self.compile_mode = 0, ""
-        self.most = passes.most_images(self.experiment, self.feed.pixel_bytes)  # if memory ran out for the compiler
+        # Undo halvings: the compiler may have taken the memory.
+        self.most = passes.most_images(self.experiment, self.feed.pixel_bytes)
         compiling.disable(self.parts.network)
         return f"the network is not compiled: {why}"
 
     def _differentiate(self, step: int, meter: TrainingLog) -> Tensor:
-        """Make the forward and backward passes over this process's images; return the loss over all processes."""
+        """Run the forward and backward passes of this process's images; return the loss () over all processes."""
         settings, experiment = self.settings, self.experiment
         device = experiment.device
         self.send_ahead(step + 1)
@@ -230,7 +231,7 @@ class Stepper:
         return self.ranks.sum(loss)  # so that all processes skip the same steps
 
     def _advance(self, step: int, loss: Tensor, meter: TrainingLog) -> None:
-        """Update the weights by the gradient, and the average."""
+        """Update the weights from their gradients, then the average."""
         optimizer: Any = self.parts.optimizer
         rate = self.rate(step)
         for group in optimizer.param_groups:

@@ -108,7 +108,7 @@ class Trainer:
         try:
             yield from self._loop()
         except BaseException as error:
-            with contextlib.suppress(Exception):  # this error counts, not another one
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 self.saving.hear(wait=True)
             if not isinstance(error, GeneratorExit):
                 self.run.event("failed", step=self.step, why=reason(error))
@@ -236,7 +236,7 @@ class Trainer:
         average = self.parts.average  # on rank 0
         if self.validator is None or average is None or self.stepper.watch.in_a_row:
             return None
-        self.saving.hear(wait=True)  # a best checkpoint that the disk refused would not count
+        self.saving.hear(wait=True)  # a best checkpoint that the disk refused does not count
         before = self.checkpoints.validation
         rmse = self.validator.rmse(average.module, self._beat_while_busy)
         found = self.checkpoints.validation = before.after(self.step, rmse)

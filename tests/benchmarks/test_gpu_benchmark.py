@@ -71,7 +71,7 @@ def test_kernels_and_generation_are_timed(bench):
     assert "| layer norm, 64 channels, 8 px |" in report.section(found)
 
 
-def test_a_step_is_trained_alike_twice(bench):
+def test_training_twice_gives_the_same_weights(bench):
     assert curves.repeated(bench, "resnet") == {"ok": True}
 
 
@@ -134,7 +134,7 @@ def test_an_unknown_stage_is_named(capsys):
 
 
 def test_what_was_packed_is_unpacked(tmp_path, monkeypatch):
-    """Pure packages are replaced; one for certain machines stays if it is there."""
+    """Pure Python packages are always unpacked, platform wheels only if the package is not installed."""
     packed, work = tmp_path / "packed", tmp_path / "work"
     (packed / packing.WHEELS).mkdir(parents=True)
     for name in ("pure-1-py3-none-any", "torch-1-cp312-abi3-any", "absent-1-cp312-abi3-any"):
@@ -151,7 +151,7 @@ def test_what_was_packed_is_unpacked(tmp_path, monkeypatch):
 
 
 def made_up():
-    """Return results as of a GPU, with one of everything that the table shows."""
+    """Return made-up results of a GPU, with one of everything that the table shows."""
     rate = {"step_ms": 4.0, "low_ms": 4.0, "high_ms": 4.0}
     lines = [
         ("setup", "options", {"device": "cuda", "quick": False}),
@@ -175,17 +175,17 @@ def made_up():
     return [{"stage": stage, "name": name, "at": 1.0} | values for stage, name, values in lines]
 
 
-def test_the_table_shows_ratios_and_everything_that_is_not_right():
+def test_the_table_shows_ratios_and_everything_that_failed():
     text = report.section(made_up())
     assert "Made-up GPU, 140 GiB, torch 2.11.0, CUDA 13.0. A matrix product reaches 700 in bfloat16" in text
-    assert "- 1 of 2 comparisons of operators, samplers, priors and networks hold." in text
+    assert "- 1 of 2 comparisons of operators, samplers, priors and networks passed." in text
     assert "convnext bf16 against the cpu: 1.23% apart in the first steps, -0.40% later" in text
     assert "| `mnist-blur` | eager | 16,000 | x8 | 30.0% | 4 |" in text
     assert "| direct | 0.1400 | 0.7500 | 0.142 |  |" in text
-    assert '- Not right: equal, snow: {"D T": {"share": 0.5}}' in text
-    assert "- Not right: speed, mnist-blur CUDA graphs: RuntimeError: no room" in text
-    assert "- No time for: speed, celeba-blur-generate compiled" in text
-    assert '- Not right: micro, stage: {"code": "out of time"}' in text
+    assert '- Failed: equal, snow: {"D T": {"share": 0.5}}' in text
+    assert "- Failed: speed, mnist-blur CUDA graphs: RuntimeError: no room" in text
+    assert "- Skipped for lack of time: speed, celeba-blur-generate compiled" in text
+    assert '- Failed: micro, stage: {"code": "out of time"}' in text
 
 
 def test_results_are_written_into_the_page(tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_results_are_written_into_the_page(tmp_path, monkeypatch):
     assert report.PAGE.read_text() == f"before\n{report.BEGIN}{report.section(made_up())}{report.END}\nafter\n"
     assert report.current() == made_up()
     first.write_text(json.dumps(made_up()[0] | {"quick": True}) + "\n")
-    with pytest.raises(SystemExit, match="not --quick"):
+    with pytest.raises(SystemExit, match="not from --quick"):
         gpu.main(["--table", str(first)])
 
 
@@ -210,7 +210,7 @@ def test_the_page_shows_the_results_beside_it():
 
 @pytest.mark.slow
 def test_every_stage_runs(tmp_path):
-    """The rehearsal of a run on a GPU, as a command."""
+    """Runs the command as on a GPU, at tiny sizes on the CPU."""
     out, answer = tmp_path / "out", tmp_path / "results.json"
     words = ["--device", "cpu", "--quick", "--out", str(out), "--work", str(tmp_path / "work"), "--json", str(answer)]
     command = [sys.executable, str(gpu_bench.COMMAND), *words]

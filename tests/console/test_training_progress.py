@@ -1,4 +1,4 @@
-"""What `train` says at its start and while it trains."""
+"""What `train` prints when it starts and while it trains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FUSED = "fused kernels, launched together as CUDA graphs"
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The display's clock, in seconds, which stands still."""
+    """The display's clock in seconds, which only tests advance."""
     now = [0.0]
     monkeypatch.setattr(training_progress, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     return now
@@ -34,8 +34,8 @@ def clock(monkeypatch):
     ("requested", "mode", "count", "line"),
     [
         ("off", "", 1, "the network is not compiled: train.compile=off"),
-        ("auto", "", 1, "the network is not compiled: that pays off from 5,000 steps on"),
-        ("auto", "", 2, "the network is not compiled: with several processes only if train.compile names a mode"),
+        ("auto", "", 1, "the network is not compiled: compiling pays off from 5,000 steps"),
+        ("auto", "", 2, "the network is not compiled: with several processes, set train.compile to a mode"),
         (
             "auto",
             "reduce-overhead",
@@ -52,7 +52,7 @@ def clock(monkeypatch):
             "max-autotune",
             "max-autotune",
             2,
-            "compiling the network (train.compile=max-autotune: the fastest of several kernels each, found by trial); "
+            "compiling the network (train.compile=max-autotune: the fastest kernels, found by trial); "
             "the first steps take several minutes",
         ),
     ],
@@ -77,7 +77,7 @@ def test_the_line_names_every_mode_that_compiles():
 
 
 def test_on_a_gpu_only_the_time_between_read_metrics_counts(clock):
-    """A GPU works on while the process goes ahead: ticks come at once, and metrics when their steps are done."""
+    """Steps are asynchronous on a GPU: ticks come at once, metrics when their steps are done."""
     forecast = training_progress.Forecast(100)  # a resumed run
     left = []
     for step in range(101, 131):
@@ -102,7 +102,7 @@ def test_a_pause_between_metrics_does_not_count_on_a_gpu(clock):
 
 
 def test_steps_that_compile_do_not_count(clock):
-    """The second and third record and replay CUDA graphs."""
+    """The first compiles, the second records CUDA graphs, and the third replays them for the first time."""
     forecast = training_progress.Forecast(0, warm_up=3)
     for step, seconds in enumerate([90.0, 30.0, 25.0, *[0.5] * 6], 1):
         clock[0] += seconds

@@ -1,4 +1,4 @@
-"""Count what a piece of work asks of the null CUDA runtime, and say where the CPU waits."""
+"""Count the calls of the null CUDA runtime, and find where the CPU waits."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Calls:
 
     Attributes:
         counts: Calls by name: "KERNEL ...", "WAIT ...", "COPY H2D pinned async" and so on.
-        places: Waits, copies from or to the CPU and errors, with the line of the project that led there.
+        places: Waits, copies from or to the CPU and errors, each with the line of the project that caused it.
     """
 
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     places: collections.Counter[tuple[str, str]] = dataclasses.field(default_factory=collections.Counter)
 
     def total(self, start: str) -> int:
-        """Return how many calls had a name that begins with `start`."""
+        """Return the number of calls whose names begin with `start`."""
         return sum(count for name, count in self.counts.items() if name.startswith(start))
 
     def where(self, start: str) -> list[str]:
-        """Return the places of these calls, "N x name: place", the most frequent first."""
+        """Return the places of calls whose names begin with `start`, as "N x name: place", the most frequent first."""
         return [f"{n} x {name}: {place}" for (name, place), n in self.places.most_common() if name.startswith(start)]
 
     def summary(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _dump() -> dict[str, int]:
 
 
 def leave() -> NoReturn:
-    """End the process at once: when torch takes down its threads for a GPU that is none, one process in ten aborts."""
+    """End the process without cleanup: torch's shutdown on the null runtime aborts in one process of ten."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -85,7 +85,7 @@ def _see(name: bytes, size: int) -> None:
 
 
 def _place() -> str:
-    """Return the newest line of the project on the stack, and the three before it."""
+    """Return the innermost line of the project on the stack, and the three above it."""
     own = [f for f in traceback.extract_stack()[:-2] if "/colddiff_" in f.filename]
     if not own:
         return "outside the project"

@@ -1,4 +1,4 @@
-"""Operators and samplers on the null CUDA runtime, from their second use on: the first copies their tables."""
+"""Use operators and samplers on the null CUDA runtime; counts start at the second use, as the first copies tables."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SETTINGS: dict[str, Setting] = {
 
 
 def operator(setting: str) -> dict[str, Any]:
-    """Count one use of an operator in every way, with severities per image and as whole numbers, after a first one."""
+    """Count the second use of an operator's methods, with severities per image and as integers."""
     op, x0 = _built(setting)
     _use(op, x0)
     with calls.watched() as seen:
@@ -53,7 +53,7 @@ def operator(setting: str) -> dict[str, Any]:
 
 
 def sampler(setting: str, rule: str) -> dict[str, Any]:
-    """Count the steps of a sampler after the first, with a restorer of one launch."""
+    """Count the steps of a sampler after the first, with a restorer that launches one kernel."""
     op, x0 = _built(setting)
     restored = sampling.sample(
         lambda x, t, frozen: x * 0.5,
@@ -73,7 +73,7 @@ def operators() -> dict[str, Any]:
 
 
 def samplers() -> dict[str, Any]:
-    """Return `sampler` of every setting and every rule that fits it."""
+    """Return `sampler` of every setting and every sampler that fits it."""
     return {f"{name} {rule}": sampler(name, rule) for name in SETTINGS for rule in sampling.names(_built(name)[0])}
 
 
@@ -83,7 +83,7 @@ def _built(setting: str) -> tuple[Degradation, Tensor]:
 
 
 def _freeze(op: Degradation, x0: Tensor, generator: Generators) -> Frozen:
-    """Freeze images, with pictures of a second data set that are on the CPU."""
+    """Freeze images; those of a second data set are on the CPU."""
     return op.freeze(x0, generator=generator, **({op.second_field: torch.zeros(x0.shape)} if op.second_field else {}))
 
 

@@ -1,4 +1,4 @@
-"""Do work on the null CUDA runtime and print one line of JSON per case: python cuda_worker.py CASE..."""
+"""Run cases on the null CUDA runtime and print a line of JSON for each: python cuda_worker.py CASE..."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for _name in (
     "kaiming_uniform_",
     "uniform_",
     "normal_",
-):  # values mean nothing here, and drawing them takes half the time
+):  # values mean nothing here, and drawing them would take half the time
     setattr(torch.nn.init, _name, lambda tensor, *_, **__: tensor)
 
 
@@ -78,7 +78,7 @@ def _settings(preset: str, *overrides: str) -> tuple[Config, int]:
 
 
 def command(*words: str) -> dict[str, Any]:
-    """Run a command line in this process and count all of it."""
+    """Run a command line in this process and count all its calls."""
     out = io.StringIO()
     with calls.watched() as seen, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         status = command_line.run(list(words))

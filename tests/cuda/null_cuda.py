@@ -1,4 +1,4 @@
-"""Build the null CUDA runtime (null/) and say which environment a Python process needs to run on it."""
+"""Build the null CUDA runtime (null/), and run Python processes on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "null"
 LIBRARIES = ("libtorch_cuda.so", "libtorch_cuda_linalg.so", "libtorch_python.so", "libc10_cuda.so")
-CUDA_VERSION = "13"  # of the headers that null/runtime.c was written for: earlier ones declare other signatures
+CUDA_VERSION = "13"  # major version that null/runtime.c is written for; earlier headers have other signatures
 
 
 class UnavailableError(Exception):
@@ -25,11 +25,12 @@ def build(folder: Path) -> dict[str, str]:
     """Compile the runtime into `folder` and return the environment variables of a process that uses it.
 
     Raises:
-        UnavailableError: torch has no CUDA build of the right version here, or there is no C compiler.
+        UnavailableError: This is not Linux, gcc, nm or the CUDA headers are missing, or torch is not built for
+            CUDA_VERSION.
     """
     compiler, symbol_lister = (shutil.which(name) for name in ("gcc", "nm"))
     if sys.platform != "linux":
-        raise UnavailableError("the null CUDA runtime is for Linux")
+        raise UnavailableError("the null CUDA runtime needs Linux")
     if compiler is None or symbol_lister is None:
         raise UnavailableError("gcc and nm are not installed")
     headers = _headers()
@@ -59,22 +60,22 @@ def _torch_folder() -> Path:
 
 
 def _headers() -> Path:
-    """Return the folder of the CUDA headers, which Triton brings along or a CUDA toolkit has."""
+    """Return the folder of the CUDA headers: Triton's, or else a CUDA toolkit's."""
     version = re.search(r"cuda: \S+ = '(\d+)", (_torch_folder() / "version.py").read_text())
     if version is None or not (_torch_folder() / "lib" / LIBRARIES[0]).exists():
-        raise UnavailableError("torch has no CUDA build here")
+        raise UnavailableError("torch is installed without CUDA")
     if version[1] != CUDA_VERSION:
-        raise UnavailableError(f"torch is built for CUDA {version[1]}, the null runtime is for {CUDA_VERSION}")
+        raise UnavailableError(f"torch is built for CUDA {version[1]}, the null runtime for {CUDA_VERSION}")
     packages = _torch_folder().parent
     for folder in (packages / "triton" / "backends" / "nvidia" / "include", Path("/usr/local/cuda/include")):
         header = folder / "cuda_runtime_api.h"
         if header.exists() and f"define CUDART_VERSION  {CUDA_VERSION}" in header.read_text():
             return folder
-    raise UnavailableError(f"there are no headers of CUDA {CUDA_VERSION} here")
+    raise UnavailableError(f"the headers of CUDA {CUDA_VERSION} are not installed")
 
 
 def _stubs(symbol_lister: str) -> str:
-    """Return C code for what torch's libraries call and null/ does not define: each call counts as a launch."""
+    """Return C code for functions that torch's libraries call and null/ does not define; calls count as launches."""
     libraries = [str(_torch_folder() / "lib" / name) for name in LIBRARIES]
     command = [symbol_lister, "-D", "--undefined-only", *libraries]
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -93,12 +94,12 @@ def _stubs(symbol_lister: str) -> str:
 
 
 def environment(variables: dict[str, str], root: Path = ROOT) -> dict[str, str]:
-    """Return this process's environment with the variables of the runtime, and the project's root to import from."""
+    """Return this process's environment with the runtime's variables, and `root` and this folder as import paths."""
     return os.environ | variables | {"PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)])}
 
 
 def run_worker(variables: dict[str, str], name: str, *arguments: object, folder: Path | None = None) -> str:
-    """Run a script of this folder on the runtime and return what it printed; its errors if it failed."""
+    """Run a script of this folder on the runtime and return what it printed; fail with its stderr if it failed."""
     command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment(variables), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr}"

@@ -1,6 +1,6 @@
-"""Train on a null GPU of little memory and print what happened as JSON: python passes_worker.py GIB [FREE_MIB].
+"""Train on a null GPU with GIB of memory and print the pass sizes as JSON: python passes_worker.py GIB [FREE_MIB].
 
-With FREE_MIB, memory shrinks after the first step to what is in use and this much.
+With FREE_MIB, memory shrinks after the first step to what is in use plus FREE_MIB.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SMALL += ["train.batch_size=32", "train.accumulate=8"]
 
 
 def stepper(said: list[str]) -> Stepper:
-    """Return the stepper of a small training with steps of 256 gray images of 32 pixels."""
+    """Return the stepper of a small training, with 256 one-channel images of 32x32 pixels per step."""
     config = presets.load("mnist-blur", SMALL)
     images = ImageSet(torch.zeros((64, 1, 32, 32), dtype=torch.uint8))
     return Stepper(experiment.build(config, 1, CUDA), images, said.append)
 
 
 def sizes(made: Stepper) -> list[int]:
-    """Return how many images each pass takes."""
+    """Return the number of images in each pass."""
     return [len(part.slots) for part in made.draw(0)]
 
 

@@ -1,4 +1,4 @@
-"""Copy a checkpoint's tensors from the null CUDA runtime, twice, and print what each copy asked of it as JSON."""
+"""Copy a checkpoint's tensors from a null GPU twice, and print the CUDA calls of each copy as JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Work on "cuda" without a GPU (null/): nothing fails, no step makes the CPU wait, and launches do not grow unnoticed.
+"""On "cuda" without a GPU (null/): nothing fails, no step makes the CPU wait, and launches do not grow unnoticed.
 
-`launches.json` holds the kernels that a step launches, per preset, and the torch that it was recorded with. Another
-torch may split its operations differently, so it has some room.
+`launches.json` has the kernel launches of a step per preset, and the torch version they were recorded with. Another
+version may split operations differently, so it is allowed some more.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def test_a_training_step_launches_no_more_kernels_than_recorded(trainings, pytes
     room = 1 if recorded["torch"] == version else ROOM_OF_ANOTHER_TORCH
     more = {name: (n, recorded["launches"].get(name)) for name, n in found.items()}
     assert {name: pair for name, pair in more.items() if pair[0] > room * (pair[1] or 0)} == {}, (
-        "if there is a reason: pytest --update-golden"
+        "if this is intended: pytest --update-golden"
     )
 
 
 def test_the_training_loop_waits_no_more_often_for_more_steps(null_gpu, tmp_path):
-    """Only a log line, a checkpoint and a sheet read from the GPU."""
+    """Only log lines, checkpoints and sheets read from the GPU."""
     case = (
         "command train --preset digits-blur --device cuda --set train.sample_every=0 --set train.steps={} --out run-{}"
     )

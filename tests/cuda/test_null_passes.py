@@ -1,4 +1,4 @@
-"""Passes on a GPU of little memory: as large as it takes, and smaller ones if it runs out."""
+"""Passes on a GPU with little memory: as large as fit, and smaller if memory runs out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_after_memory_ran_out_the_step_is_repeated_in_smaller_passes(null_gpu):
     found = result(null_gpu, 4, 300)
     assert found["sizes"] == [128] * 2
     (size,) = set(found["then"])
-    assert size in (16, 32)  # of 10 MB each, beside what the allocator cannot use
+    assert size in (16, 32)  # an image takes 10 MB, and fragmentation some of the 300
     halved = [f"with {larger} images in a pass; continuing with {larger // 2}" for larger in (128, 64, 32)]
     assert found["said"] == [f"memory ran out on cuda {text}" for text in halved[: 2 if size == 32 else 3]]
     assert found["images"] == 3 * IMAGES  # none is logged twice

@@ -1,4 +1,4 @@
-"""A checkpoint's copy on "cuda" without a GPU: into pinned memory, and the CPU does not wait for it."""
+"""The copy of a checkpoint on "cuda" without a GPU: it goes to pinned memory, and the CPU does not wait for it."""
 
 from __future__ import annotations
 

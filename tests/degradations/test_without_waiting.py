@@ -1,4 +1,4 @@
-"""What operators do on a GPU so that the CPU need not wait for it gives what they give where the CPU can look."""
+"""The paths that operators take on a GPU, to not make the CPU wait, give the same results as those on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from colddiff_core.degradations.draws import draw_choices, draw_integers
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """Make operators take the ways of a GPU, where reading a value would make the CPU wait."""
+    """Make operators take their GPU paths, which read no values."""
     return lambda: monkeypatch.setattr(devices, "can_read", lambda tensor: False)
 
 
@@ -21,7 +21,7 @@ def pictures(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (5, 7), (40, 61)])
-def test_holes_are_filled_alike_from_all_scales_and_from_those_needed(shape, on_gpu, monkeypatch):
+def test_holes_are_filled_the_same_from_all_scales_as_from_those_needed(shape, on_gpu, monkeypatch):
     op, x = degradations.build("holes", steps=6), pictures(8, 3, *shape)
     turn = op.freeze(x, generator=seeds.generator(1)).turn
     turn[0], turn[1] = 2.0, 0.0  # nothing hidden, and all of it
@@ -30,7 +30,7 @@ def test_holes_are_filled_alike_from_all_scales_and_from_those_needed(shape, on_
     monkeypatch.setattr(holes, "_fill", lambda x, visible: scales.append(len(x)) or fill(x, visible))
 
     def filled() -> list[torch.Tensor]:
-        """Image by image, because one with nothing visible needs all scales, and together."""
+        """Return the images filled one by one, because one with nothing visible needs all scales, and as a batch."""
         alone = [op.invert(x[i : i + 1], 6, holes.FrozenHoles(turn[i : i + 1]), 0.0) for i in range(len(x))]
         return [*alone, op.invert(x, t, holes.FrozenHoles(turn), 0.0)]
 
@@ -59,7 +59,7 @@ def test_a_solved_inverse_of_pixelate_does_not_change_any_more(mode, shape, on_g
     norm, iterations = pixelate._squared_norm, []
     monkeypatch.setattr(pixelate, "_squared_norm", lambda x: iterations.append(x) or norm(x))
     op, x = degradations.build("pixelate", steps=3, mode=mode), pictures(3, 3, *shape)
-    x[1], x[2] = 0.0, 0.25  # solved at once, and before the first
+    x[1], x[2] = 0.0, 0.25  # one is solved in one iteration, one before the first
     for t in (1, 3):
         for floor in (1e-5, 0.1):
             x_t = op(x, t)
@@ -80,7 +80,7 @@ def test_a_solved_inverse_of_pixelate_does_not_change_any_more(mode, shape, on_g
 
 @pytest.mark.parametrize("most", [100_000, 30_000, 1])
 def test_a_wide_mask_is_completed_from_the_nearest_row(most, on_gpu, monkeypatch):
-    """With rows for every other severity, for a few, and for 0 alone."""
+    """The tables have rows for every other severity, for a few, and for 0 only."""
     x = pictures(6, 3, 90, 120)
     settings = {"steps": 12, "std": 4.0, "growth": 2.0, "fill": "color"}
     op = degradations.build("mask", **settings)
@@ -115,10 +115,10 @@ def test_choices_are_integers_that_the_cpu_draws():
         lambda: seeds.SlotGenerators((1,), range(3, 23)),
     ):
         one, other = make(), make()
-        for below in (5, 1000):  # from the same numbers, one after the other
+        for below in (5, 1000):  # both draw the same numbers in turn
             assert torch.equal(draw_choices(x, one, below), draw_integers(x, other, below))
     on_gpu, on_cpu = (seeds.SlotGenerators((1,), range(3, 23), device) for device in ("cuda", "cpu"))
-    assert on_cpu.on_cpu is on_cpu  # so that what was drawn before counts
+    assert on_cpu.on_cpu is on_cpu  # the same object, so that earlier draws count
     first, second = (draw_choices(x, on_gpu, 1000) for _ in range(2))
     assert torch.equal(first, draw_integers(x, on_cpu, 1000))
     assert torch.equal(second, draw_integers(x, on_cpu, 1000))

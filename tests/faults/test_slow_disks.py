@@ -1,4 +1,4 @@
-"""Checkpoints that are being written while training goes on: a kill, signals and the end find them half-done."""
+"""Checkpoints are written while training goes on; a kill, a signal or the end may come while one is half-written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trainings
 
 from colddiff_core import runs
 
-SLOW_MILLISECONDS = 150  # for each of the three files of a checkpoint, dozens of steps
+SLOW_MILLISECONDS = 150  # for each of a checkpoint's three files; a checkpoint takes dozens of steps
 
 
 def await_draft(run: Path, process: trainings.Training) -> None:
@@ -24,7 +24,7 @@ def await_draft(run: Path, process: trainings.Training) -> None:
 
 
 def check_whole(run: Path) -> list[int]:
-    """Return the steps of a run's checkpoints; fail if one is half-written or an announced one is missing."""
+    """Return the steps of a run's checkpoints; fail if one is half-written or a logged one is missing."""
     found = runs.Run(run)
     steps = [runs.path_step(path) for path in found.checkpoints()]
     assert found.damaged_checkpoints() == []

@@ -89,7 +89,7 @@ def start(
 def _prepare(fault: tuple[str, int], run: str, lasting: int, streams: Mapping[int, str], is_leader: bool) -> None:
     if is_leader:
         os.setsid()
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have it ignore
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would make it ignored
     for number, path in streams.items():
         os.dup2(os.open(path, os.O_RDWR), number)
     processes.open_streams()

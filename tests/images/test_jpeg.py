@@ -1,4 +1,4 @@
-"""JPEG in torch equals JPEG in a file bit for bit, and reads nothing back from the device."""
+"""JPEG in torch equals Pillow's JPEG files bit for bit and reads nothing back from the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from colddiff_core.datasets import photos
 from colddiff_core.images import jpeg, jpeg_round_trip
 
 EVERY_QUALITY = torch.arange(1, 101)
-# Blocks of 8 and 16 with and without a rest, narrower than one, and color of one to three columns
+# Multiples of 8 and 16 or not, smaller than a block, and chroma of one to three columns
 SIZES = [(32, 32), (31, 45), (64, 48), (17, 1), (1, 17), (1, 1), (2, 3), (5, 4), (3, 5), (7, 6), (18, 20), (9, 64)]
 
 compares_files = pytest.mark.skipif(
@@ -68,7 +68,7 @@ def test_photographs_equal_files(name, channels):
 @compares_files
 @pytest.mark.parametrize("channels", [1, 3])
 def test_black_and_white_equals_a_file(channels):
-    """The signs of the transform's waves have the largest coefficients, and overshoot the most where they are cut."""
+    """The signs of the DCT's basis give the largest coefficients, and the largest overshoot to clamp."""
     waves = torch.einsum("ui,vj->uvij", jpeg.DCT.sign(), jpeg.DCT.sign()).float().view(64, 1, 8, 8)
     signs = torch.tensor([1.0, -1, 1])[:channels].view(-1, 1, 1)
     fine, coarse = waves.repeat(1, 1, 2, 2) * signs, F.interpolate(waves, scale_factor=2) * signs
@@ -79,7 +79,7 @@ def test_black_and_white_equals_a_file(channels):
 
 @compares_files
 def test_plain_colors_equal_files():
-    """Without detail, what is left is the conversion of colors: here of 4,913 of them, primary ones included."""
+    """Flat images only test the color conversion: here 4,913 colors, primaries included."""
     levels = torch.arange(0, 257, 16).clamp(max=255).float() / 127.5 - 1
     colors = torch.cartesian_prod(levels, levels, levels).view(1, -1, 3).mT.contiguous()
     x = F.interpolate(colors.view(1, 3, 17, 289), scale_factor=16)
@@ -98,7 +98,7 @@ def test_tables_equal_those_of_a_file(quality):
 
 
 def test_a_small_picture():
-    """Pinned values, whatever Pillow compresses with."""
+    """Fixed values, which do not depend on Pillow's JPEG library."""
     x = images.to_floats((torch.arange(54) * 47 % 256).to(torch.uint8).view(1, 3, 3, 6))
     levels = images.to_bytes(jpeg_round_trip(x, torch.tensor([50])))
     assert levels.view(3, 18).tolist() == [

@@ -1,4 +1,4 @@
-"""What is compiled, when, and what happens if it cannot be."""
+"""When the network is compiled, and what happens if it cannot be."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("dtype", "block", "levels"), NETWORKS)
 def test_the_network_compiles_in_one_piece(block, dtype, levels):
-    """A break in the graph would cost what compiling saves. The backend here runs the graph as it is."""
+    """A graph break would cost what compiling saves. The backend here runs the graph as it is."""
     torch.manual_seed(0)
     side = 4 * levels
     network = UNet(1, 1, width=8, multipliers=(1, 2)[:levels], block=block, body_dtype=dtype).lay_out(side)
@@ -76,7 +76,7 @@ def as_it_is(tmp_path_factory):
 def test_a_network_that_cannot_be_compiled_is_trained_without(
     tmp_path, monkeypatch, as_it_is, is_resident, failing_call
 ):
-    """Two calls a step: it fails before, within or after the first step, and the losses are as without compiling."""
+    """With two passes per step, the first, second or fourth call fails; losses are the same as without compiling."""
     calls = []
 
     def compile_network(network, mode):
@@ -150,7 +150,7 @@ def test_sampling_compiles_the_network_or_reports_why_not(tiny_run, monkeypatch,
 
 @pytest.mark.parametrize("is_possible", [True, False])
 def test_only_a_long_generation_compiles_by_itself(monkeypatch, is_possible):
-    """Five evaluations per batch of 16; 15 are made enough here. What cannot be compiled runs as it is."""
+    """A batch of 16 takes five evaluations; here the threshold is 15. If compiling fails, it runs uncompiled."""
     chosen = []
 
     def compile_network(network, mode):

@@ -1,4 +1,4 @@
-"""The body of the network on a GPU: everything in its dtype, with weights that are cast together."""
+"""The network's body on a GPU: everything runs in its dtype, and weights are cast together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def network(block="convnext", body_dtype=torch.bfloat16):
     torch.manual_seed(0)
     unet = UNet(1, 1, width=16, multipliers=(1, 2), block=block, body_dtype=body_dtype)
     for parameter in unet.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape)  # norms and a local head start with ones and zeros
+        parameter.data += 0.05 * torch.randn(parameter.shape)  # norms start at one and zero, a local head at zero
     return unet
 
 
@@ -55,12 +55,12 @@ def x():
 
 @pytest.mark.parametrize("block", sorted(BLOCKS))
 def test_norms_in_the_bodys_dtype_round_no_more_than_autocast(block, x, monkeypatch):
-    """Statistics are float32 either way; only norms' results and weights are rounded, as all others are."""
+    """Statistics are float32 either way; now norms' outputs and weights are rounded like all others."""
     exact = outputs(network(block, torch.float32), x)
     before = outputs(network(block), x)
     monkeypatch.setattr(low_weights, "suits", lambda device: True)
     now = outputs(network(block), x)
-    assert not torch.equal(now[0], before[0])  # the other way was taken
+    assert not torch.equal(now[0], before[0])  # it did not run under autocast
     for here, there, true in zip(now, before, exact, strict=True):
         assert distance(here, true) < 1.25 * distance(there, true) < 0.1
 

@@ -83,7 +83,7 @@ def test_without_a_gpu_tf32_is_float32_with_the_same_gradients(layer, needs_x):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_the_operators_of_tf32_say_shapes_and_layouts_to_the_compiler(layer):
+def test_the_tf32_operators_have_correct_fake_kernels_and_gradients(layer):
     for x in (pictures(), pictures().to(memory_format=torch.channels_last)):
         inputs = (x.requires_grad_(), layer.weight, layer.bias, [1, 1])
         torch.library.opcheck(torch.ops.colddiff.convolve_tf32.default, inputs)
@@ -117,7 +117,7 @@ def test_split_sees_deviations_that_bfloat16_rounds_away(layer):
     x = flat + 1e-4 * torch.randn(1, 2, 8, 8, generator=seeds.generator(0))
     assert torch.equal(x.bfloat16(), flat.bfloat16())
     with torch.no_grad():
-        layer.weight -= layer.weight.mean((2, 3), keepdim=True)  # difference filters, as training learns them
+        layer.weight -= layer.weight.mean((2, 3), keepdim=True)  # difference filters, like those that training learns
         layer.bias.zero_()
         inner = slice(1, -1)
         exact, split = (stem.convolve(layer, x, kind)[..., inner, inner] for kind in ("float32", "split"))
@@ -135,7 +135,7 @@ def test_a_network_rounds_no_more_with_another_stem(precision, block, body_dtype
     exact, found = one(x, t), other(x, t)
     found.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in other.parameters())
-    if body_dtype == torch.float32 or precision == "tf32":  # a float32 body is never fed rounded features
+    if body_dtype == torch.float32 or precision == "tf32":  # the stem is exact: no TF32 here, no split for this body
         assert torch.equal(found, exact)
     else:
         true = network("float32", block, torch.float32)(x, t)
@@ -143,7 +143,7 @@ def test_a_network_rounds_no_more_with_another_stem(precision, block, body_dtype
         assert (found - true).norm() < 1.25 * (exact - true).norm()
 
 
-def test_the_setting_reaches_the_network_and_unknown_words_are_refused():
+def test_the_setting_is_read_and_unknown_values_are_refused():
     assert presets.load("digits-blur").model.stem == "float32"
     assert presets.load("digits-blur", ["model.stem=split"]).model.stem == "split"
     with pytest.raises(UsageError, match="float32, tf32, split"):

@@ -1,4 +1,4 @@
-"""The writer of safetensors files: the same bytes as the format's own package, however tensors lie in memory."""
+"""safetensors files have the same bytes as from the format's own package, whatever the tensors' memory layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_file_has_the_bytes_of_the_format(tmp_path, tensors):
     assert digest == hashlib.sha256(content).hexdigest()
 
 
-def test_weights_in_another_layout_are_written_in_the_one_of_the_format(tmp_path):
+def test_tensors_in_other_layouts_are_written_contiguously(tmp_path):
     weight = torch.nn.Parameter(torch.rand(2, 8, 3, 3).to(memory_format=torch.channels_last))
     tensors = {"weight": weight, "part": torch.rand(4, 6)[:, ::2], "expanded": torch.rand(1).expand(5)}
     tensor_files.write(tensors, tmp_path / "file")

@@ -116,7 +116,7 @@ def way_back(tmp_path_factory):
     with warnings.catch_warnings(action="ignore", category=ColddiffWarning):
         for number, _ in enumerate(spoil(trainer, **TROUBLE).steps(), start=1):
             if number in KILLED_AFTER:
-                trainer.saving.hear(wait=True)  # else a file could vanish while it is copied
+                trainer.saving.hear(wait=True)  # otherwise a file could vanish while it is being copied
                 shutil.copytree(folder / "whole", folder / f"killed-{number}")
     trainer.run.close()
     assert trainer.stepper.falls == 2

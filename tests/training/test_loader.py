@@ -194,13 +194,13 @@ def test_training_keeps_the_second_data_set_on_the_device(monkeypatch):
     assert built.second is not kept  # in sampling it stays where it is
 
 
-def test_a_second_data_set_takes_its_room_if_the_gpu_holds_it_too(monkeypatch):
+def test_a_second_data_set_on_the_gpu_reduces_the_budget_of_passes(monkeypatch):
     built = experiment.build(presets.load("digits-animorph"), 1, CPU)
     monkeypatch.setattr(passes, "follow_memory", lambda device: True)
     pixels, gib = 3 << 28, 1 << 30
 
     def taken(first: int, second: int) -> int:
-        """Return the bytes that pixels take from the passes of a GPU of 2 GiB."""
+        """Return by how many bytes two data sets of these sizes reduce the budget of passes on a GPU with 2 GiB."""
         kept = ImageSet(torch.empty(second, 1, 1, 1, dtype=torch.uint8))
         rooms = []
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""How a step's images are divided into passes: it changes neither the images nor the step, and follows from memory."""
+"""Dividing a step's images into passes changes neither the images nor the step; the size follows from memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN = ("model.inputs=plain", "model.consistent=false", "train.log_every=1", "t
 
 @pytest.fixture
 def like_a_gpu(monkeypatch):
-    """Let passes on the CPU follow memory, as on a GPU."""
+    """Make passes on the CPU follow memory, as on a GPU."""
     monkeypatch.setattr(passes, "follow_memory", lambda device: True)
 
 
@@ -48,11 +48,11 @@ def sizes(trainer) -> list[int]:
         (64, 17, True, [16] * 4),
         (96, 40, True, [32] * 3),
         (20, 19, True, [10, 10]),
-        (13, 12, True, [7, 6]),  # a prime has no divisor: two sizes, as near as possible
+        (13, 12, True, [7, 6]),  # 13 is prime: two sizes, as even as possible
         (13, 5, True, [5, 5, 3]),
         (5, 1, True, [1] * 5),
         (1, 1, True, [1]),
-        (64, 48, False, [48, 16]),  # as users say, on the CPU
+        (64, 48, False, [48, 16]),  # on a CPU, users choose the size
         (20, 32, False, [20]),
     ],
 )
@@ -81,12 +81,12 @@ def test_on_a_gpu_a_pass_takes_what_the_total_memory_takes(tmp_path, monkeypatch
         set_memory(monkeypatch, weights + (images + 0.5) * each / memory.TRAINING_SHARE)
         probe.stepper.most = passes.most_images(probe.experiment, 0)
         assert sizes(probe) == expected
-    # A new process divides alike, and images that a GPU holds take their room.
+    # A new process divides the same way, and images kept on the GPU reduce its budget.
     set_memory(monkeypatch, weights + pixels + 17.5 * each / memory.TRAINING_SHARE + pixels)
     expected = int((17.5 * each + memory.TRAINING_SHARE * pixels) / each)
     for name in ("first", "second"):
         assert make_trainer(tmp_path / name, *overrides).stepper.most == expected
-    # Images that a GPU cannot hold take nothing from it.
+    # Images that do not fit on the GPU do not.
     set_memory(monkeypatch, 1.9 * pixels)
     room = 1.9 * pixels - weights
     assert passes.most_images(probe.experiment, pixels) == int(memory.TRAINING_SHARE * room) // each
@@ -97,7 +97,7 @@ def test_on_a_gpu_a_pass_takes_what_the_total_memory_takes(tmp_path, monkeypatch
     [("mnist-blur", 8, 64), ("celeba-blur", 24, 64), ("celeba-blur", 16, 32), ("celeba-blur", 80, 256)],
 )
 def test_the_papers_steps_fit_into_common_gpus(preset, gib, least):
-    """64 images; 56.6 M parameters."""
+    """64 images per step, 56.6 M parameters."""
     config = presets.load(preset)
     room = gib * 2**30 - passes.WEIGHT_COPIES * passes.FLOAT_BYTES * 56_600_000
     assert memory.training_batch_size(config.model, config.data.size, torch.bfloat16, room) >= least
@@ -114,7 +114,7 @@ NETWORKS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("model", "side"), NETWORKS, ids=lambda value: getattr(value, "block", value))
 def test_the_estimate_is_near_what_is_kept_for_the_backward_pass(model, side, dtype):
-    """A GPU also holds the gradients of features, and the decisions' table compares the estimate with all of it."""
+    """A GPU also holds gradients of activations; docs/decisions/012-memory.md compares the estimate with both."""
 
     def kept_bytes(count: int) -> int:
         storages: dict[int, int] = {}
@@ -149,7 +149,7 @@ RANDOM = (
 
 @pytest.mark.parametrize("preset", ["digits-mask", "digits-snow", "digits-noise"])
 def test_images_severities_and_draws_do_not_depend_on_the_division(tmp_path, preset):
-    """40 slots are two and a half groups of those that share a generator."""
+    """40 slots are two and a half groups, each of which shares a generator."""
     seen = {}
     for most in (40, 16, 9, 1):
         trainer = make_trainer(tmp_path / f"{most}", *RANDOM, preset=preset)
@@ -176,7 +176,7 @@ def test_images_severities_and_draws_do_not_depend_on_the_division(tmp_path, pre
 
 
 def limit(monkeypatch, room: int, calls: list[int], when=lambda: True, fails_late=False) -> None:
-    """Let every network run out of memory in training with more than `room` images, in the backward pass if late."""
+    """Make training run out of memory with more than `room` images, in the backward pass if `fails_late`."""
     forward = UNet.forward
 
     class Late(torch.autograd.Function):
@@ -208,7 +208,7 @@ def test_passes_are_halved_when_memory_runs_out_and_stay_so(tmp_path, monkeypatc
     whole = finish(make_trainer(tmp_path / "whole", *overrides))
     calls: list[int] = []
     trainer = make_trainer(tmp_path / "run", *overrides)
-    # Memory runs out in the second step, with a first step's gradient and average made.
+    # Memory runs out in the second step, after a first one has made gradients and an average.
     limit(monkeypatch, 6, calls, when=lambda: trainer.step > 0, fails_late=fails_late)
     with pytest.warns(ColddiffWarning) as records:
         finish(trainer)
@@ -251,7 +251,7 @@ def test_a_compiled_network_stays_compiled_in_smaller_passes(tmp_path, monkeypat
     assert trainer.stepper._untried == UNTRIED - 1  # the smaller passes compile again, which may fail
 
 
-def test_a_compiler_that_takes_all_memory_is_done_without(tmp_path, monkeypatch, like_a_gpu):
+def test_if_compiling_takes_all_memory_training_goes_on_without(tmp_path, monkeypatch, like_a_gpu):
     calls: list[int] = []
 
     def compile_network(network, mode):
@@ -284,19 +284,19 @@ def test_an_image_that_does_not_fit_ends_training_and_loses_nothing(tmp_path, mo
     limit(monkeypatch, 0, calls, when=lambda: trainer.step > 1)
     with pytest.warns(ColddiffWarning, match="with 2 images in a pass; continuing with 1"):
         error = failed(trainer)
-    assert error.what == "Not enough memory on cpu to train with 1 image of 12x12 pixels in a pass."
+    assert error.what == "Not enough memory on cpu for a training pass of 1 image of 12x12 pixels."
     assert error.remedy == "A smaller train.batch_size does not help. Use a smaller model.width or data.size."
     assert runs.Run(tmp_path / "run").newest_checkpoint().name == "step-000002"
 
 
 def test_one_of_several_processes_does_not_repeat_a_step(tmp_path, monkeypatch, like_a_gpu):
-    """The others would wait for its gradients."""
+    """The others would wait for its gradients forever."""
     trainer = make_trainer(tmp_path / "run", "train.batch_size=8", *PLAIN)
     limit(monkeypatch, 3, [])
     trainer.stepper.ranks = group.Group(ProcessInfo(rank=1, count=2))
     with pytest.raises(MachineError) as failure:
         trainer.stepper.take(0, TrainingLog(torch.device("cpu"), 0))
-    assert failure.value.what == "Not enough memory on cpu to train with 4 images of 12x12 pixels in a pass."
+    assert failure.value.what == "Not enough memory on cpu for a training pass of 4 images of 12x12 pixels."
     assert failure.value.remedy.startswith("Use more processes, or a smaller train.batch_size, model.width")
 
 
@@ -306,8 +306,8 @@ def test_on_the_cpu_the_user_divides_a_step(tmp_path, monkeypatch):
         limit(patch, 4, [], when=lambda: trainer.step > 1)
         error = failed(trainer)
     trainer.run.close()
-    assert error.what == "Not enough memory on cpu to train with 8 images of 12x12 pixels in a pass."
-    assert "a smaller train.batch_size, with a larger train.accumulate for steps of as many images" in error.remedy
+    assert error.what == "Not enough memory on cpu for a training pass of 8 images of 12x12 pixels."
+    assert "a smaller train.batch_size, with a larger train.accumulate to keep the images per step" in error.remedy
     assert "--resume also needs --allow-change" in error.remedy
     again = make_trainer(tmp_path / "run", "train.batch_size=4", "train.accumulate=2")  # as the remedy says
     again.resume(may_change=True)

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: what they hold, what waits for them, what the disk or memory refuses."""
+"""Checkpoints written while training goes on: contents, what waits for them, a disk that refuses, too little memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class SlowDisk:
-    """A disk that writes no checkpoint until it is released, and what was asked of it."""
+    """A disk that writes no checkpoint until it is released; `log` has the calls."""
 
     def __init__(self, monkeypatch):
         self.open, self.log, self.refused = threading.Event(), [], {}
@@ -123,7 +123,7 @@ def test_a_requested_checkpoint_is_on_the_disk_when_it_is_answered(tmp_path, dis
     assert [(event["step"], event.get("answers")) for event in events] == [(2, None), (3, [name])]
 
 
-def test_a_pause_hears_of_the_checkpoint(tmp_path, disk):
+def test_a_checkpoint_is_logged_during_a_pause(tmp_path, disk):
     trainer = make_trainer(tmp_path / "run", *OFTEN)
     steps = trainer.steps()
     until(steps, 2)
@@ -287,14 +287,14 @@ def test_a_copy_is_contiguous_and_its_memory_is_used_again(monkeypatch, piece_by
             assert copy.numel() == 0 or copy.any()
 
 
-def test_the_memory_of_a_copy_is_hardly_more_than_a_checkpoint():
+def test_a_copy_takes_hardly_more_memory_than_a_checkpoint():
     tensors = {"a": {str(i): torch.rand(1000 + i) for i in range(50)}}
     copy = saving.SnapshotMemory(CPU).copy(tensors).tensors["a"]
     (piece,) = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in copy.values()}.values()
     assert piece.nbytes() <= sum(t.nbytes + saving.ALIGNMENT for t in tensors["a"].values())
 
 
-def test_other_tensors_get_other_memory():
+def test_tensors_of_other_shapes_get_new_memory():
     memory, tensors = saving.SnapshotMemory(CPU), some_tensors()
     memory.copy(tensors)
     tensors["a"]["x"] = torch.rand(6, 5)
@@ -304,7 +304,7 @@ def test_other_tensors_get_other_memory():
 def test_a_large_copy_is_refused_when_memory_is_short(monkeypatch):
     tensors = some_tensors()
     monkeypatch.setattr(files, "free_bytes", lambda: 5000)
-    saving.SnapshotMemory(CPU).copy(tensors)  # small: not worth a look
+    saving.SnapshotMemory(CPU).copy(tensors)  # small, so free memory is not checked
     monkeypatch.setattr(files, "LARGE_BYTES", 1000)
     with pytest.raises(MemoryError):
         saving.SnapshotMemory(CPU).copy({"a": {"x": torch.zeros(1000)}})

@@ -112,7 +112,7 @@ def test_old_checkpoints_go_and_drafts_do_not_stay(tmp_path):
 
 
 def test_what_a_kill_left_after_the_last_checkpoint_is_removed(own_run):
-    """The next trainer has nothing to save, which would remove it too."""
+    """The next trainer saves nothing, so saving cannot be what removes it."""
     events = own_run / "events.jsonl"
     events.write_text("".join(events.read_text().splitlines(keepends=True)[:-1]))
     for name in (".draft-dead", ".old-step-000000-dead"):

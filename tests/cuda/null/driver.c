@@ -1,4 +1,4 @@
-// A CUDA driver that does nothing, for Triton and for torch's own look-ups: libcuda.so.1.
+// A CUDA driver (libcuda.so.1) that executes nothing, for Triton and for torch's own lookups.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@ enum { NAME = 150 };
 
 static char context[64];
 
-// The counter is in the runtime, which is preloaded.
+// Counters are in the runtime, which is preloaded.
 static void count(const char *name) {
     static void (*null_count)(const char *);
     if (!null_count) null_count = dlsym(RTLD_DEFAULT, "null_count");
@@ -91,7 +91,7 @@ R cuLaunchKernelEx(const void *c, void *f, void **p, void **x) { return launch(f
 R cuLaunchCooperativeKernel(void *f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g, unsigned m, void *s, void **p) { return launch(f); }
 R cuOccupancyMaxActiveClusters(int *n, void *f, const void *c) { *n = 1; return 0; }
 R cuOccupancyMaxActiveBlocksPerMultiprocessor(int *n, void *f, int b, size_t m) { *n = 2; return 0; }
-R cuPointerGetAttribute(void *d, int a, uint64_t p) { *(uint64_t *)d = p; return 0; } // the pointer on the device
+R cuPointerGetAttribute(void *d, int a, uint64_t p) { *(uint64_t *)d = p; return 0; } // returns the same pointer
 R cuTensorMapEncodeTiled() NOTHING
 R cuTensorMapEncodeIm2col() NOTHING
 R cuLinkAddData_v2() NOTHING
@@ -108,7 +108,7 @@ R cuGetProcAddress_v2(const char *name, void **f, int v, uint64_t g, int *r) {
     return 0;
 }
 
-// For the runtime: the newest version of a function, one that does nothing if it is not here.
+// For the runtime: the newest version of a function, or one that does nothing if it is not defined here.
 R null_driver(const char *name, void **f) {
     char second[NAME];
     snprintf(second, NAME, "%s_v2", name);

@@ -1,5 +1,5 @@
-// cuBLAS, cuDNN and cuFFT that do nothing. Only the calls that return something are here; build.py adds the others of
-// which torch has need, and each of those counts as a launch.
+// cuBLAS, cuDNN and cuFFT that execute nothing. Only functions that return something, or that must not count as a
+// launch, are here. null_cuda.py generates the others that torch needs; each call of those counts as a launch.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -34,7 +34,7 @@ FREE(cublasLtMatrixLayoutDestroy)
 int cublasLtMatrixLayoutSetAttribute(void *d, int a, const void *b, size_t n) NOTHING
 int cublasLtMatmul(void *h) { null_count("KERNEL cublasLtMatmul"); return 0; }
 
-// Finds one algorithm, whose description is all zeros.
+// Returns one algorithm, all zeros.
 int cublasLtMatmulAlgoGetHeuristic(void *h, void *o, void *a, void *b, void *c, void *d, void *p, int n, void *results, int *found) {
     memset(results, 0, 96); // the size of cublasLtMatmulHeuristicResult_t
     *found = 1;
@@ -55,7 +55,7 @@ FREE(cudnnBackendDestroyDescriptor)
 int cudnnBackendFinalize(void *d) NOTHING
 int cudnnBackendSetAttribute(void *d, int a, int t, int64_t n, const void *v) NOTHING
 
-// One result of the heuristics (202) and one engine (300), all zeros.
+// Returns one heuristic result and one engine, all zeros.
 int cudnnBackendGetAttribute(void *d, int a, int t, int64_t asked, int64_t *found, void *v) {
     enum { HEURISTIC_RESULTS = 202, ENGINE = 300, INT64 = 3 };
     if (found) *found = a == HEURISTIC_RESULTS || a == ENGINE;

@@ -1,8 +1,8 @@
-// A CUDA runtime that does nothing: memory is host memory, kernels are counted and not run.
+// A CUDA runtime that executes nothing: device memory is host memory, and kernels are counted, not run.
 //
-// torch's real CUDA build then dispatches, checks devices, allocates and records graphs as on a GPU, and everything it
-// asks for (launches, copies, waits, errors) is counted, on a machine without one. Values are garbage: this finds what
-// fails and what waits, never a wrong number.
+// On a machine without a GPU, torch's CUDA build dispatches, checks devices, allocates and captures graphs as on a real
+// one, and its launches, copies, waits and errors are counted. Values are meaningless: this finds calls that fail or
+// wait, but no wrong results.
 #define _GNU_SOURCE
 #include <cuda_runtime_api.h>
 #include <pthread.h>
@@ -18,12 +18,12 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-// Counters, by name
+// Counters by name
 
 enum { MOST_COUNTERS = 20000, SLOTS = 65536, NAME = 160 };
 static struct { char name[NAME]; long long calls, bytes; } counters[MOST_COUNTERS];
 static int counter_count;
-static unsigned slots[SLOTS]; // index of a counter, plus one
+static unsigned slots[SLOTS]; // index of a counter plus one, 0 if free
 static void (*hook)(const char *name, long long bytes);
 
 static unsigned hash(const char *s) {
@@ -47,7 +47,7 @@ static void count(const char *name, long long bytes) {
     pthread_mutex_unlock(&lock);
 }
 
-// Counted, and passed to the hook, which looks at the Python stack.
+// Counts a call and passes it to the hook, which looks at the Python stack.
 static void event(const char *name, long long bytes) {
     count(name, bytes);
     if (hook) hook(name, bytes);
@@ -64,7 +64,7 @@ EXPORT void null_reset(void) {
     pthread_mutex_unlock(&lock);
 }
 
-// Writes "calls TAB bytes TAB name" lines and returns their length.
+// Writes lines of "calls TAB bytes TAB name" and returns their total length.
 EXPORT int null_dump(char *out, long size) {
     long at = 0;
     pthread_mutex_lock(&lock);
@@ -124,7 +124,7 @@ static enum kind kind_of(const void *p) {
     return kind;
 }
 
-// Capture of graphs
+// Graph capture
 
 enum { MOST_CAPTURES = 64 };
 static struct capture { void *stream; unsigned long long id; cudaGraph_t graph; } captures[MOST_CAPTURES];
@@ -147,7 +147,7 @@ static cudaError_t fail(const char *what, cudaError_t error) {
     return last_error = error;
 }
 
-// A call that makes the CPU wait for a stream, or for all of them; not allowed while that is being captured.
+// A call that makes the CPU wait for a stream or for all streams; an error while one of these is being captured.
 static cudaError_t wait_for(const char *what, cudaStream_t stream, int is_for_all) {
     if (captures_of_all && (is_for_all ? own_captures > 0 : capture_of(stream) != NULL))
         return fail(what, cudaErrorStreamCaptureUnsupported);
@@ -258,8 +258,8 @@ EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, con
     return cudaSuccess;
 }
 
-// Copies. No kernel reads or writes, so the device's memory is never touched, which costs nothing, and whatever is copied
-// from it is zero. A single byte is one: the answer of a check, such as whether all values are finite, is true.
+// Copies. No kernel runs, so device memory is never written and takes no physical memory, and copies from it return
+// zeros. Only a single byte is returned as one, so that a check such as "are all values finite?" is true.
 
 static cudaError_t copy(void *to, const void *from, size_t n, const char *how) {
     enum kind to_kind = kind_of(to), from_kind = kind_of(from);
@@ -389,7 +389,7 @@ EXPORT cudaError_t cudaGraphRetainUserObject(cudaGraph_t g, cudaUserObject_t o, 
 EXPORT cudaError_t cudaUserObjectCreate(cudaUserObject_t *o, void *p, cudaHostFn_t d, unsigned c, unsigned f) { *o = malloc(16); return cudaSuccess; }
 EXPORT cudaError_t cudaUserObjectRelease(cudaUserObject_t o, unsigned c) NOTHING
 
-// Kernels: torch's libraries register theirs by name when they are loaded
+// Kernels. torch's libraries register theirs by name when they are loaded
 
 struct kernel { const void *function; const char *name; };
 static struct kernel *kernels;
