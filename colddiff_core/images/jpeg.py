@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colddiff_core.devices import on_device
+from colddiff_core.devices import on_device, upload
 from colddiff_core.images.pixels import to_bytes, to_floats
 
 BLOCK = 8
@@ -81,10 +81,10 @@ def jpeg_round_trip(x: Tensor, qualities: Tensor) -> Tensor:
     for a GPU. There are no gradients.
 
     Shapes: x and the result (B, C, H, W) float32 in [-1, 1], C = 1 or 3, of any height and width. `qualities` is (B,)
-    int64 on the device of x, from 1 to 100; others are clamped.
+    int64, from 1 to 100; others are clamped.
     """
     height, width = x.shape[-2:]
-    pixels, steps = to_bytes(x).double(), quantization_steps(qualities)
+    pixels, steps = to_bytes(x).double(), quantization_steps(upload(qualities, x.device))
     if x.shape[1] == 1:
         decoded = _through_blocks(_extended(pixels.add_(LOWEST), BLOCK, BLOCK), steps[:, :1]).sub_(LOWEST)
         return to_floats(decoded[..., :height, :width].to(torch.uint8))
