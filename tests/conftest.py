@@ -50,6 +50,7 @@ MOST_WORKERS = 8  # more would wait for the longest file
 LONGEST_FIRST = (
     "test_together.py",
     "test_tables.py",
+    "test_null_cuda.py",
     "test_screens.py",
     "test_machine.py",
     "test_eval_command.py",
