@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class RunWriter(Run):
         self._last_beat = 0.0
         self._unwritten: dict[str, list[bytes]] = {}
         self._is_refused = False
+        self._closing: list[Callable[[], None]] = []
         try:
             control.take(path)
             for name in LOGS:
@@ -98,9 +99,15 @@ class RunWriter(Run):
             with contextlib.suppress(OSError):
                 flush(self.path / name)
 
+    def at_close(self, work: Callable[[], None]) -> None:
+        """Have `close` do this first, while the run is still held."""
+        self._closing.append(work)
+
     def close(self) -> None:
         """Release the run; raises MachineError if some lines could not be written."""
         try:
+            while self._closing:
+                self._closing.pop()()
             for name in LOGS:
                 if self._unwritten.get(name) and not self._write(name):
                     what = f"{self.path / name} is missing {counted(len(self._unwritten[name]), 'line')}"
@@ -159,6 +166,9 @@ class FollowerRun(Run):
 
     def flush(self) -> None:
         """No-op: rank 0 flushes the logs."""
+
+    def at_close(self, work: Callable[[], None]) -> None:
+        """No-op: rank 0 holds the run."""
 
     def close(self) -> None:
         """No-op: rank 0 holds the run."""

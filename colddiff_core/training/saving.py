@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
+import functools
+import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from colddiff_core import files
-from colddiff_core.errors import MachineError, is_out_of_memory
+from colddiff_core.errors import ColddiffWarning, MachineError, is_out_of_memory
 from colddiff_core.runs import HEARTBEAT_SECONDS, FollowerRun, RunWriter
 from colddiff_core.runs.checkpoint import Weights
+from colddiff_core.training.background import BackgroundWork
 from colddiff_core.training.recovery import TrainingCheckpoints
 from colddiff_core.training.validation import ValidationRecord
 
@@ -38,15 +39,14 @@ class CheckpointSaver:
         """No thread starts before the first checkpoint; `warn` receives a message for each refused by the disk."""
         self.checkpoints, self.run, self._warn = checkpoints, run, warn
         self._memory = SnapshotMemory(checkpoints.experiment.device)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python waits for it at exit
         self._pending: _Pending | None = None
         self._has_noted_memory = False
+        run.at_close(functools.partial(self.hear, wait=True))
 
     @property
     def is_on_disk(self) -> bool:
         """Whether the pending checkpoint is on the disk, so that `hear` would log it and raise nothing."""
-        future = self._pending.future if self._pending else None
-        return future is not None and future.done() and future.exception() is None
+        return self._pending is not None and self._pending.work.has_ended and self._pending.work.error is None
 
     def save(self, step: int, details: Mapping[str, Any]) -> None:
         """Save this step now and log it, with `details` in the event.
@@ -92,15 +92,13 @@ class CheckpointSaver:
         self.run.retry()
         write, tensors = self.checkpoints.writing(step), self.checkpoints.parts.tensors()
         snapshot = self._copied(tensors, step)
-        if snapshot is not None:
-            future = self._thread.submit(snapshot.write, write)
+        if snapshot is None:
+            self._pending = _Pending(step, BackgroundWork(functools.partial(write, tensors)), before)
+            self._pending.work.do()
         else:
-            future = Future()
-            try:
-                future.set_result(write(tensors))
-            except MachineError as error:
-                future.set_exception(error)
-        self._pending = _Pending(step, future, before)
+            self._pending = _Pending(step, BackgroundWork(functools.partial(snapshot.write, write)), before)
+            self._pending.work.start()
+        self.hear()  # if it was written here
 
     def hear(self, *, wait: bool = False) -> None:
         """Log the pending checkpoint if it is on the disk, or warn that the disk refused it; with `wait`, wait for it.
@@ -110,21 +108,48 @@ class CheckpointSaver:
         pending = self._pending
         if pending is None:
             return
-        while wait and not pending.future.done():
-            concurrent.futures.wait([pending.future], timeout=HEARTBEAT_SECONDS)
+        while wait and not pending.work.wait(HEARTBEAT_SECONDS):
             self.run.beat()
-        if not pending.future.done():
+        if not pending.work.has_ended:
             return
         self._pending = None
-        try:
-            pending.future.result()
-        except MachineError as error:
+        pending.work.forget()
+        if pending.work.is_lost:
+            return
+        error = pending.work.error
+        if isinstance(error, MachineError):
             if pending.before is not None:
                 self.checkpoints.validation = pending.before  # there is no such checkpoint to use
             self._warn(f"no checkpoint at step {pending.step}: {error.what}")
+        elif error is not None:
+            raise error
         else:
             self.checkpoints.saved_step = pending.step
             self.run.event("checkpoint", step=pending.step)
+
+    def end(self, error: BaseException) -> None:
+        """Wait for the pending checkpoint although an error ends the training; a further Ctrl-C ends the wait too.
+
+        Other errors of the thread are not raised: the first error is the one to report.
+        """
+        if self._pending is None:
+            return
+        if isinstance(error, KeyboardInterrupt) and not self._pending.work.has_ended:
+            message = f"waiting until the checkpoint of step {self._pending.step} is on the disk; Ctrl-C gives it up"
+            warnings.warn(ColddiffWarning(message), stacklevel=3)
+        try:
+            self.hear(wait=True)
+        except KeyboardInterrupt:
+            self._abandon()
+            raise
+        except Exception:
+            return
+
+    def _abandon(self) -> None:
+        """Give up the pending checkpoint; its thread may still read the copy, so the next one gets other memory."""
+        if self._pending is not None:
+            self._pending.work.abandon()
+        self._pending, self._memory = None, SnapshotMemory(self.checkpoints.experiment.device)
 
     def _copied(self, tensors: Mapping[str, Weights], step: int) -> Snapshot | None:
         """Return a copy of the tensors; None, with an event the first time, if there is not enough memory."""
@@ -144,7 +169,7 @@ class _Pending:
     """A checkpoint on its way to the disk; `before` is the validation record to return to if it is refused."""
 
     step: int
-    future: Future[None]
+    work: BackgroundWork
     before: ValidationRecord | None
 
 

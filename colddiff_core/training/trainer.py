@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -80,6 +79,7 @@ class Trainer:
         Raises:
             UsageError: All checkpoints are damaged, or settings, images or operator changed without `may_change`.
         """
+        self.saving.hear(wait=True)  # one that this trainer began
         changed, damaged = self.checkpoints.restore_newest(may_change=may_change)
         self.step = self.checkpoints.saved_step
         for path in damaged:
@@ -108,10 +108,11 @@ class Trainer:
         try:
             yield from self._loop()
         except BaseException as error:
-            with contextlib.suppress(Exception):  # the first error is the one to report
-                self.saving.hear(wait=True)
-            if not isinstance(error, GeneratorExit):
-                self.run.event("failed", step=self.step, why=reason(error))
+            try:
+                self.saving.end(error)
+            finally:
+                if not isinstance(error, GeneratorExit):
+                    self.run.event("failed", step=self.step, why=reason(error))
             raise
 
     def _loop(self) -> Iterator[Tick]:

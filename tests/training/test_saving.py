@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 import warnings
 
 import pytest
 import torch
 from checkpoints import assert_same_checkpoint
 from conftest import finish, make_trainer
+from slow_disk import SlowDisk
 
 from colddiff_core import files
 from colddiff_core.errors import ColddiffWarning, MachineError
@@ -19,34 +19,6 @@ from colddiff_core.training import saving
 pytestmark = pytest.mark.usefixtures("small_sheets")
 OFTEN = ("train.checkpoint_every=2", "train.log_every=1", "train.keep=9")
 CPU = torch.device("cpu")
-
-
-class SlowDisk:
-    """A disk that writes no checkpoint until it is released; `log` has the calls."""
-
-    def __init__(self, monkeypatch):
-        self.open, self.log, self.refused = threading.Event(), [], {}
-        save = checkpoint.save
-
-        def wait_and_save(folder, step, *rest, **options):
-            self.log.append(f"begin {step}")
-            assert self.open.wait(30)
-            if step in self.refused:
-                raise self.refused[step]
-            made = save(folder, step, *rest, **options)
-            self.log.append(f"end {step}")
-            return made
-
-        monkeypatch.setattr(checkpoint, "save", wait_and_save)
-
-    def await_log(self, *entries):
-        end = time.monotonic() + 30
-        while self.log != list(entries) and time.monotonic() < end:
-            time.sleep(0.001)
-        assert self.log == list(entries)
-
-    def release(self, after=0.1):
-        threading.Timer(after, self.open.set).start()
 
 
 @pytest.fixture
