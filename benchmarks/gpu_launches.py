@@ -9,16 +9,11 @@ torch's version, not on the machine.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cuda"))
-import null_cuda
+import null_gpu
 
 CASES = (
     "train mnist-blur",
@@ -38,14 +33,6 @@ CASES = (
 )
 
 
-def counted(root: Path, variables: dict[str, str], cases: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the counts of the third step of each case, with the code of a checkout."""
-    command = [sys.executable, str(null_cuda.ROOT / "tests" / "cuda" / "cuda_worker.py"), *cases]
-    environment = null_cuda.environment(variables, root)
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def cells(found: dict[str, Any]) -> list[str]:
     """Return the table cells of one case."""
     if "failed" in found:
@@ -60,14 +47,8 @@ def main() -> int:
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another checkout to compare with")
     arguments = parser.parse_args()
     cases = arguments.cases or CASES
-    roots = [*([arguments.before.resolve()] if arguments.before else []), null_cuda.ROOT]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            variables = null_cuda.build(Path(folder))
-        except null_cuda.UnavailableError as error:
-            print(f"gpu_launches.py: {error}", file=sys.stderr)
-            return 1
-        sides = [counted(root, variables, cases) for root in roots]
+    roots = [*([arguments.before.resolve()] if arguments.before else []), null_gpu.ROOT]
+    sides = [null_gpu.counted(cases, root) for root in roots]
     names = ("launches", "waits", "peak GiB")
     when = [f"{name} {word}".strip() for word in (["before", "now"] if len(roots) > 1 else [""]) for name in names]
     print(f"| step | images | {' | '.join(when)} |")

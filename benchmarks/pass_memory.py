@@ -8,17 +8,11 @@ on the null CUDA runtime of tests/cuda, and of `memory.training_image_bytes`. Ke
 from __future__ import annotations
 
 import itertools
-import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+import null_gpu
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cuda"))
-import null_cuda
 
 from colddiff_core.config import presets
 from colddiff_core.models import memory
@@ -38,12 +32,10 @@ def others() -> Iterator[str]:
         yield f"mnist-blur {model} model.inputs={inputs} data.size={side}"
 
 
-def measured(variables: dict[str, str], cases: Sequence[str]) -> list[tuple[float, int]]:
-    """Return the measured and the estimated bytes per image of each case."""
+def measured(cases: Sequence[str]) -> list[tuple[float, int]]:
+    """Return the bytes per image of each case, measured and estimated."""
     steps = [f"train {case} train.batch_size={n} train.accumulate=1" for case in cases for n in COUNTS]
-    command = [sys.executable, str(null_cuda.ROOT / "tests" / "cuda" / "cuda_worker.py"), *steps]
-    done = subprocess.run(command, env=null_cuda.environment(variables), stdout=subprocess.PIPE, text=True, check=True)
-    peaks = [json.loads(line)["peak_gib"] * 2**30 for line in done.stdout.splitlines()]
+    peaks = [found["peak_gib"] * 2**30 for found in null_gpu.counted(steps)]
     pairs = []
     for case, few, many in zip(cases, peaks[::2], peaks[1::2], strict=True):
         name, *overrides = case.split()
@@ -55,23 +47,18 @@ def measured(variables: dict[str, str], cases: Sequence[str]) -> list[tuple[floa
 
 def main() -> int:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            variables = null_cuda.build(Path(folder))
-        except null_cuda.UnavailableError as error:
-            print(f"pass_memory.py: {error}", file=sys.stderr)
-            return 1
-        columns = {name: measured(variables, [f"{p} train.precision={name}" for p in PRESETS]) for name in DTYPES}
-        print("| preset, side |", *(f"{name}: measured, estimate |" for name in columns))
-        print("|---|", *("---|" for _ in columns))
-        for preset, *cells in zip(PRESETS, *columns.values(), strict=True):
-            texts = [f"{m / 1e6:.3g} MB, {e / 1e6:.3g} ({e / m - 1:+.0%})" for m, e in cells]
-            print(f"| `{preset}`, {presets.load(preset).data.size} | {' | '.join(texts)} |")
-        if "--all" in sys.argv:
-            for name in DTYPES:
-                cases = [f"{case} train.precision={name}" for case in others()]
-                ratios = [estimate / found for found, estimate in measured(variables, cases)]
-                print(f"{len(ratios)} networks, {name}: {min(ratios):.2f} to {max(ratios):.2f} times the measurement")
+    columns = {name: measured([f"{preset} train.precision={name}" for preset in PRESETS]) for name in DTYPES}
+    print("| preset, side |", *(f"{name}: measured, estimate |" for name in columns))
+    print("|---|", *("---|" for _ in columns))
+    for preset, *cells in zip(PRESETS, *columns.values(), strict=True):
+        texts = [f"{m / 1e6:.3g} MB, {e / 1e6:.3g} ({e / m - 1:+.0%})" for m, e in cells]
+        print(f"| `{preset}`, {presets.load(preset).data.size} | {' | '.join(texts)} |")
+    if "--all" in sys.argv:
+        for name in DTYPES:
+            ratios = [
+                estimate / found for found, estimate in measured([f"{c} train.precision={name}" for c in others()])
+            ]
+            print(f"{len(ratios)} networks, {name}: the estimate is {min(ratios):.2f} to {max(ratios):.2f} times that")
     return 0
 
 

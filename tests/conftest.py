@@ -27,6 +27,8 @@ from colddiff_core import runs
 from colddiff_core.distributed import environment
 
 if TYPE_CHECKING:
+    from slow_disk import SlowDisk
+
     from colddiff_core.training.trainer import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -239,6 +241,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest files first, so that no process ends long after the others."""
     ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    """A disk that takes checkpoints only once the test lets it."""
+    import slow_disk
+
+    slow = slow_disk.SlowDisk(monkeypatch)
+    yield slow
+    slow.open.set()
 
 
 @pytest.fixture(scope="session")

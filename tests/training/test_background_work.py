@@ -9,7 +9,6 @@ import threading
 
 import pytest
 from conftest import finish, make_trainer
-from slow_disk import SlowDisk
 
 from colddiff_core.errors import ColddiffWarning
 from colddiff_core.training import background
@@ -25,13 +24,6 @@ def write():
 def main():
     {}
 """
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    slow = SlowDisk(monkeypatch)
-    yield slow
-    slow.open.set()
 
 
 def events(trainer):

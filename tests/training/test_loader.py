@@ -213,7 +213,7 @@ def test_a_second_data_set_on_the_gpu_reduces_the_budget_of_passes(monkeypatch):
     assert taken(0, 1000) == 1000
     assert taken(1 << 20, 1000) == (1 << 20) + 1000
     assert taken(pixels, gib // 2) == pixels + gib // 2
-    assert taken(pixels, pixels) == pixels  # more than half of what the first leaves
+    assert taken(pixels, pixels) == pixels  # too large to be kept beside the first
     assert taken(2 * gib, gib) == gib
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from checkpoints import assert_same_checkpoint
 from conftest import finish, make_trainer
-from slow_disk import SlowDisk
 
 from colddiff_core import files
 from colddiff_core.errors import ColddiffWarning, MachineError
@@ -19,13 +18,6 @@ from colddiff_core.training import saving
 pytestmark = pytest.mark.usefixtures("small_sheets")
 OFTEN = ("train.checkpoint_every=2", "train.log_every=1", "train.keep=9")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    slow = SlowDisk(monkeypatch)
-    yield slow
-    slow.open.set()
 
 
 def announced(trainer):
