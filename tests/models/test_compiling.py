@@ -35,10 +35,10 @@ def test_the_network_compiles_in_one_piece(block, dtype, levels):
     network = UNet(1, 1, width=8, multipliers=(1, 2)[:levels], block=block, body_dtype=dtype).lay_out(side)
     x, t = torch.randn(2, 1, side, side), torch.tensor([1, 2])
     compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
-    found, wanted = compiled(x, t), network(x, t)
-    assert torch.equal(found, wanted)
+    found, expected = compiled(x, t), network(x, t)
+    assert torch.equal(found, expected)
     g = torch.randn(found.shape, generator=seeds.generator(9))
-    both = [torch.autograd.grad(output, tuple(network.parameters()), g) for output in (found, wanted)]
+    both = [torch.autograd.grad(output, tuple(network.parameters()), g) for output in (found, expected)]
     for a, b in zip(*both, strict=True):
         assert torch.equal(a, b)
 
