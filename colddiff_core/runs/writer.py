@@ -100,7 +100,7 @@ class RunWriter(Run):
                 flush(self.path / name)
 
     def at_close(self, work: Callable[[], None]) -> None:
-        """Have `close` do this first, while the run is still held."""
+        """Register work that `close` does first, while the lock is still held."""
         self._closing.append(work)
 
     def close(self) -> None:

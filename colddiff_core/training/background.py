@@ -1,4 +1,4 @@
-"""Do one piece of work in a thread, where there can be one."""
+"""Run one piece of work in a background thread."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 
 class BackgroundWork:
-    """One piece of work, done in a thread of its own.
+    """A function call in a background thread.
 
-    Python waits for it at exit, unless it was abandoned. A forked child has no such thread, so there it is lost.
+    At exit, Python waits until it ends, unless it was abandoned. A forked child does not have the thread, so the work
+    is lost there.
 
     Attributes:
         error: What the work raised.
@@ -25,20 +26,23 @@ class BackgroundWork:
         self._is_abandoned = False
 
     def start(self) -> None:
-        """Start the thread; if the system or a Python that is exiting allows no more threads, do the work now."""
-        # A daemon, so that Ctrl-C can end a process although its disk does not answer.
+        """Start the thread; if no thread can be started, do the work in this one.
+
+        The system may limit threads, and Python starts none while it exits.
+        """
+        # A daemon thread, so that Ctrl-C can end the process even if the disk does not respond.
         thread = threading.Thread(target=self.do, name="colddiff-checkpoint", daemon=True)
         atexit.register(self._wait_at_exit)
         try:
             thread.start()
         except RuntimeError:
             self.do()
-        except BaseException:  # Ctrl-C: it may have started
+        except BaseException:  # Ctrl-C; the thread may have started
             self.abandon()
             raise
 
     def do(self) -> None:
-        """Do the work in this thread and keep what it raises."""
+        """Do the work in this thread and keep its exception."""
         try:
             if not self._is_abandoned:
                 self._work()
@@ -54,20 +58,20 @@ class BackgroundWork:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the work is done, has failed, or is lost."""
+        """Whether the work is done, failed or lost."""
         return self._ended.is_set() or self.is_lost
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the end, at most `seconds`; return whether it has ended."""
+        """Wait up to `seconds`, or without limit; return whether the work has ended."""
         return self.is_lost or self._ended.wait(seconds)
 
     def abandon(self) -> None:
-        """Do not begin with the work if it has not begun, and do not wait for it at exit."""
+        """Skip the work if it has not started yet, and let Python exit without waiting."""
         self._is_abandoned = True
         self.forget()
 
     def forget(self) -> None:
-        """Drop what Python would wait for at exit."""
+        """Let Python exit without waiting."""
         atexit.unregister(self._wait_at_exit)
 
     def _wait_at_exit(self) -> None:

@@ -1,4 +1,4 @@
-"""The thread that writes a checkpoint: none to be had, a forked child, the end of Python, and an impatient Ctrl-C."""
+"""The thread that writes a checkpoint: no thread available, a forked child, exit, and a third Ctrl-C."""
 
 from __future__ import annotations
 
